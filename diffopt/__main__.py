@@ -1,0 +1,7 @@
+"""``python -m diffopt``."""
+
+import sys
+
+from diffopt.cli import main
+
+sys.exit(main())

@@ -1,0 +1,58 @@
+"""One point of a sweep: recipe, workload and how it is measured."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Annotated, Any
+
+from pydantic import Field, model_validator
+
+from diffopt.recipe import Recipe, digest
+from diffopt.step import Frozen, Site
+from diffopt.workload import Workload
+
+
+class Measure(Frozen):
+    """The measuring protocol. Compiling, first call and warm-up are never in the samples."""
+
+    warmup: Annotated[int, Field(ge=1)]  # calls after the first one and before the samples
+    samples: Annotated[int, Field(ge=2)]  # at least this many timed calls
+    seconds: Annotated[float, Field(ge=0)]  # and at least this long
+    max_samples: Annotated[int, Field(ge=2)]  # but no more calls than this
+    max_variation: Annotated[float, Field(gt=0)]  # standard deviation over mean above which a row is not valid
+
+
+class Cell(Frozen):
+    """What is measured. Its id says what was asked; where it ran is in the result's ``env_id``."""
+
+    recipe: Recipe
+    workload: Workload
+    measure: Measure
+
+    @model_validator(mode="after")
+    def _workload_fits_the_model(self) -> Cell:
+        model, workload = self.recipe.model, self.workload
+        if getattr(model.pipelines, workload.task) is None:
+            raise ValueError(f"workload.task={workload.task}: model {model.name} has no pipeline for it")
+        for side in ("height", "width"):
+            size = getattr(workload, side)
+            if size % model.size_multiple:
+                low = size // model.size_multiple * model.size_multiple
+                near = " or ".join(str(s) for s in (low, low + model.size_multiple) if s)
+                raise ValueError(
+                    f"workload.{side}={size}: the VAE of model {model.name} works in blocks of {model.size_multiple} "
+                    f"pixels; use {near}"
+                )
+        return self
+
+    @cached_property
+    def id(self) -> str:
+        """First 12 hex digits of the SHA-256 of what was asked; no path, time, host name or machine fact in it."""
+        data: dict[str, Any] = self.model_dump(
+            mode="json", exclude_defaults=True, exclude={"recipe": {"model": {"path"}}}
+        )
+        return digest(data)
+
+    @property
+    def site(self) -> Site:
+        return Site(model=self.recipe.model, hardware=self.recipe.hardware, workload=self.workload)

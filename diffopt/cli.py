@@ -1,0 +1,171 @@
+"""The command line: one verb, then Hydra's overrides. Parses, calls, prints; decides nothing.
+
+Exit codes: 0 every row of a sweep is ok or refused; 1 some cell failed, or a single run was refused; 2 wrong usage;
+130 and 143 after Ctrl-C and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffopt import commands
+from diffopt.errors import DiffoptError, Interrupted, UsageError
+
+HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb: what it does in a line, its flags, and the command behind it."""
+
+    says: str
+    call: Callable[[argparse.Namespace], int]
+    flags: tuple[str, ...] = ()
+    words: str = "overrides"  # what its positional arguments are
+    example: str = ""
+
+
+FLAGS: dict[str, dict[str, object]] = {
+    "--multirun": {"short": "-m", "action": "store_true", "help": "run every combination of a,b values; sweep=NAME"},
+    "--recipe": {"metavar": "FILE", "type": Path, "help": "start from a file that `diffopt show` printed"},
+    "--config-dir": {"metavar": "DIR", "type": Path, "help": "options and recipes beside the shipped ones and ./conf"},
+    "--json": {"action": "store_true", "help": "print JSON"},
+    "--csv": {"action": "store_true", "help": "print CSV with every column"},
+}
+
+VERBS: dict[str, Verb] = {
+    "run": Verb(
+        "compose, build, prove and measure; -m sweeps",
+        commands.run,
+        ("--multirun", "--recipe", "--config-dir"),
+        example="diffopt run -m compile=none,regional attention=vanilla,sdpa measure=quick study=first",
+    ),
+    "plan": Verb(
+        "the cells, their steps in order, what is refused and why; needs no GPU",
+        commands.plan,
+        ("--multirun", "--recipe", "--config-dir", "--json"),
+        example="diffopt plan -m model=sd15,sdxl hardware=a100,t4 precision=fp16,bf16 compile=none,max_autotune",
+    ),
+    "ls": Verb(
+        "groups and options, one line each: what it does, needs, and whether it works here",
+        commands.ls,
+        ("--config-dir",),
+        words="group",
+        example="diffopt ls attention",
+    ),
+    "show": Verb(
+        "the resolved recipe as YAML, to commit and to read back with --recipe",
+        commands.show,
+        ("--recipe", "--config-dir"),
+        example="diffopt show recipe=pytorch2 model=sd15 > pytorch2.yaml",
+    ),
+    "diff": Verb(
+        "what two recipes change: names or files, then overrides for both",
+        commands.diff,
+        ("--config-dir",),
+        words="recipes",
+        example="diffopt diff baseline pytorch2",
+    ),
+    "report": Verb(
+        "a study as a table",
+        commands.report,
+        ("--csv",),
+        words="study",
+        example="diffopt report first --csv > first.csv",
+    ),
+    "env": Verb("versions, GPUs, which options can work here", commands.env, ("--json", "--config-dir"), words=""),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the return value is the exit code."""
+    try:
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+    except Interrupted as stop:
+        print(f"diffopt: {stop}", file=sys.stderr)
+        return 128 + stop.signal
+    except UsageError as error:
+        print(f"diffopt: {error}", file=sys.stderr)
+        return 2
+    except DiffoptError as error:
+        print(f"diffopt: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `diffopt plan … | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if {word.split("=", 1)[0] for word in arguments} & set(HYDRA_FLAGS):
+        return _ask_hydra(arguments)
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(overview())
+        return 0
+    if arguments[0] == "--version":
+        from diffopt import __version__
+
+        print(f"diffopt {__version__}")
+        return 0
+    name = arguments[0]
+    if name not in VERBS:
+        from diffopt.suggest import did_you_mean
+
+        raise UsageError(f"There is no verb '{name}'.{did_you_mean(name, VERBS)} Verbs: {', '.join(VERBS)}.")
+    args = build_parser(name).parse_intermixed_args(arguments[1:])
+    return VERBS[name].call(args)
+
+
+def overview() -> str:
+    """``diffopt --help``."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:{width}}  {verb.says}" for name, verb in VERBS.items())
+    return (
+        "usage: diffopt VERB [GROUP=OPTION …] [KEY=VALUE …]\n\n"
+        "Compose an optimization recipe for a diffusers pipeline, prove that it did what it says, measure it.\n\n"
+        f"verbs:\n{verbs}\n\n"
+        "A word of the form GROUP=OPTION chooses an option (diffopt ls), KEY=VALUE sets one of its values\n"
+        "(diffopt show). diffopt VERB --help says more; --cfg job, --info and --shell-completion are Hydra's own:\n"
+        '  eval "$(diffopt -sc install=bash)"   completes groups, options and keys in this shell'
+    )
+
+
+def build_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of one verb."""
+    verb = VERBS[name]
+    parser = argparse.ArgumentParser(
+        prog=f"diffopt {name}",
+        description=f"{verb.says[0].upper()}{verb.says[1:]}.",
+        epilog=f"example: {verb.example}" if verb.example else None,
+        allow_abbrev=False,
+    )
+    if verb.words:
+        parser.add_argument(verb.words, nargs="*", metavar=_metavar(verb.words))
+    for flag in verb.flags:
+        settings = dict(FLAGS[flag])
+        short = settings.pop("short", None)
+        parser.add_argument(*((str(short),) if short else ()), flag, **settings)  # type: ignore[arg-type]
+    return parser
+
+
+def _metavar(words: str) -> str:
+    return {"overrides": "GROUP=OPTION|KEY=VALUE", "group": "GROUP", "recipes": "RECIPE", "study": "STUDY"}[words]
+
+
+def _ask_hydra(arguments: list[str]) -> int:
+    from diffopt.compose import shell
+
+    folders = commands.folders(None)
+    if any(word.startswith("query=") for word in arguments):
+        shell.complete(os.environ.get("COMP_LINE", ""), tuple(VERBS), arguments, folders)
+    else:
+        shell.answer(arguments[1:] if arguments[0] in VERBS else arguments, folders)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

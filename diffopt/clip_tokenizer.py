@@ -1,0 +1,83 @@
+"""A byte-level CLIP tokenizer made on the spot, for pipelines whose real vocabulary is not at hand.
+
+It has the layout of CLIP's own: ids 0-255 are the bytes (``!`` is 0), 256-511 the bytes that end a word, then merged
+tokens, and the last two ids are ``<|startoftext|>`` and ``<|endoftext|>``. Every text can be encoded. The merges are
+learned from the words below, so that a prompt has about as many tokens as with the real vocabulary; what the ids mean
+is of course another matter, which random weights do not notice.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+WORD_END = "</w>"
+
+_TEXT = """
+a an the of in on at with and or to by from is are it its for as into over under near behind
+red green blue yellow orange purple pink cyan white black gray brown gold silver dark bright light pale
+circle square triangle star heart cross ring line dot shape background center top bottom left right small large big
+photo picture image painting drawing sketch portrait landscape art style color view scene poster
+man woman person child girl boy people face eyes hair hand astronaut robot knight wizard
+cat dog horse bird fish fox lion bear owl dragon mouse
+house city street forest mountain river sea ocean beach sky sun moon mars field garden tree flower grass rock snow rain
+riding sitting standing running sleeping flying walking holding wearing
+high quality highly detailed cinematic lighting soft sharp focus realistic digital watercolor oil vintage modern
+best low worst blurry watermark text deformed
+morning evening night day summer winter spring autumn dusk dawn window table chair car train ship
+"""
+
+
+def byte_tokens() -> list[str]:
+    """One printable character per byte, in CLIP's order: printable bytes first, then the rest shifted above 255.
+
+    Source: GPT-2's byte-level BPE, which CLIP took over.
+    """
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
+
+
+def learn_merges(words: list[str], limit: int) -> list[tuple[str, str]]:
+    """At most ``limit`` byte-pair merges of ASCII ``words``, most frequent pair first, ties in alphabetical order."""
+    spelled = [[*word[:-1], word[-1] + WORD_END] for word in dict.fromkeys(words)]
+    merges: list[tuple[str, str]] = []
+    while len(merges) < limit:
+        pairs = Counter(pair for parts in spelled for pair in zip(parts, parts[1:], strict=False))
+        if not pairs:
+            break
+        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+        merges.append(best)
+        spelled = [_merge(parts, best) for parts in spelled]
+    return merges
+
+
+def _merge(parts: list[str], pair: tuple[str, str]) -> list[str]:
+    merged: list[str] = []
+    for part in parts:
+        if merged and (merged[-1], part) == pair:
+            merged[-1] += part
+        else:
+            merged.append(part)
+    return merged
+
+
+def build_tokenizer(vocab_size: int, *, pad_token: str = END, max_length: int = 77) -> CLIPTokenizer:
+    """A CLIPTokenizer with exactly ``vocab_size`` ids, at least 514.
+
+    ``pad_token`` is ``<|endoftext|>`` for most encoders and ``!`` (id 0) for the second one of SDXL.
+    """
+    from transformers import CLIPTokenizer
+
+    letters = byte_tokens()
+    if vocab_size < 2 * len(letters) + 2:
+        raise ValueError(f"vocab_size={vocab_size}: a byte-level vocabulary has at least {2 * len(letters) + 2} tokens")
+    merges = learn_merges(_TEXT.split(), limit=vocab_size - 2 * len(letters) - 2)
+    tokens = [*letters, *(letter + WORD_END for letter in letters), *dict.fromkeys(a + b for a, b in merges)]
+    unused = (f"<|unused_{i}|>" for i in range(vocab_size - 2 - len(tokens)))
+    vocab = {token: i for i, token in enumerate([*tokens, *unused, START, END])}
+    return CLIPTokenizer(vocab=vocab, merges=merges, pad_token=pad_token, model_max_length=max_length)

@@ -1,0 +1,149 @@
+"""The verbs. Each takes parsed arguments, prints, and returns the exit code."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffopt.errors import UsageError
+
+if TYPE_CHECKING:
+    from diffopt.compose import Composer
+    from diffopt.resolve import Request
+
+# Imports stand inside the functions, so that each verb pays for what it uses: `diffopt --help` needs none of it.
+
+
+def folders(config_dir: Path | None) -> list[Path]:
+    """The user's config folders: ``./conf`` when there is one, and ``--config-dir``."""
+    from diffopt.compose import shipped_conf
+
+    if config_dir is not None and not config_dir.is_dir():
+        raise UsageError(f"--config-dir {config_dir}: there is no such folder.")
+    found = [folder for folder in (Path("conf"), config_dir) if folder is not None and folder.is_dir()]
+    return [folder for folder in found if folder.resolve() != shipped_conf().resolve()]
+
+
+def _requests(args: argparse.Namespace) -> list[Request]:
+    from diffopt.resolve import requests
+
+    multirun = getattr(args, "multirun", False)
+    return requests(args.overrides, multirun=multirun, lock=args.recipe, folders=folders(args.config_dir))
+
+
+def _composer(args: argparse.Namespace) -> Composer:
+    from diffopt.compose import Composer
+
+    return Composer(folders(args.config_dir))
+
+
+def plan(args: argparse.Namespace) -> int:
+    """Exit code 0: a plan that lists refusals has done its work."""
+    from diffopt import show
+    from diffopt.plan import make_plan
+
+    requests = _requests(args)
+    plans = [make_plan(request.cell, request.choices) for request in requests]
+    if args.json:
+        cells = [plan.to_json(request.choices) for plan, request in zip(plans, requests, strict=True)]
+        print(json.dumps({"cells": cells}, indent=2, ensure_ascii=False))
+    elif len(plans) == 1:
+        print(show.one_plan(plans[0], requests[0].choices))
+    else:
+        print(show.many_plans(plans, [request.choices for request in requests]))
+    return 0
+
+
+def ls(args: argparse.Namespace) -> int:
+    from diffopt import listing, show
+
+    if len(args.group) > 1:
+        raise UsageError("ls takes one group, or none to list the groups.")
+    composer = _composer(args)
+    if args.group:
+        show.print_options(args.group[0], listing.options(composer, args.group[0]))
+    else:
+        show.print_groups(listing.groups(composer))
+    return 0
+
+
+def show(args: argparse.Namespace) -> int:
+    from diffopt import lock
+
+    (request,) = _requests(args)
+    print(lock.to_yaml(request.cell, request.choices), end="")
+    return 0
+
+
+def diff(args: argparse.Namespace) -> int:
+    from diffopt import lock
+    from diffopt.labels import text
+    from diffopt.resolve import requests
+
+    sides = [word for word in args.recipes if "=" not in word]
+    overrides = [word for word in args.recipes if "=" in word]
+    if len(sides) != 2:
+        raise UsageError(f"diff takes two recipes, names or files that `show` printed, but got {len(sides)}.")
+    cells = []
+    for side in sides:
+        is_file = Path(side).is_file() or side.endswith((".yaml", ".yml"))
+        chosen = overrides if is_file else [f"recipe={side}", *overrides]
+        (request,) = requests(chosen, lock=Path(side) if is_file else None, folders=folders(args.config_dir))
+        cells.append(request.cell)
+    for key, before, after in lock.changes(*cells):
+        print(f"{key}: {text(before)} -> {text(after)}")
+    return 0
+
+
+def run(args: argparse.Namespace) -> int:
+    from diffopt import show
+    from diffopt.launch import make_launch
+    from diffopt.progress import progress
+    from diffopt.report import table
+    from diffopt.runner import run_all
+    from diffopt.study import Study
+
+    requests = _requests(args)
+    if len({request.study for request in requests}) > 1 or len({json.dumps(r.launch) for r in requests}) > 1:
+        raise UsageError("study and launch are the same for a whole sweep: give each of them one value.")
+    launch = make_launch(requests[0].launch)
+    name = requests[0].study
+    study = Study.fresh() if name is None else Study.create(name)
+    with progress() as listener:
+        results = run_all(requests, study, launch, listener)
+    shown = table(results)
+    show.print_table(shown.headers, shown.rows, right=shown.right)
+    show.print_whereabouts(study, results)
+    fine = ("ok", "refused") if args.multirun else ("ok",)
+    return 0 if all(result.status in fine for result in results) else 1
+
+
+def report(args: argparse.Namespace) -> int:
+    from diffopt.report import table, to_csv, to_markdown
+    from diffopt.study import Study
+
+    if len(args.study) != 1:
+        raise UsageError("report takes one study: its name, or the path of its directory.")
+    results = Study.open(args.study[0]).results()
+    if not results:
+        raise UsageError(f"The study {args.study[0]} has no result yet.")
+    print(to_csv(results) if args.csv else to_markdown(table(results)), end="")
+    return 0
+
+
+def env(args: argparse.Namespace) -> int:
+    from diffopt import environment, hardware, listing, show
+    from diffopt.recipe import STEP_GROUPS
+
+    composer = _composer(args)
+    options = {group: {row.option: row.here for row in listing.options(composer, group)} for group in STEP_GROUPS}
+    here = environment.environment("cpu")
+    gpus = [environment.gpu_device(gpu.uuid) for gpu in hardware.detect()]
+    if args.json:
+        facts = {"versions": here.versions, "cpu": here.cpu.model_dump(), "gpus": [gpu.model_dump() for gpu in gpus]}
+        print(json.dumps({**facts, "options": options}, indent=2))
+    else:
+        show.print_environment(here, gpus, options)
+    return 0

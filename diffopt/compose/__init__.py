@@ -1,0 +1,5 @@
+"""The one part of diffopt that knows Hydra."""
+
+from diffopt.compose.composer import Composed, Composer, shipped_conf
+
+__all__ = ["Composed", "Composer", "shipped_conf"]

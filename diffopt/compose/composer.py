@@ -1,0 +1,185 @@
+"""Command-line overrides to plain data, by Hydra's own composition and nothing else of Hydra.
+
+No ``@hydra.main``, no ``GlobalHydra``, no plugins, no ``hydra`` node in the config: nothing that a YAML file could
+steer, nothing that leaks into somebody else's Hydra application.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.core_plugins.structured_config_source import StructuredConfigSource
+from hydra._internal.defaults_list import create_defaults_list
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffopt.compose import complaints
+from diffopt.compose.source import DataSource, read_data
+from diffopt.errors import UsageError
+
+PRIMARY = "config"
+
+
+def shipped_conf() -> Path:
+    """Return ``conf/``: inside the package when installed, beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+@dataclass(frozen=True)
+class Composed:
+    """One composed config as plain data, and the option that was chosen in each group."""
+
+    data: dict[str, Any]
+    choices: dict[str, str]
+
+
+class Composer:
+    """Composes configs from the shipped ``conf/`` and, beside it, the user's own folders.
+
+    Args:
+        folders: the user's config folders; those that do not exist are left out by the caller.
+        base: a recipe file's data; then only what the overrides name is composed, the rest is the file's.
+    """
+
+    def __init__(self, folders: Sequence[Path] = (), base: Composed | None = None) -> None:
+        self._base = base
+        for source in (DataSource, StructuredConfigSource):
+            SourcesRegistry.instance().register(source)
+        self.folders = (shipped_conf(), *(folder.resolve() for folder in folders))
+        path = ConfigSearchPathImpl()
+        for index, folder in enumerate(self.folders):
+            path.append("user" if index else "main", f"{DataSource.scheme()}://{folder}")
+        path.append("schema", "structured://")  # Hydra insists on this one, last; it stays empty
+        self._loader = ConfigLoaderImpl(config_search_path=path)
+        self._parser = OverridesParser.create(config_loader=self._loader)
+        self._skeletons: dict[tuple[str, ...], Composed] = {}
+        repository = self._loader.repository
+        names = [name for name in repository.get_group_options("", ObjectType.GROUP) if name != "hydra"]
+        self._options = {name: repository.get_group_options(name, ObjectType.CONFIG) for name in names}
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return tuple(self._options)
+
+    def options(self, group: str) -> list[str]:
+        """Names of the options of a group, the user's among them."""
+        return self._options[group]
+
+    def option_file(self, group: str, option: str) -> Path:
+        """The YAML file of an option. Raises UsageError when two folders have one of that name."""
+        found = [path for folder in self.folders if (path := folder / group / f"{option}.yaml").is_file()]
+        if len(found) > 1 and found[0].read_bytes() != found[1].read_bytes():  # a checkout's own conf/ is no clash
+            raise UsageError(
+                f"{found[1]} has the name of another option, {found[0]}. Give yours a name of its own "
+                f"(`defaults: [{option}, _self_]` in it extends the other)."
+            )
+        if not found:
+            raise UsageError(complaints.unknown_option(group, option, self.options(group)))
+        return found[0]
+
+    def read_option(self, group: str, option: str) -> dict[str, Any]:
+        """The checked data of one option's file as it stands, siblings not merged."""
+        return copy.deepcopy(read_data(self.option_file(group, option), f"{group}/{option}.yaml"))
+
+    def parse(self, overrides: Sequence[str]) -> list[Override]:
+        """Parse and check what can be checked before composing: groups, options, quoting."""
+        parsed = []
+        for text in overrides:
+            try:
+                (override,) = self._parser.parse_overrides([text])
+            except (HydraException, OmegaConfBaseException) as error:
+                raise UsageError(complaints.unparsable(text, str(error))) from error
+            complaint = complaints.about_override(override, self.groups, self.options)
+            if complaint:
+                raise UsageError(complaint)
+            parsed.append(override)
+        return parsed
+
+    def expand(self, overrides: Sequence[str]) -> list[list[str]]:
+        """The points of a sweep as lists of overrides: Hydra's own expansion of ``a,b``, choice, range and glob."""
+        parsed = self.parse(overrides)
+        for override in parsed:
+            if override.is_sweep_override() and not list(override.sweep_string_iterator()):
+                raise UsageError(f"{override.input_line} matches no option of '{override.get_key_element()}'.")
+        try:
+            (points,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+        except HydraException as error:
+            raise UsageError(f"This sweep cannot be expanded: {' '.join(str(error).split())}") from error
+        return points
+
+    def compose(self, overrides: Sequence[str]) -> Composed:
+        """Compose one config. Raises UsageError for every mistake in the overrides or in a YAML file."""
+        parsed = self.parse(overrides)
+        try:
+            self._loader.validate_sweep_overrides_legal(parsed, run_mode=RunMode.RUN, from_shell=True)
+        except ConfigCompositionException as error:
+            raise UsageError(complaints.ambiguous(str(error), parsed)) from error
+        skeleton = self._skeleton([override for override in parsed if override.key_or_group in self.groups])
+        data = copy.deepcopy(skeleton.data)
+        for override in parsed:
+            if override.key_or_group not in self.groups:
+                _set(data, override)
+        return Composed(data=data, choices=dict(skeleton.choices))
+
+    def _skeleton(self, groups: list[Override]) -> Composed:
+        """The data for a choice of options, before values are set: composed once per choice, a sweep reuses it."""
+        key = tuple(str(override.input_line) for override in groups)
+        if key not in self._skeletons:
+            try:
+                repository = CachingConfigRepository(self._loader.repository)
+                defaults = create_defaults_list(repository, PRIMARY, groups, prepend_hydra=False, skip_missing=False)
+                for group, option in defaults.overrides.known_choices.items():
+                    if option is not None:
+                        self.option_file(group, option)
+                config = self._loader._compose_config_from_defaults_list(defaults.defaults, repository)
+            except (HydraException, OmegaConfBaseException, ValueError) as error:
+                raise UsageError(complaints.composition(str(error))) from error
+            data = {str(name): value for name, value in _container(config).items()}
+            choices = {group: str(option) for group, option in defaults.overrides.known_choices.items()}
+            self._skeletons[key] = self._onto_base(Composed(data, choices), groups)
+        return self._skeletons[key]
+
+    def _onto_base(self, composed: Composed, groups: list[Override]) -> Composed:
+        """A recipe file stands for all that was composed, but for the groups that the command line chooses anew."""
+        if self._base is None:
+            return composed
+        named = {override.key_or_group for override in groups}
+        if "recipe" in named:
+            raise UsageError("recipe=NAME composes a recipe, --recipe FILE is one; give one of the two.")
+        data = {**composed.data, **{key: value for key, value in self._base.data.items() if key not in named}}
+        choices = {**composed.choices, **{g: o for g, o in self._base.choices.items() if g not in named}}
+        return Composed(data, choices)
+
+
+def _set(data: dict[str, Any], override: Override) -> None:
+    """Set one value, by OmegaConf's own rules; only the group that it lies in is turned into a config for that."""
+    top = override.key_or_group.split(".")[0]
+    try:
+        config = OmegaConf.create({top: data[top]} if top in data else {})
+        OmegaConf.set_struct(config, True)
+        ConfigLoaderImpl._apply_overrides_to_config([override], config)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(complaints.unknown_key(override, data, str(error))) from error
+    data.update({str(key): value for key, value in _container(config).items()})
+
+
+def _container(config: Any) -> dict[Any, Any]:
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    return plain

@@ -1,0 +1,98 @@
+"""Points of a sweep: Hydra's own expansion of the command line, joined with a named matrix from ``conf/sweep``."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from diffopt.compose.composer import Composed, Composer
+from diffopt.errors import UsageError
+from diffopt.explain import explain
+from diffopt.step import Frozen
+
+Scalar = str | int | float | bool
+
+
+class Matrix(Frozen):
+    """A named sweep. Keys are those of the command line: groups (``compile``) or values (``workload.batch_size``)."""
+
+    axes: dict[str, tuple[Scalar, ...]]  # every combination
+    zip: tuple[dict[str, Scalar], ...]  # rows whose keys change together; combined with the axes
+    exclude: tuple[dict[str, Scalar], ...]  # a point that matches all keys of one of these is left out
+
+    def points(self, fixed: frozenset[str]) -> list[list[str]]:
+        """All points as overrides, without the keys in ``fixed`` (the command line's choice beats the matrix)."""
+        axes = [[{key: value} for value in values] for key, values in self.axes.items() if key not in fixed]
+        rows = [{key: value for key, value in row.items() if key not in fixed} for row in self.zip] or [{}]
+        points = []
+        for parts in itertools.product(*axes, rows):
+            point: dict[str, Scalar] = {}
+            for part in parts:
+                point.update(part)
+            overrides = [f"{key}={_literal(value)}" for key, value in point.items()]
+            if overrides not in points:
+                points.append(overrides)
+        return points
+
+    def excludes(self, composed: Composed) -> bool:
+        return any(all(_matches(composed, key, value) for key, value in rule.items()) for rule in self.exclude)
+
+
+def read_matrix(composer: Composer, name: str) -> Matrix:
+    """The named matrix. Raises UsageError when there is none or when it is malformed."""
+    data = composer.read_option("sweep", name)
+    try:
+        matrix = Matrix.model_validate_json(json.dumps({"axes": {}, "zip": [], "exclude": [], **data}))
+    except ValidationError as error:
+        raise UsageError(f"{composer.option_file('sweep', name)}: {explain(error)}") from error
+    for rule in matrix.exclude:
+        if not rule:
+            raise UsageError(f"{composer.option_file('sweep', name)}: an empty exclude rule would leave nothing.")
+    return matrix
+
+
+def split_sweep(overrides: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Take ``sweep=NAME`` out of the overrides."""
+    names = [text.split("=", 1)[1] for text in overrides if text.startswith("sweep=")]
+    if len(names) > 1:
+        raise UsageError(f"sweep is given {len(names)} times ({', '.join(names)}); give one named matrix.")
+    if names and ("," in names[0] or not names[0]):
+        raise UsageError(f"sweep={names[0]}: give the name of one matrix (diffopt ls sweep lists them).")
+    return (names[0] if names else None), [text for text in overrides if not text.startswith("sweep=")]
+
+
+def expand(composer: Composer, overrides: Sequence[str]) -> list[Composed]:
+    """All points of ``-m``, composed, excluded ones left out. The command line's keys beat those of the matrix."""
+    name, rest = split_sweep(overrides)
+    typed = composer.expand(rest)
+    if name is None:
+        return [composer.compose(point) for point in typed]
+    matrix = read_matrix(composer, name)
+    keys = frozenset(override.get_key_element() for override in composer.parse(rest))
+    composed = [composer.compose([*point, *more]) for point in matrix.points(keys) for more in typed]
+    kept = [point for point in composed if not matrix.excludes(point)]
+    if not kept:
+        raise UsageError(f"sweep={name} leaves no cell: its exclude rules match all {len(composed)} points.")
+    return kept
+
+
+def _literal(value: Scalar) -> str:
+    if isinstance(value, str):
+        return value if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", value) else json.dumps(value, ensure_ascii=False)
+    return json.dumps(value)
+
+
+def _matches(composed: Composed, key: str, value: Scalar) -> bool:
+    if key in composed.choices:
+        return composed.choices[key] == value
+    node: Any = composed.data
+    for part in key.split("."):
+        if not isinstance(node, Mapping) or part not in node:
+            raise UsageError(f"A sweep excludes by '{key}', which is neither a group nor a key of the configuration.")
+        node = node[part]
+    return bool(node == value)

@@ -1,0 +1,190 @@
+"""Where a cell ran: versions, device, CPU and the state of the user's repository. Needs no torch.
+
+Facts only. No host name, no user name, no path and no environment variable is read into it, since results are shared.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Literal
+
+from diffopt import hardware
+from diffopt.hardware import cpu_model
+from diffopt.recipe import digest
+from diffopt.step import Frozen
+
+PACKAGES = ("diffopt-toolkit", "torch", "diffusers", "transformers", "accelerate", "torchao", "triton")
+GIT_TIMEOUT_S = 5.0
+
+
+class GpuState(Frozen):
+    """What NVML says of a GPU at one moment; null where the driver does not tell."""
+
+    uuid: str
+    driver: str | None
+    clock_mhz: int | None  # streaming multiprocessors, now
+    memory_clock_mhz: int | None
+    max_clock_mhz: int | None
+    power_limit_w: float | None
+    temperature_c: int | None
+    throttle_reasons: tuple[str, ...] | None  # why the clock is below its maximum; ("idle",) is normal at rest
+
+
+class Device(Frozen):
+    """What the pipeline ran on. ``name`` is null for a GPU that this machine does not have."""
+
+    kind: Literal["cuda", "cpu"]
+    name: str | None
+    memory_bytes: int | None
+    gpu: GpuState | None
+
+
+class Cpu(Frozen):
+    """The host's processor; ``cores`` are those that this process may use."""
+
+    model: str
+    cores: int
+
+
+class Git(Frozen):
+    """The repository of the working directory, where recipes live; ``dirty`` counts tracked files only."""
+
+    commit: str
+    dirty: bool
+
+
+class Environment(Frozen):
+    """Everything outside the cell that a figure may depend on."""
+
+    versions: dict[str, str]
+    device: Device
+    cpu: Cpu
+    git: Git | None
+
+    @property
+    def id(self) -> str:
+        """First 12 hex digits of the SHA-256 of the versions and the device's name."""
+        return digest({"versions": self.versions, "device": self.device.name})
+
+
+def environment(device: Literal["cuda", "cpu"], *, gpu: str | None = None, git: Git | None = None) -> Environment:
+    """The environment of a cell.
+
+    Args:
+        device: what the recipe is for.
+        gpu: NVML's uuid of the GPU that runs it; None where there is none.
+        git: what :func:`git_state` found; asked for once per command, since it starts processes.
+    """
+    found = cpu_device() if device == "cpu" else gpu_device(gpu) if gpu else absent_gpu()
+    return Environment(versions=versions(), device=found, cpu=Cpu(model=cpu_model(), cores=_cores()), git=git)
+
+
+def capture() -> Environment:
+    """The environment of this machine's first GPU, of its CPU without one."""
+    gpus = hardware.detect()
+    return environment("cuda", gpu=gpus[0].uuid, git=git_state()) if gpus else environment("cpu", git=git_state())
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of Python and of the packages that decide speed; those that are absent are left out."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def cpu_device() -> Device:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Device(kind="cpu", name=cpu_model(), memory_bytes=memory, gpu=None)
+
+
+def absent_gpu() -> Device:
+    """For a cell whose GPU this machine lacks: the row says so, and nothing about another device."""
+    return Device(kind="cuda", name=None, memory_bytes=None, gpu=None)
+
+
+def gpu_device(uuid: str) -> Device:
+    """Name, memory and present state of the GPU with this NVML uuid. Raises pynvml.NVMLError when there is none."""
+    import pynvml
+
+    pynvml.nvmlInit()
+    try:
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        return Device(
+            kind="cuda",
+            name=_text(pynvml.nvmlDeviceGetName(handle)),
+            memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+            gpu=_gpu_state(pynvml, handle, uuid),
+        )
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpu_state(pynvml: Any, handle: Any, uuid: str) -> GpuState:
+    def ask(question: Callable[..., Any], *args: Any) -> Any:
+        """None for what this driver or GPU does not support (a MIG slice has no clocks of its own)."""
+        try:
+            return question(*args)
+        except pynvml.NVMLError:
+            return None
+
+    clock, limit = pynvml.nvmlDeviceGetClockInfo, pynvml.nvmlDeviceGetEnforcedPowerLimit
+    milliwatts = ask(limit, handle)
+    driver = ask(pynvml.nvmlSystemGetDriverVersion)
+    return GpuState(
+        uuid=uuid,
+        driver=None if driver is None else _text(driver),
+        clock_mhz=ask(clock, handle, pynvml.NVML_CLOCK_SM),
+        memory_clock_mhz=ask(clock, handle, pynvml.NVML_CLOCK_MEM),
+        max_clock_mhz=ask(pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_SM),
+        power_limit_w=None if milliwatts is None else milliwatts / 1000,
+        temperature_c=ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
+        throttle_reasons=_throttle_reasons(pynvml, ask(pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle)),
+    )
+
+
+def _throttle_reasons(pynvml: Any, bits: int | None) -> tuple[str, ...] | None:
+    if bits is None:
+        return None
+    names = {
+        "idle": pynvml.nvmlClocksEventReasonGpuIdle,
+        "application clocks": pynvml.nvmlClocksEventReasonApplicationsClocksSetting,
+        "power cap": pynvml.nvmlClocksEventReasonSwPowerCap,
+        "hardware slowdown": pynvml.nvmlClocksEventReasonHwSlowdown,
+        "sync boost": pynvml.nvmlClocksEventReasonSyncBoost,
+        "thermal (software)": pynvml.nvmlClocksEventReasonSwThermalSlowdown,
+        "thermal (hardware)": pynvml.nvmlClocksEventReasonHwThermalSlowdown,
+        "power brake": pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown,
+        "display clocks": pynvml.nvmlClocksEventReasonDisplayClockSetting,
+    }
+    return tuple(name for name, bit in names.items() if bits & bit)
+
+
+def git_state() -> Git | None:
+    """Commit of the working directory's repository; None outside of one, without git, or where git is too slow."""
+    commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--untracked-files=no") if commit else None
+    return Git(commit=commit, dirty=bool(changes)) if commit and changes is not None else None
+
+
+def _git(*args: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=GIT_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,78 @@
+"""What an exception in a worker means for the row: its status, and one paragraph for the user."""
+
+from __future__ import annotations
+
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import PurePath
+from typing import Literal
+
+from diffopt.errors import DiffoptError, NoEffect, Refusal
+
+LONGEST_REASON = 600  # characters of an exception's text; the whole of it is in the log
+OUT_OF_MEMORY = re.compile(
+    r"DefaultCPUAllocator: (can't allocate|not enough) memory"
+    r"|CUDA error: out of memory|CUDA_ERROR_OUT_OF_MEMORY|CUBLAS_STATUS_ALLOC_FAILED|CUDNN_STATUS_ALLOC_FAILED",
+)
+RECOMPILE = re.compile(
+    r"Detected recompile .*?filename: '(?P<file>[^']*)', function name: '(?P<name>[^']*)', line number: (?P<line>\d+)",
+)
+
+
+def status_of(error: BaseException) -> Literal["refused", "oom", "error"]:
+    """``oom`` also when a compiler wrapped the exception; ``refused`` for what a step found it cannot do here."""
+    if any(_is_out_of_memory(link) for link in _causes(error)):
+        return "oom"
+    return "refused" if isinstance(error, Refusal) else "error"
+
+
+def describe(error: BaseException) -> str:
+    """One paragraph: what was being done, what went wrong, and where."""
+    doing = "".join(f"{note}: " for note in reversed(getattr(error, "__notes__", [])))
+    recompile = RECOMPILE.search(str(error))
+    if recompile:
+        place = f"{_short(recompile['file'])}:{recompile['line']} in {recompile['name']}"
+        return f"{doing}torch.compile recompiled in the timed part, at {place}; the log has the guard that failed."
+    if isinstance(error, DiffoptError):
+        return doing + (f"no effect: {error}" if isinstance(error, NoEffect) else str(error))
+    return f"{doing}{type(error).__name__}: {_first_paragraph(str(error))}{_place(error)}"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    while link is not None:
+        yield link
+        link = link.__cause__
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (torch is not None and isinstance(error, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def _first_paragraph(text: str) -> str:
+    paragraph = " ".join(text.strip().split("\n\n")[0].split())
+    return paragraph if len(paragraph) <= LONGEST_REASON else f"{paragraph[:LONGEST_REASON]}…"
+
+
+def _place(error: BaseException) -> str:
+    """The innermost frame outside of torch: what lies inside of it says little about what was asked of it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    telling = [frame for frame in frames if "torch" not in PurePath(frame.filename).parts]
+    return f" (at {_short(telling[-1].filename)}:{telling[-1].lineno} in {telling[-1].name})" if telling else ""
+
+
+def _short(filename: str) -> str:
+    """A source file from its package on, without the folders of this machine."""
+    parts = PurePath(filename).parts
+    for root in ("site-packages", "dist-packages"):
+        if root in parts:
+            return "/".join(parts[parts.index(root) + 1 :])
+    if "diffopt" in parts:
+        last = len(parts) - 1 - parts[::-1].index("diffopt")
+        return "/".join(parts[last:])
+    return parts[-1]

@@ -1,0 +1,63 @@
+"""What tells the cells of a sweep apart, in the words of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+Point = tuple[Mapping[str, str], Mapping[str, Any]]  # choices, and the cell as plain data
+
+
+def labels(points: Sequence[Point]) -> list[dict[str, str]]:
+    """For each point the options and values in which the points differ.
+
+    A value is named only where the choice of options does not explain it: ``compile.mode`` differs between
+    ``compile=default`` and ``compile=max_autotune``, but it is the option that was chosen.
+    """
+    flat = [dict(flatten(data)) for _, data in points]
+    groups = dict.fromkeys(group for choices, _ in points for group in choices)
+    varying = [group for group in groups if len({choices.get(group) for choices, _ in points}) > 1]
+    keys = [key for key in dict.fromkeys(key for data in flat for key in data) if _unexplained(key, points, flat)]
+    return [
+        {
+            **{group: choices[group] for group in varying if group in choices},
+            **{key: text(data[key]) for key in keys if key in data},
+        }
+        for (choices, _), data in zip(points, flat, strict=True)
+    ]
+
+
+def one_line(label: Mapping[str, str]) -> str:
+    """``compile=default attention=sdpa``."""
+    return " ".join(f"{key}={value}" for key, value in label.items())
+
+
+def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """``(dotted key, value)`` of nested data; the keys of a recipe stand at the top, as on the command line."""
+    for key, value in data.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from flatten(value, "" if name == "recipe" else f"{name}.")
+        else:
+            yield name, value
+
+
+def text(value: Any) -> str:
+    """A value as one would write it on the command line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, (list, tuple)):
+        return f"[{','.join(map(text, value))}]"
+    return str(value)
+
+
+def _unexplained(key: str, points: Sequence[Point], flat: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether ``key`` differs between points of the same options (its own group's, and the model's)."""
+    group = key.split(".")[0]
+    seen: dict[tuple[str | None, ...], str] = {}
+    for (choices, _), data in zip(points, flat, strict=True):
+        same = (choices.get(group), choices.get("model"))
+        value = text(data.get(key))
+        if seen.setdefault(same, value) != value:
+            return True
+    return False

@@ -1,0 +1,245 @@
+"""Timing a pipeline from outside. Imported by workers only, since it needs torch.
+
+Marks are set where every diffusers pipeline passes: ``encode_prompt``, ``scheduler.set_timesteps``, ``scheduler.step``
+(once per iteration) and ``vae.decode``. They are replaced on the instance, so compiled modules, their hooks and their
+guards stay as they are, and a call costs a few marks more than a plain one.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+
+from diffopt.cell import Cell
+from diffopt.errors import DiffoptError
+from diffopt.peak_memory import PeakMeter, peak_meter
+from diffopt.pictures import is_constant
+from diffopt.result import Latency, Split, StageSpeed
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+    from PIL.Image import Image
+
+Mark = Any  # what a clock's mark() gives
+
+
+class Clock(Protocol):
+    """Marks moments in the order of the device's work."""
+
+    def synchronize(self) -> None: ...
+    def mark(self) -> Mark: ...
+    def seconds(self, begin: Mark, end: Mark) -> float: ...
+
+
+class HostClock:
+    """For the CPU, where work has ended when its call returns."""
+
+    def synchronize(self) -> None:
+        return None
+
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    def seconds(self, begin: float, end: float) -> float:
+        return end - begin
+
+
+class CudaClock:
+    """Events in the current stream; they are read after the call, so no mark waits for the GPU."""
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize()
+
+    def mark(self) -> torch.cuda.Event:
+        event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def seconds(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        return float(begin.elapsed_time(end)) / 1000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call of the pipeline; seconds. Parts that the pipeline does not have are None."""
+
+    latency: float
+    iterations: int
+    iterations_per_second: float
+    text_encode: float | None
+    denoise: float
+    decode: float | None
+
+
+class Meter:
+    """Calls ``pipe`` with the cell's workload and times it.
+
+    Raises whatever the pipeline raises; DiffoptError when the pipeline never called its scheduler.
+    """
+
+    def __init__(self, pipe: DiffusionPipeline, cell: Cell) -> None:
+        self._pipe: Any = pipe
+        self._cell = cell
+        self._clock: Clock = CudaClock() if cell.recipe.hardware.device == "cuda" else HostClock()
+        self._marks: list[tuple[str, Mark]] = []
+        self._latents: torch.Tensor | None = None
+        self.memory: PeakMeter = peak_meter(cell.recipe.hardware.device)
+        self.pictures: list[Image] = []
+        pipe.set_progress_bar_config(disable=True)
+
+    def call(self) -> Sample:
+        """One timed call, end to end: from the prompts to pictures on the host."""
+        arguments = call_arguments(self._cell)
+        self._marks.clear()
+        with self._marking():
+            self._clock.synchronize()
+            begin = time.perf_counter()
+            output = self._pipe(**arguments)
+            self._clock.synchronize()
+            latency = time.perf_counter() - begin
+        self.pictures = list(output.images)
+        return _sample(latency, self._marks, self._clock)
+
+    def samples(self) -> list[Sample]:
+        """The timed part. A recompile in it raises RuntimeError: it would be timed, and then nothing would be true."""
+        protocol = self._cell.measure
+        samples: list[Sample] = []
+        with torch.compiler.set_stance("fail_on_recompile"):
+            begin = time.perf_counter()
+            while len(samples) < protocol.max_samples and (
+                len(samples) < protocol.samples or time.perf_counter() - begin < protocol.seconds
+            ):
+                samples.append(self.call())
+        return samples
+
+    def complaints(self, samples: list[Sample]) -> list[str]:
+        """Why these samples are not valid; empty when they are."""
+        found = []
+        latencies = [sample.latency for sample in samples]
+        variation = statistics.stdev(latencies) / statistics.mean(latencies)
+        limit = self._cell.measure.max_variation
+        if variation > limit:
+            found.append(f"latency varies by {variation:.1%} (standard deviation over mean), more than {limit:.1%}")
+        if self._latents is not None and not bool(torch.isfinite(self._latents).all()):
+            found.append("the latents of the last sample are not finite")
+        constant = [i for i, picture in enumerate(self.pictures) if is_constant(picture)]
+        if constant:
+            found.append(f"every pixel is the same in picture {', '.join(map(str, constant))}")
+        return found
+
+    @contextmanager
+    def _marking(self) -> Iterator[None]:
+        pipe = self._pipe
+        vae = self._cell.recipe.model.vae
+        with ExitStack() as stack:
+            if hasattr(pipe, "encode_prompt"):
+                stack.enter_context(_replaced(pipe, "encode_prompt", self._around("encode")))
+            stack.enter_context(_replaced(pipe.scheduler, "set_timesteps", self._around("timesteps")))
+            stack.enter_context(_replaced(pipe.scheduler, "step", self._after_step))
+            if vae is not None:
+                stack.enter_context(_replaced(getattr(pipe, vae), "decode", self._around("decode")))
+            yield
+
+    def _around(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def wrap(inner: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(inner)
+            def marked(*args: Any, **kwargs: Any) -> Any:
+                self._marks.append((f"{name} begin", self._clock.mark()))
+                result = inner(*args, **kwargs)
+                self._marks.append((f"{name} end", self._clock.mark()))
+                return result
+
+            return marked
+
+        return wrap
+
+    def _after_step(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(inner)  # pipelines read the signature of `step` to learn which arguments it takes
+        def marked(*args: Any, **kwargs: Any) -> Any:
+            result = inner(*args, **kwargs)
+            self._marks.append(("step", self._clock.mark()))
+            self._latents = result[0]  # a tuple, or an output that is indexed like one
+            return result
+
+        return marked
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """``owner.name`` wrapped on the instance, and put back as it was."""
+    inner = getattr(owner, name)
+    own = name in vars(owner)  # else it is the class's method, and deleting ours brings it back
+    setattr(owner, name, wrap(inner))
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, inner)
+        else:
+            delattr(owner, name)
+
+
+def call_arguments(cell: Cell) -> dict[str, Any]:
+    """The arguments of one call of the pipeline. Picture i is drawn with ``seed + i``, from a CPU generator."""
+    workload = cell.workload
+    seeds = range(workload.seed, workload.seed + workload.batch_size)
+    return {
+        "prompt": workload.batch_prompts,
+        "negative_prompt": [workload.negative_prompt] * workload.batch_size,
+        "height": workload.height,
+        "width": workload.width,
+        "num_inference_steps": workload.steps,
+        "guidance_scale": workload.guidance,
+        "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+        "output_type": "pil",
+    }
+
+
+def _sample(latency: float, marks: list[tuple[str, Mark]], clock: Clock) -> Sample:
+    at = {name: mark for name, mark in marks}
+    steps = [mark for name, mark in marks if name == "step"]
+    if not steps:
+        raise DiffoptError("the pipeline never called its scheduler's step(), so its iterations cannot be timed")
+    denoise = clock.seconds(at["timesteps end"], steps[-1])
+    # The first iteration cannot be told from what precedes it, so the rate counts from its end, where there are more.
+    rate = (len(steps) - 1) / clock.seconds(steps[0], steps[-1]) if len(steps) > 1 else 1 / denoise
+    return Sample(
+        latency=latency,
+        iterations=len(steps),
+        iterations_per_second=rate,
+        text_encode=_spent("encode", marks, clock),
+        denoise=denoise,
+        decode=_spent("decode", marks, clock),
+    )
+
+
+def _spent(name: str, marks: list[tuple[str, Mark]], clock: Clock) -> float | None:
+    begins = [mark for label, mark in marks if label == f"{name} begin"]
+    ends = [mark for label, mark in marks if label == f"{name} end"]
+    return sum(map(clock.seconds, begins, ends)) if begins else None
+
+
+def latency(samples: list[Sample]) -> Latency:
+    seconds = [sample.latency for sample in samples]
+    q1, median, q3 = statistics.quantiles(seconds, n=4, method="inclusive")
+    return Latency(samples=tuple(seconds), median=median, q1=q1, q3=q3)
+
+
+def stage_speeds(samples: list[Sample]) -> tuple[StageSpeed, ...]:
+    rate = statistics.median(sample.iterations_per_second for sample in samples)
+    return (StageSpeed(name="denoise", steps=samples[-1].iterations, iterations_per_second=rate),)
+
+
+def split(samples: list[Sample]) -> Split:
+    def median(part: str) -> float | None:
+        seconds = [value for sample in samples if (value := getattr(sample, part)) is not None]
+        return statistics.median(seconds) if seconds else None
+
+    return Split(text_encode=median("text_encode"), denoise=median("denoise"), decode=median("decode"))

@@ -1,0 +1,55 @@
+"""Peak memory of a stretch of work. Imported by workers only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Protocol
+
+
+class PeakMeter(Protocol):
+    """``peak()`` is the most bytes in use since the last ``reset()``; None where the system does not tell."""
+
+    def reset(self) -> None: ...
+    def peak(self) -> int | None: ...
+
+
+class CudaPeak:
+    """What PyTorch's allocator handed out on the GPU: tensors, not the context nor the allocator's spare blocks."""
+
+    def reset(self) -> None:
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+
+    def peak(self) -> int | None:
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+
+
+class ResidentPeak:
+    """The most resident memory of this process, kept by Linux (VmHWM); writing 5 to clear_refs starts it anew."""
+
+    def __init__(self, process: Path = Path("/proc/self")) -> None:
+        self._process = process
+        self._known = True  # since the process began
+
+    def reset(self) -> None:
+        try:
+            (self._process / "clear_refs").write_text("5")
+            self._known = True
+        except OSError:
+            self._known = False  # the mark would be that of an earlier stretch
+
+    def peak(self) -> int | None:
+        if not self._known:
+            return None
+        try:
+            status = (self._process / "status").read_text()
+        except OSError:
+            return None
+        return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), None)
+
+
+def peak_meter(device: str) -> PeakMeter:
+    return CudaPeak() if device == "cuda" else ResidentPeak()

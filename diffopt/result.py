@@ -1,0 +1,158 @@
+"""The record of one measured cell: what was asked, what was done, what came out, and where."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from diffopt.environment import Device, Environment
+from diffopt.errors import UsageError
+from diffopt.step import Frozen
+
+SCHEMA_VERSION: Literal[1] = 1
+
+Status = Literal["ok", "refused", "oom", "error", "crashed", "timeout", "interrupted"]
+Stage = Literal["plan", "load", "optimize", "compile", "warmup", "measure", "quality"]
+
+
+class Latency(Frozen):
+    """End to end, from the prompts to pictures on the host, of one batch; seconds."""
+
+    samples: tuple[float, ...]  # as they came
+    median: float
+    q1: float
+    q3: float
+
+
+class StageSpeed(Frozen):
+    """Speed of one denoising stage of the pipeline (a cascade has several)."""
+
+    name: str
+    steps: int  # iterations of one call: calls of the scheduler, each over the whole batch
+    iterations_per_second: float  # median over the samples
+
+
+class Split(Frozen):
+    """Medians of the parts of a call, in seconds; null where the pipeline has no such part. They need not add up."""
+
+    text_encode: float | None
+    denoise: float | None
+    decode: float | None
+
+
+class PeakMemory(Frozen):
+    """Bytes: allocated by PyTorch on a GPU, resident in the process on the CPU; null where it cannot be told."""
+
+    first_call: int | None = None  # while compiling; of a cell that ended before the end of it: until there
+    steady: int | None = None  # during the samples
+
+
+class Metrics(Frozen):
+    """What was measured; null what the cell did not reach."""
+
+    load_s: float | None = None
+    first_call_s: float | None = None  # compiling included
+    warmup_s: float | None = None
+    latency_s: Latency | None = None
+    stages: tuple[StageSpeed, ...] = ()
+    images_per_second: float | None = None
+    split_s: Split | None = None
+    peak_memory_bytes: PeakMemory = PeakMemory()
+
+
+class StepEffect(Frozen):
+    """The proof of one step."""
+
+    group: str
+    kind: str
+    summary: str
+    numbers: dict[str, int | float | str]
+
+
+class Artifacts(Frozen):
+    """Files beside ``result.json``."""
+
+    log: str | None = None
+    pictures: tuple[str, ...] = ()
+
+
+class Outcome(Frozen):
+    """What a worker process says of itself; everything else of a result is known outside of it."""
+
+    status: Literal["ok", "refused", "oom", "error"]
+    stage: Stage
+    reason: str | None = None
+    valid: bool = False
+    effects: tuple[StepEffect, ...] = ()
+    metrics: Metrics = Metrics()
+    pictures: tuple[str, ...] = ()
+    device: Device | None = None  # as it was right after the samples, when clocks and throttling tell something
+
+
+class Result(Frozen):
+    """One row of a study. ``stage`` is where the cell ended; for ``ok`` the last one that it went through."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    cell_id: str
+    env_id: str
+    recipe_id: str
+    status: Status
+    stage: Stage
+    reason: str | None  # why it is not ok, or why an ok row is not valid
+    valid: bool
+    choices: dict[str, str]
+    cell: dict[str, Any]
+    effects: tuple[StepEffect, ...] = ()
+    metrics: Metrics = Metrics()
+    environment: Environment
+    artifacts: Artifacts = Artifacts()
+
+
+def read_result(path: Path) -> Result:
+    """Read a ``result.json``. Raises UsageError when it is not one, or one of a newer diffopt."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UsageError(f"{path} cannot be read as a result: {error}. Delete it to measure the cell again.") from error
+    found = data.get("schema_version") if isinstance(data, dict) else None
+    if isinstance(found, int) and found != SCHEMA_VERSION:
+        raise UsageError(
+            f"{path} has schema version {found}, this diffopt reads {SCHEMA_VERSION}. "
+            f"Read it with the diffopt that wrote it, or measure into another study."
+        )
+    try:
+        return Result.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UsageError(
+            f"{path} is not a result of diffopt: {where}: {first['msg']}. Delete it to measure the cell again."
+        ) from error
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON so that a reader, or a crash at any moment, sees the old file or the new one, never a part.
+
+    Raises ValueError for NaN and infinity, which are not JSON.
+    """
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """:func:`write_json` for text."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(partial, "x", encoding="utf-8") as file:  # "x": the mode follows the umask, unlike mkstemp's
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

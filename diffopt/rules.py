@@ -1,0 +1,205 @@
+"""Every reason why a well-formed cell cannot work, each stated once. Pure data in, problems out; no torch.
+
+Conflicts join *traits*, never names, so a new step inherits them. What is merely slow, or does nothing special on a
+device, is a note: it is measured, not refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from diffopt.cell import Cell
+from diffopt.recipe import Hardware
+from diffopt.step import Requirements, Trait
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a cell cannot work: the fact, the keys that cause it, what to do instead, and where that is known from."""
+
+    fact: str
+    keys: tuple[str, ...]
+    remedy: str
+    evidence: str = ""
+
+    @property
+    def text(self) -> str:
+        source = f" [{self.evidence}]" if self.evidence else ""
+        return f"{' x '.join(self.keys)}: {self.fact}; {self.remedy}{source}"
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """Two traits that no pipeline can bear at once."""
+
+    first: Trait
+    second: Trait
+    fact: str
+    remedy: str
+    evidence: str
+
+
+CONFLICTS = (
+    Conflict(
+        Trait.MOVES_WEIGHTS,
+        Trait.CUDA_GRAPHS,
+        "CUDA graphs replay fixed addresses, but the weights move",
+        "choose compile=default or memory=resident",
+        "https://github.com/huggingface/diffusers/issues/4399",
+    ),
+    Conflict(
+        Trait.GRAPH_BREAKS,
+        Trait.FULLGRAPH,
+        "one breaks the graph, the other promises a whole one",
+        "set compile.fullgraph=false",
+        "https://docs.pytorch.org/docs/stable/generated/torch.compile.html",
+    ),
+    Conflict(
+        Trait.LIVE_LORA,
+        Trait.FUSES_QKV,
+        "fusing q, k and v drops a live LoRA on them",
+        "choose fuse=none or fuse the LoRA",
+        "https://github.com/huggingface/diffusers/blob/main/src/diffusers/models/attention.py",
+    ),
+    Conflict(
+        Trait.STOCK_PROCESSOR,
+        Trait.FUSES_QKV,
+        "diffusers' vanilla processor calls to_q, to_k and to_v and so undoes the fusion",
+        "choose fuse=none, or an attention backend such as attention=math",
+        "https://github.com/huggingface/diffusers/blob/main/src/diffusers/models/attention_processor.py",
+    ),
+    Conflict(
+        Trait.CASTS_STORAGE,
+        Trait.FULLGRAPH,
+        "layerwise casting works by hooks, which break the graph",
+        "set compile.fullgraph=false",
+        "https://huggingface.co/docs/diffusers/main/en/optimization/memory#layerwise-casting",
+    ),
+)
+
+AMPERE = (8, 0)
+TRITON = (7, 0)
+TRITON_EVIDENCE = "https://github.com/triton-lang/triton#compatibility"
+BF16_EVIDENCE = "https://github.com/pytorch/pytorch/pull/129288"  # inductor warns and runs the frame eagerly
+
+
+@dataclass(frozen=True)
+class Case:
+    """A cell with the names of the options that led to it, which is what messages speak of."""
+
+    cell: Cell
+    choices: Mapping[str, str]
+
+    @property
+    def hardware(self) -> Hardware:
+        return self.cell.recipe.hardware
+
+    @property
+    def place(self) -> str:
+        return f"hardware={self.hardware.name}"
+
+    @property
+    def dtype(self) -> str:
+        """What the denoiser computes in, as the traits of the precision step tell it."""
+        traits = self.cell.recipe.precision.traits
+        if Trait.HALF_PRECISION_BF16 in traits:
+            return "bfloat16"
+        return "float16" if Trait.HALF_PRECISION_FP16 in traits else "float32"
+
+    def key(self, group: str) -> str:
+        return f"{group}={self.choices.get(group, getattr(self.cell.recipe, group).kind)}"
+
+    def holders(self, trait: Trait) -> list[str]:
+        """Keys of the steps that have this trait on this hardware."""
+        return [self.key(group) for group, step in self.cell.recipe.steps if trait in step.traits_on(self.hardware)]
+
+
+def problems(cell: Cell, choices: Mapping[str, str]) -> tuple[Problem, ...]:
+    """All reasons why ``cell`` cannot work on the hardware it names; empty when there is none."""
+    case = Case(cell, choices)
+    return (*_conflicts(case), *_unmet_requirements(case), *_compiler_limits(case), *_own_problems(case))
+
+
+def notes(cell: Cell, choices: Mapping[str, str]) -> tuple[str, ...]:
+    """What will work, but not as a newcomer may think."""
+    return tuple(_notes(Case(cell, choices)))
+
+
+def _conflicts(case: Case) -> Iterator[Problem]:
+    for conflict in CONFLICTS:
+        for first in case.holders(conflict.first):
+            for second in case.holders(conflict.second):
+                yield Problem(conflict.fact, (first, second), conflict.remedy, conflict.evidence)
+
+
+def _unmet_requirements(case: Case) -> Iterator[Problem]:
+    for group, step in case.cell.recipe.steps:
+        needs = step.requires()
+        if case.hardware.device not in needs.devices:
+            fact = f"works on {' or '.join(sorted(needs.devices))} only"
+            yield Problem(fact, (case.key(group), case.place), f"choose another {group}", needs.evidence)
+        else:
+            yield from _unmet_capability(case, group, needs)
+        if case.hardware.device == "cuda" and needs.dtypes is not None and case.dtype not in needs.dtypes:
+            options = " or ".join(sorted(needs.dtypes))
+            fact = f"works in {options} only, the pipeline computes in {case.dtype}"
+            keys = (case.key(group), case.key("precision"))
+            yield Problem(fact, keys, f"choose a precision of {options}", needs.evidence)
+
+
+def _unmet_capability(case: Case, group: str, needs: Requirements) -> Iterator[Problem]:
+    found = case.hardware.compute_capability
+    if found is None:
+        return
+    has = f"{case.hardware.name} has {_dotted(found)}"
+    keys = (case.key(group), case.place)
+    if needs.compute_capability is not None and found < needs.compute_capability:
+        fact = f"needs compute capability {_dotted(needs.compute_capability)}, {has}"
+        yield Problem(fact, keys, f"choose another {group} or a newer GPU", needs.evidence)
+    exact = needs.exact_compute_capabilities
+    if exact is not None and found not in exact:
+        fact = f"has kernels for compute capability {', '.join(map(_dotted, sorted(exact)))} alone, {has}"
+        yield Problem(fact, keys, f"choose another {group}", needs.evidence)
+
+
+def _compiler_limits(case: Case) -> Iterator[Problem]:
+    """What Triton, to which inductor compiles on a GPU, cannot do there."""
+    found = case.hardware.compute_capability
+    if found is None:
+        return
+    has = f"{case.hardware.name} has {_dotted(found)}"
+    for key in case.holders(Trait.COMPILES):
+        if found < TRITON:
+            fact = f"Triton compiles for compute capability {_dotted(TRITON)} and up, {has}"
+            yield Problem(fact, (key, case.place), "choose compile=none", TRITON_EVIDENCE)
+        elif found < AMPERE and case.dtype == "bfloat16":
+            fact = f"Triton has no bfloat16 below compute capability {_dotted(AMPERE)}, {has}"
+            keys = (case.key("precision"), key, case.place)
+            yield Problem(fact, keys, "choose precision=fp16 or compile=none", BF16_EVIDENCE)
+
+
+def _own_problems(case: Case) -> Iterator[Problem]:
+    for group, step in case.cell.recipe.steps:
+        for fact in step.problems(case.cell.site):
+            keys = (case.key(group), f"model={case.cell.recipe.model.name}")
+            yield Problem(fact, keys, f"choose another {group}")
+
+
+def _notes(case: Case) -> Iterator[str]:
+    model = case.cell.recipe.model
+    if not model.pinned:
+        yield f"model={model.name}: revision {model.revision or 'main'} is not pinned to a commit"
+    if case.hardware.device == "cpu":
+        for group, step in case.cell.recipe.steps:
+            if Trait.CUDA_GRAPHS in step.traits:
+                yield f"{case.key(group)}: there are no CUDA graphs on the CPU; it compiles and claims no more"
+    elif case.dtype == "bfloat16" and (case.hardware.compute_capability or AMPERE) < AMPERE:
+        yield f"{case.key('precision')}: {case.hardware.name} emulates bfloat16"
+    if case.holders(Trait.QUANTIZES) and not case.holders(Trait.COMPILES):
+        yield f"{case.key('quant')}: without compile, quantizing mostly costs time at each call instead of saving it"
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return f"{capability[0]}.{capability[1]}"
+

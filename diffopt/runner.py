@@ -1,0 +1,253 @@
+"""Runs cells: one worker process each, a row for whatever becomes of it. Never imports torch."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import yaml
+
+from diffopt import hardware, packages
+from diffopt.cell import Cell
+from diffopt.child import Stop, Verdict, run_child
+from diffopt.environment import Environment, Git, environment, git_state
+from diffopt.errors import Interrupted
+from diffopt.hardware import Gpu
+from diffopt.labels import labels, one_line
+from diffopt.launch import Launch, default_launch
+from diffopt.plan import Plan, make_plan
+from diffopt.progress import (
+    CellFinished,
+    CellStarted,
+    Event,
+    Listener,
+    StageStarted,
+    SweepFinished,
+    SweepStarted,
+    silent,
+)
+from diffopt.result import Artifacts, Outcome, Result, Stage, write_text
+from diffopt.study import Study
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Request(Protocol):
+    """What is to be run: a cell, and the option names that led to it."""
+
+    @property
+    def cell(self) -> Cell: ...
+    @property
+    def choices(self) -> Mapping[str, str]: ...
+
+
+@dataclass(frozen=True)
+class _One:
+    cell: Cell
+    choices: Mapping[str, str]
+
+
+def run_one(
+    cell: Cell,
+    *,
+    study: str | Path | Study | None = None,
+    launch: Launch | None = None,
+    choices: Mapping[str, str] | None = None,
+    listener: Listener = silent,
+) -> Result:
+    """Measure one cell and keep its row, whatever becomes of it; see :func:`run_all`.
+
+    Args:
+        study: name, directory or Study that keeps it; a fresh one without.
+    """
+    (result,) = run_all([_One(cell, choices or {})], study, launch, listener)
+    return result
+
+
+def run_all(
+    requests: Sequence[Request],
+    study: str | Path | Study | None = None,
+    launch: Launch | None = None,
+    listener: Listener = silent,
+) -> list[Result]:
+    """Measure each distinct cell once, skip those whose row the study keeps, and return the rows in the order asked.
+
+    Cells for GPUs run first, one at a time on each GPU that fits; cells for the CPU run alone after them, because
+    a busy host is what they measure.
+
+    Args:
+        study: name, directory or Study; continued where it stopped. None makes a fresh one.
+        launch: deadlines; None takes the shipped ``launch=local``.
+        listener: called with the events of progress.py, one at a time.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM came. The rows so far, those of the interrupted cells among them, are kept.
+        UsageError: the study cannot be used.
+    """
+    if launch is None:
+        from diffopt.compose import shipped_conf
+
+        launch = default_launch(shipped_conf())
+    if not isinstance(study, Study):
+        study = Study.fresh() if study is None else Study.create(study)
+    distinct = list({request.cell.id: request for request in requests}.values())
+    with _stopping() as stop:
+        sweep = _Sweep(study, launch, listener, stop, names=_names(distinct))
+        sweep.run(distinct)
+    if stop.signal is not None:
+        raise Interrupted(stop.signal)
+    return [sweep.rows[request.cell.id] for request in requests]
+
+
+def _names(requests: Sequence[Request]) -> dict[str, str]:
+    """What the progress calls each cell: what tells it from the others; its id when there is nothing to tell."""
+    points = [(request.choices, request.cell.model_dump(mode="json")) for request in requests]
+    return {r.cell.id: one_line(words) or r.cell.id for r, words in zip(requests, labels(points), strict=True)}
+
+
+@contextmanager
+def _stopping() -> Iterator[Stop]:
+    """Signals become a request to stop while this lasts. Only the main thread can take them; others never stop."""
+    stop = Stop()
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.signal(number, stop) for number in SIGNALS} if main else {}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        stop.close()
+
+
+@dataclass
+class _Sweep:
+    """The state of one :func:`run_all`."""
+
+    study: Study
+    launch: Launch
+    listener: Listener
+    stop: Stop
+    names: Mapping[str, str]
+    git: Git | None = field(default_factory=git_state)
+    rows: dict[str, Result] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def run(self, requests: Sequence[Request]) -> None:
+        self.tell(SweepStarted(len(requests)))
+        fitting = {request.cell.id: _gpus(request.cell) for request in requests}
+        gpus = {gpu.uuid: gpu for found in fitting.values() for gpu in found}
+        waiting = [request for request in requests if fitting[request.cell.id]]
+
+        def lane(gpu: Gpu) -> None:
+            while (request := self._take(waiting, fitting, gpu)) is not None:
+                self.one(request, gpu)
+
+        if gpus:
+            with ThreadPoolExecutor(max_workers=len(gpus)) as pool:
+                list(pool.map(lane, gpus.values()))
+        for request in requests:
+            if not fitting[request.cell.id] and self.stop.signal is None:
+                self.one(request, None)
+        done = tuple(self.rows[r.cell.id] for r in requests if r.cell.id in self.rows)
+        self.tell(SweepFinished(done, asked=len(requests)))
+
+    def _take(self, waiting: list[Request], fitting: Mapping[str, Sequence[Gpu]], gpu: Gpu) -> Request | None:
+        """The next cell that fits the GPU; None when there is none, or when the sweep is to stop."""
+        with self.lock:
+            if self.stop.signal is not None:
+                return None
+            index = next((i for i, request in enumerate(waiting) if gpu in fitting[request.cell.id]), None)
+            return None if index is None else waiting.pop(index)
+
+    def one(self, request: Request, gpu: Gpu | None) -> None:
+        """Take one cell to its row."""
+        cell = request.cell
+        where = environment(cell.recipe.hardware.device, gpu=gpu.uuid if gpu else None, git=self.git)
+        plan = make_plan(cell, request.choices)
+        kept = self.study.kept(cell.id, where.id)
+        if kept is not None and (kept.status != "refused" or plan.problems):
+            self.finish(kept, kept=True)
+            return
+        folder = self.study.folder(cell.id, where.id)
+        _prepare(folder, cell)
+        refusal = _refusal(plan)
+        if refusal is not None:
+            self.keep(request, where, refusal)
+            return
+        self.tell(CellStarted(cell.id, self.names[cell.id]))
+
+        def on_stage(stage: Stage) -> None:
+            self.tell(StageStarted(cell.id, stage))
+
+        verdict = run_child(folder, self.launch, self.stop, gpu=gpu.uuid if gpu else None, on_stage=on_stage)
+        (folder / "outcome.json").unlink(missing_ok=True)
+        self.keep(request, where, verdict)
+
+    def keep(self, request: Request, where: Environment, verdict: Verdict) -> None:
+        """Write the row of a cell that was tried, or refused."""
+        cell, outcome = request.cell, verdict.outcome
+        said = outcome or Outcome(status="error", stage=verdict.stage)
+        if said.device is not None:
+            where = where.model_copy(update={"device": said.device})
+        folder = self.study.folder(cell.id, where.id)
+        log = "log.txt" if (folder / "log.txt").exists() else None
+        result = Result(
+            cell_id=cell.id,
+            env_id=where.id,
+            recipe_id=cell.recipe.id,
+            status=verdict.status,
+            stage=verdict.stage,
+            reason=verdict.reason,
+            valid=said.valid,
+            choices=dict(request.choices),
+            cell=cell.model_dump(mode="json"),
+            effects=said.effects,
+            metrics=said.metrics,
+            environment=where,
+            artifacts=Artifacts(log=log, pictures=said.pictures),
+        )
+        self.study.keep(result)
+        self.finish(result)
+
+    def finish(self, result: Result, *, kept: bool = False) -> None:
+        self.rows[result.cell_id] = result
+        self.tell(CellFinished(result, self.names[result.cell_id], kept=kept))
+
+    def tell(self, event: Event) -> None:
+        with self.lock:
+            self.listener(event)
+
+
+def _gpus(cell: Cell) -> Sequence[Gpu]:
+    return hardware.matching(cell.recipe.hardware) if cell.recipe.hardware.device == "cuda" else ()
+
+
+def _refusal(plan: Plan) -> Verdict | None:
+    """Why a cell cannot run here, as far as it can be known without a worker.
+
+    The stage tells what to make of it: ``plan`` is final; ``load`` is for want of a device or a package, and the cell
+    is tried again the next time.
+    """
+    if plan.problems:
+        return Verdict("refused", "plan", "\n".join(problem.text for problem in plan.problems))
+    absent = hardware.check_declared(plan.cell.recipe.hardware)
+    if absent is not None:
+        return Verdict("refused", "load", absent)
+    lacking = packages.missing(text for _, step in plan.steps for text in step.requires().packages)
+    return Verdict("refused", "load", packages.how_to_install(lacking)) if lacking else None
+
+
+def _prepare(folder: Path, cell: Cell) -> None:
+    """The folder of a row, with the cell in it and nothing of an earlier try."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for pattern in ("result.json", "outcome.json", "log.txt", "*.png", ".*.tmp"):
+        for stale in folder.glob(pattern):
+            stale.unlink()
+    data = cell.model_dump(mode="json")
+    write_text(folder / "cell.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=True))

@@ -1,0 +1,105 @@
+"""What the verbs print: rich tables on a terminal, plain aligned lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from diffopt.environment import Device, Environment
+from diffopt.labels import labels, one_line
+from diffopt.listing import Row
+from diffopt.plan import Plan
+from diffopt.result import Result
+from diffopt.study import Study
+
+
+def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset()) -> None:
+    """A table to stdout. ``right`` tells which columns are figures."""
+    if not sys.stdout.isatty():
+        print(aligned([headers, *rows]))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, header in enumerate(headers):
+        table.add_column(header, justify="right" if index in right else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Columns padded to their widest cell; the last one is left as it is."""
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def one_plan(plan: Plan, choices: Mapping[str, str]) -> str:
+    """One cell in full: its steps in order, the notes, and every reason against it."""
+    workload = plan.cell.workload
+    lines = [
+        f"cell {plan.cell.id}, recipe {plan.cell.recipe.id}: {plan.status}",
+        f"model {plan.cell.recipe.model.name} on {plan.cell.recipe.hardware.name}, {workload.task}, "
+        f"{workload.batch_size} x {workload.width}x{workload.height}, {workload.steps} steps",
+        "steps, in the order they touch the pipeline:",
+    ]
+    for step in plan.steps:
+        order, (group, chosen) = step[1].order.name.lower(), step
+        lines.append(f"  {order:10} {group}={choices.get(group, chosen.kind)}")
+    lines += [f"note: {note}" for note in plan.notes]
+    lines += [f"refused: {reason}" for reason in plan.reasons]
+    return "\n".join(lines)
+
+
+def many_plans(plans: Sequence[Plan], choices: Sequence[Mapping[str, str]]) -> str:
+    """One line per cell, every reason of a refused one below it, and the count."""
+    names = labels([(chosen, plan.cell.model_dump(mode="json")) for plan, chosen in zip(plans, choices, strict=True)])
+    lines = []
+    for plan, name in zip(plans, names, strict=True):
+        lines.append(f"{plan.cell.id}  {plan.status:7}  {one_line(name)}")
+        lines += [f"    {reason}" for reason in plan.reasons]
+    for note in dict.fromkeys(note for plan in plans for note in plan.notes):
+        lines.append(f"note: {note}")
+    counts = Counter(plan.status for plan in plans)
+    lines.append(f"{len(plans)} cells: {counts['ok']} ok, {counts['refused']} refused")
+    return "\n".join(lines)
+
+
+def print_groups(groups: Sequence[tuple[str, Sequence[str]]]) -> None:
+    print_table(("group", "options"), [(group, ", ".join(options)) for group, options in groups])
+
+
+def print_options(group: str, rows: Sequence[Row]) -> None:
+    shown = [(row.option, row.says, row.needs, row.here) for row in rows]
+    print_table((group, "what it does", "needs", "works here"), shown)
+
+
+def print_environment(
+    here: Environment, gpus: Sequence[Device], options: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Versions, devices, and which options can work here, with the reason where one cannot."""
+    rows = [*here.versions.items(), ("cpu", f"{here.cpu.model}, {here.cpu.cores} cores")]
+    for gpu in gpus:
+        driver = f", driver {gpu.gpu.driver}" if gpu.gpu else ""
+        rows.append(("gpu", f"{gpu.name}, {(gpu.memory_bytes or 0) / 1024**3:.0f} GiB{driver}"))
+    if not gpus:
+        rows.append(("gpu", "none that NVML knows of"))
+    print(aligned(rows), end="\n\n")
+    lines = [(f"{group}={option}", says) for group, chosen in options.items() for option, says in chosen.items()]
+    print_table(("option", "works here"), lines)
+
+
+def print_whereabouts(study: Study, results: Sequence[Result]) -> None:
+    """Where the rows and the pictures of a run are."""
+    print(f"\nstudy {study.name}: {study.path}")
+    for result in results:
+        folder = study.folder(result.cell_id, result.env_id)
+        if result.artifacts.pictures:
+            print(f"  {result.cell_id}  {folder / result.artifacts.pictures[0]}")
+        elif result.artifacts.log:
+            print(f"  {result.cell_id}  {folder / result.artifacts.log}")

@@ -1,0 +1,81 @@
+"""Which Linears a quantizing step takes, and the proof that it took them.
+
+A Linear is chosen when its path contains none of the words in ``skip``, both its sizes are at least ``min_features``
+and multiples of 16 (the kernels' tiles), and its inputs divide into groups where the scheme has groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from diffopt.components import Component, modules
+from diffopt.errors import NoEffect
+from diffopt.step import Effect, Site
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+    from torch import nn
+
+
+class Selection(Protocol):
+    """The fields that every scheme has."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def components(self) -> tuple[Component, ...]: ...
+    @property
+    def min_features(self) -> int: ...
+    @property
+    def skip(self) -> tuple[str, ...]: ...
+
+
+def quantize(step: Selection, pipe: DiffusionPipeline, site: Site, config: Any, *, multiple: int = 16) -> None:
+    """Quantize the chosen Linears in place with one of torchao's configs; inputs come in ``multiple``s."""
+    from torchao.quantization import quantize_
+
+    for module in modules(pipe, site, step.components, "quant.components").values():
+        quantize_(module, config, filter_fn=_chooser(step, multiple))
+
+
+def proof(
+    step: Selection,
+    pipe: DiffusionPipeline,
+    site: Site,
+    quantized: Callable[[torch.Tensor], bool],
+    *,
+    multiple: int = 16,
+) -> Effect:
+    """Count the weights that ``quantized`` recognises. Raises NoEffect unless it does all chosen ones, at least one
+    in each component."""
+    from torch import nn
+
+    chosen = _chooser(step, multiple)
+    numbers: dict[str, int | float | str] = {}
+    counts: list[str] = []
+    for name, module in modules(pipe, site, step.components, "quant.components").items():
+        linears = [(path, part) for path, part in module.named_modules() if isinstance(part, nn.Linear)]
+        wanted = [part for path, part in linears if chosen(part, path)]
+        done = sum(quantized(part.weight) for part in wanted)
+        if not done or done < len(wanted):
+            raise NoEffect(f"quant={step.kind}: {done} of {len(wanted)} chosen Linears of {name} are quantized")
+        numbers[name], numbers[f"{name}_plain"] = done, len(linears) - done
+        counts.append(f"{done} of {len(linears)} Linears of {name}")
+    return Effect(f"{', '.join(counts)} are {step.kind}", numbers)
+
+
+def _chooser(step: Selection, multiple: int) -> Callable[[nn.Module, str], bool]:
+    """torchao's ``filter_fn``: module and path to whether it is chosen."""
+    from torch import nn
+
+    def chosen(module: nn.Module, path: str) -> bool:
+        if not isinstance(module, nn.Linear) or any(word in path for word in step.skip):
+            return False
+        sizes = (module.in_features, module.out_features)
+        if min(sizes) < step.min_features or any(size % 16 for size in sizes):
+            return False
+        return module.in_features % multiple == 0
+
+    return chosen

@@ -1,0 +1,200 @@
+"""The child process that builds and measures one cell: ``python -m diffopt.worker CELL OUTCOME --progress-fd N``.
+
+It writes the stage it enters to the progress descriptor, one JSON object a line, and ends by writing its outcome.
+Whatever it prints goes to the row's log. When the process that started it dies, it ends its whole process group.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from diffopt import packages
+from diffopt.build import build, verify
+from diffopt.cell import Cell
+from diffopt.environment import Device, gpu_device
+from diffopt.errors import Refusal
+from diffopt.failure import describe, status_of
+from diffopt.peak_memory import peak_meter
+from diffopt.pictures import save_pictures
+from diffopt.plan import Plan, make_plan
+from diffopt.result import Metrics, Outcome, PeakMemory, Stage, StepEffect, write_json
+
+if TYPE_CHECKING:
+    from diffopt.measure import Meter
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Work on one cell and leave; never returns to the caller."""
+    parser = argparse.ArgumentParser(prog="python -m diffopt.worker", description="Measure one cell.")
+    parser.add_argument("cell", type=Path)
+    parser.add_argument("outcome", type=Path)
+    parser.add_argument("--progress-fd", type=int, required=True)
+    parser.add_argument("--gpu", help="NVML uuid of the only GPU that is visible")
+    options = parser.parse_args(arguments)
+    os.set_inheritable(options.progress_fd, False)  # a process of ours that outlives us must not keep it open
+    if os.getpgrp() != os.getpid():
+        os.setsid()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def report(stage: Stage) -> None:
+        os.write(options.progress_fd, json.dumps({"stage": stage}).encode() + b"\n")
+
+    outcome = Work(options.cell, options.outcome.parent, report=report, gpu=options.gpu).outcome()
+    write_json(options.outcome, outcome.model_dump(mode="json"))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # all is said; taking torch apart takes seconds, and a crash in it would say nothing of the cell
+
+
+def _end_with_parent() -> None:
+    """Standard input is a pipe that only the parent holds; it ends when the parent does, however that comes about."""
+    while os.read(0, 4096):
+        continue
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+class Work:
+    """One cell's way through the stages. What has been learned so far becomes the outcome wherever the way ends."""
+
+    def __init__(self, cell_file: Path, folder: Path, *, report: Callable[[Stage], None], gpu: str | None) -> None:
+        self._cell_file, self._folder, self._report, self._gpu = cell_file, folder, report, gpu
+        self._stage: Stage = "load"  # the parent knows that it begins with this one
+        self._peak: Callable[[], int | None] = lambda: None
+        self._metrics: dict[str, Any] = {}
+        self._effects: tuple[StepEffect, ...] = ()
+        self._complaints: list[str] = []
+        self._pictures: tuple[str, ...] = ()
+        self._device: Device | None = None
+
+    def outcome(self) -> Outcome:
+        """Do the work. Every exception becomes an outcome, its traceback a part of the log."""
+        try:
+            self._run()
+        except Exception as error:  # the border of the process: beyond it there are only rows
+            traceback.print_exc()
+            self._note_peak()
+            return self._outcome(status_of(error), describe(error))
+        return self._outcome("ok", "; ".join(self._complaints) or None)
+
+    def _run(self) -> None:
+        plan = _plan(self._cell_file)
+        _import_libraries(plan.cell)
+        _check_device(plan.cell)
+        self._peak = peak_meter(plan.cell.recipe.hardware.device).peak
+        begin = time.perf_counter()
+        pipe = build(plan, on_stage=self._enter)
+        self._metrics["load_s"] = time.perf_counter() - begin
+
+        from diffopt.measure import Meter
+
+        meter = Meter(pipe, plan.cell)
+        self._peak = meter.memory.peak
+        self._call_first(meter)
+        self._warm_up(meter, plan.cell.measure.warmup)
+        self._effects = verify(plan, pipe)
+        self._measure(meter, plan.cell)
+
+    def _call_first(self, meter: Meter) -> None:
+        self._enter("compile")
+        meter.memory.reset()
+        self._metrics["first_call_s"] = meter.call().latency
+        self._note_peak()
+
+    def _warm_up(self, meter: Meter, calls: int) -> None:
+        self._enter("warmup")
+        meter.memory.reset()
+        self._metrics["warmup_s"] = sum(meter.call().latency for _ in range(calls))
+
+    def _measure(self, meter: Meter, cell: Cell) -> None:
+        from diffopt import measure
+
+        self._enter("measure")
+        meter.memory.reset()
+        samples = meter.samples()
+        if self._gpu is not None:
+            self._device = gpu_device(self._gpu)  # at once, while the clocks are those of the samples
+        self._note_peak()
+        latency = measure.latency(samples)
+        self._metrics |= {
+            "latency_s": latency,
+            "stages": measure.stage_speeds(samples),
+            "images_per_second": cell.workload.batch_size / latency.median,
+            "split_s": measure.split(samples),
+        }
+        self._pictures = save_pictures(meter.pictures, self._folder, cell.id, cell.workload.seed)
+        self._complaints = meter.complaints(samples)
+
+    def _enter(self, stage: Stage) -> None:
+        if stage != self._stage:
+            self._stage = stage
+            self._report(stage)
+
+    def _note_peak(self) -> None:
+        known = self._metrics.get("peak_memory_bytes", PeakMemory())
+        key = "steady" if self._stage in ("warmup", "measure", "quality") else "first_call"
+        self._metrics["peak_memory_bytes"] = known.model_copy(update={key: self._peak()})
+
+    def _outcome(self, status: Any, reason: str | None) -> Outcome:
+        return Outcome(
+            status=status,
+            stage=self._stage,
+            reason=reason,
+            valid=status == "ok" and not self._complaints,
+            effects=self._effects,
+            metrics=Metrics(**self._metrics),
+            pictures=self._pictures,
+            device=self._device,
+        )
+
+
+def _plan(cell_file: Path) -> Plan:
+    """Plan the cell anew from what is written: the worker trusts nothing that was checked in another process."""
+    data = yaml.safe_load(cell_file.read_text(encoding="utf-8"))
+    plan = make_plan(Cell.model_validate_json(json.dumps(data)))
+    if plan.problems:
+        raise Refusal("\n".join(problem.text for problem in plan.problems))
+    lacking = packages.missing(text for _, step in plan.steps for text in step.requires().packages)
+    if lacking:
+        raise Refusal(packages.how_to_install(lacking))
+    return plan
+
+
+def _import_libraries(cell: Cell) -> None:
+    """Import what every cell of this pipeline needs, before the clock of ``load_s`` starts."""
+    import diffusers
+
+    getattr(diffusers, getattr(cell.recipe.model.pipelines, cell.workload.task))
+
+
+def _check_device(cell: Cell) -> None:
+    """What torch sees must be what the recipe declares; NVML said so before, but torch may be built without CUDA."""
+    import torch
+
+    hardware = cell.recipe.hardware
+    if hardware.device == "cpu":
+        return
+    if not torch.cuda.is_available():
+        raise Refusal(f"hardware={hardware.name}: PyTorch {torch.__version__} sees no CUDA device here")
+    found = torch.cuda.get_device_capability()
+    if hardware.compute_capability not in (None, found):
+        name = torch.cuda.get_device_name()
+        raise Refusal(
+            f"hardware={hardware.name} has compute capability {hardware.compute_capability}, "
+            f"PyTorch runs on {name} with {found}"
+        )
+
+
+if __name__ == "__main__":
+    main()
