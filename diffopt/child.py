@@ -103,7 +103,8 @@ def run_child(
 
 
 def _command(folder: Path, progress: int, gpu: str | None) -> list[str]:
-    # -P: a file in the user's directory must not stand in for a library; -X: a crash leaves its Python frames in the log
+    # -P: a file in the user's directory must not stand in for a library
+    # -X: a crash leaves its Python frames in the log
     command = [sys.executable, "-P", "-X", "faulthandler", "-m", "diffopt.worker"]
     command += [str(folder / "cell.yaml"), str(folder / "outcome.json"), "--progress-fd", str(progress)]
     return command + (["--gpu", gpu] if gpu else [])

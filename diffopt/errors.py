@@ -1,10 +1,10 @@
 """The exceptions of diffopt, all of them:
 
-    DiffoptError
-    ├── UsageError   a mistake of the user's: one paragraph that says what, where and what instead; exit code 2
-    ├── Refusal      this cell cannot run here, known before or while it is built; the row is ``refused``
-    ├── NoEffect     a step left no trace on the pipeline; the cell fails with the step's name
-    └── Interrupted  a signal ended a sweep
+DiffoptError
+├── UsageError   a mistake of the user's: one paragraph that says what, where and what instead; exit code 2
+├── Refusal      this cell cannot run here, known before or while it is built; the row is ``refused``
+├── NoEffect     a step left no trace on the pipeline; the cell fails with the step's name
+└── Interrupted  a signal ended a sweep
 """
 
 from __future__ import annotations
@@ -30,5 +30,7 @@ class Interrupted(DiffoptError):
     """A signal ended a sweep; its rows so far are kept. A command exits with ``128 + signal``, as shells do."""
 
     def __init__(self, signal: int) -> None:
-        super().__init__("interrupted; the rows so far are kept, and the same command with the same study=NAME goes on from there")
+        super().__init__(
+            "interrupted; the rows so far are kept, and the same command with the same study=NAME goes on from there"
+        )
         self.signal = signal

@@ -24,15 +24,15 @@ def load_pipeline(model: Model, task: str, *, device: str, dtype: Mapping[str, t
     only, and the memory step places them; random ones are drawn on ``device``. No code of a model is ever run.
     Raises Refusal when the weights cannot be had.
     """
-    name = getattr(model.pipelines, task)
+    cls = _pipeline_class(getattr(model.pipelines, task))
     if model.weights == "random":
         from diffopt.random_weights import random_pipeline
 
         folder = model_folder(model)
         assert folder is not None, "random weights are always described by files here"
-        pipe = random_pipeline(folder, name, device=device, dtype=dtype)
+        pipe = random_pipeline(folder, cls, device=device, dtype=dtype)
     else:
-        pipe = _pretrained(model, _pipeline_class(name), dtype)
+        pipe = _pretrained(model, cls, dtype)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -90,8 +90,8 @@ def _why_not_loaded(model: Model, error: BaseException) -> str:
         )
     if any("variant" in str(cause) for cause in causes):
         return f"{source} has no files of the variant {model.variant}; check model.variant, or set it to null"
-    if any_is(errors.OfflineModeIsEnabled) or any_is(errors.LocalEntryNotFoundError):
-        return (
+    if any_is(errors.LocalEntryNotFoundError) or any("not fully cached" in str(cause) for cause in causes):
+        return (  # offline, no network, or the hub is down
             f"{source} is not in this machine's cache and the hub cannot be reached; model.weights=random measures the "
             "same architecture without a download where it is built in"
         )

@@ -13,10 +13,7 @@ from diffopt.labels import flatten
 
 def to_yaml(cell: Cell, choices: Mapping[str, str]) -> str:
     """The resolved cell with the choices that led to it. ``read_lock`` gives the same ids back."""
-    header = (
-        f"# diffopt recipe {cell.recipe.id}, cell {cell.id}\n"
-        f"# Read it back with: diffopt run --recipe THIS_FILE\n"
-    )
+    header = f"# diffopt recipe {cell.recipe.id}, cell {cell.id}\n# Read it back with: diffopt run --recipe THIS_FILE\n"
     if not cell.recipe.model.pinned:
         header += f"# model.revision={cell.recipe.model.revision}: not pinned to a commit, its weights may change\n"
     data = cell.model_dump(mode="json")
@@ -29,4 +26,3 @@ def changes(before: Cell, after: Cell) -> list[tuple[str, Any, Any]]:
     old, new = (dict(flatten(cell.model_dump(mode="json"))) for cell in (before, after))
     keys = list(dict.fromkeys((*old, *new)))
     return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]
-

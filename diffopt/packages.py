@@ -16,15 +16,16 @@ def installed(name: str) -> str | None:
         return None
 
 
-def missing(requirements: Iterable[str]) -> list[str]:
-    """Those of the PEP 508 requirements that this environment does not meet."""
-    unmet = []
-    for text in requirements:
-        requirement = Requirement(text)
-        found = installed(requirement.name)
-        if found is None or not requirement.specifier.contains(found, prereleases=True):
-            unmet.append(text)
-    return unmet
+def missing(requirements: Iterable[str]) -> tuple[str, ...]:
+    """Those of the PEP 508 requirements that this environment does not meet, in their order, each once."""
+    return tuple(dict.fromkeys(text for text in requirements if not _met(Requirement(text))))
+
+
+def _met(requirement: Requirement) -> bool:
+    if requirement.marker is not None and not requirement.marker.evaluate():
+        return True  # not for this platform
+    found = installed(requirement.name)
+    return found is not None and requirement.specifier.contains(found, prereleases=True)
 
 
 def how_to_install(requirements: Iterable[str]) -> str:

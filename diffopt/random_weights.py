@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
+import tempfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,15 +25,14 @@ if TYPE_CHECKING:
 
 
 def random_pipeline(
-    folder: Path, pipeline_class: str, *, device: str, dtype: Mapping[str, torch.dtype], seed: int = 0
+    folder: Path, pipeline_class: Any, *, device: str, dtype: Mapping[str, torch.dtype], seed: int = 0
 ) -> DiffusionPipeline:
     """The pipeline that ``folder`` (Hugging Face layout, weights not needed) describes, with random weights.
 
+    ``pipeline_class`` is a class of diffusers that takes the components listed in the folder's model_index.json.
     ``dtype`` maps component names, and ``default``, to what they are stored in. Values are drawn in float32 and then
     rounded, so the same seed gives the same weights in every dtype; CPU and GPU draw different ones.
     """
-    import diffusers
-
     index = json.loads((folder / "model_index.json").read_text())
     arguments: dict[str, Any] = {}
     for name, value in index.items():
@@ -44,7 +45,8 @@ def random_pipeline(
         else:
             arguments[name] = value
     arguments |= dict.fromkeys(LEFT_OUT & index.keys())
-    return getattr(diffusers, pipeline_class)(**arguments)
+    pipe: DiffusionPipeline = pipeline_class(**arguments)
+    return pipe
 
 
 def _component(folder: Path, library: str, class_name: str, device: str, dtype: torch.dtype, seed: int) -> Any:
@@ -116,18 +118,27 @@ def _draw(value: torch.Tensor, owner: nn.Module, name: str, generator: torch.Gen
         value.normal_(std=value[0].numel() ** -0.5, generator=generator)
 
 
-def save_random(configs: Path, target: Path, *, pipeline_class: str = "StableDiffusionPipeline") -> None:
-    """Write a complete pipeline with random weights in float16 into ``target``, described by the configs alone.
+def save_random(configs: Path, target: Path) -> None:
+    """Write a complete Stable Diffusion pipeline with random float16 weights into ``target``.
 
-    Weights and tokenizers that lie beside the configs are not read, so the result depends on nothing else.
+    Only the configs in ``configs`` are read, not the weights and tokenizers that lie beside them, so the result
+    depends on nothing else.
     """
-    import shutil
-    import tempfile
-
     import torch
+    from diffusers import StableDiffusionPipeline
 
     with tempfile.TemporaryDirectory() as scratch:
         bare = Path(scratch) / "configs"
-        shutil.copytree(configs, bare, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer.json", "*.txt"))
-        pipe = random_pipeline(bare, pipeline_class, device="cpu", dtype={"default": torch.float16})
+        shutil.copytree(configs, bare, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer.json"))
+        pipe = random_pipeline(bare, StableDiffusionPipeline, device="cpu", dtype={"default": torch.float16})
         pipe.save_pretrained(target, safe_serialization=True)
+    _load_as_float32(target / "text_encoder" / "config.json")
+
+
+def _load_as_float32(config: Path) -> None:
+    """By default diffusers loads its models in float32, but transformers loads its own in the config's dtype.
+
+    float16 there would give a pipeline of mixed dtypes, which cannot run.
+    """
+    data = json.loads(config.read_text())
+    config.write_text(json.dumps({**data, "dtype": "float32"}, indent=2, sort_keys=True) + "\n")

@@ -94,7 +94,10 @@ class Resolver:
 
     def request(self, composed: Composed) -> Request:
         data = composed.data
-        recipe = {group: data[group] for group in STEP_GROUPS}
+        for section in ("model", "hardware", "workload", "measure"):
+            if not isinstance(data.get(section), dict):
+                raise UsageError(f"'{section}' is missing, or is not a mapping of keys to values.")
+        recipe = {group: data[group] for group in STEP_GROUPS if group in data}
         recipe["model"] = self._model(data["model"])
         recipe["hardware"] = self._hardware(data["hardware"])
         workload = _workload(data["workload"], recipe["model"])
@@ -107,15 +110,7 @@ class Resolver:
     def _model(self, data: dict[str, Any]) -> dict[str, Any]:
         key = json.dumps(data, sort_keys=True)
         if key not in self._models:
-            resolved = model_files.resolve_model(data, Path.cwd())
-            promised = data.get("content")
-            if promised is not None and promised != resolved["content"]:
-                raise UsageError(
-                    f"The files of model {data['name']} are not those of the recipe: it was written for content "
-                    f"{promised[:12]}, {data.get('path') or 'the package'} has {str(resolved['content'])[:12]}. "
-                    f"Compose the recipe again if that is meant."
-                )
-            self._models[key] = resolved
+            self._models[key] = model_files.resolve_model(data, Path.cwd())
         return self._models[key]
 
     def _hardware(self, data: dict[str, Any]) -> dict[str, Any]:

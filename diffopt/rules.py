@@ -202,4 +202,3 @@ def _notes(case: Case) -> Iterator[str]:
 
 def _dotted(capability: tuple[int, int]) -> str:
     return f"{capability[0]}.{capability[1]}"
-

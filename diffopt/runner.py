@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import yaml
-
-from diffopt import hardware, packages
+from diffopt import hardware, lock, packages
 from diffopt.cell import Cell
 from diffopt.child import Stop, Verdict, run_child
 from diffopt.environment import Environment, Git, environment, git_state
@@ -175,7 +173,7 @@ class _Sweep:
             self.finish(kept, kept=True)
             return
         folder = self.study.folder(cell.id, where.id)
-        _prepare(folder, cell)
+        _prepare(folder, request)
         refusal = _refusal(plan)
         if refusal is not None:
             self.keep(request, where, refusal)
@@ -243,11 +241,10 @@ def _refusal(plan: Plan) -> Verdict | None:
     return Verdict("refused", "load", packages.how_to_install(lacking)) if lacking else None
 
 
-def _prepare(folder: Path, cell: Cell) -> None:
-    """The folder of a row, with the cell in it and nothing of an earlier try."""
+def _prepare(folder: Path, request: Request) -> None:
+    """The folder of a row, with the cell in it, as ``show`` prints it, and nothing of an earlier try."""
     folder.mkdir(parents=True, exist_ok=True)
     for pattern in ("result.json", "outcome.json", "log.txt", "*.png", ".*.tmp"):
         for stale in folder.glob(pattern):
             stale.unlink()
-    data = cell.model_dump(mode="json")
-    write_text(folder / "cell.yaml", yaml.safe_dump(data, sort_keys=False, allow_unicode=True))
+    write_text(folder / "cell.yaml", lock.to_yaml(request.cell, request.choices))

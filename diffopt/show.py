@@ -79,9 +79,7 @@ def print_options(group: str, rows: Sequence[Row]) -> None:
     print_table((group, "what it does", "needs", "works here"), shown)
 
 
-def print_environment(
-    here: Environment, gpus: Sequence[Device], options: Mapping[str, Mapping[str, str]]
-) -> None:
+def print_environment(here: Environment, gpus: Sequence[Device], options: Mapping[str, Mapping[str, str]]) -> None:
     """Versions, devices, and which options can work here, with the reason where one cannot."""
     rows = [*here.versions.items(), ("cpu", f"{here.cpu.model}, {here.cpu.cores} cores")]
     for gpu in gpus:

@@ -162,7 +162,8 @@ class Work:
 def _plan(cell_file: Path) -> Plan:
     """Plan the cell anew from what is written: the worker trusts nothing that was checked in another process."""
     data = yaml.safe_load(cell_file.read_text(encoding="utf-8"))
-    plan = make_plan(Cell.model_validate_json(json.dumps(data)))
+    choices = data.pop("choices")
+    plan = make_plan(Cell.model_validate_json(json.dumps(data)), choices)
     if plan.problems:
         raise Refusal("\n".join(problem.text for problem in plan.problems))
     lacking = packages.missing(text for _, step in plan.steps for text in step.requires().packages)

@@ -19,7 +19,11 @@ EVIL = {
     "package hydra, spaced": ("compile/evil.yaml", "#  @package   hydra.job_logging\nx: 1\n", "hydra.job_logging"),
     "package _global_ in a group": ("compile/evil.yaml", "# @package _global_\nkind: none\n", "_global_"),
     "@ in defaults": ("recipe/evil.yaml", "defaults: ['/compile@hydra.callbacks: none']\n", "not allowed"),
-    "@ in a defaults mapping": ("recipe/evil.yaml", "defaults: [{'/compile@hydra.job_logging': none}]\n", "not allowed"),
+    "@ in a defaults mapping": (
+        "recipe/evil.yaml",
+        "defaults: [{'/compile@hydra.job_logging': none}]\n",
+        "not allowed",
+    ),
     "foreign group in defaults": ("compile/evil.yaml", "defaults: [/quant/none]\n", "not allowed"),
     "override in an option": ("compile/evil.yaml", "defaults: [{override /quant: none}]\n", "not allowed"),
     "override hydra": ("recipe/evil.yaml", "defaults: [{override hydra/launcher: joblib}]\n", "not allowed"),

@@ -60,7 +60,7 @@ def machine(monkeypatch):
 
 
 def test_options_list_every_field():
-    expected = "auto cpu a100 h100 h200 v100 t4 l4 l40s rtx3090 rtx4090 b200".split()
+    expected = ["auto", "cpu", "a100", "h100", "h200", "v100", "t4", "l4", "l40s", "rtx3090", "rtx4090", "b200"]
     assert sorted(OPTIONS) == sorted(expected)
     for name, data in OPTIONS.items():
         assert data["name"] == name

@@ -75,7 +75,7 @@ def test_a_folder_that_vanished_is_a_refusal(tmp_path):
 
 def hub_error(kind):
     """The error that diffusers raises around one of the hub's own."""
-    outer = OSError("Cannot load model")
+    outer = OSError("Cannot load model: the model is not fully cached locally")
     outer.__cause__ = kind.__new__(kind, "from the hub")  # the real constructor wants an HTTP response
     return outer
 
@@ -87,6 +87,7 @@ def hub_error(kind):
         (hub_error(errors.RepositoryNotFoundError), "is not on the hub, or is private"),
         (hub_error(errors.RevisionNotFoundError), "no such revision"),
         (hub_error(errors.OfflineModeIsEnabled), "the hub cannot be reached"),
+        (hub_error(ConnectionError), "the hub cannot be reached"),
         (OSError("Could not find the necessary `safetensors` weights in {'a.bin'}"), "has no safetensors weights"),
         (ValueError("the `variant=fp16`, but no such modeling files are available"), "no files of the variant fp16"),
         (OSError("disk\nfull"), "cannot be loaded: disk full"),

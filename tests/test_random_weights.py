@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
 
 from diffopt.model_files import PACKAGED
 from diffopt.random_weights import fill, random_pipeline, save_random
@@ -47,7 +48,7 @@ def picture(pipe, prompt):
 
 def test_same_seed_same_weights_in_every_dtype(bare):
     first, again, other, half = (
-        weights(random_pipeline(bare, "StableDiffusionPipeline", device="cpu", dtype={"default": dtype}, seed=seed))
+        weights(random_pipeline(bare, StableDiffusionPipeline, device="cpu", dtype={"default": dtype}, seed=seed))
         for dtype, seed in [(torch.float32, 0), (torch.float32, 0), (torch.float32, 1), (torch.float16, 0)]
     )
     key = "unet.conv_in.weight"
@@ -58,7 +59,7 @@ def test_same_seed_same_weights_in_every_dtype(bare):
 
 def test_dtypes_per_component_and_no_training(bare):
     dtype = {"default": torch.bfloat16, "vae": torch.float32}
-    pipe = random_pipeline(bare, "StableDiffusionPipeline", device="cpu", dtype=dtype)
+    pipe = random_pipeline(bare, StableDiffusionPipeline, device="cpu", dtype=dtype)
     assert pipe.vae.dtype == torch.float32
     assert pipe.unet.dtype == pipe.text_encoder.dtype == torch.bfloat16
     assert not pipe.unet.training
@@ -67,7 +68,7 @@ def test_dtypes_per_component_and_no_training(bare):
 
 
 def test_every_matrix_has_an_effect_and_buffers_are_real(bare):
-    pipe = random_pipeline(bare, "StableDiffusionPipeline", device="cpu", dtype=FLOAT32)
+    pipe = random_pipeline(bare, StableDiffusionPipeline, device="cpu", dtype=FLOAT32)
     for name, value in weights(pipe).items():
         assert not value.is_meta, name
         assert value.ndim < 2 or value.std() > 0, name
@@ -85,7 +86,7 @@ def test_a_zero_initialised_layer_is_woken():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_pictures_vary_and_depend_on_the_prompt(bare, dtype):
-    pipe = random_pipeline(bare, "StableDiffusionPipeline", device="cpu", dtype={"default": dtype})
+    pipe = random_pipeline(bare, StableDiffusionPipeline, device="cpu", dtype={"default": dtype})
     circle, horse = picture(pipe, "a red circle"), picture(pipe, "a photo of a horse on mars")
     assert np.isfinite(circle).all()
     assert circle.std() > 0.1
@@ -93,7 +94,6 @@ def test_pictures_vary_and_depend_on_the_prompt(bare, dtype):
 
 
 def test_the_built_in_model_is_what_make_tiny_writes(tmp_path):
-    from diffusers import StableDiffusionPipeline
     from safetensors.torch import load_file
 
     save_random(TINY, tmp_path)

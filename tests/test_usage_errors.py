@@ -66,7 +66,9 @@ def test_an_empty_glob_is_a_mistake(cli: Cli) -> None:
     assert "matches no option" in err
 
 
-@pytest.mark.parametrize("prompt", ["a cat, a dog", "a cat (in oil)", "100% cat: [one], {two}", "say ${HOME}", "ein Kätzchen"])
+@pytest.mark.parametrize(
+    "prompt", ["a cat, a dog", "a cat (in oil)", "100% cat: [one], {two}", "say ${HOME}", "ein Kätzchen"]
+)
 def test_any_prompt_can_be_given_quoted_or_in_a_file(cli: Cli, tmp_path: Path, prompt: str) -> None:
     import yaml
 

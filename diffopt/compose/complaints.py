@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.types import Override, QuotedString
+
 from diffopt.suggest import did_you_mean
 
 QUOTING = (

@@ -32,6 +32,7 @@ from diffopt.compose.source import DataSource, read_data
 from diffopt.errors import UsageError
 
 PRIMARY = "config"
+OUTSIDE_THE_CELL = ("launch", "study")  # what a recipe file does not hold
 
 
 def shipped_conf() -> Path:
@@ -162,7 +163,8 @@ class Composer:
         named = {override.key_or_group for override in groups}
         if "recipe" in named:
             raise UsageError("recipe=NAME composes a recipe, --recipe FILE is one; give one of the two.")
-        data = {**composed.data, **{key: value for key, value in self._base.data.items() if key not in named}}
+        data = {key: composed.data[key] for key in (*OUTSIDE_THE_CELL, *named)}
+        data = {**self._base.data, **data}  # a group that the file lacks stays absent: the model knows if it may
         choices = {**composed.choices, **{g: o for g, o in self._base.choices.items() if g not in named}}
         return Composed(data, choices)
 

@@ -24,6 +24,7 @@ def answer(argv: Sequence[str], folders: Sequence[Path]) -> None:
     from hydra._internal.hydra import Hydra
     from hydra._internal.sources_registry import SourcesRegistry
     from hydra._internal.utils import get_args_parser
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.core.plugins import Plugins
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
@@ -49,6 +50,8 @@ def answer(argv: Sequence[str], folders: Sequence[Path]) -> None:
             hydra.shell_completion(config_name=PRIMARY, overrides=args.overrides)
     except (HydraException, OmegaConfBaseException, ValueError) as error:
         raise UsageError(" ".join(str(error).split("Config search path:")[0].split())) from error
+    finally:
+        GlobalHydra.instance().clear()
 
 
 def strip_verb(line: str, verbs: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ def read_data(path: Path, name: str) -> dict[str, Any]:
     return _read(str(path), name, (status.st_mtime_ns, status.st_size))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _read(path: str, name: str, _version: tuple[int, int]) -> dict[str, Any]:
     text = Path(path).read_text(encoding="utf-8")
     try:

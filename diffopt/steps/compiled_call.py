@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch._dynamo.output_graph import GraphCompileReason
 from torch._dynamo.utils import counters, graph_break_reasons
-from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from diffopt.errors import NoEffect

@@ -81,7 +81,7 @@ class Sampler(Step):
             raise Refusal(f"scheduler.{unknown[0]}: {self.class_name} has no such argument")
         choices = get_args(inspect.get_annotations(cls.__init__, eval_str=True).get("prediction_type"))
         if prediction is not None and choices and prediction not in choices:
-            raise Refusal(f"scheduler.class_name={self.class_name}: it cannot sample a model that predicts {prediction}")
+            raise Refusal(f"scheduler.class_name={self.class_name}: it cannot sample {prediction} prediction")
 
 
 def _free_of_syncs(scheduler: Any) -> None:

@@ -64,7 +64,7 @@ class DispatchAttnProcessor:
         )
         attended = attended.flatten(2).to(query.dtype)
 
-        out = attn.to_out[1](attn.to_out[0](attended))
+        out: torch.Tensor = attn.to_out[1](attn.to_out[0](attended))
         if is_picture:
             out = out.transpose(1, 2).reshape(residual.shape)
         if attn.residual_connection:

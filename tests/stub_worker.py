@@ -1,0 +1,101 @@
+"""Stands in for a worker, without torch: ``stub_worker.py FOLDER FD``. The cell's negative
+prompt says what becomes of it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import yaml
+
+folder, fd = Path(sys.argv[1]), int(sys.argv[2])
+os.set_inheritable(fd, False)
+
+
+def stage(name):
+    os.write(fd, json.dumps({"stage": name}).encode() + b"\n")
+
+
+def leave(outcome):
+    (folder / "outcome.json").write_text(outcome)
+
+
+def ok():
+    stage("optimize")
+    stage("measure")
+    (folder / "0.png").touch()
+    metrics = {"latency_s": {"samples": [1.0, 1.0], "median": 1.0, "q1": 1.0, "q3": 1.0}}
+    row = {"status": "ok", "stage": "measure", "valid": True, "metrics": metrics, "pictures": ["0.png"]}
+    leave(json.dumps(row))
+
+
+def error():
+    stage("warmup")
+    leave(json.dumps({"status": "error", "stage": "warmup", "reason": "no effect"}))
+
+
+def exit0():
+    stage("compile")
+
+
+def exit3():
+    print("the last line")
+    sys.exit(3)
+
+
+def sigkill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def sigsegv():
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def hang():
+    """Deaf to a polite request, with a process that must not be left behind."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    stage("compile")
+    child = subprocess.Popen(["sleep", "600"])
+    (folder / "pids").write_text(f"{os.getpid()} {child.pid}")
+    time.sleep(600)
+
+
+def garbage_report():
+    os.write(fd, b'{"stage": "lunch"}\n')
+    time.sleep(600)
+
+
+def flood():
+    while True:
+        os.write(fd, b"x" * 1024)
+
+
+def cut_report():
+    os.write(fd, b'{"stage": "comp')
+
+
+def garbage_outcome():
+    leave('{"status": "ok", "stage": 7')
+
+
+def lingering():
+    """Says all, but does not go."""
+    ok()
+    os.close(fd)
+    time.sleep(600)
+
+
+def heir():
+    """Leaves a process that holds the progress descriptor open."""
+    ok()
+    os.set_inheritable(fd, True)
+    child = subprocess.Popen(["sleep", "600"], pass_fds=(fd,))
+    (folder / "pids").write_text(f"{child.pid}")
+
+
+if __name__ == "__main__":
+    mode = yaml.safe_load((folder / "cell.yaml").read_text())["workload"]["negative_prompt"]
+    globals()[mode]()

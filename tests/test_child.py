@@ -1,0 +1,158 @@
+"""The parent's side of a worker: every way to end becomes a verdict, and nothing is left running."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from rows import stubbed
+
+from diffopt import child, oom_killer
+from diffopt.child import Stop, run_child
+from diffopt.compose import shipped_conf
+from diffopt.launch import default_launch
+from diffopt.lock import to_yaml
+
+STUB = Path(__file__).with_name("stub_worker.py")
+
+
+def use_stub(monkeypatch):
+    monkeypatch.setattr(child, "_command", lambda folder, fd, gpu: [sys.executable, str(STUB), str(folder), str(fd)])
+
+
+def launch(**deadlines):
+    shipped = default_launch(shipped_conf())
+    changed = shipped.deadlines.model_copy(update=deadlines)
+    return shipped.model_copy(update={"grace": 0.3, "deadlines": changed})
+
+
+def gone(pid, within=2.0):
+    """Whether a process that is not ours to reap has ended."""
+    until = time.monotonic() + within
+    while time.monotonic() < until:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    use_stub(monkeypatch)
+
+    def call(mode, *, stop=None, **deadlines):
+        (tmp_path / "cell.yaml").write_text(to_yaml(stubbed(mode), {}))
+        stages = []
+        owned = stop or Stop()
+        try:
+            verdict = run_child(tmp_path, launch(**deadlines), owned, gpu=None, on_stage=stages.append)
+        finally:
+            owned.close()
+        return verdict, stages
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("mode", "status", "stage", "says"),
+    [
+        ("ok", "ok", "measure", None),
+        ("error", "error", "warmup", "no effect"),
+        ("exit0", "crashed", "compile", "exited with code 0; its log is empty"),
+        ("exit3", "crashed", "load", "exited with code 3; its log ends: the last line"),
+        ("sigkill", "crashed", "load", "killed by SIGKILL"),
+        ("sigsegv", "crashed", "load", "killed by SIGSEGV"),
+        ("garbage_report", "crashed", "load", "reports cannot be read"),
+        ("flood", "crashed", "load", "reports cannot be read"),
+        ("cut_report", "crashed", "load", "reports cannot be read"),
+        ("garbage_outcome", "crashed", "load", "outcome cannot be read"),
+        ("lingering", "ok", "measure", None),
+        ("heir", "ok", "measure", None),
+    ],
+)
+def test_each_way_to_end(run, mode, status, stage, says):
+    verdict, _ = run(mode)
+    assert (verdict.status, verdict.stage) == (status, stage)
+    assert (verdict.reason is None) if says is None else (says in verdict.reason)
+
+
+def test_stages_are_told_as_they_begin(run):
+    assert run("ok")[1] == ["load", "optimize", "measure"]
+
+
+def test_a_hang_ends_at_the_deadline_of_its_stage_with_all_its_processes(run, tmp_path):
+    began = time.monotonic()
+    verdict, _ = run("hang", compile=0.4)
+    assert (verdict.status, verdict.stage) == ("timeout", "compile")
+    assert verdict.reason == "more than 0.4 s in stage compile (launch.deadlines.compile)"
+    assert time.monotonic() - began < 10
+    assert all(gone(pid) for pid in (tmp_path / "pids").read_text().split())
+
+
+def test_what_a_worker_leaves_behind_is_ended(run, tmp_path):
+    run("heir")
+    assert gone((tmp_path / "pids").read_text())
+
+
+def test_a_request_to_stop_ends_even_a_deaf_worker(run, tmp_path):
+    stop = Stop()
+    threading.Timer(1.0, stop, [signal.SIGINT]).start()
+    verdict, _ = run("hang", stop=stop)
+    assert (verdict.status, verdict.stage) == ("interrupted", "compile")
+    assert all(gone(pid) for pid in (tmp_path / "pids").read_text().split())
+
+
+def test_the_second_signal_kills_at_once(tmp_path, monkeypatch):
+    use_stub(monkeypatch)
+    (tmp_path / "cell.yaml").write_text(to_yaml(stubbed("hang"), {}))
+    stop, patient = Stop(), launch().model_copy(update={"grace": 60.0})
+    for after in (1.0, 1.5):
+        threading.Timer(after, stop, [signal.SIGTERM]).start()
+    began = time.monotonic()
+    verdict = run_child(tmp_path, patient, stop, gpu=None, on_stage=lambda stage: None)
+    stop.close()
+    assert verdict.status == "interrupted"
+    assert time.monotonic() - began < 10
+
+
+def test_the_wait_does_not_spin(run):
+    before = time.process_time()
+    run("hang", compile=1.0)
+    assert time.process_time() - before < 0.3
+
+
+def test_the_kernels_killer_makes_it_an_oom(run, monkeypatch):
+    counts = iter([4, 5])
+    monkeypatch.setattr(child, "oom_kills", lambda: next(counts))
+    verdict, _ = run("sigkill")
+    assert (verdict.status, verdict.reason) == ("oom", "killed by the kernel's out-of-memory killer")
+
+
+def test_the_kernels_count_can_be_read():
+    assert oom_killer.oom_kills() >= 0
+
+
+def test_a_worker_sees_its_gpu_only_and_no_remote_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(child, "_command", lambda folder, fd, gpu: ["env"])
+    for gpu, seen in (("GPU-7", "GPU-7"), (None, "")):
+        process = child._start(tmp_path, os.dup(2), gpu)
+        process.wait()
+        process.stdin.close()
+        log = (tmp_path / "log.txt").read_text().splitlines()
+        assert f"CUDA_VISIBLE_DEVICES={seen}" in log
+        assert {"DIFFUSERS_DISABLE_REMOTE_CODE=1", "TOKENIZERS_PARALLELISM=false"} <= set(log)
+
+
+def test_no_descriptor_is_left_open(run):
+    run("ok")
+    before = len(os.listdir("/proc/self/fd"))
+    for mode in ("ok", "sigkill", "garbage_report"):
+        run(mode)
+    assert len(os.listdir("/proc/self/fd")) == before

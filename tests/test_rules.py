@@ -1,0 +1,96 @@
+"""Conflicts join traits, requirements meet hardware, and every problem of a cell is listed at once."""
+
+from __future__ import annotations
+
+import pytest
+
+from diffopt import rules
+from diffopt.plan import Plan, make_plan
+from diffopt.recipe import STEP_GROUPS
+from diffopt.resolve import requests
+from diffopt.step import Order, Trait, kinds
+
+
+def plan(*overrides: str) -> Plan:
+    (request,) = requests(list(overrides))
+    return make_plan(request.cell, request.choices)
+
+
+def keys(*overrides: str) -> list[tuple[str, ...]]:
+    return [problem.keys for problem in plan(*overrides).problems]
+
+
+def test_all_problems_of_a_cell_are_listed_at_once() -> None:
+    found = plan("model=sd15", "hardware=t4", "precision=bf16", "quant=fp8_dynamic", "compile=max_autotune",
+                 "attention=vanilla", "fuse=qkv")  # fmt: skip
+    assert found.status == "refused"
+    assert {problem.keys for problem in found.problems} >= {
+        ("attention=vanilla", "fuse=qkv"),
+        ("quant=fp8_dynamic", "hardware=t4"),
+        ("precision=bf16", "compile=max_autotune", "hardware=t4"),
+    }
+    assert all(problem.remedy and problem.fact for problem in found.problems)
+
+
+@pytest.mark.parametrize("gpu", ["v100", "t4"])
+@pytest.mark.parametrize("compile", ["default", "max_autotune", "regional", "reduce_overhead"])
+def test_bf16_compiled_needs_ampere(gpu: str, compile: str) -> None:
+    words = ("model=sd15", f"hardware={gpu}", f"compile={compile}")
+    assert keys(*words, "precision=bf16") == [("precision=bf16", f"compile={compile}", f"hardware={gpu}")]
+    assert keys(*words, "precision=fp16") == []
+    assert keys("model=sd15", "hardware=a100", "precision=bf16", f"compile={compile}") == []
+
+
+def test_bf16_eager_below_ampere_is_noted_not_refused() -> None:
+    found = plan("model=sd15", "hardware=t4", "precision=bf16")
+    assert found.status == "ok"
+    assert any("emulates bfloat16" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(("gpu", "works"), [("a100", False), ("rtx3090", False), ("rtx4090", True), ("h100", True)])
+def test_fp8_needs_compute_capability_8_9(gpu: str, works: bool) -> None:
+    assert (plan("model=sd15", f"hardware={gpu}", "precision=bf16", "quant=fp8_dynamic").status == "ok") is works
+
+
+@pytest.mark.parametrize("quant", ["int4_weight", "fp8_dynamic"])
+def test_no_cpu_path(quant: str) -> None:
+    assert keys(f"quant={quant}", "precision=bf16", "hardware=cpu") == [(f"quant={quant}", "hardware=cpu")]
+
+
+def test_cuda_graphs_are_not_claimed_on_the_cpu() -> None:
+    on_cpu, on_gpu = plan("compile=reduce_overhead", "hardware=cpu"), plan("compile=reduce_overhead", "hardware=a100")
+    step = on_cpu.cell.recipe.compile
+    assert Trait.CUDA_GRAPHS in step.traits
+    assert Trait.CUDA_GRAPHS not in step.traits_on(on_cpu.cell.recipe.hardware)
+    assert any("no CUDA graphs on the CPU" in note for note in on_cpu.notes)
+    assert not any("CUDA graphs" in note for note in on_gpu.notes)
+
+
+def test_every_conflict_is_of_two_known_traits_and_says_why() -> None:
+    pairs = [frozenset({conflict.first, conflict.second}) for conflict in rules.CONFLICTS]
+    assert len(pairs) == len(set(pairs)), "each conflict once"
+    for conflict in rules.CONFLICTS:
+        assert conflict.evidence.startswith("https://")
+        assert conflict.fact
+        assert conflict.remedy
+
+
+def test_steps_are_ordered_by_order_alone() -> None:
+    found = plan("model=sd15", "hardware=h100", "recipe=accelerate_inference")
+    orders = [step.order for _, step in found.steps]
+    assert orders == sorted(orders)
+    assert [group for group, _ in found.steps] == [
+        "precision", "memory", "fuse", "quant", "attention", "layout", "scheduler", "compile",
+    ]  # fmt: skip
+
+
+def test_every_registered_step_has_an_order_and_a_group() -> None:
+    for group in STEP_GROUPS:
+        for kind, step in kinds(group).items():
+            assert isinstance(step.order, Order), (group, kind)
+            assert step.__doc__, (group, kind)
+
+
+def test_unpinned_weights_are_noted() -> None:
+    assert any("not pinned" in note for note in plan("model=sd15", "hardware=a100").notes)
+    assert not any("not pinned" in note for note in plan("model=tiny").notes)

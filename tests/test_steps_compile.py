@@ -1,0 +1,215 @@
+"""torch.compile: what is compiled, counted and promised. ``backend: eager`` captures graphs without generating code."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from option_steps import apply, step
+from pydantic import ValidationError
+from tiny_pipelines import picture, pipeline, site
+
+from diffopt.errors import NoEffect, Refusal
+from diffopt.step import Trait
+from diffopt.steps.compile import Inductor, inductor_options
+from diffopt.steps.compiled_call import CompiledCall
+
+ALL = ["denoiser", "vae_decode", "text_encoders"]
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo():
+    torch.set_num_threads(1)
+    duck_shape = torch.fx.experimental._config.use_duck_shape
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+    torch.fx.experimental._config.use_duck_shape = duck_shape
+
+
+@pytest.fixture(scope="module")
+def reference() -> np.ndarray:
+    return picture(pipeline())
+
+
+class BreakingProcessor(AttnProcessor2_0):
+    def __call__(self, *args, **kwargs):
+        torch._dynamo.graph_break()
+        return super().__call__(*args, **kwargs)
+
+
+def test_each_component_is_one_graph(reference):
+    pipe, chosen = pipeline(), step("compile", "default", backend="eager", components=ALL)
+    chosen.apply(pipe, site())
+    for _ in range(2):
+        assert np.abs(picture(pipe) - reference).max() <= 1e-4
+    numbers = chosen.verify(pipe, site()).numbers
+    assert numbers == {"graphs": 3, "graph_breaks": 0, "unet": 1, "vae.decode": 1, "text_encoder": 1}
+    assert type(pipe.unet).__name__ == "UNet2DConditionModel"
+    assert pipe.unet.config.in_channels == 4
+
+
+def test_repeated_blocks_are_compiled_alone(reference):
+    pipe, chosen = pipeline(), step("compile", "regional", backend="eager")
+    chosen.apply(pipe, site())
+    assert np.abs(picture(pipe) - reference).max() <= 1e-4
+    numbers = chosen.verify(pipe, site()).numbers
+    assert numbers["unet_regions"] == 4
+    assert 1 <= numbers["graphs"] < 4
+
+
+def test_regions_cover_a_unet_and_keep_its_last_norm_out(reference):
+    pipe, chosen = pipeline(), step("compile", "regions", backend="eager")
+    chosen.apply(pipe, site())
+    assert np.abs(picture(pipe) - reference).max() <= 1e-4
+    numbers = chosen.verify(pipe, site()).numbers
+    assert numbers["unet_regions"] > 10
+    assert type(pipe.unet.conv_norm_out) is torch.nn.GroupNorm
+
+
+@pytest.mark.slow
+def test_dynamic_shapes_do_not_compile_again_for_another_size():
+    pipe, chosen = pipeline(), step("compile", "dynamic", backend="eager")
+    chosen.apply(pipe, site())
+    assert not torch.fx.experimental._config.use_duck_shape
+    for height, width in ((32, 32), (32, 40), (48, 24)):
+        pipe("a fox", num_inference_steps=1, height=height, width=width, output_type="latent")
+    assert chosen.verify(pipe, site()).numbers["graphs"] == 1
+
+
+def test_compiling_goes_with_everything_before_it():
+    pipe = pipeline()
+    names = {
+        "fuse": "qkv",
+        "quant": "int8_dynamic",
+        "attention": "math",
+        "layout": "channels_last",
+        "scheduler": "pndm",
+    }
+    steps = [step(group, name) for group, name in names.items()]
+    steps.append(step("compile", "default", backend="eager", components=["denoiser", "vae_decode"]))
+    apply(pipe, site(), *steps)
+    picture(pipe)
+    for one in steps:
+        one.verify(pipe, site())
+
+
+@pytest.mark.parametrize("name", ["default", "regional", "regions"])
+def test_a_pipeline_that_was_not_compiled_is_found_out(name):
+    pipe = pipeline()
+    picture(pipe)
+    with pytest.raises(NoEffect, match="compile"):
+        step("compile", name).verify(pipe, site())
+
+
+@pytest.mark.parametrize("name", ["default", "regional", "regions"])
+def test_compiled_but_never_called_is_found_out(name):
+    pipe, chosen = pipeline(), step("compile", name, backend="eager")
+    chosen.apply(pipe, site())
+    with pytest.raises(NoEffect, match="never called"):
+        chosen.verify(pipe, site())
+
+
+def test_zero_graphs_are_found_out():
+    pipe, chosen = pipeline(), step("compile", "default", backend="eager")
+    chosen.apply(pipe, site())
+    with torch.compiler.set_stance("force_eager"):
+        picture(pipe)
+    with pytest.raises(NoEffect, match="0 graphs in 3 calls of unet"):
+        chosen.verify(pipe, site())
+
+
+def breaking_pipeline():
+    pipe = pipeline()
+    next(m for m in pipe.unet.modules() if isinstance(m, Attention)).set_processor(BreakingProcessor())
+    return pipe
+
+
+def test_graph_breaks_are_counted_with_their_places():
+    pipe, chosen = breaking_pipeline(), step("compile", "default", backend="eager", fullgraph=False)
+    chosen.apply(pipe, site())
+    picture(pipe, 1)
+    numbers = chosen.verify(pipe, site()).numbers
+    assert numbers["graph_breaks"] >= 1
+    assert "test_steps_compile.py:" in numbers["graph_break_places"]
+
+
+def test_a_graph_break_under_fullgraph_is_an_error():
+    pipe = breaking_pipeline()
+    step("compile", "default", backend="eager").apply(pipe, site())
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        picture(pipe, 1)
+
+
+def test_a_model_without_repeated_blocks_is_refused():
+    with pytest.raises(Refusal, match="regional: vae"):
+        step("compile", "regional", components=["vae"]).apply(pipeline(), site())
+    with pytest.raises(Refusal, match="regional: text_encoder"):
+        step("compile", "regional", components=["text_encoders"]).apply(pipeline(), site())
+
+
+def test_a_model_without_vae_has_no_decoder_to_compile():
+    assert step("compile", "max_autotune").problems(site(vae=None)) == ("compile.components=vae: model toy has none",)
+
+
+def test_a_mode_is_spelt_out_beside_options():
+    none = Inductor(**dict.fromkeys(Inductor.model_fields))
+    assert inductor_options("default", none) is None
+    assert inductor_options("reduce-overhead", none) == {"triton.cudagraphs": True}
+    autotune = step("compile", "max_autotune")
+    merged = inductor_options(autotune.mode, autotune.options)
+    assert merged["max_autotune"]
+    assert merged["triton.cudagraphs"]
+    assert merged["conv_1x1_as_mm"]
+    assert merged["epilogue_fusion"] is False
+
+
+def test_every_inductor_option_exists():
+    from torch._inductor import config
+
+    assert set(Inductor.model_fields) <= set(config.get_config_copy())
+
+
+def test_cuda_graphs_are_claimed_on_cuda_alone():
+    graphs = {name for name in ("default", "reduce_overhead", "max_autotune", "dynamic") if claims(name, "cuda")}
+    assert graphs == {"reduce_overhead", "max_autotune"}
+    assert not claims("max_autotune", "cpu")
+    assert Trait.CUDA_GRAPHS not in step("compile", "regional").traits
+
+
+def claims(name: str, device: str) -> bool:
+    return Trait.CUDA_GRAPHS in step("compile", name).traits_on(site(device=device).hardware)
+
+
+def test_fullgraph_is_promised_only_where_asked():
+    assert step("compile", "default").traits == {Trait.COMPILES, Trait.FULLGRAPH}
+    assert step("compile", "default", fullgraph=False).traits == {Trait.COMPILES}
+
+
+def test_outputs_are_copies_where_cuda_graphs_replay():
+    kept = torch.zeros(2)
+    assert CompiledCall(lambda: (kept, "x"), cuda_graphs=False)()[0] is kept
+    copy, word = CompiledCall(lambda: (kept, "x"), cuda_graphs=True)()
+    assert copy is not kept
+    assert word == "x"
+
+
+def test_a_backend_that_generates_no_code_takes_no_tuning():
+    with pytest.raises(ValidationError, match="generates no code"):
+        step("compile", "max_autotune", backend="eager")
+
+
+@pytest.mark.parametrize("name", ["regional", "regions"])
+def test_parts_take_no_mode_with_cuda_graphs(name):
+    with pytest.raises(ValidationError, match="mode"):
+        step("compile", name, mode="reduce-overhead")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["regional", "max_autotune"])
+def test_inductor_takes_all_settings_and_keeps_the_picture(name, reference):
+    pipe, chosen = pipeline(), step("compile", name)
+    chosen.apply(pipe, site())
+    assert np.abs(picture(pipe) - reference).max() <= 1e-4
+    assert chosen.verify(pipe, site()).numbers["graph_breaks"] == 0

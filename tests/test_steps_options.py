@@ -1,0 +1,131 @@
+"""Every step option: its YAML says everything, and its step proves its effect, or that it had none."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from option_steps import CONF, apply, step, values
+from tiny_pipelines import picture, pipeline, site
+
+from diffopt.errors import NoEffect, Refusal
+from diffopt.step import Order, kinds
+
+GROUPS = ("precision", "memory", "fuse", "quant", "attention", "layout", "scheduler", "compile")
+OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
+
+# what runs on the CPU without another package, and how far it may be from the reference
+EXACT = 1e-4
+CPU = {
+    ("precision", "fp32"): EXACT,
+    ("memory", "resident"): EXACT,
+    ("layout", "channels_last"): EXACT,
+    ("fuse", "qkv"): EXACT,
+    ("attention", "vanilla"): EXACT,
+    ("attention", "sdpa"): EXACT,
+    ("attention", "math"): EXACT,
+    ("attention", "flash"): EXACT,
+    ("quant", "int8_dynamic"): 0.05,
+    ("quant", "int8_weight"): 0.02,
+    ("quant", "fp8_weight"): 0.05,
+    ("scheduler", "pndm"): EXACT,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def reference() -> np.ndarray:
+    return picture(pipeline())
+
+
+@pytest.mark.parametrize(("group", "name"), OPTIONS)
+def test_yaml_lists_every_field_and_says_when_it_helps_and_hurts(group, name):
+    assert set(values(group, name)) == set(kinds(group)[values(group, name)["kind"]].model_fields)
+    text = (CONF / group / f"{name}.yaml").read_text()
+    first = text.splitlines()[0]
+    assert re.match(r"# \S", first)
+    assert len(first) <= 110
+    for word in ("# What: ", "# Helps: ", "# Hurts: "):
+        assert word in text
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_every_kind_has_an_option(group):
+    assert {values(group, name)["kind"] for g, name in OPTIONS if g == group} == set(kinds(group))
+
+
+@pytest.mark.parametrize(("group", "name"), CPU)
+def test_step_keeps_the_picture_and_proves_its_effect(group, name, reference):
+    pipe, chosen = pipeline(), step(group, name)
+    apply(pipe, site(), chosen)
+    assert np.abs(picture(pipe) - reference).max() <= CPU[group, name]
+    effect = chosen.verify(pipe, site())
+    assert effect.summary
+    assert effect.numbers
+
+
+NO_EFFECT = [pair for pair in CPU if pair not in {("memory", "resident"), ("precision", "fp32"), ("scheduler", "pndm")}]
+
+
+@pytest.mark.parametrize(("group", "name"), [*NO_EFFECT, ("scheduler", "euler"), ("precision", "bf16")])
+def test_a_step_that_did_nothing_is_found_out(group, name):
+    pipe, chosen = pipeline(), step(group, name)
+    picture(pipe)
+    with pytest.raises(NoEffect):
+        chosen.verify(pipe, site())
+
+
+def test_all_steps_that_go_together_prove_their_effects(reference):
+    pipe = pipeline()
+    names = {
+        "fuse": "qkv",
+        "quant": "int8_dynamic",
+        "attention": "sdpa",
+        "layout": "channels_last",
+        "scheduler": "pndm",
+    }
+    steps = [step(group, name) for group, name in names.items()]
+    apply(pipe, site(), *steps)
+    assert np.abs(picture(pipe) - reference).max() <= 0.05
+    for one in steps:
+        one.verify(pipe, site())
+
+
+@pytest.mark.parametrize("group", ["fuse", "quant", "attention", "layout"])
+def test_a_component_that_the_model_lacks_is_refused_by_its_key(group):
+    names = {"fuse": "qkv", "quant": "int8_weight", "attention": "sdpa", "layout": "channels_last"}
+    chosen = step(group, names[group], components=["denoiser", "vae"])
+    without = site(vae=None)
+    assert chosen.problems(without) == (f"{group}.components=vae: model toy has none",)
+    with pytest.raises(Refusal, match=f"{group}.components=vae"):
+        chosen.apply(pipeline(), without)
+
+
+def test_orders_are_those_of_the_plan():
+    orders = {group: step(group, name).order for group, name in OPTIONS if values(group, name)["kind"] != "none"}
+    assert orders == {
+        "precision": Order.LOAD,
+        "memory": Order.PLACE,
+        "fuse": Order.FUSE,
+        "quant": Order.QUANTIZE,
+        "attention": Order.ATTENTION,
+        "layout": Order.LAYOUT,
+        "scheduler": Order.SCHEDULE,
+        "compile": Order.COMPILE,
+    }
+
+
+def test_steps_are_read_without_torch():
+    code = (
+        "import sys, diffopt.recipe; "
+        "sys.exit(any(n.split('.')[0] in ('torch', 'diffusers', 'torchao', 'accelerate') for n in sys.modules))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,115 @@
+"""Precision, placement and layout."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from option_steps import apply, step
+from tiny_pipelines import picture, pipeline, site
+
+from diffopt.errors import NoEffect
+from diffopt.step import Trait
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def tf32_flags_stay():
+    flags = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = flags
+
+
+def test_auto_vae_is_wide_only_where_float16_overflows():
+    fp16, bf16 = step("precision", "fp16"), step("precision", "bf16")
+    half = {"default": torch.float16, "vae": torch.float16}
+    assert fp16.load_kwargs(site()) == {"dtype": half}
+    assert fp16.load_kwargs(site(overflows=True)) == {"dtype": {**half, "vae": torch.float32}}
+    assert bf16.load_kwargs(site(overflows=True))["dtype"]["vae"] is torch.bfloat16
+    assert step("precision", "fp16", vae="bfloat16").load_kwargs(site())["dtype"]["vae"] is torch.bfloat16
+
+
+def test_a_model_without_vae_gets_no_dtype_for_one():
+    assert step("precision", "fp16").load_kwargs(site(vae=None)) == {"dtype": {"default": torch.float16}}
+
+
+def test_a_wide_vae_takes_narrow_latents():
+    reference = picture(pipeline())
+    pipe, fp16 = pipeline(torch.float16, vae_dtype=torch.float32), step("precision", "fp16")
+    with pytest.raises(RuntimeError):
+        picture(pipe)
+    apply(pipe, site(overflows=True), fp16)
+    assert np.abs(picture(pipe) - reference).max() < 0.02
+    numbers = fp16.verify(pipe, site(overflows=True)).numbers
+    assert (numbers["unet"], numbers["vae"]) == ("float16", "float32")
+    assert numbers["unet_parameters"] == sum(p.numel() for p in pipe.unet.parameters())
+
+
+def test_fp32_turns_tf32_off_also_for_convolutions():
+    torch.backends.cudnn.allow_tf32 = True
+    pipe, fp32 = pipeline(), step("precision", "fp32")
+    with pytest.raises(NoEffect, match="tf32"):
+        fp32.verify(pipe, site())
+    fp32.apply(pipe, site())
+    assert not torch.backends.cudnn.allow_tf32
+    fp32.verify(pipe, site())
+
+
+def test_tf32_turns_it_on_and_needs_ampere():
+    pipe, tf32 = pipeline(), step("precision", "tf32")
+    tf32.apply(pipe, site())
+    assert torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.allow_tf32
+    assert tf32.requires().devices == {"cuda"}
+    assert tf32.requires().compute_capability == (8, 0)
+
+
+def test_one_parameter_in_another_dtype_is_found():
+    pipe, fp32 = pipeline(), step("precision", "fp32")
+    fp32.apply(pipe, site())
+    pipe.unet.conv_in.half()
+    with pytest.raises(NoEffect, match="unet was to be float32, but holds .* in float16"):
+        fp32.verify(pipe, site())
+
+
+def test_quantized_weights_do_not_count_against_the_precision():
+    pipe, fp32 = pipeline(), step("precision", "fp32")
+    apply(pipe, site(), fp32, step("quant", "int8_weight"))
+    assert fp32.verify(pipe, site()).numbers["unet_parameters"] < sum(p.numel() for p in pipe.unet.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "trait"),
+    [("fp32", Trait.FULL_PRECISION), ("fp16", Trait.HALF_PRECISION_FP16), ("bf16", Trait.HALF_PRECISION_BF16)],
+)
+def test_traits_name_the_precision(name, trait):
+    assert step("precision", name).traits == {trait}
+
+
+def test_a_tensor_elsewhere_is_found():
+    pipe, resident = pipeline(), step("memory", "resident")
+    resident.apply(pipe, site())
+    assert resident.verify(pipe, site()).numbers["bytes"] > 4 * sum(p.numel() for p in pipe.unet.parameters())
+    pipe.vae.to("meta")
+    with pytest.raises(NoEffect, match="of vae are not on cpu"):
+        resident.verify(pipe, site())
+
+
+def test_layout_counts_only_convolutions_that_it_changes():
+    pipe, layout = pipeline(), step("layout", "channels_last", components=["vae"])
+    layout.apply(pipe, site())
+    expected = sum(p.ndim == 4 and p.shape[-1] > 1 for p in pipe.vae.parameters())
+    assert layout.verify(pipe, site()).numbers == {"convolutions": expected}
+    assert not pipe.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_one_convolution_in_the_old_layout_is_found():
+    pipe, layout = pipeline(), step("layout", "channels_last")
+    layout.apply(pipe, site())
+    pipe.unet.conv_in.weight.data = pipe.unet.conv_in.weight.data.contiguous()
+    with pytest.raises(NoEffect, match="^layout=channels_last: 1 of "):
+        layout.verify(pipe, site())
