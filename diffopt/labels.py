@@ -5,6 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from diffopt.recipe import STEP_GROUPS
+
+# Groups in the order a reader meets them: what is run, on what, how it is optimized, how it is measured and kept.
+GROUP_ORDER = ("recipe", "model", "workload", "hardware", *STEP_GROUPS, "measure", "launch", "sweep")
+
 Point = tuple[Mapping[str, str], Mapping[str, Any]]  # choices, and the cell as plain data
 
 
@@ -15,8 +20,7 @@ def labels(points: Sequence[Point]) -> list[dict[str, str]]:
     ``compile=default`` and ``compile=max_autotune``, but it is the option that was chosen.
     """
     flat = [dict(flatten(data)) for _, data in points]
-    groups = dict.fromkeys(group for choices, _ in points for group in choices)
-    varying = [group for group in groups if len({choices.get(group) for choices, _ in points}) > 1]
+    varying = [group for group in GROUP_ORDER if len({choices.get(group) for choices, _ in points}) > 1]
     keys = [key for key in dict.fromkeys(key for data in flat for key in data) if _unexplained(key, points, flat)]
     return [
         {

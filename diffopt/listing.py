@@ -9,13 +9,11 @@ from pathlib import Path
 from diffopt import hardware, packages
 from diffopt.compose import Composer
 from diffopt.errors import UsageError
+from diffopt.labels import GROUP_ORDER
 from diffopt.plan import make_plan
 from diffopt.recipe import STEP_GROUPS
 from diffopt.resolve import Resolver
 from diffopt.step import Requirements, Step
-
-# Groups in the order a reader meets them: what is run, on what, how it is optimized, how it is judged and kept.
-GROUP_ORDER = ("recipe", "model", "workload", "hardware", *STEP_GROUPS, "measure", "launch", "sweep")
 
 
 @dataclass(frozen=True)

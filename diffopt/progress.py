@@ -140,7 +140,7 @@ class _Bars:
             case CellFinished(result):
                 self._finish(event, result)
             case SweepFinished():
-                self._bars.console.print(summary_line(event), markup=False)
+                self._bars.console.print(summary_line(event), markup=False, highlight=False)
 
     def _finish(self, event: CellFinished, result: Result) -> None:
         task = self._running.pop(result.cell_id, None)
@@ -148,4 +148,4 @@ class _Bars:
             self._bars.remove_task(task)
         if self._cells is not None:
             self._bars.advance(self._cells)
-        self._bars.console.print(outcome_line(event), markup=False, highlight=False)
+        self._bars.console.print(outcome_line(event), markup=False, highlight=False, soft_wrap=True)

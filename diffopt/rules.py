@@ -79,7 +79,9 @@ CONFLICTS = (
 )
 
 AMPERE = (8, 0)
+ADA = (8, 9)
 TRITON = (7, 0)
+FLOAT8_EVIDENCE = "https://github.com/pytorch/pytorch/issues/167082"
 TRITON_EVIDENCE = "https://github.com/triton-lang/triton#compatibility"
 BF16_EVIDENCE = "https://github.com/pytorch/pytorch/pull/129288"  # inductor warns and runs the frame eagerly
 
@@ -177,6 +179,9 @@ def _compiler_limits(case: Case) -> Iterator[Problem]:
             fact = f"Triton has no bfloat16 below compute capability {_dotted(AMPERE)}, {has}"
             keys = (case.key("precision"), key, case.place)
             yield Problem(fact, keys, "choose precision=fp16 or compile=none", BF16_EVIDENCE)
+        for quant in case.holders(Trait.FLOAT8) if TRITON <= found < ADA else ():
+            fact = f"Triton has no float8 (e4m3) below compute capability {_dotted(ADA)}, {has}"
+            yield Problem(fact, (quant, key, case.place), "choose quant=int8_weight or compile=none", FLOAT8_EVIDENCE)
 
 
 def _own_problems(case: Case) -> Iterator[Problem]:

@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from diffopt import hardware, lock, packages
 from diffopt.cell import Cell
 from diffopt.child import Stop, Verdict, run_child
 from diffopt.environment import Environment, Git, environment, git_state
-from diffopt.errors import Interrupted
+from diffopt.errors import Interrupted, Refusal
 from diffopt.hardware import Gpu
 from diffopt.labels import labels, one_line
 from diffopt.launch import Launch, default_launch
@@ -134,6 +134,7 @@ class _Sweep:
     names: Mapping[str, str]
     git: Git | None = field(default_factory=git_state)
     rows: dict[str, Result] = field(default_factory=dict)
+    places: dict[tuple[str, str | None], Environment] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, requests: Sequence[Request]) -> None:
@@ -166,7 +167,7 @@ class _Sweep:
     def one(self, request: Request, gpu: Gpu | None) -> None:
         """Take one cell to its row."""
         cell = request.cell
-        where = environment(cell.recipe.hardware.device, gpu=gpu.uuid if gpu else None, git=self.git)
+        where = self.where(cell.recipe.hardware.device, gpu)
         plan = make_plan(cell, request.choices)
         kept = self.study.kept(cell.id, where.id)
         if kept is not None and (kept.status != "refused" or plan.problems):
@@ -186,6 +187,13 @@ class _Sweep:
         verdict = run_child(folder, self.launch, self.stop, gpu=gpu.uuid if gpu else None, on_stage=on_stage)
         (folder / "outcome.json").unlink(missing_ok=True)
         self.keep(request, where, verdict)
+
+    def where(self, device: Literal["cuda", "cpu"], gpu: Gpu | None) -> Environment:
+        """The environment of a cell, asked for once: a GPU that dies during the sweep still has rows that say so."""
+        key = (device, gpu.uuid if gpu else None)
+        if key not in self.places:
+            self.places[key] = environment(device, gpu=key[1], git=self.git)
+        return self.places[key]
 
     def keep(self, request: Request, where: Environment, verdict: Verdict) -> None:
         """Write the row of a cell that was tried, or refused."""
@@ -223,7 +231,13 @@ class _Sweep:
 
 
 def _gpus(cell: Cell) -> Sequence[Gpu]:
-    return hardware.matching(cell.recipe.hardware) if cell.recipe.hardware.device == "cuda" else ()
+    """The GPUs that can run the cell; none for the CPU, and none where the driver is broken, which _refusal tells."""
+    if cell.recipe.hardware.device == "cpu":
+        return ()
+    try:
+        return hardware.matching(cell.recipe.hardware)
+    except Refusal:
+        return ()
 
 
 def _refusal(plan: Plan) -> Verdict | None:
@@ -234,7 +248,10 @@ def _refusal(plan: Plan) -> Verdict | None:
     """
     if plan.problems:
         return Verdict("refused", "plan", "\n".join(problem.text for problem in plan.problems))
-    absent = hardware.check_declared(plan.cell.recipe.hardware)
+    try:
+        absent = hardware.check_declared(plan.cell.recipe.hardware)
+    except Refusal as broken:
+        absent = str(broken)
     if absent is not None:
         return Verdict("refused", "load", absent)
     lacking = packages.missing(text for _, step in plan.steps for text in step.requires().packages)

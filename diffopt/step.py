@@ -55,6 +55,7 @@ class Trait(Enum):
     STOCK_PROCESSOR = auto()  # installs diffusers' own attention processor, which ignores fused projections
     FUSES_QKV = auto()  # q, k, v become one matrix
     QUANTIZES = auto()  # Linear weights become 8 or 4 bit
+    FLOAT8 = auto()  # weights are float8 (e4m3)
     LIVE_LORA = auto()  # LoRA layers stay separate
     CASTS_STORAGE = auto()  # weights are stored narrow and widened for each call
     HALF_PRECISION_BF16 = auto()  # computes in bfloat16

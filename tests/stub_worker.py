@@ -57,9 +57,9 @@ def sigsegv():
 def hang():
     """Deaf to a polite request, with a process that must not be left behind."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    stage("compile")
     child = subprocess.Popen(["sleep", "600"])
     (folder / "pids").write_text(f"{os.getpid()} {child.pid}")
+    stage("compile")
     time.sleep(600)
 
 

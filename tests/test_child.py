@@ -47,14 +47,12 @@ def gone(pid, within=2.0):
 def run(tmp_path, monkeypatch):
     use_stub(monkeypatch)
 
-    def call(mode, *, stop=None, **deadlines):
+    def call(mode, **deadlines):
         (tmp_path / "cell.yaml").write_text(to_yaml(stubbed(mode), {}))
         stages = []
-        owned = stop or Stop()
-        try:
-            verdict = run_child(tmp_path, launch(**deadlines), owned, gpu=None, on_stage=stages.append)
-        finally:
-            owned.close()
+        stop = Stop()
+        verdict = run_child(tmp_path, launch(**deadlines), stop, gpu=None, on_stage=stages.append)
+        stop.close()
         return verdict, stages
 
     return call
@@ -101,25 +99,37 @@ def test_what_a_worker_leaves_behind_is_ended(run, tmp_path):
     assert gone((tmp_path / "pids").read_text())
 
 
-def test_a_request_to_stop_ends_even_a_deaf_worker(run, tmp_path):
-    stop = Stop()
-    threading.Timer(1.0, stop, [signal.SIGINT]).start()
-    verdict, _ = run("hang", stop=stop)
-    assert (verdict.status, verdict.stage) == ("interrupted", "compile")
-    assert all(gone(pid) for pid in (tmp_path / "pids").read_text().split())
+@pytest.fixture
+def stopped(tmp_path, monkeypatch):
+    """Run a deaf worker, which signals reach when it hangs: the first at once, the others after these seconds."""
+
+    def call(grace, *others):
+        use_stub(monkeypatch)
+        (tmp_path / "cell.yaml").write_text(to_yaml(stubbed("hang"), {}))
+        stop = Stop()
+
+        def on_stage(stage):
+            if stage == "compile":
+                stop(signal.SIGTERM)
+                for after in others:
+                    threading.Timer(after, stop, [signal.SIGTERM]).start()
+
+        began = time.monotonic()
+        verdict = run_child(tmp_path, launch().model_copy(update={"grace": grace}), stop, gpu=None, on_stage=on_stage)
+        stop.close()
+        assert (verdict.status, verdict.stage) == ("interrupted", "compile")
+        assert all(gone(pid) for pid in (tmp_path / "pids").read_text().split())
+        return time.monotonic() - began
+
+    return call
 
 
-def test_the_second_signal_kills_at_once(tmp_path, monkeypatch):
-    use_stub(monkeypatch)
-    (tmp_path / "cell.yaml").write_text(to_yaml(stubbed("hang"), {}))
-    stop, patient = Stop(), launch().model_copy(update={"grace": 60.0})
-    for after in (1.0, 1.5):
-        threading.Timer(after, stop, [signal.SIGTERM]).start()
-    began = time.monotonic()
-    verdict = run_child(tmp_path, patient, stop, gpu=None, on_stage=lambda stage: None)
-    stop.close()
-    assert verdict.status == "interrupted"
-    assert time.monotonic() - began < 10
+def test_a_request_to_stop_ends_even_a_deaf_worker(stopped):
+    assert 0.5 < stopped(0.5) < 10
+
+
+def test_the_second_signal_kills_at_once(stopped):
+    assert stopped(60.0, 0.5) < 20
 
 
 def test_the_wait_does_not_spin(run):

@@ -62,7 +62,7 @@ TAMPERED = {
     "unknown kind": (lambda d: d["recipe"]["compile"].update(kind="fulll"), "Kinds of compile"),
     "missing group": (lambda d: d["recipe"].pop("quant"), "quant"),
     "extra section": (lambda d: d.update(hydra={}), "must have the keys"),
-    "other content": (lambda d: d["recipe"]["model"].update(content="0" * 64), "are not those that the recipe was made with"),
+    "other content": (lambda d: d["recipe"]["model"].update(content="0" * 64), "not those that the recipe was made"),
     "code": (lambda d: d["recipe"]["compile"].update(_target_="os.system"), "_target_"),
 }
 

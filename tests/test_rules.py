@@ -52,6 +52,13 @@ def test_fp8_needs_compute_capability_8_9(gpu: str, works: bool) -> None:
     assert (plan("model=sd15", f"hardware={gpu}", "precision=bf16", "quant=fp8_dynamic").status == "ok") is works
 
 
+def test_fp8_weights_below_ada_work_eagerly_but_not_compiled() -> None:
+    words = ("model=sd15", "hardware=a100", "precision=bf16", "quant=fp8_weight")
+    assert keys(*words) == []
+    assert keys(*words, "compile=default") == [("quant=fp8_weight", "compile=default", "hardware=a100")]
+    assert keys("model=sd15", "hardware=h100", "precision=bf16", "quant=fp8_weight", "compile=default") == []
+
+
 @pytest.mark.parametrize("quant", ["int4_weight", "fp8_dynamic"])
 def test_no_cpu_path(quant: str) -> None:
     assert keys(f"quant={quant}", "precision=bf16", "hardware=cpu") == [(f"quant={quant}", "hardware=cpu")]

@@ -15,7 +15,7 @@ from test_child import gone, launch, use_stub
 
 from diffopt import hardware, runner
 from diffopt.environment import Device
-from diffopt.errors import Interrupted, UsageError
+from diffopt.errors import Interrupted, Refusal, UsageError
 from diffopt.hardware import Gpu
 from diffopt.progress import CellFinished, CellStarted, StageStarted, SweepFinished, SweepStarted
 from diffopt.runner import run_all, run_one
@@ -119,6 +119,17 @@ def test_want_of_a_device_is_refused_and_tried_again(monkeypatch):
     assert row.environment.device == Device(kind="cuda", name=None, memory_bytes=None, gpu=None)
 
 
+def test_a_broken_driver_is_a_row_and_cells_for_the_cpu_go_on(monkeypatch):
+    def detect():
+        raise Refusal("this machine's NVIDIA driver does not answer")
+
+    monkeypatch.setattr(hardware, "detect", detect)
+    broken, fine = run_all([Asked(on_gpu(stubbed("ok"))), Asked(stubbed("ok"))], "s", launch())
+    assert (broken.status, broken.stage) == ("refused", "load")
+    assert "does not answer" in broken.reason
+    assert fine.status == "ok"
+
+
 def test_a_refused_plan_is_a_row_at_once_with_every_reason_and_is_kept():
     cell = a_cell("quant=fp8_dynamic")
     events = []
@@ -135,7 +146,6 @@ def test_a_missing_package_is_refused_with_the_remedy_and_tried_again(monkeypatc
     row = run_one(stubbed("ok"), study="s", launch=launch())
     assert (row.status, row.stage) == ("refused", "load")
     assert row.reason == "needs xformers>=0.0.29: pip install 'xformers>=0.0.29'"
-    monkeypatch.undo()
 
 
 def test_each_gpu_runs_one_cell_at_a_time_and_the_cpu_comes_last(monkeypatch):
@@ -168,10 +178,15 @@ def test_each_gpu_runs_one_cell_at_a_time_and_the_cpu_comes_last(monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_sweep_with_a_row_for_the_running_cell(number):
     before = signal.getsignal(number)
-    threading.Timer(1.0, os.kill, [os.getpid(), number]).start()
     events = []
+
+    def listen(event):
+        events.append(event)
+        if isinstance(event, StageStarted) and event.cell_id == stubbed("hang").id and event.stage == "compile":
+            os.kill(os.getpid(), number)
+
     with pytest.raises(Interrupted) as caught:
-        run_all([Asked(stubbed(mode)) for mode in ("exit0", "hang", "ok")], "s", launch(), events.append)
+        run_all([Asked(stubbed(mode)) for mode in ("exit0", "hang", "ok")], "s", launch(), listen)
     assert caught.value.signal == number
     assert [row.status for row in events[-1].results] == ["crashed", "interrupted"]
     assert events[-1].asked == 3

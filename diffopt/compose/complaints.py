@@ -37,7 +37,7 @@ def about_override(override: Override, groups: Sequence[str], options: Callable[
     if override.is_add() or override.is_force_add():
         return f"{override.input_line}: the group '{key}' is always there, so leave out the '+'."
     if override.is_sweep_override():
-        values = [value for value in override.sweep_iterator()] if not _is_glob(override) else []
+        values: list[Any] = [] if _is_glob(override) else list(override.sweep_iterator())
     else:
         values = [override.value()]
     for value in values:
@@ -89,7 +89,8 @@ def unknown_key(override: Override, data: Mapping[str, Any], error: str) -> str:
             return f"{override.input_line}: '{where}' is a value, there is nothing below it to set."
         if part not in node:
             place, keys = f"'{where}'" if where else "the configuration", [str(key) for key in node]
-            return f"{override.input_line}: {place} has no key '{part}'.{did_you_mean(part, keys)} It has {', '.join(keys)}."
+            near = did_you_mean(part, keys)
+            return f"{override.input_line}: {place} has no key '{part}'.{near} It has {', '.join(keys)}."
         node = node[part]
     return f"{override.input_line} cannot be set: {_first_line(error)}"
 

@@ -62,11 +62,12 @@ def _read(path: str, name: str, _version: tuple[int, int]) -> dict[str, Any]:
         raise UsageError(f"{path} is not a YAML file of plain data: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         raise UsageError(f"{path} must be a mapping of keys to values, but is a {type(data).__name__}.")
-    problems = [*_header_problems(text, name), *_data_problems(data), *_defaults_problems(data, name)]
-    problems += _overlay_problems(data, name)
+    plain = {str(key): value for key, value in data.items()}
+    problems = [*_header_problems(text, name), *_data_problems(plain), *_defaults_problems(plain, name)]
+    problems += _overlay_problems(plain, name)
     if problems:
         raise UsageError(f"{path} is refused, nothing in it was executed: {'; '.join(problems)}.")
-    return data
+    return plain
 
 
 def _header_problems(text: str, name: str) -> Iterator[str]:

@@ -148,7 +148,7 @@ class Float8Dynamic(Step):
 
     @property
     def traits(self) -> frozenset[Trait]:
-        return frozenset({Trait.QUANTIZES})
+        return frozenset({Trait.QUANTIZES, Trait.FLOAT8})
 
     def requires(self) -> Requirements:
         return Requirements(
@@ -187,12 +187,10 @@ class Float8Weight(Step):
 
     @property
     def traits(self) -> frozenset[Trait]:
-        return frozenset({Trait.QUANTIZES})
+        return frozenset({Trait.QUANTIZES, Trait.FLOAT8})
 
     def requires(self) -> Requirements:
-        return Requirements(
-            compute_capability=(8, 9), packages=("torchao>=0.18",), evidence="https://github.com/pytorch/ao#inference"
-        )
+        return Requirements(packages=("torchao>=0.18",), evidence="https://github.com/pytorch/ao#inference")
 
     def problems(self, site: Site) -> tuple[str, ...]:
         return missing(site, self.components, "quant.components")

@@ -1,0 +1,47 @@
+"""Completion in a real bash: the function that ``diffopt -sc install=bash`` defines, called as bash calls it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+eval "$(diffopt -sc install=bash)"
+complete -p diffopt >/dev/null || exit 3
+COMP_LINE="$1"; COMP_POINT=${#COMP_LINE}
+read -ra COMP_WORDS <<< "$COMP_LINE"
+[[ "$COMP_LINE" == *" " ]] && COMP_WORDS+=("")
+COMP_CWORD=$(( ${#COMP_WORDS[@]} - 1 ))
+hydra_bash_completion
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+CASES = {
+    "diffopt p": {"plan"},
+    "diffopt ": {"run", "plan", "ls", "show", "diff", "report", "env"},
+    "diffopt run compile=re": {"compile=reduce_overhead", "compile=regional", "compile=regions"},
+    "diffopt plan -m quant=int8_d": {"quant=int8_dynamic"},
+    "diffopt run -m compile=default compile.fullg": {"compile.fullgraph="},
+    "diffopt show recipe=pyt": {"recipe=pytorch2"},
+    "diffopt run workload.batch": {"workload.batch_size="},
+}
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize("line", CASES)
+def test_completion_in_bash(line: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["bash", "--norc", "-c", SCRIPT, "bash", line],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert set(done.stdout.split()) == CASES[line], done.stderr

@@ -1,0 +1,195 @@
+"""Timing: exact on made-up marks, and on the real tiny pipeline the same pictures as without it."""
+
+import inspect
+
+import pytest
+import torch
+from PIL import Image
+from rows import a_cell
+
+from diffopt import measure
+from diffopt.build import build
+from diffopt.errors import DiffoptError
+from diffopt.measure import HostClock, Meter, Sample, call_arguments
+from diffopt.peak_memory import ResidentPeak
+from diffopt.pictures import is_constant, save_pictures
+from diffopt.plan import make_plan
+
+torch.set_num_threads(1)
+
+
+def sample(*marks, latency=10.0):
+    return measure._sample(latency, list(marks), HostClock())
+
+
+MARKS = (
+    *(("encode begin", 0.0), ("encode end", 0.5), ("timesteps begin", 0.6), ("timesteps end", 1.0)),
+    *(("step", 3.0), ("step", 4.0), ("step", 5.0), ("decode begin", 5.5), ("decode end", 7.5)),
+)
+
+
+def test_the_parts_of_a_call():
+    expected = Sample(latency=10.0, iterations=3, iterations_per_second=1.0, text_encode=0.5, denoise=4.0, decode=2.0)
+    assert sample(*MARKS) == expected
+
+
+def test_one_iteration_counts_from_the_start_of_denoising():
+    assert sample(("timesteps end", 1.0), ("step", 1.25)).iterations_per_second == 4.0
+
+
+def test_parts_that_a_pipeline_lacks_are_none():
+    found = sample(("timesteps end", 1.0), ("step", 2.0))
+    assert (found.text_encode, found.decode) == (None, None)
+    assert measure.split([found]).decode is None
+
+
+def test_decoding_in_several_calls_is_added_up():
+    twice = (*MARKS, ("decode begin", 8.0), ("decode end", 9.0))
+    assert sample(*twice).decode == 3.0
+
+
+def test_a_pipeline_that_never_steps_cannot_be_timed():
+    with pytest.raises(DiffoptError, match="never called its scheduler"):
+        sample(("timesteps end", 1.0))
+
+
+def test_summaries():
+    samples = [Sample(s, 8, r, 0.1, 0.5, 0.2) for s, r in ((1.0, 4.0), (2.0, 5.0), (4.0, 9.0))]
+    assert measure.latency(samples).model_dump() == {"samples": (1.0, 2.0, 4.0), "median": 2.0, "q1": 1.5, "q3": 3.0}
+    (speed,) = measure.stage_speeds(samples)
+    assert (speed.name, speed.steps, speed.iterations_per_second) == ("denoise", 8, 5.0)
+
+
+CELL = a_cell("workload.steps=3", "workload.batch_size=2", "workload.seed=7", "measure.samples=2")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return build(make_plan(CELL))
+
+
+def test_pictures_are_those_of_a_plain_call_and_nothing_is_left_on_the_pipeline(pipe):
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in (7, 8)]
+    prompts = CELL.workload.batch_prompts
+    negative = [CELL.workload.negative_prompt] * 2
+    sizes = {"height": CELL.workload.height, "width": CELL.workload.width, "num_inference_steps": 3}
+    guidance = CELL.workload.guidance
+    plain = pipe(prompts, negative_prompt=negative, generator=generators, guidance_scale=guidance, **sizes).images
+    before = [set(vars(owner)) for owner in (pipe, pipe.scheduler, pipe.vae)]
+    meter = Meter(pipe, CELL)
+    timed = meter.call()
+    assert [p.tobytes() for p in meter.pictures] == [p.tobytes() for p in plain]
+    assert [set(vars(owner)) for owner in (pipe, pipe.scheduler, pipe.vae)] == before
+    assert timed.iterations == 3
+    parts = timed.text_encode + timed.denoise + timed.decode
+    assert 0 < parts <= timed.latency
+
+
+def test_a_replaced_method_is_put_back_and_keeps_its_signature(pipe):
+    inner = pipe.scheduler.step
+    pipe.vae.decode = mine = pipe.vae.decode
+    meter = Meter(pipe, CELL)
+    with meter._marking():
+        assert inspect.signature(pipe.scheduler.step) == inspect.signature(inner)
+        assert pipe.vae.decode is not mine
+    assert pipe.vae.decode is mine
+    del pipe.vae.decode
+    assert pipe.scheduler.step == inner
+
+
+def test_pndm_makes_one_call_more_and_all_are_counted():
+    cell = a_cell("workload.steps=4", "scheduler=pndm")
+    assert Meter(build(make_plan(cell)), cell).call().iterations == 5
+
+
+def with_measure(**changes):
+    return CELL.model_copy(update={"measure": CELL.measure.model_copy(update=changes)})
+
+
+@pytest.mark.parametrize(
+    ("protocol", "calls"),
+    [
+        ({"samples": 4, "max_samples": 9, "seconds": 0.0}, 4),
+        ({"samples": 2, "max_samples": 3, "seconds": 3600.0}, 3),
+        ({"samples": 2, "max_samples": 9, "seconds": 0.05}, 5),
+    ],
+)
+def test_how_many_samples(pipe, monkeypatch, protocol, calls):
+    meter = Meter(pipe, with_measure(**protocol))
+    now = iter(range(100))
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(now) / 80)
+    monkeypatch.setattr(meter, "call", lambda: "sample")
+    assert len(meter.samples()) == calls
+
+
+def test_a_recompile_in_the_timed_part_raises(pipe, monkeypatch):
+    meter = Meter(pipe, CELL)
+    sizes = iter((2, 3, 4))
+    double = torch.compile(lambda x: x * 2, backend="eager", dynamic=False)
+    double(torch.ones(2))
+    monkeypatch.setattr(meter, "call", lambda: double(torch.ones(next(sizes))))
+    with pytest.raises(RuntimeError, match="Detected recompile"):
+        meter.samples()
+
+
+def samples_of(*latencies):
+    return [Sample(latency, 3, 1.0, None, 1.0, None) for latency in latencies]
+
+
+def test_what_makes_a_row_not_valid(pipe):
+    meter = Meter(pipe, with_measure(max_variation=0.1))
+    meter.call()
+    assert meter.complaints(samples_of(1.0, 1.01, 0.99)) == []
+    (noisy,) = meter.complaints(samples_of(1.0, 2.0, 1.0))
+    assert noisy == "latency varies by 43.3% (standard deviation over mean), more than 10.0%"
+    meter._latents = torch.tensor([1.0, float("nan")])
+    meter.pictures = [Image.new("RGB", (4, 4)), Image.effect_noise((4, 4), 50).convert("RGB")]
+    assert meter.complaints(samples_of(1.0, 1.0)) == [
+        "the latents of the last sample are not finite",
+        "every pixel is the same in picture 0",
+    ]
+
+
+def test_constant_pictures():
+    assert is_constant(Image.new("RGB", (8, 8), (1, 2, 3)))
+    assert is_constant(Image.new("L", (8, 8)))
+    picture = Image.new("RGB", (8, 8))
+    picture.putpixel((3, 3), (0, 0, 1))
+    assert not is_constant(picture)
+
+
+def test_pictures_say_what_made_them(tmp_path):
+    pictures = [Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(2)]
+    assert save_pictures(pictures, tmp_path, "abc", seed=7) == ("0.png", "1.png")
+    with Image.open(tmp_path / "1.png") as saved:
+        assert saved.info == {"diffopt:cell_id": "abc", "diffopt:seed": "8"}
+        assert saved.tobytes() == pictures[1].tobytes()
+
+
+def test_arguments_follow_the_workload():
+    arguments = call_arguments(a_cell("workload.batch_size=3", "workload.seed=5"))
+    assert len(arguments["prompt"]) == len(arguments["negative_prompt"]) == 3
+    assert [g.initial_seed() for g in arguments["generator"]] == [5, 6, 7]
+    assert all(g.device.type == "cpu" for g in arguments["generator"])
+
+
+def test_resident_peak_sees_what_came_and_went():
+    meter = ResidentPeak()
+    meter.reset()
+    before = meter.peak()
+    block = bytearray(64 * 2**20)
+    del block
+    peak = meter.peak()
+    assert before is not None
+    assert peak - before > 48 * 2**20
+    meter.reset()
+    assert meter.peak() < peak - 48 * 2**20
+
+
+def test_a_peak_that_cannot_be_started_anew_is_not_told(tmp_path):
+    (tmp_path / "status").write_text("VmPeak:	 9 kB\nVmHWM:	 12 kB\n")
+    meter = ResidentPeak(tmp_path)
+    assert meter.peak() == 12 * 1024  # since the process began
+    (tmp_path / "clear_refs").mkdir()
+    meter.reset()
+    assert meter.peak() is None
