@@ -35,6 +35,7 @@ FLAGS: dict[str, dict[str, object]] = {
     "--recipe": {"metavar": "FILE", "type": Path, "help": "start from a file that `diffopt show` printed"},
     "--config-dir": {"metavar": "DIR", "type": Path, "help": "options and recipes beside the shipped ones and ./conf"},
     "--json": {"action": "store_true", "help": "print JSON"},
+    "--pictures": {"metavar": "FILE", "type": Path, "help": "write a contact sheet of the pictures instead (PNG)"},
     "--csv": {"action": "store_true", "help": "print CSV with every column"},
 }
 
@@ -74,7 +75,7 @@ VERBS: dict[str, Verb] = {
     "report": Verb(
         "a study as a table",
         commands.report,
-        ("--csv",),
+        ("--csv", "--pictures"),
         words="study",
         example="diffopt report first --csv > first.csv",
     ),

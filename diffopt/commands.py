@@ -10,8 +10,12 @@ from typing import TYPE_CHECKING
 from diffopt.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from diffopt.compose import Composer
     from diffopt.resolve import Request
+    from diffopt.result import Result
+    from diffopt.study import Study
 
 # Imports stand inside the functions, so that each verb pays for what it uses: `diffopt --help` needs none of it.
 
@@ -126,11 +130,27 @@ def report(args: argparse.Namespace) -> int:
 
     if len(args.study) != 1:
         raise UsageError("report takes one study: its name, or the path of its directory.")
-    results = Study.open(args.study[0]).results()
+    study = Study.open(args.study[0])
+    results = study.results()
     if not results:
         raise UsageError(f"The study {args.study[0]} has no result yet.")
-    print(to_csv(results) if args.csv else to_markdown(table(results)), end="")
+    if args.pictures is not None:
+        _write_sheet(study, results, args.pictures)
+    else:
+        print(to_csv(results) if args.csv else to_markdown(table(results)), end="")
     return 0
+
+
+def _write_sheet(study: Study, results: Sequence[Result], path: Path) -> None:
+    from diffopt.sheet import contact_sheet
+
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--pictures {path}: the contact sheet is a PNG; give a name that ends in .png.")
+    try:
+        contact_sheet(study, results).save(path)
+    except OSError as error:
+        raise UsageError(f"--pictures {path}: {error.strerror or error}") from error
+    print(f"{len(results)} cells on {path}")
 
 
 def env(args: argparse.Namespace) -> int:

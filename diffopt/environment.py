@@ -44,10 +44,11 @@ class Device(Frozen):
 
 
 class Cpu(Frozen):
-    """The host's processor; ``cores`` are those that this process may use."""
+    """The host's processor; ``cores`` are those that this process may use, ``threads`` what PyTorch will use."""
 
     model: str
     cores: int
+    threads: int
 
 
 class Git(Frozen):
@@ -80,7 +81,9 @@ def environment(device: Literal["cuda", "cpu"], *, gpu: str | None = None, git: 
         git: what :func:`git_state` found; asked for once per command, since it starts processes.
     """
     found = cpu_device() if device == "cpu" else gpu_device(gpu) if gpu else absent_gpu()
-    return Environment(versions=versions(), device=found, cpu=Cpu(model=cpu_model(), cores=_cores()), git=git)
+    return Environment(
+        versions=versions(), device=found, cpu=Cpu(model=cpu_model(), cores=_cores(), threads=_threads()), git=git
+    )
 
 
 def capture() -> Environment:
@@ -184,6 +187,12 @@ def _git(*args: str) -> str | None:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _threads() -> int:
+    """PyTorch's intra-operator threads: OMP_NUM_THREADS where it is set to a number, else the cores."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdigit() and int(asked) > 0 else _cores()
 
 
 def _text(value: str | bytes) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,7 +25,10 @@ class Table:
 
 def table(results: Sequence[Result]) -> Table:
     """The table that a person reads: what tells the cells apart, then the figures, then the reason."""
+    results = _useful(results)
     names = labels([(result.choices, result.cell) for result in results])
+    if len({result.env_id for result in results}) > 1:
+        names = [{**name, "device": _where(result)} for name, result in zip(names, results, strict=True)]
     keys = list(dict.fromkeys(key for name in names for key in name))
     figures = ("status", "latency s", "it/s", "images/s", "speed-up", "first call s", "peak MiB", "reason")
     rows = [
@@ -33,6 +37,16 @@ def table(results: Sequence[Result]) -> Table:
     ]
     first = 1 + len(keys)
     return Table(("cell", *keys, *figures), tuple(rows), frozenset(range(first + 1, first + len(figures) - 1)))
+
+
+def _useful(results: Sequence[Result]) -> list[Result]:
+    """Without the refusals for want of a device or a package of cells that have a row from elsewhere."""
+    rows = Counter(result.cell_id for result in results)
+    return [r for r in results if rows[r.cell_id] == 1 or (r.status, r.stage) != ("refused", "load")]
+
+
+def _where(result: Result) -> str:
+    return f"{result.environment.device.name or 'none'} ({result.env_id})"
 
 
 def _figures(result: Result, results: Sequence[Result]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from diffopt.result import Result
 ENVIRONMENT = Environment(
     versions={"python": "3.11.0", "torch": "2.13.0"},
     device=Device(kind="cpu", name="A processor", memory_bytes=2**34, gpu=None),
-    cpu=Cpu(model="A processor", cores=4),
+    cpu=Cpu(model="A processor", cores=4, threads=4),
     git=None,
 )
 

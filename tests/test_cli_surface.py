@@ -31,7 +31,7 @@ def test_verbs_and_their_flags() -> None:
         "ls": ("--config-dir",),
         "show": ("--recipe", "--config-dir"),
         "diff": ("--config-dir",),
-        "report": ("--csv",),
+        "report": ("--csv", "--pictures"),
         "env": ("--json", "--config-dir"),
     }
 

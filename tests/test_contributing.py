@@ -64,6 +64,23 @@ def test_a_quantizer_is_one_class_and_one_yaml(diffopt: Run, written: dict[str, 
     assert effect["numbers"]["unet"] > 10
 
 
+def test_the_readmes_own_recipe_runs(diffopt: Run, written: dict[str, str]) -> None:
+    done = diffopt("run", "recipe=exact", "measure=quick", "study=x", env=written)
+    assert done.returncode == 0, done.stderr
+    (effect,) = _effects(written, "attention")
+    assert "unet call _native_math" in effect["summary"]
+
+
+def test_the_readmes_table_of_groups_is_complete() -> None:
+    from diffopt import listing
+    from diffopt.compose import Composer
+
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    for group, options in listing.groups(Composer()):
+        line = next(line for line in readme.splitlines() if line.startswith(f"| `{group}` |"))
+        assert [word.strip("`, ") for word in line.split("|")[3].split()] == options, group
+
+
 def _effects(written: dict[str, str], group: str) -> list[dict[str, object]]:
     folder = Path(written["PYTHONPATH"].split(os.pathsep)[0])
     (path,) = folder.glob("studies/x/cells/*/*/result.json")

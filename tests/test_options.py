@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -44,7 +46,7 @@ def test_every_kind_has_a_yaml(group: str) -> None:
 
 @pytest.mark.parametrize("path", [p for p in STEP_FILES if p.stem not in ("none", "auto", "default")], ids=name)
 def test_when_it_helps_and_when_it_hurts(path: object) -> None:
-    text = open(str(path), encoding="utf-8").read().lower()  # noqa: SIM115
+    text = Path(str(path)).read_text(encoding="utf-8").lower()
     assert "helps" in text
     assert "hurts" in text
 

@@ -1,0 +1,103 @@
+"""A study as a table, as CSV and as a contact sheet; what is compared with what."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from rows import ENVIRONMENT, a_result
+
+from diffopt.report import reference_of, table, to_csv, to_markdown
+from diffopt.resolve import requests
+from diffopt.result import Artifacts, Latency, Metrics, PeakMemory, Result, StageSpeed
+from diffopt.sheet import GAP, SIDE, contact_sheet
+from diffopt.study import Study
+
+
+def row(*overrides: str, seconds: float | None = None, **changes: Any) -> Result:
+    (request,) = requests(["hardware=cpu", "measure=quick", *overrides])
+    if seconds is not None:
+        changes["metrics"] = Metrics(
+            first_call_s=9.0,
+            latency_s=Latency(samples=(seconds,) * 3, median=seconds, q1=seconds, q3=seconds),
+            stages=(StageSpeed(name="unet", steps=8, iterations_per_second=8 / seconds),),
+            images_per_second=1 / seconds,
+            peak_memory_bytes=PeakMemory(first_call=2**30, steady=2**29),
+        )
+    return a_result(request.cell, choices=dict(request.choices), **changes)
+
+
+def cells(text: str) -> list[dict[str, str]]:
+    lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines()]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+STUDY = [
+    row(seconds=1.0),
+    row("compile=default", seconds=0.5),
+    row("compile=regional", status="oom", stage="compile", valid=False, reason="out | of\nmemory"),
+    row("compile=dynamic", status="ok", valid=False, reason="latency varies", seconds=2.0),
+]
+
+
+def test_the_table_says_what_differs_how_fast_and_why_not() -> None:
+    found = cells(to_markdown(table(STUDY)).replace("\\|", "/"))
+    assert [line["compile"] for line in found] == ["none", "default", "regional", "dynamic"]
+    assert "model" not in found[0], "what all rows share is left out"
+    assert [line["speed-up"] for line in found] == ["1.00x", "2.00x", "", "0.50x"]
+    assert [line["status"] for line in found] == ["ok", "ok", "oom", "ok, not valid"]
+    assert found[2]["reason"] == "compile: out / of memory"
+    assert (found[1]["latency s"], found[1]["it/s"], found[1]["peak MiB"]) == ("0.5", "16", "512")
+
+
+def test_the_reference_has_the_customary_dtype_and_no_other_optimization() -> None:
+    base, fast = STUDY[:2]
+    assert reference_of(fast, [fast, base]) is base
+    for unlike in (
+        row("workload.steps=3", seconds=1.0),
+        row("precision=bf16", seconds=1.0),
+        row("attention=math", seconds=1.0),
+        row("scheduler=ddim", seconds=1.0),
+        row(seconds=1.0, env_id="0" * 12),
+        row(status="error", valid=False),
+    ):
+        assert reference_of(fast, [fast, unlike]) is None
+
+
+def test_a_cell_refused_elsewhere_and_measured_here_is_one_row() -> None:
+    refused = row(status="refused", stage="load", valid=False, reason="no GPU", env_id="0" * 12)
+    assert len(table([refused, STUDY[0]]).rows) == 1
+    assert len(table([refused, STUDY[1]]).rows) == 2
+
+
+def test_two_environments_are_told_apart() -> None:
+    elsewhere = row(seconds=3.0, env_id="1" * 12)
+    shown = table([STUDY[0], elsewhere])
+    assert "device" in shown.headers
+    assert ENVIRONMENT.id in " ".join(shown.rows[0])
+    assert [line[shown.headers.index("speed-up")] for line in shown.rows] == ["1.00x", "1.00x"]
+
+
+def test_csv_has_every_value_and_reads_back() -> None:
+    read = list(csv.DictReader(io.StringIO(to_csv(STUDY))))
+    assert [line["status"] for line in read] == ["ok", "ok", "oom", "ok"]
+    assert read[1]["metrics.latency_s.median"] == "0.5"
+    assert read[1]["metrics.stage_unet.iterations_per_second"] == "16.0"
+    assert read[2]["reason"] == "out | of\nmemory"
+    assert read[0]["cell.recipe.compile.kind"] == "none"
+
+
+def test_the_contact_sheet_shows_each_picture_and_each_failure(tmp_path: Path) -> None:
+    study = Study.create(tmp_path / "s")
+    red = row(seconds=1.0, artifacts=Artifacts(pictures=("0.png",)))
+    folder = study.folder(red.cell_id, red.env_id)
+    folder.mkdir(parents=True)
+    Image.new("RGB", (64, 64), "red").save(folder / "0.png")
+    sheet = contact_sheet(study, [red, STUDY[2]])
+    middle = GAP + SIDE // 2
+    assert sheet.getpixel((middle, middle)) == (255, 0, 0)
+    assert sheet.getpixel((middle + SIDE + GAP, middle)) == (255, 255, 255)
+    assert sheet.width == 2 * (SIDE + GAP) + GAP
