@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from diffopt.recipe import Recipe, digest
-from diffopt.step import Frozen, Site
+from diffopt.step import Frozen, Site, identity
 from diffopt.workload import Workload
 
 
@@ -20,6 +20,15 @@ class Measure(Frozen):
     seconds: Annotated[float, Field(ge=0)]  # and at least this long
     max_samples: Annotated[int, Field(ge=2)]  # but no more calls than this
     max_variation: Annotated[float, Field(gt=0)]  # standard deviation over mean above which a row is not valid
+
+    @model_validator(mode="after")
+    def _samples_are_not_capped(self) -> Measure:
+        if self.samples > self.max_samples:
+            raise ValueError(
+                f"measure.samples={self.samples}: more than measure.max_samples={self.max_samples} would be taken; "
+                f"set measure.max_samples to {self.samples} or more"
+            )
+        return self
 
 
 class Cell(Frozen):
@@ -48,10 +57,7 @@ class Cell(Frozen):
     @cached_property
     def id(self) -> str:
         """First 12 hex digits of the SHA-256 of what was asked; no path, time, host name or machine fact in it."""
-        data: dict[str, Any] = self.model_dump(
-            mode="json", exclude_defaults=True, exclude={"recipe": {"model": {"path"}}}
-        )
-        return digest(data)
+        return digest(identity(self))
 
     @property
     def site(self) -> Site:

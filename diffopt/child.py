@@ -23,6 +23,21 @@ from diffopt.oom_killer import oom_kills
 from diffopt.result import Outcome, Stage, Status
 
 Cause = Literal["ended", "deadline", "garbage", "stopped"]
+# Each makes a pipeline something else than its recipe says, or its times something else than its speed, without a trace
+# in any effect: torch's and cuBLAS's TF32 switches, diffusers' default attention, switches that turn compiling off,
+# replace its backend, hide its errors or change what a compile mode means, and those that make CUDA wait or allocate
+# anew at each call.
+FALSIFYING = frozenset(
+    {
+        *("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
+        *("DIFFUSERS_ATTN_BACKEND", "DIFFUSERS_ATTN_CHECKS"),
+        *("TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE", "TORCHDYNAMO_SUPPRESS_ERRORS"),
+        *("TORCH_COMPILE_OVERRIDE_BACKENDS", "TORCHINDUCTOR_CUDAGRAPHS"),
+        *("TORCHINDUCTOR_MAX_AUTOTUNE", "TORCHINDUCTOR_MAX_AUTOTUNE_GEMM", "TORCHINDUCTOR_MAX_AUTOTUNE_POINTWISE"),
+        *("TORCHINDUCTOR_COORDINATE_DESCENT_TUNING", "TORCHINDUCTOR_FREEZING", "TORCHINDUCTOR_USE_FAST_MATH"),
+        *("CUDA_LAUNCH_BLOCKING", "PYTORCH_NO_CUDA_MEMORY_CACHING"),
+    }
+)
 LONGEST_LINE = 4096  # bytes; a stage report is far shorter
 
 
@@ -112,7 +127,7 @@ def _command(folder: Path, progress: int, gpu: str | None) -> list[str]:
 
 def _start(folder: Path, progress: int, gpu: str | None) -> subprocess.Popen[bytes]:
     environment = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in FALSIFYING},
         "CUDA_VISIBLE_DEVICES": gpu or "",  # a cell for the CPU must not touch a GPU that another cell is measured on
         "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
         "TOKENIZERS_PARALLELISM": "false",

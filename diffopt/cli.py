@@ -85,23 +85,43 @@ VERBS: dict[str, Verb] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the return value is the exit code."""
+    _make_printable()
     try:
-        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
     except Interrupted as stop:
-        print(f"diffopt: {stop}", file=sys.stderr)
-        return 128 + stop.signal
+        return _say(str(stop), 128 + stop.signal)
+    except KeyboardInterrupt:
+        return _say("interrupted", 130)
     except UsageError as error:
-        print(f"diffopt: {error}", file=sys.stderr)
-        return 2
+        return _say(str(error), 2)
     except DiffoptError as error:
-        print(f"diffopt: {error}", file=sys.stderr)
-        return 1
+        return _say(str(error), 1)
     except BrokenPipeError:  # `diffopt plan … | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
+def _say(text: str, code: int) -> int:
+    print(f"diffopt: {text}", file=sys.stderr)
+    return code
+
+
+def _make_printable() -> None:
+    """A terminal that cannot show a sign gets its escape, not a traceback; a closed stdout gets nothing."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (until the process ends)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def _dispatch(arguments: list[str]) -> int:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("The working directory does not exist any more; change to another one.") from None
     if {word.split("=", 1)[0] for word in arguments} & set(HYDRA_FLAGS):
         return _ask_hydra(arguments)
     if not arguments or arguments[0] in ("--help", "-h", "help"):
@@ -160,11 +180,14 @@ def _metavar(words: str) -> str:
 def _ask_hydra(arguments: list[str]) -> int:
     from diffopt.compose import shell
 
-    folders = commands.folders(None)
-    if any(word.startswith("query=") for word in arguments):
-        shell.complete(os.environ.get("COMP_LINE", ""), tuple(VERBS), arguments, folders)
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--config-dir", type=Path)
+    known, rest = own.parse_known_args(arguments)
+    folders = commands.folders(known.config_dir)
+    if any(word.startswith("query=") for word in rest):
+        shell.complete(os.environ.get("COMP_LINE", ""), tuple(VERBS), rest, folders)
     else:
-        shell.answer(arguments[1:] if arguments[0] in VERBS else arguments, folders)
+        shell.answer(rest[1:] if rest[0] in VERBS else rest, folders)
     return 0
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffopt.errors import UsageError
+from diffopt.paths import user_path
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,9 +24,9 @@ if TYPE_CHECKING:
 
 def folders(config_dir: Path | None) -> list[Path]:
     """The user's config folders: ``./conf`` when there is one, and ``--config-dir``."""
-    from diffopt.compose import shipped_conf
+    from diffopt.shipped import shipped_conf
 
-    if config_dir is not None and not config_dir.is_dir():
+    if config_dir is not None and not user_path(config_dir, "--config-dir").is_dir():
         raise UsageError(f"--config-dir {config_dir}: there is no such folder.")
     found = [folder for folder in (Path("conf"), config_dir) if folder is not None and folder.is_dir()]
     return [folder for folder in found if folder.resolve() != shipped_conf().resolve()]
@@ -103,20 +105,16 @@ def diff(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     from diffopt import show
-    from diffopt.launch import make_launch
     from diffopt.progress import progress
     from diffopt.report import table
     from diffopt.runner import run_all
     from diffopt.study import Study
 
     requests = _requests(args)
-    if len({request.study for request in requests}) > 1 or len({json.dumps(r.launch) for r in requests}) > 1:
-        raise UsageError("study and launch are the same for a whole sweep: give each of them one value.")
-    launch = make_launch(requests[0].launch)
     name = requests[0].study
     study = Study.fresh() if name is None else Study.create(name)
     with progress() as listener:
-        results = run_all(requests, study, launch, listener)
+        results = run_all(requests, study, requests[0].launch, listener)
     shown = table(results)
     show.print_table(shown.headers, shown.rows, right=shown.right)
     show.print_whereabouts(study, results)
@@ -131,9 +129,12 @@ def report(args: argparse.Namespace) -> int:
     if len(args.study) != 1:
         raise UsageError("report takes one study: its name, or the path of its directory.")
     study = Study.open(args.study[0])
-    results = study.results()
+    unreadable: list[UsageError] = []
+    results = study.results(unreadable.append)
+    for error in unreadable:
+        print(f"diffopt: left out: {error}", file=sys.stderr)
     if not results:
-        raise UsageError(f"The study {args.study[0]} has no result yet.")
+        raise UsageError(f"The study {args.study[0]} has no result{' that can be read' if unreadable else ' yet'}.")
     if args.pictures is not None:
         _write_sheet(study, results, args.pictures)
     else:

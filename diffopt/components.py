@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from diffopt.recipe import Model
     from diffopt.step import Site
 
+# parts that diffusers itself defines; text encoders come from transformers and have their own attention
+DiffusersComponent = Literal["denoiser", "vae"]
+DiffusersComponents = Annotated[tuple[DiffusersComponent, ...], Field(min_length=1)]
 Component = Literal["denoiser", "vae", "text_encoders"]
 Components = Annotated[tuple[Component, ...], Field(min_length=1)]
 

@@ -13,11 +13,18 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
 from diffopt import hardware
+from diffopt.errors import Refusal
 from diffopt.hardware import cpu_model
 from diffopt.recipe import digest
 from diffopt.step import Frozen
 
-PACKAGES = ("diffopt-toolkit", "torch", "diffusers", "transformers", "accelerate", "torchao", "triton")
+PACKAGES = (
+    *("diffopt-toolkit", "torch", "diffusers", "transformers", "accelerate", "torchao"),
+    *("triton", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
+    *("xformers", "flash-attn", "flash-attn-3", "sageattention", "kernels"),
+)
+# reasons that NVML gives for a clock that is forced down; "power cap" is no such: many GPUs always work at theirs
+SLOWDOWNS = frozenset({"hardware slowdown", "thermal (software)", "thermal (hardware)", "power brake"})
 GIT_TIMEOUT_S = 5.0
 
 
@@ -32,6 +39,11 @@ class GpuState(Frozen):
     power_limit_w: float | None
     temperature_c: int | None
     throttle_reasons: tuple[str, ...] | None  # why the clock is below its maximum; ("idle",) is normal at rest
+
+    @property
+    def slowdowns(self) -> tuple[str, ...]:
+        """Those of the throttle reasons that make a measurement say little of the GPU."""
+        return tuple(reason for reason in self.throttle_reasons or () if reason in SLOWDOWNS)
 
 
 class Device(Frozen):
@@ -68,8 +80,16 @@ class Environment(Frozen):
 
     @property
     def id(self) -> str:
-        """First 12 hex digits of the SHA-256 of the versions and the device's name."""
-        return digest({"versions": self.versions, "device": self.device.name})
+        """First 12 hex digits of the SHA-256 of what decides speed here.
+
+        That is the versions and the device's name, with the driver on a GPU, with cores and threads on the CPU.
+        """
+        facts: dict[str, Any] = {"versions": self.versions, "device": self.device.name}
+        if self.device.kind == "cpu":
+            facts |= {"cores": self.cpu.cores, "threads": self.cpu.threads}
+        elif self.device.gpu is not None:
+            facts["driver"] = self.device.gpu.driver
+        return digest(facts)
 
 
 def environment(device: Literal["cuda", "cpu"], *, gpu: str | None = None, git: Git | None = None) -> Environment:
@@ -79,6 +99,9 @@ def environment(device: Literal["cuda", "cpu"], *, gpu: str | None = None, git: 
         device: what the recipe is for.
         gpu: NVML's uuid of the GPU that runs it; None where there is none.
         git: what :func:`git_state` found; asked for once per command, since it starts processes.
+
+    Raises:
+        Refusal: NVML cannot read that GPU.
     """
     found = cpu_device() if device == "cpu" else gpu_device(gpu) if gpu else absent_gpu()
     return Environment(
@@ -114,20 +137,27 @@ def absent_gpu() -> Device:
 
 
 def gpu_device(uuid: str) -> Device:
-    """Name, memory and present state of the GPU with this NVML uuid. Raises pynvml.NVMLError when there is none."""
+    """Name, memory and present state of the GPU with this NVML uuid. Raises Refusal when NVML cannot read it."""
     import pynvml
 
-    pynvml.nvmlInit()
     try:
-        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-        return Device(
-            kind="cuda",
-            name=_text(pynvml.nvmlDeviceGetName(handle)),
-            memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-            gpu=_gpu_state(pynvml, handle, uuid),
-        )
-    finally:
-        pynvml.nvmlShutdown()
+        pynvml.nvmlInit()
+        try:
+            return _gpu_device(pynvml, uuid)
+        finally:
+            pynvml.nvmlShutdown()
+    except pynvml.NVMLError as error:
+        raise Refusal(f"NVML cannot read GPU {uuid}: {error}; see nvidia-smi") from error
+
+
+def _gpu_device(pynvml: Any, uuid: str) -> Device:
+    handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+    return Device(
+        kind="cuda",
+        name=_text(pynvml.nvmlDeviceGetName(handle)),
+        memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
+        gpu=_gpu_state(pynvml, handle, uuid),
+    )
 
 
 def _gpu_state(pynvml: Any, handle: Any, uuid: str) -> GpuState:

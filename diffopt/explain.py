@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from diffopt.labels import text
 from diffopt.suggest import did_you_mean
 
 
@@ -14,7 +15,15 @@ def explain(error: ValidationError, *, prefix: str = "") -> str:
 
     Keys are those of the command line: ``recipe.`` and the tags of unions are left out, ``prefix`` is put before.
     """
-    return " ".join(dict.fromkeys(_one(dict(detail), prefix) for detail in error.errors(include_url=False)))
+    details = error.errors(include_url=False)
+    inner = {detail["loc"][:-1] for detail in details}  # a list whose items are wrong also counts as too short
+    kept = [detail for detail in details if not (detail["type"] == "too_short" and detail["loc"] in inner)]
+    return " ".join(dict.fromkeys(_one(dict(detail), prefix) for detail in kept))
+
+
+def groups_in(error: ValidationError) -> list[str]:
+    """The config groups that the offending keys belong to."""
+    return list(dict.fromkeys(_key(detail["loc"]).split(".")[0] for detail in error.errors(include_url=False)))
 
 
 def _one(detail: dict[str, Any], prefix: str) -> str:
@@ -33,7 +42,7 @@ def _one(detail: dict[str, Any], prefix: str) -> str:
     if kind == "union_tag_not_found":
         return f"'{key}' has no 'kind' that says which step it is."
     if kind == "literal_error":
-        return f"{key}={value}: must be {context['expected']}."
+        return f"{key}={_short(value)}: must be {context['expected']}."
     return f"{key}={_short(value)}: {detail['msg'][0].lower()}{detail['msg'][1:]}."
 
 
@@ -51,5 +60,5 @@ def _step_groups() -> frozenset[str]:
 
 
 def _short(value: Any) -> str:
-    text = str(value).lower() if isinstance(value, bool) else str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    word = text(value)
+    return word if len(word) <= 60 else word[:57] + "..."

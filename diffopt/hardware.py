@@ -113,6 +113,7 @@ def _probed(gpu: Gpu) -> dict[str, Any]:
         "device": "cuda",
         "match": [gpu.name],
         "compute_capability": list(gpu.compute_capability),
+        "sms": None,
         "memory_gib": round(gpu.memory_bytes / 2**30, 1),
         "bandwidth_gb_s": None,
         "peak_tflops": dict.fromkeys(PeakTflops.model_fields),

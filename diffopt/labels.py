@@ -25,7 +25,7 @@ def labels(points: Sequence[Point]) -> list[dict[str, str]]:
     return [
         {
             **{group: choices[group] for group in varying if group in choices},
-            **{key: text(data[key]) for key in keys if key in data},
+            **{key: text(data[key])[: 12 if key == "model.content" else None] for key in keys if key in data},
         }
         for (choices, _), data in zip(points, flat, strict=True)
     ]
@@ -56,11 +56,17 @@ def text(value: Any) -> str:
 
 
 def _unexplained(key: str, points: Sequence[Point], flat: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether ``key`` differs between points of the same options (its own group's, and the model's)."""
+    """Whether ``key`` differs between points of the same options (its own group's, and the model's).
+
+    What a local folder decides is explained by the folder, which is named by its path or else by its content.
+    """
     group = key.split(".")[0]
-    seen: dict[tuple[str | None, ...], str] = {}
+    if key == "model.content" and len({data.get("model.path") for data in flat}) > 1:
+        return False
+    seen: dict[tuple[Any, ...], str] = {}
     for (choices, _), data in zip(points, flat, strict=True):
-        same = (choices.get(group), choices.get("model"))
+        folder = None if key in ("model.path", "model.content") else data.get("model.content")
+        same = (choices.get(group), choices.get("model"), folder)
         value = text(data.get(key))
         if seen.setdefault(same, value) != value:
             return True

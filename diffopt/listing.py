@@ -48,27 +48,31 @@ def first_line(path: Path) -> str:
 
 
 def _row(composer: Composer, group: str, option: str) -> Row:
-    says = first_line(composer.option_file(group, option))
-    if group in STEP_GROUPS:
-        return _step_row(composer, group, option, says)
-    if group == "hardware":
-        return _hardware_row(composer, option, says)
+    try:
+        composer.read_option(group, option)
+        says = first_line(composer.option_file(group, option))
+        if group in STEP_GROUPS:
+            return _step_row(composer, group, option, says)
+        if group == "hardware":
+            return _hardware_row(composer, option, says)
+    except UsageError as error:  # one broken file of the user's must not hide the other options
+        return Row(option, "", "", f"broken: {error}")
     return Row(option, says, "", "yes")
 
 
 def _step_row(composer: Composer, group: str, option: str, says: str) -> Row:
-    request = Resolver(composer).request(composer.compose([f"{group}={option}"]))
+    request = Resolver(composer).request(composer.compose([f'{group}="{option}"']))
     step: Step = getattr(request.cell.recipe, group)
     key = f"{group}={option}"
-    missing = packages.missing(step.requires().packages)
+    lacking = packages.lacking([step.requires()])
     place = f"hardware={request.cell.recipe.hardware.name}"
     reasons = [p.fact for p in make_plan(request.cell, request.choices).problems if {key, place} <= set(p.keys)]
-    reasons += [f"not installed: {', '.join(missing)}"] if missing else []
+    reasons += [lacking] if lacking else []
     return Row(option, says, describe(step.requires()), "; ".join(dict.fromkeys(reasons)) or "yes")
 
 
 def _hardware_row(composer: Composer, option: str, says: str) -> Row:
-    request = Resolver(composer).request(composer.compose([f"hardware={option}"]))
+    request = Resolver(composer).request(composer.compose([f'hardware="{option}"']))
     here = hardware.check_declared(request.cell.recipe.hardware)
     name = request.cell.recipe.hardware.name
     return Row(option, says, f"here: {name}" if option == "auto" else "", here or "yes")

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
@@ -21,12 +21,13 @@ from diffopt.cell import Cell
 from diffopt.errors import DiffoptError
 from diffopt.peak_memory import PeakMeter, peak_meter
 from diffopt.pictures import is_constant
-from diffopt.result import Latency, Split, StageSpeed
+from diffopt.result import CompileCache, Latency, Split, StageSpeed
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from PIL.Image import Image
 
+Observed = TypeVar("Observed")
 Mark = Any  # what a clock's mark() gives
 
 
@@ -90,6 +91,7 @@ class Meter:
         self._clock: Clock = CudaClock() if cell.recipe.hardware.device == "cuda" else HostClock()
         self._marks: list[tuple[str, Mark]] = []
         self._latents: torch.Tensor | None = None
+        self._iterations = 0  # of the last call
         self.memory: PeakMeter = peak_meter(cell.recipe.hardware.device)
         self.pictures: list[Image] = []
         pipe.set_progress_bar_config(disable=True)
@@ -105,7 +107,9 @@ class Meter:
             self._clock.synchronize()
             latency = time.perf_counter() - begin
         self.pictures = list(output.images)
-        return _sample(latency, self._marks, self._clock)
+        sample = _sample(latency, self._marks, self._clock)
+        self._iterations = sample.iterations
+        return sample
 
     def samples(self) -> list[Sample]:
         """The timed part. A recompile in it raises RuntimeError: it would be timed, and then nothing would be true."""
@@ -118,6 +122,33 @@ class Meter:
             ):
                 samples.append(self.call())
         return samples
+
+    def observe(self, look: Callable[[], Observed]) -> Observed:
+        """What ``look`` gives halfway through the iterations of one more call, which is not timed.
+
+        At the end of a call the device is idle already, since pictures were copied to the host; and looking takes
+        milliseconds, which no sample should have in it.
+        """
+        seen: list[Observed] = []
+        halfway = (self._iterations + 1) // 2
+        done = 0
+
+        def wrap(inner: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(inner)
+            def watched(*args: Any, **kwargs: Any) -> Any:
+                nonlocal done
+                result = inner(*args, **kwargs)
+                done += 1
+                if done == halfway:
+                    seen.append(look())
+                return result
+
+            return watched
+
+        with _replaced(self._pipe.scheduler, "step", wrap):
+            self._pipe(**call_arguments(self._cell))
+        (only,) = seen
+        return only
 
     def complaints(self, samples: list[Sample]) -> list[str]:
         """Why these samples are not valid; empty when they are."""
@@ -235,6 +266,16 @@ def latency(samples: list[Sample]) -> Latency:
 def stage_speeds(samples: list[Sample]) -> tuple[StageSpeed, ...]:
     rate = statistics.median(sample.iterations_per_second for sample in samples)
     return (StageSpeed(name="denoise", steps=samples[-1].iterations, iterations_per_second=rate),)
+
+
+def compile_cache() -> CompileCache | None:
+    """What inductor's cache gave in this process so far; None when inductor compiled nothing."""
+    from torch._dynamo.utils import counters
+
+    found = counters["inductor"]
+    hits = int(found["fxgraph_cache_hit"])
+    misses = int(found["fxgraph_cache_miss"] + found["fxgraph_cache_bypass"])
+    return CompileCache(hits=hits, misses=misses) if hits or misses else None
 
 
 def split(samples: list[Sample]) -> Split:

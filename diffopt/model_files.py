@@ -6,28 +6,37 @@ weights are stored in. :func:`resolve_model` fills them in and identifies the fi
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
-import re
 from pathlib import Path
 from typing import Any
 
+from diffopt.content import content_of
 from diffopt.errors import UsageError
+from diffopt.head_sizes import of_denoiser, of_vae
+from diffopt.model_index import ModelIndex, check_configs, is_count, read_index, read_json
+from diffopt.paths import user_path
 from diffopt.recipe import Limits, Model, Pipelines
-from diffopt.weight_files import check_weights, stored
+from diffopt.weight_files import Weights, read_weights
 
-# Pipeline classes that diffopt can call: what they do, and the steps and guidance that diffusers calls them with.
+# Pipeline classes that diffopt can call: what they do, the steps and guidance that diffusers calls them with, and the
+# components without which they cannot draw a picture.
 CUSTOMARY: dict[str, dict[str, Any]] = {
-    "StableDiffusionPipeline": {"task": "txt2img", "steps": 50, "guidance": 7.5},
-    "StableDiffusionXLPipeline": {"task": "txt2img", "steps": 50, "guidance": 5.0},
+    "StableDiffusionPipeline": {
+        "task": "txt2img",
+        "steps": 50,
+        "guidance": 7.5,
+        "needs": ("vae", "text_encoder", "tokenizer", "unet", "scheduler"),
+    },
+    "StableDiffusionXLPipeline": {
+        "task": "txt2img",
+        "steps": 50,
+        "guidance": 5.0,
+        "needs": ("vae", "text_encoder_2", "tokenizer_2", "unet", "scheduler"),
+    },
 }
 PACKAGED = Path(__file__).parent / "models"
 DENOISERS = ("unet", "transformer")
-LIBRARIES = ("diffusers", "transformers")
-LEFT_OUT = frozenset({"safety_checker", "feature_extractor", "image_encoder"})  # optional, and never loaded
-WITHOUT_WEIGHTS = re.compile(r"(Tokenizer|TokenizerFast|Scheduler)$")
 CONFIG_SUFFIXES = (".json", ".txt", ".model")
+MOST_LEVELS = 8  # of a VAE; the deepest in use have 6
 SIZE_STEP = 8  # diffusers' Stable Diffusion pipelines refuse other sizes, whatever the VAE's factor
 
 
@@ -44,10 +53,14 @@ def resolve_model(data: dict[str, Any], base: Path) -> dict[str, Any]:
     if data["path"] is not None:
         resolved["path"] = str(folder)
     if folder is not None:
-        pipeline, components = _read_index(folder)
-        if not _on_the_hub(data):
-            resolved["content"] = _content(folder, pipeline, components, data)
-        resolved = _fill(resolved, _facts(folder, pipeline, components, data))
+        index = read_index(folder)
+        local = not _on_the_hub(data)
+        weights = read_weights(index, data["variant"]) if local and data["weights"] == "pretrained" else {}
+        if local:
+            check_configs(index, data["weights"])
+        resolved = _fill(resolved, _facts(index, weights, data))
+        if local:  # last, because it reads gigabytes
+            resolved["content"] = _content(index, weights, data)
     _check_complete(resolved)
     return resolved
 
@@ -115,9 +128,10 @@ def _folder(data: dict[str, Any], base: Path) -> Path | None:
 
 
 def _local_folder(path: str, base: Path) -> Path:
-    folder = (base / Path(path).expanduser()).resolve()
+    folder = user_path(base / user_path(path, "model.path"), "model.path")
     if not folder.exists():
         raise UsageError(f"model.path={path}: there is no folder {folder}")
+    folder = folder.resolve()
     if not folder.is_dir():
         raise UsageError(
             f"model.path={path} is a file, and diffopt loads folders in the Hugging Face layout; diffusers converts a "
@@ -131,121 +145,108 @@ def _local_folder(path: str, base: Path) -> Path:
     return folder
 
 
-def _read_index(folder: Path) -> tuple[str, dict[str, str]]:
-    """The pipeline's class and the class of each component that is loaded. Refuses code from the folder."""
-    index = _read_json(folder / "model_index.json")
-    pipeline = index.get("_class_name")
-    if isinstance(pipeline, list) or "custom_pipeline" in index:
-        raise UsageError(
-            f"{folder}/model_index.json names a custom pipeline, which is code from the folder; diffopt loads only "
-            "pipeline classes of diffusers"
-        )
-    if not isinstance(pipeline, str):
-        raise UsageError(f"{folder}/model_index.json does not say the pipeline's class (_class_name)")
-    components: dict[str, str] = {}
-    for name, entry in index.items():
-        if not isinstance(entry, list) or name in LEFT_OUT or entry == [None, None]:
-            continue
-        library, class_name = entry
-        if library not in LIBRARIES:
-            raise UsageError(
-                f"{folder}/model_index.json: {name} is {library}.{class_name}, which is custom code; diffopt loads "
-                f"only components of {' and '.join(LIBRARIES)}"
-            )
-        components[name] = class_name
-    return pipeline, components
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path} is missing: the model's folder is not complete") from None
-    except ValueError as error:
-        raise UsageError(f"{path} is not JSON: {error}") from None
-    if not isinstance(data, dict):
-        raise UsageError(f"{path} must hold a JSON object")
-    return data
-
-
-def _with_weights(components: dict[str, str]) -> list[str]:
-    return [name for name, class_name in components.items() if not WITHOUT_WEIGHTS.search(class_name)]
-
-
-def _content(folder: Path, pipeline: str, components: dict[str, str], data: dict[str, Any]) -> str:
-    """SHA-256 over names and bytes of the files that make the model: its configs, and its weights unless random."""
-    suffixes: tuple[str, ...] = CONFIG_SUFFIXES
-    if data["weights"] == "pretrained":
-        suffixes += (".safetensors",)
-        for name in _with_weights(components):
-            check_weights(folder / name, data["variant"], pipeline)
-    paths = [folder / "model_index.json"]
-    for name in sorted(components):
-        paths += sorted(path for path in (folder / name).glob("*") if path.suffix in suffixes)
-    content = _sha256(folder, tuple((path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths))
+def _content(index: ModelIndex, weights: dict[str, Weights], data: dict[str, Any]) -> str:
+    """SHA-256 over names and bytes of the files that make the model: its configs, and the weights that are loaded."""
+    paths = [index.folder / "model_index.json"]
+    for name in sorted(index.components):
+        configs = [path for path in (index.folder / name).glob("*") if path.suffix in CONFIG_SUFFIXES]
+        paths += sorted({*configs, *(weights[name].files if name in weights else ())})
+    content = content_of(index.folder, paths)
     if data["content"] not in (None, content):
         raise UsageError(
-            f"model={data['name']}: the files in {folder} are not those that the recipe was made with (their SHA-256 "
-            f"begins with {content[:12]}, the recipe's with {data['content'][:12]}); model.content=null takes them"
+            f"model={data['name']}: the files in {index.folder} are not those that the recipe was made with (their "
+            f"SHA-256 begins with {content[:12]}, the recipe's with {data['content'][:12]}); model.content=null takes "
+            "them"
         )
     return content
 
 
-@functools.cache
-def _sha256(folder: Path, stamped: tuple[tuple[Path, int, int], ...]) -> str:
-    """Cached while sizes and times stay the same: a sweep asks for the same gigabytes once per cell."""
-    total = hashlib.sha256()
-    for path, size, _ in stamped:
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        total.update(f"{path.relative_to(folder).as_posix()} {size} {digest}\n".encode())
-    return total.hexdigest()
-
-
-def _facts(folder: Path, pipeline: str, components: dict[str, str], data: dict[str, Any]) -> dict[str, Any]:
+def _facts(index: ModelIndex, weights: dict[str, Weights], data: dict[str, Any]) -> dict[str, Any]:
     """What the files say, with the keys of the ``model`` group; the comments in local.yaml say from where."""
-    customary = _customary(folder, pipeline, data)
-    denoiser = next((name for name in DENOISERS if name in components), None)
+    customary = _customary(index, data)
+    _check_parts(index, customary)
+    denoiser = next((name for name in DENOISERS if name in index.components), None)
     if denoiser is None:
-        raise UsageError(f"{folder}/model_index.json has no {' or '.join(DENOISERS)}")
-    vae = _read_json(folder / "vae" / "config.json") if "vae" in components else {}
-    factor = 2 ** (len(vae["block_out_channels"]) - 1) if vae else 1
-    height, width = _sample_size(folder / denoiser / "config.json", factor)
-    from_files = data["weights"] == "pretrained" and not _on_the_hub(data)
-    weights = {name: stored(folder / name, data["variant"]) for name in _with_weights(components) if from_files}
+        raise UsageError(f"{index.folder}/model_index.json has no {' or '.join(DENOISERS)}")
+    config = read_json(index.folder / denoiser / "config.json")
+    vae = read_json(index.folder / "vae" / "config.json") if "vae" in index.components else {}
+    factor = _vae_factor(index.folder / "vae" / "config.json", vae) if vae else 1
+    height, width = _sample_size(index.folder / denoiser / "config.json", config, factor)
+    head_sizes, vae_head_size = _head_sizes(index, denoiser, config, vae)
     return {
-        "pipelines": {customary["task"]: pipeline} if customary else {},
+        "pipelines": {customary["task"]: index.pipeline} if customary else {},
         "denoiser": denoiser,
-        "denoiser_class": components[denoiser],
+        "denoiser_class": index.components[denoiser].class_name,
         "vae": "vae" if vae else None,
-        "text_encoders": sorted(name for name in components if name.startswith("text_encoder")),
+        "text_encoders": sorted(name for name in index.components if name.startswith("text_encoder")),
+        "head_sizes": head_sizes,
+        "vae_head_size": vae_head_size,
         "size_multiple": max(factor, SIZE_STEP),
         "height": height,
         "width": width,
         "steps": customary.get("steps"),
         "guidance": customary.get("guidance"),
-        "dtype": weights[denoiser][1] if from_files else "float32",
-        "parameters": sum(count for count, _ in weights.values()) or None,
+        "dtype": weights[denoiser].dtype if weights else "float32",
+        "parameters": sum(part.parameters for part in weights.values()) or None,
         # SDXL's pipeline looks at this key of the VAE and decodes in float32; diffusers' default is true.
-        "limits": {"fp16_vae_overflows": "XL" in pipeline and bool(vae.get("force_upcast", True))},
+        "limits": {"fp16_vae_overflows": "XL" in index.pipeline and bool(vae.get("force_upcast", True))},
     }
 
 
-def _customary(folder: Path, pipeline: str, data: dict[str, Any]) -> dict[str, Any]:
+def _customary(index: ModelIndex, data: dict[str, Any]) -> dict[str, Any]:
     """The entry of CUSTOMARY; empty when it is unknown, but the option itself says the class for its task."""
-    if pipeline not in CUSTOMARY and not any(data["pipelines"].values()):
+    if index.pipeline not in CUSTOMARY and not any(data["pipelines"].values()):
         raise UsageError(
-            f"{folder}/model_index.json: diffopt does not know what the pipeline class {pipeline} is for; known: "
-            f"{', '.join(CUSTOMARY)}"
+            f"{index.folder}/model_index.json: diffopt does not know what the pipeline class {index.pipeline} is for; "
+            f"known: {', '.join(CUSTOMARY)}"
         )
-    return CUSTOMARY.get(pipeline, {})
+    return CUSTOMARY.get(index.pipeline, {})
 
 
-def _sample_size(config: Path, factor: int) -> tuple[int | None, int | None]:
+def _check_parts(index: ModelIndex, customary: dict[str, Any]) -> None:
+    """UsageError where the index lacks a part; text encoders and tokenizers come in pairs."""
+    pairs = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+    pairs |= {tokenizer: encoder for encoder, tokenizer in pairs.items()}
+    needs = [*customary.get("needs", ()), *(pairs[name] for name in index.components if name in pairs)]
+    lacking = [name for name in dict.fromkeys(needs) if name not in index.components]
+    if lacking:
+        raise UsageError(
+            f"{index.folder}/model_index.json lacks {', '.join(lacking)}, without which {index.pipeline} cannot draw; "
+            "give the whole folder that diffusers' save_pretrained wrote"
+        )
+
+
+def _vae_factor(path: Path, config: dict[str, Any]) -> int:
+    """Pixels per latent pixel: each level of the VAE but the last halves the picture."""
+    channels = config.get("block_out_channels")
+    if not isinstance(channels, list) or not 1 <= len(channels) <= MOST_LEVELS or not all(map(is_count, channels)):
+        raise UsageError(f"{path}: block_out_channels must be a list of channels, one number for each level of the VAE")
+    return int(2 ** (len(channels) - 1))
+
+
+def _sample_size(path: Path, config: dict[str, Any], factor: int) -> tuple[int | None, int | None]:
     """Customary height and width in pixels: the denoiser's latent size times the VAE's factor."""
-    size = _read_json(config).get("sample_size")
-    height, width = size if isinstance(size, list) else (size, size)
-    return height and height * factor, width and width * factor
+    size = config.get("sample_size")
+    if size is None:
+        return None, None
+    sides = size if isinstance(size, list) else [size, size]
+    if len(sides) != 2 or not all(map(is_count, sides)):
+        raise UsageError(f"{path}: sample_size must be one number, or [height, width], in latent pixels")
+    height, width = sides
+    return height * factor, width * factor
+
+
+def _head_sizes(
+    index: ModelIndex, denoiser: str, config: dict[str, Any], vae: dict[str, Any]
+) -> tuple[list[int] | None, int | None]:
+    """Channels per attention head of the denoiser and of the VAE."""
+    try:
+        return of_denoiser(index.components[denoiser].class_name, config), of_vae(vae) if vae else None
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:  # whatever wrong types and lengths lead to
+        raise UsageError(
+            f"{index.folder / denoiser}/config.json: its blocks, channels and attention heads do not fit together "
+            f"({type(error).__name__}: {error})"
+        ) from None
 
 
 def _fill(data: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
@@ -260,7 +261,7 @@ def _fill(data: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_complete(data: dict[str, Any]) -> None:
-    may_be_null = {"id", "revision", "variant", "path", "architecture", "content", "vae", "parameters"}
+    may_be_null = {"id", "revision", "variant", "path", "architecture", "content", "vae", "vae_head_size", "parameters"}
     missing = [f"model.{key}" for key in Model.model_fields if data[key] is None and key not in may_be_null]
     missing += [f"model.limits.{key}" for key, value in data["limits"].items() if value is None]
     if missing:

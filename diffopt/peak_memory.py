@@ -7,14 +7,22 @@ from typing import Protocol
 
 
 class PeakMeter(Protocol):
-    """``peak()`` is the most bytes in use since the last ``reset()``; None where the system does not tell."""
+    """The most bytes since the last ``reset()``; None where the system does not tell.
+
+    ``peak()`` is what was in use, ``reserved()`` what a GPU's allocator held.
+    """
 
     def reset(self) -> None: ...
     def peak(self) -> int | None: ...
+    def reserved(self) -> int | None: ...
 
 
 class CudaPeak:
-    """What PyTorch's allocator handed out on the GPU: tensors, not the context nor the allocator's spare blocks."""
+    """PyTorch's allocator on the GPU: what it handed out (tensors), and what it reserved for that. Not the context.
+
+    A replayed CUDA graph works in its private pool, which is reserved but not handed out: there only ``reserved()``
+    covers the activations. It also counts spare blocks, so it is the upper bound.
+    """
 
     def reset(self) -> None:
         import torch
@@ -25,6 +33,11 @@ class CudaPeak:
         import torch
 
         return torch.cuda.max_memory_allocated()
+
+    def reserved(self) -> int | None:
+        import torch
+
+        return torch.cuda.max_memory_reserved()
 
 
 class ResidentPeak:
@@ -49,6 +62,9 @@ class ResidentPeak:
         except OSError:
             return None
         return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), None)
+
+    def reserved(self) -> int | None:
+        return None
 
 
 def peak_meter(device: str) -> PeakMeter:

@@ -31,6 +31,14 @@ class CellStarted:
 
 
 @dataclass(frozen=True)
+class RowUnreadable:
+    """The study has a row of the cell that cannot be read: it is replaced."""
+
+    label: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class StageStarted:
     cell_id: str
     stage: Stage
@@ -49,12 +57,16 @@ class SweepFinished:
     asked: int  # cells; more than results when the sweep was interrupted
 
 
-Event = SweepStarted | CellStarted | StageStarted | CellFinished | SweepFinished
+Event = SweepStarted | RowUnreadable | CellStarted | StageStarted | CellFinished | SweepFinished
 Listener = Callable[[Event], None]
 
 
 def silent(event: Event) -> None:
     """The listener of callers in Python that give none."""
+
+
+def unreadable_line(event: RowUnreadable) -> str:
+    return f"{event.label}: its row is measured anew: {event.reason}"
 
 
 def outcome_line(event: CellFinished) -> str:
@@ -107,6 +119,8 @@ class _Lines:
         match event:
             case SweepStarted(total):
                 self._total = total
+            case RowUnreadable():
+                self._say(unreadable_line(event))
             case CellStarted(cell_id, label):
                 self._say(f"{cell_id} {label}" if label != cell_id else cell_id)
             case StageStarted(cell_id, stage):
@@ -133,6 +147,8 @@ class _Bars:
         match event:
             case SweepStarted(total):
                 self._cells = self._bars.add_task("cells", total=total)
+            case RowUnreadable():
+                self._bars.console.print(unreadable_line(event), markup=False, highlight=False, soft_wrap=True)
             case CellStarted(cell_id, label):
                 self._running[cell_id] = self._bars.add_task(label, total=len(STAGES))
             case StageStarted(cell_id, stage):

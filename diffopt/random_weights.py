@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import importlib
 import json
-import shutil
-import tempfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffopt.model_files import LEFT_OUT
+from diffopt.model_index import LEFT_OUT
 
 if TYPE_CHECKING:
     import torch
@@ -116,29 +114,3 @@ def _draw(value: torch.Tensor, owner: nn.Module, name: str, generator: torch.Gen
         value.normal_(generator=generator)  # a look-up: one input each
     else:
         value.normal_(std=value[0].numel() ** -0.5, generator=generator)
-
-
-def save_random(configs: Path, target: Path) -> None:
-    """Write a complete Stable Diffusion pipeline with random float16 weights into ``target``.
-
-    Only the configs in ``configs`` are read, not the weights and tokenizers that lie beside them, so the result
-    depends on nothing else.
-    """
-    import torch
-    from diffusers import StableDiffusionPipeline
-
-    with tempfile.TemporaryDirectory() as scratch:
-        bare = Path(scratch) / "configs"
-        shutil.copytree(configs, bare, ignore=shutil.ignore_patterns("*.safetensors", "tokenizer.json"))
-        pipe = random_pipeline(bare, StableDiffusionPipeline, device="cpu", dtype={"default": torch.float16})
-        pipe.save_pretrained(target, safe_serialization=True)
-    _load_as_float32(target / "text_encoder" / "config.json")
-
-
-def _load_as_float32(config: Path) -> None:
-    """By default diffusers loads its models in float32, but transformers loads its own in the config's dtype.
-
-    float16 there would give a pipeline of mixed dtypes, which cannot run.
-    """
-    data = json.loads(config.read_text())
-    config.write_text(json.dumps({**data, "dtype": "float32"}, indent=2, sort_keys=True) + "\n")

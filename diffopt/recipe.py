@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 import diffopt.steps  # noqa: F401  (registers the steps that the fields below are made of)
-from diffopt.step import Frozen, OneOf, Step
+from diffopt.step import Descriptive, Frozen, OneOf, Step, identity
 
 Dtype = Literal["float32", "float16", "bfloat16"]
 Positive = Annotated[int, Field(ge=1)]
@@ -35,7 +35,7 @@ class Model(Frozen):
     id: str | None  # hub id
     revision: str | None  # a commit SHA; "main" is unpinned
     variant: str | None  # file variant on the hub, such as "fp16"
-    path: str | None  # local folder in the Hugging Face layout; not part of any id, its content is
+    path: Annotated[str | None, Descriptive()]  # local folder in the Hugging Face layout; what counts is its content
     architecture: str | None  # folder of diffopt/models: component configs, and for `tiny` the weights too
     content: str | None  # SHA-256 of the local files that make the model; filled in when the recipe is composed
     weights: Literal["pretrained", "random"]
@@ -44,13 +44,15 @@ class Model(Frozen):
     denoiser_class: str
     vae: str | None  # attribute of the pipeline
     text_encoders: tuple[str, ...]  # attributes of the pipeline
+    head_sizes: tuple[Positive, ...]  # channels per attention head of the denoiser, each once; kernels have limits
+    vae_head_size: Positive | None  # channels of the VAE's one head; None where it has no attention, or not known
     size_multiple: Positive  # height and width must be multiples of this, in pixels
-    height: Positive
-    width: Positive
-    steps: Positive
-    guidance: Annotated[float, Field(ge=0)]
-    dtype: Dtype  # customary precision: what the reference runs in
-    parameters: int | None  # of all components together; None where not known
+    height: Annotated[Positive, Descriptive()]  # customary, as are the next three: what a workload leaves open, in ids
+    width: Annotated[Positive, Descriptive()]  # with the value that it came to
+    steps: Annotated[Positive, Descriptive()]
+    guidance: Annotated[float, Field(ge=0), Descriptive()]
+    dtype: Annotated[Dtype, Descriptive()]  # customary precision: what the reference runs in
+    parameters: Annotated[int | None, Descriptive()]  # of all components together; None where not known
     limits: Limits
 
     @property
@@ -82,13 +84,14 @@ class Hardware(Frozen):
 
     name: str
     device: Literal["cuda", "cpu"]
-    match: tuple[str, ...]  # this GPU when NVML's name contains one of these
+    match: Annotated[tuple[str, ...], Descriptive()]  # this GPU when NVML's name contains one of these
     compute_capability: tuple[int, int] | None
-    memory_gib: float | None
-    bandwidth_gb_s: float | None
-    peak_tflops: PeakTflops
-    slurm: Slurm
-    ray_accelerator: str | None
+    sms: Annotated[int | None, Descriptive()]  # streaming multiprocessors
+    memory_gib: Annotated[float | None, Descriptive()]  # as NVML reports it, a little less than its name says
+    bandwidth_gb_s: Annotated[float | None, Descriptive()]
+    peak_tflops: Annotated[PeakTflops, Descriptive()]
+    slurm: Annotated[Slurm, Descriptive()]
+    ray_accelerator: Annotated[str | None, Descriptive()]
 
 
 class Recipe(Frozen):
@@ -113,8 +116,8 @@ class Recipe(Frozen):
 
     @cached_property
     def id(self) -> str:
-        """First 12 hex digits of the SHA-256 of the canonical YAML, without the folder that a model lies in."""
-        return digest(self.model_dump(mode="json", exclude_defaults=True, exclude={"model": {"path"}}))
+        """First 12 hex digits of the SHA-256 of the canonical YAML, without what only describes."""
+        return digest(identity(self))
 
 
 STEP_GROUPS = tuple(name for name in Recipe.model_fields if name not in ("model", "hardware"))
@@ -124,7 +127,6 @@ def digest(data: dict[str, Any]) -> str:
     """The id of plain data: first 12 hex digits of the SHA-256 of its canonical YAML.
 
     Canonical is YAML's flow style with sorted keys, which is JSON: one spelling for everything, on every machine.
-    Fields with a default are those added after a release; ``exclude_defaults`` keeps the ids of old recipes.
     """
     canonical = json.dumps(data, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]

@@ -5,11 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from diffopt.labels import flatten, labels, text
-from diffopt.result import Result
+from diffopt.recipe import Hardware, Model
+from diffopt.result import Metrics, Result
+from diffopt.step import descriptive
 
 MIB = 1024**2
 
@@ -24,7 +27,12 @@ class Table:
 
 
 def table(results: Sequence[Result]) -> Table:
-    """The table that a person reads: what tells the cells apart, then the figures, then the reason."""
+    """The table that a person reads: what tells the cells apart, then the figures, then the reason.
+
+    "first call s" is followed by ``(warm)`` where inductor took every graph from its cache on disk, else by ``(cold)``;
+    by nothing where it compiled nothing. "peak MiB" is memory allocated while steady; where CUDA graphs were recorded,
+    memory reserved, since a replay's activations are not allocated.
+    """
     results = _useful(results)
     names = labels([(result.choices, result.cell) for result in results])
     if len({result.env_id for result in results}) > 1:
@@ -57,17 +65,27 @@ def _figures(result: Result, results: Sequence[Result]) -> tuple[str, ...]:
     speed_up = None
     if latency and reference and reference.metrics.latency_s:
         speed_up = reference.metrics.latency_s.median / latency
-    memory = metrics.peak_memory_bytes.steady or metrics.peak_memory_bytes.first_call
+    peak = metrics.peak_reserved_bytes if _records_cuda_graphs(result) else metrics.peak_memory_bytes
+    memory = peak.steady or peak.first_call
     return (
         status,
         _number(latency, ".4g"),
         " / ".join(_number(stage.iterations_per_second, ".4g") for stage in metrics.stages),
         _number(metrics.images_per_second, ".4g"),
         f"{speed_up:.2f}x" if speed_up is not None else "",
-        _number(metrics.first_call_s, ".3g"),
+        _first_call(metrics),
         _number(memory / MIB if memory else None, ".0f"),
         _reason(result),
     )
+
+
+def _records_cuda_graphs(result: Result) -> bool:
+    return any(effect.numbers.get("cuda_graphs") for effect in result.effects)
+
+
+def _first_call(metrics: Metrics) -> str:
+    seconds, cache = _number(metrics.first_call_s, ".3g"), metrics.compile_cache
+    return seconds if cache is None else f"{seconds} ({'cold' if cache.misses else 'warm'})"
 
 
 def _reason(result: Result) -> str:
@@ -83,21 +101,30 @@ def _number(value: float | None, form: str) -> str:
 def reference_of(result: Result, results: Sequence[Result]) -> Result | None:
     """The cell of the same study that an optimized one is compared with, or None.
 
-    Same model, workload, sampler and hardware in the same environment, customary dtype, no other optimization.
+    Valid, same model, workload, sampler and hardware, measured alike in the same environment, customary dtype (the VAE
+    as the model needs it), no other optimization. What only describes a model or a GPU may differ.
     """
     for other in results:
         recipe, mine = other.cell["recipe"], result.cell["recipe"]
         if (
             other.status == "ok"
+            and other.valid
             and other.env_id == result.env_id
-            and other.cell["workload"] == result.cell["workload"]
-            and all(recipe[part] == mine[part] for part in ("model", "hardware", "scheduler"))
+            and all(other.cell[part] == result.cell[part] for part in ("workload", "measure"))
+            and _deciding(recipe) == _deciding(mine)
             and recipe["precision"].get("dtype") == mine["model"]["dtype"]
             and not recipe["precision"].get("tf32")
+            and recipe["precision"].get("vae") == "auto"
             and all(recipe[group]["kind"] == "none" for group in ("fuse", "quant", "attention", "layout", "compile"))
         ):
             return other
     return None
+
+
+def _deciding(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """What a cell shares with its reference."""
+    told = {"model": descriptive(Model), "hardware": descriptive(Hardware), "scheduler": frozenset[str]()}
+    return tuple({k: v for k, v in recipe[part].items() if k not in told[part]} for part in told)
 
 
 def to_markdown(shown: Table) -> str:

@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
-from diffopt import hardware, model_files
+from diffopt import hardware, model_files, plain_yaml
 from diffopt.cell import Cell
 from diffopt.compose import Composed, Composer
 from diffopt.compose.sweep import expand, split_sweep
 from diffopt.errors import UsageError
-from diffopt.explain import explain
-from diffopt.recipe import STEP_GROUPS
+from diffopt.explain import explain, groups_in
+from diffopt.launch import Launch, make_launch
+from diffopt.paths import user_path
+from diffopt.recipe import Recipe
 
 LOCK_KEYS = ("choices", "recipe", "workload", "measure")
 
@@ -32,7 +33,7 @@ class Request:
 
     cell: Cell
     choices: Mapping[str, str]
-    launch: Mapping[str, Any]
+    launch: Launch
     study: str | None
 
 
@@ -58,30 +59,30 @@ def requests(
             raise UsageError("sweep=NAME is a matrix of cells: add -m to run or plan it.")
         composed = [composer.compose(overrides)]
     resolver = Resolver(composer)
-    distinct: dict[str, Request] = {}
-    for point in composed:
-        request = resolver.request(point)
-        distinct.setdefault(request.cell.id, request)
-    return list(distinct.values())
+    found = [resolver.request(point) for point in composed]
+    if any((request.study, request.launch) != (found[0].study, found[0].launch) for request in found):
+        raise UsageError("study and launch are the same for a whole sweep: give each of them one value.")
+    return list({request.cell.id: request for request in reversed(found)}.values())[::-1]
 
 
 def read_lock(path: Path) -> Composed:
     """A file that ``diffopt show`` printed, as composed data; plain YAML, nothing in it is executed."""
-    if not path.is_file():
+    if not user_path(path, "--recipe").exists() or path.is_dir():
         raise UsageError(f"--recipe {path}: there is no such file. `diffopt show … > FILE` writes one.")
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"--recipe {path} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict) or set(data) != set(LOCK_KEYS) or not all(isinstance(v, dict) for v in data.values()):
+    data, _ = plain_yaml.read(path)
+    if set(data) != set(LOCK_KEYS) or not all(isinstance(section, dict) for section in data.values()):
         raise UsageError(
             f"--recipe {path} is not a file that `diffopt show` printed: it must have the keys "
             f"{', '.join(LOCK_KEYS)} and no others. An overlay to compose with goes into conf/recipe/ and is chosen "
             f"with recipe=NAME."
         )
+    unknown = [*(set(data["recipe"]) - set(Recipe.model_fields)), *({"prompt", "prompts_file"} & set(data["workload"]))]
+    if unknown:
+        raise UsageError(f"--recipe {path}: '{sorted(unknown)[0]}' is not a key there.")
+    if not all(isinstance(option, str) for option in data["choices"].values()):
+        raise UsageError(f"--recipe {path}: 'choices' gives the name of an option for each group.")
     workload = {"prompt": None, "prompts_file": None, **data["workload"]}
-    composed = {**data["recipe"], "workload": workload, "measure": data["measure"]}
-    return Composed(data=composed, choices={str(k): str(v) for k, v in data["choices"].items()})
+    return Composed({**data["recipe"], "workload": workload, "measure": data["measure"]}, data["choices"])
 
 
 class Resolver:
@@ -94,18 +95,23 @@ class Resolver:
 
     def request(self, composed: Composed) -> Request:
         data = composed.data
-        for section in ("model", "hardware", "workload", "measure"):
+        for section in ("model", "hardware", "workload", "measure", "launch"):
             if not isinstance(data.get(section), dict):
                 raise UsageError(f"'{section}' is missing, or is not a mapping of keys to values.")
-        recipe = {group: data[group] for group in STEP_GROUPS if group in data}
+        recipe = {name: data[name] for name in Recipe.model_fields if name in data}
         recipe["model"] = self._model(data["model"])
-        recipe["hardware"] = self._hardware(data["hardware"])
-        workload = _workload(data["workload"], recipe["model"])
-        cell = make_cell({"recipe": recipe, "workload": workload, "measure": data["measure"]})
+        recipe["hardware"] = self._hardware(data["hardware"], composed.typed)
+        workload = _workload(data["workload"], recipe["model"], composed.typed)
         study = data["study"]
         if study is not None and not isinstance(study, str):
-            raise UsageError(f"study={study}: a study has a name or a path. Quote a number: 'study=\"{study}\"'.")
-        return Request(cell=cell, choices=composed.choices, launch=data["launch"], study=study)
+            raise UsageError(
+                "study: a study has a name or a path, which is a text; a number needs quotes, 'study=\"1\"'."
+            )
+        try:
+            cell = _validate({"recipe": recipe, "workload": workload, "measure": data["measure"]})
+        except ValidationError as error:
+            raise UsageError(f"{explain(error)}{self._origin(error, composed.choices)}") from error
+        return Request(cell=cell, choices=composed.choices, launch=make_launch(data["launch"]), study=study)
 
     def _model(self, data: dict[str, Any]) -> dict[str, Any]:
         key = json.dumps(data, sort_keys=True)
@@ -113,46 +119,69 @@ class Resolver:
             self._models[key] = model_files.resolve_model(data, Path.cwd())
         return self._models[key]
 
-    def _hardware(self, data: dict[str, Any]) -> dict[str, Any]:
+    def _hardware(self, data: dict[str, Any], typed: frozenset[str]) -> dict[str, Any]:
         if data.get("name") != "auto":
             return data
+        if values := sorted(key for key in typed if key.startswith("hardware.")):
+            raise UsageError(
+                f"{values[0]}: hardware=auto takes what this machine has. Choose hardware=NAME to change it."
+            )
         if self._auto is None:
             listed = [option for option in self._composer.options("hardware") if option != "auto"]
             self._auto = hardware.resolve_auto({n: self._composer.read_option("hardware", n) for n in listed})
         return self._auto
 
+    def _origin(self, error: ValidationError, choices: Mapping[str, str]) -> str:
+        """The user's own files among the options that the error is about."""
+        files = [self._composer.own_file(group, choices[group]) for group in groups_in(error) if group in choices]
+        named = ", ".join(str(path) for path in dict.fromkeys(files) if path is not None)
+        return f" (see {named})" if named else ""
 
-def _workload(data: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
-    """The workload with prompts read and the model's customary values in place of null."""
+
+def _workload(data: dict[str, Any], model: dict[str, Any], typed: frozenset[str]) -> dict[str, Any]:
+    """The workload with prompts read and the model's customary values in place of null.
+
+    Of ``prompt`` and ``prompts_file`` the one on the command line counts; of two in YAML, the file.
+    """
     workload = {key: value for key, value in data.items() if key not in ("prompt", "prompts_file")}
-    if data["prompts_file"] is not None:
-        workload["prompts"] = _read_prompts(data["prompts_file"])
-    elif data["prompt"] is not None:
-        workload["prompts"] = [data["prompt"]]
+    prompt, file = data.get("prompt"), data.get("prompts_file")
+    if {"workload.prompt", "workload.prompts_file"} <= typed and None not in (prompt, file):
+        raise UsageError("workload.prompt and workload.prompts_file are both given; leave one out.")
+    if file is not None and "workload.prompt" not in typed:
+        workload["prompts"] = _read_prompts(file)
+    elif prompt is not None:
+        workload["prompts"] = [prompt]
     elif "prompts" not in workload:
         raise UsageError("workload.prompt=null: give a prompt, or a file of them with workload.prompts_file=FILE.")
     for key in ("height", "width", "steps", "guidance"):
-        if workload[key] is None:
+        if key in workload and workload[key] is None:
             workload[key] = model[key]
     return workload
 
 
 def _read_prompts(name: Any) -> list[str]:
-    path = Path(str(name)).expanduser()
-    if not path.is_file():
+    path = user_path(str(name), "workload.prompts_file")
+    if not path.exists() or path.is_dir():
         raise UsageError(f"workload.prompts_file={name}: there is no such file.")
     try:
-        prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except UnicodeDecodeError as error:
-        raise UsageError(f"workload.prompts_file={name} is not UTF-8 text: {error}.") from error
+        text = path.read_text(encoding="utf-8-sig")
+    except (UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"workload.prompts_file={name} cannot be read as UTF-8 text: {error}.") from error
+    prompts = [line.strip() for line in text.split("\n") if line.strip()]
     if not prompts:
         raise UsageError(f"workload.prompts_file={name} has no prompt; it takes one per line.")
+    if odd := [prompt for prompt in prompts if not prompt.replace("\t", " ").isprintable()]:
+        raise UsageError(f"workload.prompts_file={name} has a line that is no text: {odd[0]!r:.60}.")
     return prompts
 
 
 def make_cell(data: dict[str, Any]) -> Cell:
     """Validate plain data as a cell. Strict: what YAML gives is what counts, nothing is converted."""
     try:
-        return Cell.model_validate_json(json.dumps(data))
+        return _validate(data)
     except ValidationError as error:
         raise UsageError(explain(error)) from error
+
+
+def _validate(data: dict[str, Any]) -> Cell:
+    return Cell.model_validate_json(json.dumps(data))

@@ -15,6 +15,7 @@ from diffopt.errors import UsageError
 from diffopt.step import Frozen
 
 SCHEMA_VERSION: Literal[1] = 1
+REMEDY = "Running the cell into this study again replaces it."
 
 Status = Literal["ok", "refused", "oom", "error", "crashed", "timeout", "interrupted"]
 Stage = Literal["plan", "load", "optimize", "compile", "warmup", "measure", "quality"]
@@ -52,17 +53,40 @@ class PeakMemory(Frozen):
     steady: int | None = None  # during the samples
 
 
+class PeakReserved(Frozen):
+    """Bytes that PyTorch's allocator reserved on a GPU; null on the CPU.
+
+    At least what was allocated. Where CUDA graphs replay, only this counts their activations, which live in the
+    graphs' private pool; elsewhere the difference is blocks kept for the next allocation.
+    """
+
+    first_call: int | None = None
+    steady: int | None = None
+
+
+class CompileCache(Frozen):
+    """Graphs that inductor took from its cache on disk, and graphs that it compiled anew, in the first call.
+
+    With no miss, ``first_call_s`` is the time of a warm start, else of a cold one.
+    """
+
+    hits: int
+    misses: int  # those that the cache cannot hold among them
+
+
 class Metrics(Frozen):
     """What was measured; null what the cell did not reach."""
 
     load_s: float | None = None
-    first_call_s: float | None = None  # compiling included
+    first_call_s: float | None = None  # compiling included; warm or cold, as ``compile_cache`` tells
     warmup_s: float | None = None
     latency_s: Latency | None = None
     stages: tuple[StageSpeed, ...] = ()
     images_per_second: float | None = None
     split_s: Split | None = None
     peak_memory_bytes: PeakMemory = PeakMemory()
+    peak_reserved_bytes: PeakReserved = PeakReserved()
+    compile_cache: CompileCache | None = None  # None: inductor compiled nothing
 
 
 class StepEffect(Frozen):
@@ -106,7 +130,7 @@ class Result(Frozen):
     reason: str | None  # why it is not ok, or why an ok row is not valid
     valid: bool
     choices: dict[str, str]
-    cell: dict[str, Any]
+    cell: dict[str, Any]  # without the folder of a local model, since results are shared
     effects: tuple[StepEffect, ...] = ()
     metrics: Metrics = Metrics()
     environment: Environment
@@ -114,26 +138,24 @@ class Result(Frozen):
 
 
 def read_result(path: Path) -> Result:
-    """Read a ``result.json``. Raises UsageError when it is not one, or one of a newer diffopt."""
+    """Read a ``result.json``. Raises UsageError when it is not one, or one of another schema version."""
     try:
         text = path.read_text(encoding="utf-8")
         data = json.loads(text)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UsageError(f"{path} cannot be read as a result: {error}. Delete it to measure the cell again.") from error
+        raise UsageError(f"{path} cannot be read as a result: {error}. {REMEDY}") from error
     found = data.get("schema_version") if isinstance(data, dict) else None
     if isinstance(found, int) and found != SCHEMA_VERSION:
         raise UsageError(
             f"{path} has schema version {found}, this diffopt reads {SCHEMA_VERSION}. "
-            f"Read it with the diffopt that wrote it, or measure into another study."
+            f"Read it with the diffopt that wrote it. {REMEDY}"
         )
     try:
         return Result.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UsageError(
-            f"{path} is not a result of diffopt: {where}: {first['msg']}. Delete it to measure the cell again."
-        ) from error
+        raise UsageError(f"{path} is not a result of diffopt: {where}: {first['msg']}. {REMEDY}") from error
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -82,7 +82,9 @@ AMPERE = (8, 0)
 ADA = (8, 9)
 TRITON = (7, 0)
 FLOAT8_EVIDENCE = "https://github.com/pytorch/pytorch/issues/167082"
-TRITON_EVIDENCE = "https://github.com/triton-lang/triton#compatibility"
+MIN_SMS = 68  # torch/_inductor/utils.py, is_big_gpu: with fewer, inductor logs a warning and searches no product
+# "device capability major < 7": GPUTooOldForTriton
+TRITON_EVIDENCE = "https://github.com/pytorch/pytorch/blob/main/torch/_inductor/scheduler.py"
 BF16_EVIDENCE = "https://github.com/pytorch/pytorch/pull/129288"  # inductor warns and runs the frame eagerly
 
 
@@ -159,6 +161,10 @@ def _unmet_capability(case: Case, group: str, needs: Requirements) -> Iterator[P
     if needs.compute_capability is not None and found < needs.compute_capability:
         fact = f"needs compute capability {_dotted(needs.compute_capability)}, {has}"
         yield Problem(fact, keys, f"choose another {group} or a newer GPU", needs.evidence)
+    least = needs.bfloat16_compute_capability
+    if least is not None and case.dtype == "bfloat16" and found < least:
+        fact = f"takes bfloat16 from compute capability {_dotted(least)} on, {has}"
+        yield Problem(fact, (*keys, case.key("precision")), f"choose precision=fp16 or another {group}", needs.evidence)
     exact = needs.exact_compute_capabilities
     if exact is not None and found not in exact:
         fact = f"has kernels for compute capability {', '.join(map(_dotted, sorted(exact)))} alone, {has}"
@@ -171,7 +177,7 @@ def _compiler_limits(case: Case) -> Iterator[Problem]:
     if found is None:
         return
     has = f"{case.hardware.name} has {_dotted(found)}"
-    for key in case.holders(Trait.COMPILES):
+    for key in case.holders(Trait.GENERATES_CODE):
         if found < TRITON:
             fact = f"Triton compiles for compute capability {_dotted(TRITON)} and up, {has}"
             yield Problem(fact, (key, case.place), "choose compile=none", TRITON_EVIDENCE)
@@ -201,7 +207,11 @@ def _notes(case: Case) -> Iterator[str]:
                 yield f"{case.key(group)}: there are no CUDA graphs on the CPU; it compiles and claims no more"
     elif case.dtype == "bfloat16" and (case.hardware.compute_capability or AMPERE) < AMPERE:
         yield f"{case.key('precision')}: {case.hardware.name} emulates bfloat16"
-    if case.holders(Trait.QUANTIZES) and not case.holders(Trait.COMPILES):
+    if case.hardware.sms is not None and case.hardware.sms < MIN_SMS:
+        for key in case.holders(Trait.SEARCHES_GEMM):
+            has = f"{case.hardware.name} has {case.hardware.sms} SMs"
+            yield f"{key}: {has}, and below {MIN_SMS} the compiler does not search kernels for matrix products"
+    if case.holders(Trait.QUANTIZES) and not case.holders(Trait.GENERATES_CODE):
         yield f"{case.key('quant')}: without compile, quantizing mostly costs time at each call instead of saving it"
 
 

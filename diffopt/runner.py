@@ -9,13 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from diffopt import hardware, lock, packages
 from diffopt.cell import Cell
 from diffopt.child import Stop, Verdict, run_child
 from diffopt.environment import Environment, Git, environment, git_state
-from diffopt.errors import Interrupted, Refusal
+from diffopt.errors import Interrupted, Refusal, UsageError
 from diffopt.hardware import Gpu
 from diffopt.labels import labels, one_line
 from diffopt.launch import Launch, default_launch
@@ -25,12 +25,14 @@ from diffopt.progress import (
     CellStarted,
     Event,
     Listener,
+    RowUnreadable,
     StageStarted,
     SweepFinished,
     SweepStarted,
     silent,
 )
 from diffopt.result import Artifacts, Outcome, Result, Stage, write_text
+from diffopt.shipped import shipped_conf
 from diffopt.study import Study
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -89,8 +91,6 @@ def run_all(
         UsageError: the study cannot be used.
     """
     if launch is None:
-        from diffopt.compose import shipped_conf
-
         launch = default_launch(shipped_conf())
     if not isinstance(study, Study):
         study = Study.fresh() if study is None else Study.create(study)
@@ -166,16 +166,20 @@ class _Sweep:
 
     def one(self, request: Request, gpu: Gpu | None) -> None:
         """Take one cell to its row."""
-        cell = request.cell
-        where = self.where(cell.recipe.hardware.device, gpu)
+        cell, device = request.cell, request.cell.recipe.hardware.device
         plan = make_plan(cell, request.choices)
-        kept = self.study.kept(cell.id, where.id)
+        unreadable = None
+        try:
+            where = self.where(device, gpu)
+        except Refusal as error:  # the GPU was there when the sweep began
+            where, unreadable = self.where(device, None), Verdict("refused", "load", str(error))
+        kept = self.kept(cell, where)
         if kept is not None and (kept.status != "refused" or plan.problems):
             self.finish(kept, kept=True)
             return
         folder = self.study.folder(cell.id, where.id)
         _prepare(folder, request)
-        refusal = _refusal(plan)
+        refusal = _refusal(plan) or unreadable
         if refusal is not None:
             self.keep(request, where, refusal)
             return
@@ -188,8 +192,19 @@ class _Sweep:
         (folder / "outcome.json").unlink(missing_ok=True)
         self.keep(request, where, verdict)
 
+    def kept(self, cell: Cell, where: Environment) -> Result | None:
+        """The row that the study keeps. One that cannot be read must not stop the sweep: it is told, and replaced."""
+        try:
+            return self.study.kept(cell.id, where.id)
+        except UsageError as error:
+            self.tell(RowUnreadable(self.names[cell.id], str(error)))
+            return None
+
     def where(self, device: Literal["cuda", "cpu"], gpu: Gpu | None) -> Environment:
-        """The environment of a cell, asked for once: a GPU that dies during the sweep still has rows that say so."""
+        """The environment of a cell, asked for once: a GPU that dies during the sweep still has rows that say so.
+
+        Raises Refusal when NVML cannot read the GPU.
+        """
         key = (device, gpu.uuid if gpu else None)
         if key not in self.places:
             self.places[key] = environment(device, gpu=key[1], git=self.git)
@@ -199,20 +214,21 @@ class _Sweep:
         """Write the row of a cell that was tried, or refused."""
         cell, outcome = request.cell, verdict.outcome
         said = outcome or Outcome(status="error", stage=verdict.stage)
+        env_id = where.id
         if said.device is not None:
             where = where.model_copy(update={"device": said.device})
-        folder = self.study.folder(cell.id, where.id)
+        folder = self.study.folder(cell.id, env_id)
         log = "log.txt" if (folder / "log.txt").exists() else None
         result = Result(
             cell_id=cell.id,
-            env_id=where.id,
+            env_id=env_id,
             recipe_id=cell.recipe.id,
             status=verdict.status,
             stage=verdict.stage,
             reason=verdict.reason,
             valid=said.valid,
             choices=dict(request.choices),
-            cell=cell.model_dump(mode="json"),
+            cell=_shareable(cell),
             effects=said.effects,
             metrics=said.metrics,
             environment=where,
@@ -254,8 +270,15 @@ def _refusal(plan: Plan) -> Verdict | None:
         absent = str(broken)
     if absent is not None:
         return Verdict("refused", "load", absent)
-    lacking = packages.missing(text for _, step in plan.steps for text in step.requires().packages)
-    return Verdict("refused", "load", packages.how_to_install(lacking)) if lacking else None
+    lacking = packages.lacking(step.requires() for _, step in plan.steps)
+    return None if lacking is None else Verdict("refused", "load", lacking)
+
+
+def _shareable(cell: Cell) -> dict[str, Any]:
+    """The cell as plain data without the folder of a local model, which is this machine's; cell.yaml has it."""
+    data = cell.model_dump(mode="json")
+    data["recipe"]["model"]["path"] = None
+    return data
 
 
 def _prepare(folder: Path, request: Request) -> None:

@@ -24,7 +24,46 @@ if TYPE_CHECKING:
 class Frozen(BaseModel):
     """A record read from YAML: immutable, hashable, no unknown keys, no silent conversions (``true`` is not 1)."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class Descriptive:
+    """Marks a field, as ``Annotated[…, Descriptive()]``, that describes and decides nothing: no part of any id.
+
+    A corrected figure of a data sheet must not part a study from its rows.
+    """
+
+
+def descriptive(cls: type[Frozen]) -> frozenset[str]:
+    """Names of the fields of a record that only describe."""
+    fields = cls.model_fields.items()
+    return frozenset(name for name, field in fields if any(isinstance(mark, Descriptive) for mark in field.metadata))
+
+
+def identity(record: Frozen) -> dict[str, Any]:
+    """The record as plain data, as far as it says what was asked; what ids are made of.
+
+    Left out, at every depth: descriptive fields, and fields at their default, which were added after a release (their
+    records keep their ids).
+    """
+    cls, dumped = type(record), record.model_dump(mode="json")
+    asked = {name: getattr(record, name) for name in cls.model_fields if name not in descriptive(cls)}
+    return {
+        name: _identity(value, dumped[name])
+        for name, value in asked.items()
+        if (field := cls.model_fields[name]).is_required() or value != field.get_default(call_default_factory=True)
+    }
+
+
+def _identity(value: Any, dumped: Any) -> Any:
+    if isinstance(value, Frozen):
+        return identity(value)
+    if isinstance(value, tuple):
+        return [_identity(part, plain) for part, plain in zip(value, dumped, strict=True)]
+    if isinstance(value, Mapping):
+        return {key: _identity(part, dumped[str(key)]) for key, part in value.items()}
+    return dumped
 
 
 class Order(IntEnum):
@@ -47,7 +86,7 @@ class Order(IntEnum):
 class Trait(Enum):
     """What a step does that another step may not bear; conflicts in rules.py join traits, never names."""
 
-    COMPILES = auto()  # torch.compile is part of it
+    GENERATES_CODE = auto()  # inductor writes kernels, in Triton on a GPU; other backends of torch.compile only capture
     CUDA_GRAPHS = auto()  # records CUDA graphs, which replay fixed addresses (never on the CPU)
     FULLGRAPH = auto()  # promises that nothing breaks the graph
     GRAPH_BREAKS = auto()  # breaks the graph
@@ -58,9 +97,9 @@ class Trait(Enum):
     FLOAT8 = auto()  # weights are float8 (e4m3)
     LIVE_LORA = auto()  # LoRA layers stay separate
     CASTS_STORAGE = auto()  # weights are stored narrow and widened for each call
-    HALF_PRECISION_BF16 = auto()  # computes in bfloat16
+    HALF_PRECISION_BF16 = auto()  # computes in bfloat16; with neither of the two it is float32
     HALF_PRECISION_FP16 = auto()  # computes in float16
-    FULL_PRECISION = auto()  # computes in float32
+    SEARCHES_GEMM = auto()  # lets the compiler time kernels for matrix products and take the fastest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +109,9 @@ class Requirements:
     devices: frozenset[str] = frozenset({"cuda", "cpu"})
     compute_capability: tuple[int, int] | None = None  # at least this, on CUDA
     exact_compute_capabilities: frozenset[tuple[int, int]] | None = None  # one of these, on CUDA (FlashAttention 3)
+    bfloat16_compute_capability: tuple[int, int] | None = None  # at least this where the pipeline computes in bfloat16
     packages: tuple[str, ...] = ()  # PEP 508, such as "xformers>=0.0.29"
+    install: str | None = None  # how to get the packages, where pip install would not do
     dtypes: frozenset[str] | None = None  # "float16", "bfloat16", "float32": what works on CUDA; None: all
     evidence: str = ""  # link or file that shows it
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,14 +68,30 @@ class Study:
         """Where the row of a cell in an environment lies; it need not exist."""
         return self.path / "cells" / cell_id / env_id
 
-    def results(self) -> tuple[Result, ...]:
-        """All rows, ordered by id. Raises UsageError for a file that is not a result."""
-        return tuple(read_result(path) for path in sorted(self.path.glob("cells/*/*/result.json")))
+    def results(self, on_unreadable: Callable[[UsageError], None] | None = None) -> tuple[Result, ...]:
+        """All rows, ordered by id.
+
+        Args:
+            on_unreadable: told of each file that is not a result, which is then left out.
+
+        Raises:
+            UsageError: for such a file, when there is nobody to tell.
+        """
+        found = []
+        for path in sorted(self.path.glob("cells/*/*/result.json")):
+            try:
+                found.append(read_result(path))
+            except UsageError as error:
+                if on_unreadable is None:
+                    raise
+                on_unreadable(error)
+        return tuple(found)
 
     def kept(self, cell_id: str, env_id: str) -> Result | None:
         """The row of a cell that need not run again: ok, out of memory, or refused by its plan.
 
         Refusals for want of a device or a package (their stage is ``load``) and every failure run again.
+        Raises UsageError when there is a row that cannot be read.
         """
         path = self.folder(cell_id, env_id) / "result.json"
         if not path.exists():

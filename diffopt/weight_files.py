@@ -6,65 +6,156 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeGuard
 
 from diffopt.errors import UsageError
+from diffopt.model_index import ModelIndex, read_json
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # names in the header: names in recipes
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}  # by library: the only names they load
+LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+DTYPE = re.compile(r"[A-Z]+(\d{0,3})(_\w+)?")  # with its bits: BF16 has 16, F8_E4M3 8; BOOL takes 8 without saying so
+SHARD = re.compile(r"[\w.-]+\.safetensors")
 
 
-def weight_files(component: Path, variant: str | None) -> list[Path]:
-    """The safetensors files of a component's folder that diffusers loads: the variant's, else the plain ones."""
-    found = sorted(component.glob("*.safetensors"))
-    plain = [file for file in found if "." not in file.stem]
-    if variant is None:
-        return plain
-    name = re.compile(rf"[^.]+\.{re.escape(variant)}(-\d+-of-\d+)?\.safetensors")
-    return [file for file in found if name.fullmatch(file.name)] or plain
+class Weights(NamedTuple):
+    """The weights of one component."""
+
+    files: tuple[Path, ...]
+    parameters: int
+    dtype: str  # that most parameters are stored in; float32 if unusual
 
 
-def check_weights(component: Path, variant: str | None, pipeline_class: str) -> None:
-    """UsageError, with the way out, unless the component has its weights as safetensors."""
-    if weight_files(component, variant):
-        return
-    present = sorted(component.glob("*"))
-    pickles = [file.name for file in present if file.suffix in PICKLES]
-    variants = [file.suffixes[0][1:].split("-")[0] for file in present if file.suffix == ".safetensors"]
-    if variants:
-        raise UsageError(f"{component} has its weights only as a variant: add model.variant={variants[0]}")
-    if pickles:
+def read_weights(index: ModelIndex, variant: str | None) -> dict[str, Weights]:
+    """The weights of every component that has some, by its name; headers are compared with the files' sizes.
+
+    Raises UsageError, with the way out, where files are missing, truncated, pickles, or of a name that nothing loads.
+    """
+    found: dict[str, Weights] = {}
+    for name, part in index.modules.items():
+        folder, stem = index.folder / name, STEMS[part.library]
+        files = _weight_files(folder, stem, variant)
+        if not files:
+            raise _missing(folder, stem, index.pipeline)
+        found[name] = _read(files)
+    if variant is not None and not any(_has_variant(index.folder / name, variant) for name in found):
         raise UsageError(
-            f"{component} has its weights only as a pickle, {pickles[0]}, and loading a pickle can run code. If you "
+            f"{index.folder} has no files of the variant {variant!r}; check model.variant, or set it to null"
+        )
+    return found
+
+
+def _weight_files(folder: Path, stem: str, variant: str | None) -> tuple[Path, ...]:
+    """The files that are loaded: one, or the shards that a JSON file beside them lists."""
+    mark = f".{variant}" if variant is not None and _has_variant(folder, variant) else ""
+    single, shards = folder / f"{stem}{mark}.safetensors", folder / f"{stem}.safetensors.index{mark}.json"
+    exists = single.exists() or single.is_symlink()
+    # Where both are there, diffusers takes the shards and transformers the single file.
+    if shards.exists() and not (exists and stem == STEMS["transformers"]):
+        return _shards(shards)
+    return (single,) if exists else ()
+
+
+def _has_variant(folder: Path, variant: str) -> bool:
+    """Whether diffusers asks this component for the variant: by the second part of any file name."""
+    names = (path.name.split(".") for path in folder.glob("*"))
+    return any(len(words) > 1 and words[1].startswith(variant) for words in names)
+
+
+def _shards(path: Path) -> tuple[Path, ...]:
+    names = read_json(path).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise UsageError(f"{path} does not list the files of the weights (weight_map)")
+    if not all(isinstance(name, str) and SHARD.fullmatch(name) for name in names.values()):
+        raise UsageError(f"{path}: weight_map must name safetensors files beside it")
+    return tuple(path.parent / name for name in sorted(set(names.values())))
+
+
+def _missing(folder: Path, stem: str, pipeline_class: str) -> UsageError:
+    """Why there is nothing to load, and the way out."""
+    present = sorted(path.name for path in folder.glob("*"))
+    named = (re.fullmatch(rf"{stem}\.([^.-]+)[^.]*\.safetensors", name) for name in present)
+    variants = [match[1] for match in named if match]
+    pickles = [name for name in present if name.endswith(PICKLES)]
+    others = [name for name in present if name.endswith(".safetensors")]
+    if variants:
+        return UsageError(f"{folder} has its weights only as a variant: add model.variant={variants[0]}")
+    if others:
+        return UsageError(f"{folder} has no {stem}.safetensors, the name that is loaded, but {others[0]}: rename it")
+    if pickles:
+        return UsageError(
+            f"{folder} has its weights only as a pickle, {pickles[0]}, and loading a pickle can run code. If you "
             f"trust it, convert it once: diffusers.{pipeline_class}.from_pretrained(DIR, use_safetensors=False)"
             ".save_pretrained(NEW_DIR, safe_serialization=True); then use NEW_DIR"
         )
-    raise UsageError(f"{component} has no safetensors file; add one, or draw random weights with model.weights=random")
+    return UsageError(f"{folder} has no safetensors file; add one, or draw random weights with model.weights=random")
 
 
-def stored(component: Path, variant: str | None) -> tuple[int, str]:
-    """Number of parameters of a component, and the dtype that most of them are stored in (float32 if unusual)."""
+def _read(files: tuple[Path, ...]) -> Weights:
     counts: dict[str, int] = {}
-    for file in weight_files(component, variant):
-        for name, tensor in _header(file).items():
-            if name != "__metadata__":
-                counts[tensor["dtype"]] = counts.get(tensor["dtype"], 0) + math.prod(tensor["shape"])
-    most = max(counts, key=counts.__getitem__, default="F32")
-    return sum(counts.values()), DTYPES.get(most, "float32")
+    for file in files:
+        for dtype, number in _tensors(file):
+            counts[dtype] = counts.get(dtype, 0) + number
+    if not counts:
+        raise UsageError(f"{files[0]} holds no tensors")
+    most = max(counts, key=counts.__getitem__)
+    return Weights(files, sum(counts.values()), DTYPES.get(most, "float32"))
 
 
-def _header(path: Path) -> dict[str, dict[str, Any]]:
-    """The JSON at the start of a safetensors file, after its length as 8 bytes, little endian.
+def _tensors(path: Path) -> list[tuple[str, int]]:
+    """Dtype and number of elements of each tensor of a file, from the JSON at its start.
 
+    That JSON comes after its length as 8 bytes, little endian; behind it lie the tensors, without gaps.
     Source: the format's description at github.com/huggingface/safetensors.
     """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        text = file.read(min(length, path.stat().st_size))
+    header, data_size = _header(path)
+    tensors, ends = [], [0]
+    for name, tensor in header.items():
+        if name == "__metadata__":
+            continue
+        if not _is_tensor(tensor):
+            raise UsageError(f"{path} is spoiled: its header describes the tensor {name!r} wrongly")
+        tensors.append((tensor["dtype"], math.prod(tensor["shape"])))
+        ends.append(tensor["data_offsets"][1])
+    if max(ends) != data_size:
+        raise UsageError(
+            f"{path} is incomplete: its tensors take {max(ends)} bytes, but {data_size} are there; copy or download it "
+            "again"
+        )
+    return tensors
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """The header, and the number of bytes behind it."""
+    if path.exists() and not path.is_file():
+        raise UsageError(f"{path} is not a file")
     try:
-        header: dict[str, dict[str, Any]] = json.loads(text)
-    except ValueError:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(min(length, LONGEST_HEADER)))
+        size = path.stat().st_size
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error.strerror}; the model's folder is not complete") from None
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
         raise UsageError(
             f"{path} is not a safetensors file; a small text file in its place is a Git LFS pointer: run git lfs pull"
-        ) from None
-    return header
+        )
+    return header, size - 8 - length
+
+
+def _is_tensor(entry: Any) -> bool:
+    """Whether an entry of a header is a dtype, a shape, and the place of as many bytes as those two take."""
+    if not isinstance(entry, dict) or not isinstance(dtype := entry.get("dtype"), str):
+        return False
+    shape, offsets = entry.get("shape"), entry.get("data_offsets")
+    if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
+        return False
+    name = DTYPE.fullmatch(dtype)
+    return name is not None and math.prod(shape) * int(name[1] or 8) == (offsets[1] - offsets[0]) * 8
+
+
+def _is_sizes(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 2**63 for item in value)

@@ -23,13 +23,14 @@ import yaml
 from diffopt import packages
 from diffopt.build import build, verify
 from diffopt.cell import Cell
+from diffopt.device_check import check_device
 from diffopt.environment import Device, gpu_device
 from diffopt.errors import Refusal
 from diffopt.failure import describe, status_of
-from diffopt.peak_memory import peak_meter
+from diffopt.peak_memory import PeakMeter, peak_meter
 from diffopt.pictures import save_pictures
 from diffopt.plan import Plan, make_plan
-from diffopt.result import Metrics, Outcome, PeakMemory, Stage, StepEffect, write_json
+from diffopt.result import Metrics, Outcome, PeakMemory, PeakReserved, Stage, StepEffect, write_json
 
 if TYPE_CHECKING:
     from diffopt.measure import Meter
@@ -71,7 +72,7 @@ class Work:
     def __init__(self, cell_file: Path, folder: Path, *, report: Callable[[Stage], None], gpu: str | None) -> None:
         self._cell_file, self._folder, self._report, self._gpu = cell_file, folder, report, gpu
         self._stage: Stage = "load"  # the parent knows that it begins with this one
-        self._peak: Callable[[], int | None] = lambda: None
+        self._memory: PeakMeter | None = None
         self._metrics: dict[str, Any] = {}
         self._effects: tuple[StepEffect, ...] = ()
         self._complaints: list[str] = []
@@ -91,8 +92,8 @@ class Work:
     def _run(self) -> None:
         plan = _plan(self._cell_file)
         _import_libraries(plan.cell)
-        _check_device(plan.cell)
-        self._peak = peak_meter(plan.cell.recipe.hardware.device).peak
+        check_device(plan.cell.recipe.hardware, self._gpu)
+        self._memory = peak_meter(plan.cell.recipe.hardware.device)
         begin = time.perf_counter()
         pipe = build(plan, on_stage=self._enter)
         self._metrics["load_s"] = time.perf_counter() - begin
@@ -100,16 +101,19 @@ class Work:
         from diffopt.measure import Meter
 
         meter = Meter(pipe, plan.cell)
-        self._peak = meter.memory.peak
+        self._memory = meter.memory
         self._call_first(meter)
         self._warm_up(meter, plan.cell.measure.warmup)
         self._effects = verify(plan, pipe)
         self._measure(meter, plan.cell)
 
     def _call_first(self, meter: Meter) -> None:
+        from diffopt import measure
+
         self._enter("compile")
         meter.memory.reset()
         self._metrics["first_call_s"] = meter.call().latency
+        self._metrics["compile_cache"] = measure.compile_cache()
         self._note_peak()
 
     def _warm_up(self, meter: Meter, calls: int) -> None:
@@ -123,8 +127,6 @@ class Work:
         self._enter("measure")
         meter.memory.reset()
         samples = meter.samples()
-        if self._gpu is not None:
-            self._device = gpu_device(self._gpu)  # at once, while the clocks are those of the samples
         self._note_peak()
         latency = measure.latency(samples)
         self._metrics |= {
@@ -135,6 +137,18 @@ class Work:
         }
         self._pictures = save_pictures(meter.pictures, self._folder, cell.id, cell.workload.seed)
         self._complaints = meter.complaints(samples)
+        if self._gpu is not None:
+            self._look_at_gpu(meter, self._gpu)
+
+    def _look_at_gpu(self, meter: Meter, uuid: str) -> None:
+        """Keep the state of the GPU at work, and complain where it was forced to be slow, or where nobody can tell."""
+        try:
+            self._device = meter.observe(lambda: gpu_device(uuid))
+        except Refusal as error:  # the samples are good for all that
+            self._complaints.append(f"whether the GPU throttled is not known: {error}")
+            return
+        if self._device.gpu is not None and (reasons := self._device.gpu.slowdowns):
+            self._complaints.append(f"the GPU was slowed down: {', '.join(reasons)}")
 
     def _enter(self, stage: Stage) -> None:
         if stage != self._stage:
@@ -142,9 +156,13 @@ class Work:
             self._report(stage)
 
     def _note_peak(self) -> None:
-        known = self._metrics.get("peak_memory_bytes", PeakMemory())
+        if self._memory is None:
+            return
         key = "steady" if self._stage in ("warmup", "measure", "quality") else "first_call"
-        self._metrics["peak_memory_bytes"] = known.model_copy(update={key: self._peak()})
+        used = self._metrics.get("peak_memory_bytes", PeakMemory())
+        self._metrics["peak_memory_bytes"] = used.model_copy(update={key: self._memory.peak()})
+        held = self._metrics.get("peak_reserved_bytes", PeakReserved())
+        self._metrics["peak_reserved_bytes"] = held.model_copy(update={key: self._memory.reserved()})
 
     def _outcome(self, status: Any, reason: str | None) -> Outcome:
         return Outcome(
@@ -166,9 +184,8 @@ def _plan(cell_file: Path) -> Plan:
     plan = make_plan(Cell.model_validate_json(json.dumps(data)), choices)
     if plan.problems:
         raise Refusal("\n".join(problem.text for problem in plan.problems))
-    lacking = packages.missing(text for _, step in plan.steps for text in step.requires().packages)
-    if lacking:
-        raise Refusal(packages.how_to_install(lacking))
+    if (reason := packages.lacking(step.requires() for _, step in plan.steps)) is not None:
+        raise Refusal(reason)
     return plan
 
 
@@ -177,24 +194,6 @@ def _import_libraries(cell: Cell) -> None:
     import diffusers
 
     getattr(diffusers, getattr(cell.recipe.model.pipelines, cell.workload.task))
-
-
-def _check_device(cell: Cell) -> None:
-    """What torch sees must be what the recipe declares; NVML said so before, but torch may be built without CUDA."""
-    import torch
-
-    hardware = cell.recipe.hardware
-    if hardware.device == "cpu":
-        return
-    if not torch.cuda.is_available():
-        raise Refusal(f"hardware={hardware.name}: PyTorch {torch.__version__} sees no CUDA device here")
-    found = torch.cuda.get_device_capability()
-    if hardware.compute_capability not in (None, found):
-        name = torch.cuda.get_device_name()
-        raise Refusal(
-            f"hardware={hardware.name} has compute capability {hardware.compute_capability}, "
-            f"PyTorch runs on {name} with {found}"
-        )
 
 
 if __name__ == "__main__":

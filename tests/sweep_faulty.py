@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 from diffopt.errors import Interrupted
-from diffopt.launch import Launch
 from diffopt.progress import CellFinished, progress
 from diffopt.resolve import make_cell, requests
 from diffopt.runner import run_all
@@ -26,8 +25,7 @@ def ask(kinds):
 
 def main(study, deadline, *kinds):
     asked = list(ask(kinds))
-    (launch,) = {json.dumps(dict(request.launch)) for request in asked}
-    launch = Launch.model_validate_json(launch)
+    (launch,) = {request.launch for request in asked}
     launch = launch.model_copy(
         update={"grace": 1.0, "deadlines": launch.deadlines.model_copy(update={"optimize": float(deadline)})}
     )

@@ -160,6 +160,19 @@ def test_a_worker_sees_its_gpu_only_and_no_remote_code(tmp_path, monkeypatch):
         assert {"DIFFUSERS_DISABLE_REMOTE_CODE=1", "TOKENIZERS_PARALLELISM=false"} <= set(log)
 
 
+def test_nothing_that_falsifies_a_recipe_is_inherited(tmp_path, monkeypatch):
+    monkeypatch.setattr(child, "_command", lambda folder, fd, gpu: ["env"])
+    switches = ("NVIDIA_TF32_OVERRIDE", "DIFFUSERS_ATTN_BACKEND", "TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE")
+    for name in (*switches, "TORCHINDUCTOR_CACHE_DIR"):
+        monkeypatch.setenv(name, "1")
+    process = child._start(tmp_path, os.dup(2), None)
+    process.wait()
+    process.stdin.close()
+    seen = {line.split("=")[0] for line in (tmp_path / "log.txt").read_text().splitlines()}
+    assert not seen & {*switches}
+    assert "TORCHINDUCTOR_CACHE_DIR" in seen
+
+
 def test_no_descriptor_is_left_open(run):
     run("ok")
     before = len(os.listdir("/proc/self/fd"))

@@ -25,7 +25,7 @@ CASES = {
     "diffopt p": {"plan"},
     "diffopt ": {"run", "plan", "ls", "show", "diff", "report", "env"},
     "diffopt run compile=re": {"compile=reduce_overhead", "compile=regional", "compile=regions"},
-    "diffopt plan -m quant=int8_d": {"quant=int8_dynamic"},
+    "diffopt plan -m quant=int8_d": {"quant=int8_dynamic", "quant=int8_dynamic_vae"},
     "diffopt run -m compile=default compile.fullg": {"compile.fullgraph="},
     "diffopt show recipe=pyt": {"recipe=pytorch2"},
     "diffopt run workload.batch": {"workload.batch_size="},

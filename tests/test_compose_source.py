@@ -34,6 +34,19 @@ EVIL = {
     "python tag": ("compile/evil.yaml", "kind: !!python/object/apply:os.system ['touch pwned']\n", "YAML"),
     "value in an overlay": ("recipe/evil.yaml", "compile: {fullgraph: false}\n", "only chooses options"),
     "not a mapping": ("compile/evil.yaml", "- a\n- b\n", "mapping"),
+    "package with a colon": ("compile/evil.yaml", "# @PACKAGE: hydra.callbacks.x\nkind: none\n", "hydra.callbacks.x"),
+    "package behind a BOM": ("compile/evil.yaml", "\ufeff# @package hydra\nkind: none\n", "hydra"),
+    "alias": ("compile/evil.yaml", "kind: &a none\nmode: *a\n", "alias"),
+    "an alias to itself": ("compile/evil.yaml", "kind: &a [*a]\n", "alias"),
+    "merge key": ("compile/evil.yaml", "a: &a {kind: none}\n<<: *a\n", "alias"),
+    "deep nesting": ("compile/evil.yaml", "kind: " + "[" * 3000 + "]" * 3000, "too deeply"),
+    "duplicate key": ("compile/evil.yaml", "kind: none\nkind: full\n", "duplicate"),
+    "binary": ("compile/evil.yaml", "kind: !!binary aGk=\n", "bytes"),
+    "not set": ("compile/evil.yaml", "kind: ???\n", "???"),
+    "a scalar": ("compile/evil.yaml", "5\n", "mapping"),
+    "recipe in a recipe": ("recipe/evil.yaml", "defaults: [{override /recipe: pytorch2}]\n", "not allowed"),
+    "path in an override": ("recipe/evil.yaml", "defaults: [{override /compile: ../compile/none}]\n", "not allowed"),
+    "null in an override": ("recipe/evil.yaml", "defaults: [{override /compile: null}]\n", "not allowed"),
     "no YAML": ("compile/evil.yaml", "kind: [\n", "YAML"),
 }
 
@@ -44,13 +57,27 @@ def test_evil_yaml_is_refused_and_not_executed(name: str, tmp_path: Path, monkey
     file, text, said = EVIL[name]
     path = tmp_path / "conf" / file
     path.parent.mkdir(parents=True)
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     group = file.split("/")[0]
     with pytest.raises(UsageError) as caught:
         Composer([tmp_path / "conf"]).compose([f"{group}=evil"])
     assert said in str(caught.value)
     assert str(path) in str(caught.value)
     assert [p.name for p in tmp_path.iterdir()] == ["conf"], "something was executed"
+
+
+def test_options_that_extend_each_other_in_a_circle(tmp_path: Path) -> None:
+    (tmp_path / "compile").mkdir()
+    (tmp_path / "compile" / "a.yaml").write_text("defaults: [b, _self_]\n")
+    (tmp_path / "compile" / "b.yaml").write_text("defaults: [a, _self_]\n")
+    with pytest.raises(UsageError, match="circle"):
+        Composer([tmp_path]).compose(["compile=a"])
+
+
+def test_a_group_of_the_users_own_is_not_a_group(tmp_path: Path) -> None:
+    (tmp_path / "foo").mkdir()
+    (tmp_path / "foo" / "bar.yaml").write_text("x: 1\n")
+    assert "foo" not in Composer([tmp_path]).groups
 
 
 def test_an_unrelated_hydra_project_in_conf_does_no_harm(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from diffopt import environment as env
 from diffopt.environment import Device, GpuState
+from diffopt.errors import Refusal
 
 
 class NoSuchFact(Exception):
@@ -48,7 +49,7 @@ def fake_pynvml(**answers):
     return Module()
 
 
-def test_the_id_is_of_versions_and_device_only():
+def test_the_id_is_of_what_decides_speed_only():
     first = env.environment("cpu")
     assert len(first.id) == 12
     dirty = first.model_copy(update={"git": env.Git(commit="0" * 40, dirty=True)})
@@ -57,6 +58,56 @@ def test_the_id_is_of_versions_and_device_only():
     assert newer.id != first.id
     other = first.model_copy(update={"device": env.absent_gpu()})
     assert other.id != first.id
+    for fact in ("cores", "threads"):
+        cpu = first.cpu.model_copy(update={fact: 1 + getattr(first.cpu, fact)})
+        assert first.model_copy(update={"cpu": cpu}).id != first.id, fact
+        assert other.model_copy(update={"cpu": cpu}).id == other.id, fact
+
+
+def on_gpu(monkeypatch, **answers):
+    monkeypatch.setitem(sys.modules, "pynvml", fake_pynvml(**answers))
+    return env.environment("cuda", gpu="GPU-1")
+
+
+def test_the_driver_is_in_the_id_and_the_state_is_not(monkeypatch):
+    first = on_gpu(monkeypatch, nvmlSystemGetDriverVersion="570.1")
+    assert on_gpu(monkeypatch, nvmlSystemGetDriverVersion="570.1", nvmlDeviceGetClockInfo=7).id == first.id
+    assert on_gpu(monkeypatch, nvmlSystemGetDriverVersion="580.2").id != first.id
+
+
+@pytest.mark.parametrize("name", ["xformers", "flash_attn", "flash_attn_3", "sageattention", "nvidia_cudnn_cu13"])
+def test_versions_of_kernels(tmp_path, monkeypatch, name):
+    folder = tmp_path / f"{name}-1.5.dist-info"
+    folder.mkdir()
+    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.5\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert env.versions()[name.replace("_", "-")] == "1.5"
+
+
+@pytest.mark.parametrize("fact", ["nvmlInit", "nvmlDeviceGetHandleByUUID", "nvmlDeviceGetMemoryInfo"])
+def test_a_gpu_that_nvml_cannot_read_is_a_refusal(monkeypatch, fact):
+    def fail(*args):
+        raise NoSuchFact("no such fact")
+
+    fake = fake_pynvml()
+    setattr(fake, fact, fail)
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+    with pytest.raises(Refusal, match="NVML cannot read GPU GPU-1: no such fact; see nvidia-smi"):
+        env.environment("cuda", gpu="GPU-1")
+
+
+@pytest.mark.parametrize(
+    ("reasons", "slow"),
+    [
+        (None, ()),
+        (("idle", "power cap", "application clocks"), ()),
+        (("power cap", "thermal (software)"), ("thermal (software)",)),
+        (("hardware slowdown", "power brake"), ("hardware slowdown", "power brake")),
+    ],
+)
+def test_what_slows_a_gpu_down(monkeypatch, reasons, slow):
+    state = on_gpu(monkeypatch).device.gpu.model_copy(update={"throttle_reasons": reasons})
+    assert state.slowdowns == slow
 
 
 def test_versions_of_what_is_installed():

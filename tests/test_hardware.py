@@ -71,6 +71,15 @@ def test_options_list_every_field():
             as_hardware(name)
 
 
+def test_memory_is_what_nvml_reports_and_every_gpu_has_its_multiprocessors():
+    named = {"t4": 16, "l4": 24, "l40s": 48, "v100": 16, "a100": 80, "h100": 80, "h200": 141, "b200": 180}
+    for name in set(OPTIONS) - {"auto", "cpu"}:
+        card = as_hardware(name)
+        assert card.sms > 0
+        assert card.memory_gib <= named.get(name, 24)
+    assert as_hardware("l40s").memory_gib < 48
+
+
 def test_peaks_follow_from_the_tensor_cores_of_the_generation():
     for name in set(OPTIONS) - {"auto", "cpu"}:
         card = as_hardware(name)

@@ -1,6 +1,7 @@
 """diffopt.loading: exact classes, dtypes per component, and one clear sentence where the weights cannot be had."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 import yaml
 from huggingface_hub import errors
 
-from diffopt.errors import Refusal
+from diffopt.errors import DiffoptError, Refusal
+from diffopt.failure import describe
 from diffopt.loading import load_pipeline
 from diffopt.model_files import PACKAGED, resolve_model
 from diffopt.recipe import Model
@@ -60,17 +62,55 @@ def test_random_and_packaged_weights_are_the_same_for_now():
     assert torch.allclose(packaged, drawn, atol=1e-3)
 
 
-def test_unknown_pipeline_class_is_a_refusal():
-    mine = model("tiny", pipelines={"txt2img": "NoSuchPipeline"})
-    for weights in ("pretrained", "random"):
-        with pytest.raises(Refusal, match="no pipeline class NoSuchPipeline"):
-            load_pipeline(mine.model_copy(update={"weights": weights}), "txt2img", device="cpu", dtype=FLOAT32)
-
-
-def test_a_folder_that_vanished_is_a_refusal(tmp_path):
-    mine = model("local", path=str(PACKAGED / "tiny")).model_copy(update={"path": str(tmp_path)})
-    with pytest.raises(Refusal, match="cannot be loaded"):
+@pytest.mark.parametrize("name", ["NoSuchPipeline", "AutoencoderKL", "utils"])
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_what_is_no_pipeline_class_of_this_diffusers_is_a_refusal(name, weights):
+    mine = model("tiny", pipelines={"txt2img": name}, weights=weights)
+    with pytest.raises(Refusal, match=f"no pipeline class {name}"):
         load_pipeline(mine, "txt2img", device="cpu", dtype=FLOAT32)
+
+
+def test_a_folder_that_vanished_is_an_error(tmp_path):
+    mine = model("local", path=str(PACKAGED / "tiny")).model_copy(update={"path": str(tmp_path)})
+    with pytest.raises(DiffoptError, match="cannot be loaded") as raised:
+        load_pipeline(mine, "txt2img", device="cpu", dtype=FLOAT32)
+    assert not isinstance(raised.value, Refusal)
+
+
+def spoiled(folder, name, **changes):
+    """The tiny model with changes to one config that only the libraries can judge."""
+    folder = Path(shutil.copytree(PACKAGED / "tiny", folder / "mine"))
+    config = folder / name
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    return model("local", path=str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("unet/config.json", {"in_channels": 5}),
+        ("text_encoder/config.json", {"hidden_size": "wide"}),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "mine"}),
+        ("model_index.json", {"scheduler": ["diffusers", "NoSuchScheduler"]}),
+    ],
+)
+def test_what_only_the_libraries_find_is_an_error_that_says_where(name, changes, tmp_path):
+    mine = spoiled(tmp_path, name, **changes)
+    with pytest.raises(Exception, match=r".") as raised:  # of whatever type the library has
+        load_pipeline(mine, "txt2img", device="cpu", dtype=FLOAT32)
+    assert not isinstance(raised.value, Refusal)
+    assert f"model=local ({tmp_path}/mine)" in describe(raised.value)
+
+
+def test_a_missing_package_is_a_refusal(monkeypatch):
+    from diffusers import StableDiffusionPipeline
+
+    def from_pretrained(**kwargs):
+        raise ImportError("requires the sentencepiece library")
+
+    monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", from_pretrained)
+    with pytest.raises(Refusal, match=r"model=tiny \(tiny\) needs a package that is not here: .*sentencepiece"):
+        load_pipeline(model("tiny"), "txt2img", device="cpu", dtype=FLOAT32)
 
 
 def hub_error(kind):
@@ -81,19 +121,19 @@ def hub_error(kind):
 
 
 @pytest.mark.parametrize(
-    ("error", "message"),
+    ("error", "kind", "message"),
     [
-        (hub_error(errors.GatedRepoError), "is gated on the hub"),
-        (hub_error(errors.RepositoryNotFoundError), "is not on the hub, or is private"),
-        (hub_error(errors.RevisionNotFoundError), "no such revision"),
-        (hub_error(errors.OfflineModeIsEnabled), "the hub cannot be reached"),
-        (hub_error(ConnectionError), "the hub cannot be reached"),
-        (OSError("Could not find the necessary `safetensors` weights in {'a.bin'}"), "has no safetensors weights"),
-        (ValueError("the `variant=fp16`, but no such modeling files are available"), "no files of the variant fp16"),
-        (OSError("disk\nfull"), "cannot be loaded: disk full"),
+        (hub_error(errors.GatedRepoError), Refusal, "is gated on the hub"),
+        (hub_error(errors.OfflineModeIsEnabled), Refusal, "the hub cannot be reached"),
+        (hub_error(ConnectionError), Refusal, "the hub cannot be reached"),
+        (hub_error(errors.RepositoryNotFoundError), DiffoptError, "is not on the hub, or is private"),
+        (hub_error(errors.RevisionNotFoundError), DiffoptError, "no such revision"),
+        (OSError("Could not find the necessary `safetensors` weights"), DiffoptError, "has no safetensors weights"),
+        (ValueError("the `variant=fp16`, but no such modeling files"), DiffoptError, "no files of the variant fp16"),
+        (OSError("disk\nfull"), DiffoptError, "cannot be loaded: disk full"),
     ],
 )
-def test_hub_errors_become_one_sentence(error, message, monkeypatch):
+def test_hub_errors_become_one_sentence(error, kind, message, monkeypatch):
     from diffusers import StableDiffusionPipeline
 
     asked = {}
@@ -103,8 +143,9 @@ def test_hub_errors_become_one_sentence(error, message, monkeypatch):
         raise error
 
     monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", from_pretrained)
-    with pytest.raises(Refusal, match=message) as raised:
+    with pytest.raises(DiffoptError, match=message) as raised:
         load_pipeline(model("sd15"), "txt2img", device="cpu", dtype=FLOAT32)
+    assert type(raised.value) is kind  # a refusal is only for what this machine lacks
     assert "\n" not in str(raised.value)
     assert str(raised.value).startswith("stable-diffusion-v1-5/stable-diffusion-v1-5 (revision main)")
     assert asked["use_safetensors"] is True

@@ -1,19 +1,22 @@
 """Timing: exact on made-up marks, and on the real tiny pipeline the same pictures as without it."""
 
 import inspect
+from collections import Counter
 
 import pytest
 import torch
 from PIL import Image
 from rows import a_cell
+from torch._dynamo.utils import counters
 
 from diffopt import measure
 from diffopt.build import build
 from diffopt.errors import DiffoptError
 from diffopt.measure import HostClock, Meter, Sample, call_arguments
-from diffopt.peak_memory import ResidentPeak
+from diffopt.peak_memory import ResidentPeak, peak_meter
 from diffopt.pictures import is_constant, save_pictures
 from diffopt.plan import make_plan
+from diffopt.result import CompileCache
 
 torch.set_num_threads(1)
 
@@ -148,6 +151,37 @@ def test_what_makes_a_row_not_valid(pipe):
         "the latents of the last sample are not finite",
         "every pixel is the same in picture 0",
     ]
+
+
+def test_the_device_is_looked_at_while_it_works_and_nothing_is_left(pipe):
+    meter = Meter(pipe, CELL)
+    meter.call()
+    steps = []
+    inner = pipe.scheduler.step
+    pipe.scheduler.step = lambda *args, **kwargs: steps.append("step") or inner(*args, **kwargs)
+    mine = pipe.scheduler.step
+    try:
+        assert meter.observe(lambda: len(steps)) == 2
+        assert len(steps) == 3
+        assert pipe.scheduler.step is mine
+    finally:
+        del pipe.scheduler.step
+
+
+def test_what_the_compile_cache_gave(monkeypatch):
+    found = Counter()
+    monkeypatch.setitem(counters, "inductor", found)
+    assert measure.compile_cache() is None
+    found.update(fxgraph_cache_hit=3)
+    assert measure.compile_cache() == CompileCache(hits=3, misses=0)
+    found.update(fxgraph_cache_miss=2, fxgraph_cache_bypass=1)
+    assert measure.compile_cache() == CompileCache(hits=3, misses=3)
+
+
+def test_a_gpu_tells_what_it_reserved_and_the_cpu_nothing(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 7)
+    assert peak_meter("cuda").reserved() == 7
+    assert peak_meter("cpu").reserved() is None
 
 
 def test_constant_pictures():

@@ -1,13 +1,16 @@
 """diffopt.model_files and diffopt.weight_files: facts from files, content hashes, refusals. No torch needed."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from diffopt.errors import UsageError
 from diffopt.model_files import PACKAGED, model_folder, packaged, resolve_model
@@ -134,6 +137,70 @@ def to_variant(folder):
         path.rename(path.with_suffix(".fp16.safetensors"))
 
 
+def to_shards(folder):
+    """The UNet's weights as one shard and the index that lists it."""
+    whole = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    shard = whole.with_name("diffusion_pytorch_model-00001-of-00001.safetensors")
+    whole.rename(shard)
+    listing = whole.with_name("diffusion_pytorch_model.safetensors.index.json")
+    listing.write_text(json.dumps({"metadata": {}, "weight_map": {"conv_in.weight": shard.name}}))
+    return shard, listing
+
+
+def cut_short(folder):
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+
+
+def renamed(folder):
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(folder / "unet" / "foo.safetensors")
+
+
+def replaced(name, put):
+    """Put something else in the place of one file."""
+
+    def spoil(folder):
+        (folder / name).unlink()
+        put(folder / name)
+
+    return spoil
+
+
+def link_to_nothing(path):
+    path.symlink_to("nothing")
+
+
+def header(content, data=b""):
+    """The UNet's weights with another header."""
+
+    def spoil(folder):
+        text = content if isinstance(content, bytes) else json.dumps(content).encode()
+        path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+        path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+    return spoil
+
+
+def tensor(**changes):
+    return {"t": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]} | changes}
+
+
+def without(key):
+    """Remove a component from model_index.json."""
+
+    def spoil(folder):
+        path = folder / "model_index.json"
+        path.write_text(
+            json.dumps({name: value for name, value in json.loads(path.read_text()).items() if name != key})
+        )
+
+    return spoil
+
+
+def config(name, **changes):
+    return lambda folder: edit(folder / name, **changes)
+
+
 def to_lfs_pointer(folder):
     (folder / "unet" / "diffusion_pytorch_model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n")
 
@@ -157,7 +224,53 @@ def index(**changes):
         (index(custom_pipeline="mine"), r"custom pipeline"),
         (index(unet=["my_unet", "MyUNet"]), r"unet is my_unet\.MyUNet, which is custom code"),
         (index(_class_name="AudioLDMPipeline"), r"AudioLDMPipeline.*known: StableDiffusionPipeline"),
-        (index(unet=[None, None]), r"has no unet or transformer"),
+        (index(unet=[None, None]), r"lacks unet, without which StableDiffusionPipeline"),
+        (without("vae"), r"lacks vae"),
+        (without("text_encoder"), r"lacks text_encoder"),
+        (without("tokenizer"), r"lacks tokenizer"),
+        (without("scheduler"), r"lacks scheduler"),
+        (index(unet=["diffusers", "UNet2DConditionModel", "more"]), r"unet must be \[library, class\]"),
+        (index(unet=["diffusers", 5]), r"unet must be \[library, class\]"),
+        (index(unet=["diffusers", "a.b\n"]), r"unet is diffusers\.'a\.b\\n'"),
+        (index(safety_checker=5), r"safety_checker must be \[library, class\]"),
+        (index(_class_name="\ud800"), r"does not say the pipeline's class"),
+        (index(**{"../../x": ["diffusers", "Model"]}), r"'\.\./\.\./x' cannot be the name of a component"),
+        (index(**{"/etc": ["diffusers", "Model"]}), r"'/etc' cannot be the name"),
+        (lambda f: (f / "model_index.json").write_text("[" * 100_000), r"is not JSON"),
+        (lambda f: (f / "model_index.json").write_bytes(b'{"a": "\xff"}'), r"is not JSON"),
+        (lambda f: (f / "scheduler" / "scheduler_config.json").unlink(), r"scheduler_config\.json is missing"),
+        (
+            lambda f: (f / "tokenizer" / "tokenizer.json").unlink(),
+            r"tokenizer has no tokenizer: .*vocab\.json and merges",
+        ),
+        (lambda f: (f / "tokenizer" / "tokenizer.json").rename(f / "tokenizer" / "vocab.json"), r"has no tokenizer"),
+        (cut_short, r"is incomplete: its tensors take \d+ bytes, but \d+ are there"),
+        (renamed, r"has no diffusion_pytorch_model\.safetensors, the name that is loaded, but foo\.safetensors"),
+        (replaced("unet/config.json", Path.mkdir), r"unet/config\.json is not a file"),
+        (replaced("unet/config.json", os.mkfifo), r"unet/config\.json is not a file"),
+        (replaced("unet/config.json", link_to_nothing), r"unet/config\.json is missing"),
+        (replaced("vae/diffusion_pytorch_model.safetensors", Path.mkdir), r"vae/.*\.safetensors is not a file"),
+        (replaced("vae/diffusion_pytorch_model.safetensors", link_to_nothing), r"vae/.*No such file.*not complete"),
+        (lambda f: link_to_nothing(f / "tokenizer" / "special_tokens_map.json"), r"a link to one that is gone"),
+        (config("vae/config.json", block_out_channels=None), r"vae/config\.json: block_out_channels must be a list"),
+        (config("vae/config.json", block_out_channels=5), r"block_out_channels must be a list"),
+        (config("vae/config.json", block_out_channels=[16] * 5000), r"block_out_channels must be a list"),
+        (config("unet/config.json", sample_size="8"), r"unet/config\.json: sample_size must be one number"),
+        (config("unet/config.json", sample_size=[8, 8, 8]), r"sample_size must be one number"),
+        (config("unet/config.json", sample_size=True), r"sample_size must be one number"),
+        (config("unet/config.json", block_out_channels=None), r"unet/config\.json: .*do not fit together"),
+        (header([]), r"is not a safetensors file"),
+        (header(b"[" * 100_000), r"is not a safetensors file"),
+        (header({}), r"holds no tensors"),
+        (header({"__metadata__": {}}), r"holds no tensors"),
+        (header({"t": 5}), r"describes the tensor 't' wrongly"),
+        (header({"t": {"shape": [2], "data_offsets": [0, 8]}}, bytes(8)), r"describes the tensor 't' wrongly"),
+        (header(tensor(shape=[-2]), bytes(8)), r"describes the tensor 't' wrongly"),
+        (header(tensor(shape="2"), bytes(8)), r"describes the tensor 't' wrongly"),
+        (header(tensor(shape=[[2]]), bytes(8)), r"describes the tensor 't' wrongly"),
+        (header(tensor(shape=[2, 2]), bytes(8)), r"describes the tensor 't' wrongly"),
+        (header(tensor(dtype="F" + "9" * 5000), bytes(8)), r"describes the tensor 't' wrongly"),
+        (header(tensor(data_offsets=[8]), bytes(8)), r"describes the tensor 't' wrongly"),
     ],
 )
 def test_spoiled_folders_are_refused_in_one_paragraph(folder, spoil, message):
@@ -168,8 +281,68 @@ def test_spoiled_folders_are_refused_in_one_paragraph(folder, spoil, message):
 
 
 def test_a_variant_is_used_where_it_exists(folder):
+    with pytest.raises(UsageError, match=r"has no files of the variant 'fp16'"):
+        resolve_model(option("local", path=str(folder), variant="fp16"), Path.cwd())
     to_variant(folder)
     assert resolve_model(option("local", path=str(folder), variant="fp16"), Path.cwd())["parameters"] == 1234251
+
+
+def test_shards_are_the_files_that_their_index_lists(folder):
+    whole = resolve_model(option("local", path=str(folder)), Path.cwd())
+    shard, listing = to_shards(folder)
+    sharded = resolve_model(option("local", path=str(folder)), Path.cwd())
+    assert (sharded["parameters"], sharded["dtype"]) == (whole["parameters"], whole["dtype"])
+    shard.unlink()
+    with pytest.raises(UsageError, match=r"00001-of-00001\.safetensors cannot be read: No such file"):
+        resolve_model(option("local", path=str(folder)), Path.cwd())
+    for names in (None, {}, {"a": 5}, {"a": "../vae/diffusion_pytorch_model.safetensors"}):
+        listing.write_text(json.dumps({"weight_map": names}))
+        with pytest.raises(UsageError, match="weight_map"):
+            resolve_model(option("local", path=str(folder)), Path.cwd())
+
+
+def test_weights_that_nothing_loads_do_not_count(folder):
+    before = resolve_model(option("local", path=str(folder)), Path.cwd())
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(weights, weights.with_name("diffusion_pytorch_model.non_ema.safetensors"))
+    assert resolve_model(option("local", path=str(folder)), Path.cwd()) == before
+
+
+DEEP = json.loads("[" * 200 + "]" * 200)
+ODD = (None, 5, -1, 10**30, True, "8", "\ud800\n", [], [5, None], ["a", "b"], {}, {"a": [{}]}, DEEP)
+
+
+def mutations(path):
+    """Every JSON that differs from the one in ``path`` by one key, and a few that are no object."""
+    data = json.loads(path.read_text())
+    yield from ODD
+    for key in data:
+        yield {name: value for name, value in data.items() if name != key}
+        yield from ({**data, key: value} for value in ODD)
+
+
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+@pytest.mark.parametrize("name", sorted(str(path.relative_to(TINY)) for path in TINY.rglob("*.json")))
+def test_whatever_a_json_says_only_usage_errors_come_out(name, weights, folder):
+    problems = []
+    if weights == "random":
+        (folder / "tokenizer" / "tokenizer.json").unlink()
+        if name == "tokenizer/tokenizer.json":
+            return
+    asked = option("local", path=str(folder), weights=weights)
+    resolve_model(asked, Path.cwd())
+    for data in mutations(TINY / name):
+        (folder / name).write_text(json.dumps(data))
+        try:
+            # pydantic's own error becomes a UsageError, which names the key, when the cell is made
+            with suppress(ValidationError):
+                as_model(resolve_model(asked, Path.cwd()))
+        except UsageError as error:
+            problems.append(str(error))
+    assert problems
+    for problem in problems:
+        assert "\n" not in problem
+        assert problem.encode()
 
 
 def test_random_weights_need_no_weight_files(folder):
@@ -185,6 +358,10 @@ def test_random_weights_need_no_weight_files(folder):
         (option("local", path="nowhere"), r"there is no folder .*/nowhere"),
         (option("local", path="file.safetensors"), r"from_single_file"),
         (option("local", path=5), r"model\.path=5: this must be text"),
+        (option("local", path="a\0b"), r"model\.path=.*(cannot be a path|there is no folder)"),
+        (option("local", path="x" * 5000), r"model\.path=.*cannot be a path"),
+        (option("local", path="~nobody-of-this-name/x"), r"model\.path=.*cannot be a path"),
+        (option("local", path="loop"), r"there is no folder .*/loop"),
         (option("tiny", path="somewhere"), r"use model=local model\.path=somewhere"),
         (option("tiny", architecture="sd16"), r"known: sd15, sdxl, tiny"),
         (option("sd15", id=None), r"no safetensors file.*model\.weights=random"),
@@ -196,6 +373,7 @@ def test_random_weights_need_no_weight_files(folder):
 )
 def test_mistakes_in_the_option_are_explained(data, message, tmp_path):
     (tmp_path / "file.safetensors").touch()
+    (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(UsageError, match=message):
         resolve_model(data, tmp_path)
 

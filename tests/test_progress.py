@@ -7,6 +7,7 @@ from rows import a_cell, a_result
 from diffopt.progress import (
     CellFinished,
     CellStarted,
+    RowUnreadable,
     StageStarted,
     SweepFinished,
     SweepStarted,
@@ -22,6 +23,7 @@ FAILED = a_result(status="crashed", stage="compile", reason="killed by SIGKILL\n
 
 STORY = [
     SweepStarted(3),
+    RowUnreadable("compile=none", "PATH is not a result. [Again]"),
     CellStarted(CELL, "compile=none"),
     StageStarted(CELL, "load"),
     StageStarted(CELL, "compile"),
@@ -41,6 +43,7 @@ def told(stream):
 
 def test_plain_lines():
     assert told(io.StringIO()).splitlines() == [
+        "compile=none: its row is measured anew: PATH is not a result. [Again]",
         f"{CELL} compile=none",
         f"{CELL}   load",
         f"{CELL}   compile",
@@ -63,6 +66,7 @@ def test_bars_on_a_terminal(monkeypatch):
     assert "cells" in text
     assert "━" in text
     assert "compile=none ok 1.500 s" in text
+    assert "measured anew: PATH is not a result. [Again]" in text
     assert "[bold]quant=none ok (kept)" in text
     assert "4 cells: 2 ok, 1 crashed" in text
 

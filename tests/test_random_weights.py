@@ -9,7 +9,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from diffopt.model_files import PACKAGED
-from diffopt.random_weights import fill, random_pipeline, save_random
+from diffopt.random_weights import fill, random_pipeline
 
 FLOAT32 = {"default": torch.float32}
 TINY = PACKAGED / "tiny"
@@ -91,24 +91,6 @@ def test_pictures_vary_and_depend_on_the_prompt(bare, dtype):
     assert np.isfinite(circle).all()
     assert circle.std() > 0.1
     assert np.abs(circle - horse).mean() > 0.02
-
-
-def test_the_built_in_model_is_what_make_tiny_writes(tmp_path):
-    from safetensors.torch import load_file
-
-    save_random(TINY, tmp_path)
-    made = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert made == {path.relative_to(TINY).as_posix() for path in TINY.rglob("*") if path.is_file()}
-    for name in made:
-        if name.endswith(".safetensors"):
-            ours, theirs = load_file(tmp_path / name), load_file(TINY / name)
-            assert ours.keys() == theirs.keys()
-            assert all(torch.allclose(ours[key], theirs[key], atol=1e-3) for key in ours), name
-        elif name.endswith("tokenizer.json"):
-            assert json.loads((tmp_path / name).read_text()) == json.loads((TINY / name).read_text())
-    pipe = StableDiffusionPipeline.from_pretrained(TINY, use_safetensors=True, local_files_only=True)
-    assert picture(pipe, "a star").shape == (64, 64, 3)
-    assert sum(path.stat().st_size for path in TINY.rglob("*")) < 2.5 * 2**20
 
 
 def test_tiny_offers_something_to_every_optimization():

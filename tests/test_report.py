@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 from rows import ENVIRONMENT, a_result
 
 from diffopt.report import reference_of, table, to_csv, to_markdown
 from diffopt.resolve import requests
-from diffopt.result import Artifacts, Latency, Metrics, PeakMemory, Result, StageSpeed
+from diffopt.result import (
+    Artifacts,
+    CompileCache,
+    Latency,
+    Metrics,
+    PeakMemory,
+    PeakReserved,
+    Result,
+    StageSpeed,
+    StepEffect,
+)
 from diffopt.sheet import GAP, SIDE, contact_sheet
 from diffopt.study import Study
 
@@ -65,6 +77,63 @@ def test_the_reference_has_the_customary_dtype_and_no_other_optimization() -> No
         row(status="error", valid=False),
     ):
         assert reference_of(fast, [fast, unlike]) is None
+
+
+@pytest.mark.parametrize(
+    "unlike",
+    [
+        row(seconds=1.0, valid=False),
+        row("measure.warmup=9", seconds=1.0),
+        row("precision.vae=float16", seconds=1.0),
+    ],
+)
+def test_a_reference_is_valid_measured_alike_and_has_the_customary_vae(unlike: Result) -> None:
+    assert reference_of(STUDY[1], [unlike]) is None
+
+
+def test_a_corrected_data_sheet_does_not_part_a_cell_from_its_reference() -> None:
+    base, fast = STUDY[:2]
+    model = {**base.cell["recipe"]["model"], "parameters": 7}
+    older = base.model_copy(update={"cell": {**base.cell, "recipe": {**base.cell["recipe"], "model": model}}})
+    assert reference_of(fast, [older]) is older
+
+
+def with_metrics(result: Result, **changes: Any) -> Result:
+    return result.model_copy(update={"metrics": result.metrics.model_copy(update=changes)})
+
+
+def test_a_first_call_is_cold_or_warm() -> None:
+    caches = (None, CompileCache(hits=3, misses=0), CompileCache(hits=5, misses=1))
+    lines = cells(to_markdown(table([with_metrics(STUDY[0], compile_cache=cache) for cache in caches])))
+    assert [line["first call s"] for line in lines] == ["9", "9 (warm)", "9 (cold)"]
+
+
+def test_the_peak_of_cuda_graphs_is_what_was_reserved() -> None:
+    reserved = with_metrics(STUDY[1], peak_reserved_bytes=PeakReserved(first_call=2**31, steady=2**30))
+    effect = StepEffect(group="compile", kind="full", summary="", numbers={"graphs": 1, "cuda_graphs": 2})
+    graphs = reserved.model_copy(update={"effects": (effect,)})
+    assert [line["peak MiB"] for line in cells(to_markdown(table([reserved, graphs])))] == ["512", "1024"]
+
+
+def test_a_report_leaves_unreadable_rows_out_and_says_so(
+    cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    study = Study.create(tmp_path / "studies/mine")
+    for result in STUDY[:2]:
+        study.keep(result)
+    damaged, other = (study.folder(result.cell_id, result.env_id) / "result.json" for result in STUDY[:2])
+    damaged.write_text('{"schema')
+    code, out, err = cli("report", "mine")
+    assert code == 0
+    assert STUDY[1].cell_id in out
+    assert STUDY[0].cell_id not in out
+    assert err.startswith("diffopt: left out: ")
+    assert f"{STUDY[0].cell_id}" in err
+    assert "again replaces it" in err
+    other.write_text("")
+    code, out, err = cli("report", "mine")
+    assert (code, out) == (2, "")
+    assert "has no result that can be read" in err
 
 
 def test_a_cell_refused_elsewhere_and_measured_here_is_one_row() -> None:

@@ -16,7 +16,7 @@ KEYS = {
 }
 METRICS = {
     *("load_s", "first_call_s", "warmup_s", "latency_s", "stages", "images_per_second", "split_s"),
-    "peak_memory_bytes",
+    *("peak_memory_bytes", "peak_reserved_bytes", "compile_cache"),
 }
 
 
@@ -24,7 +24,9 @@ def test_the_keys_are_frozen():
     data = a_result().model_dump(mode="json")
     assert data.keys() == KEYS
     assert data["metrics"].keys() == METRICS
-    assert data["metrics"]["peak_memory_bytes"] == {"first_call": None, "steady": None}
+    for key in ("peak_memory_bytes", "peak_reserved_bytes"):
+        assert data["metrics"][key] == {"first_call": None, "steady": None}
+    assert data["metrics"]["compile_cache"] is None
 
 
 def test_what_is_written_is_read_back(tmp_path):

@@ -41,6 +41,34 @@ def test_bf16_compiled_needs_ampere(gpu: str, compile: str) -> None:
     assert keys("model=sd15", "hardware=a100", "precision=bf16", f"compile={compile}") == []
 
 
+@pytest.mark.parametrize("gpu", ["v100", "t4"])
+def test_bf16_is_captured_where_no_code_is_generated(gpu: str) -> None:
+    assert keys("model=sd15", f"hardware={gpu}", "compile=default", "compile.backend=eager", "precision=bf16") == []
+
+
+@pytest.mark.parametrize("attention", ["efficient", "xformers"])
+def test_kernels_that_take_bf16_from_ampere_on(attention: str) -> None:
+    words = ("model=sd15", f"attention={attention}")
+    assert keys(*words, "hardware=t4", "precision=bf16") == [
+        (f"attention={attention}", "hardware=t4", "precision=bf16")
+    ]
+    assert keys(*words, "hardware=t4", "precision=fp16") == []
+    assert keys(*words, "hardware=a100", "precision=bf16") == []
+
+
+def test_sage_breaks_graphs_and_has_no_head_of_160() -> None:
+    words = ("attention=sage", "hardware=rtx4090", "precision=fp16", "compile=default")
+    assert keys("model=sdxl", *words) == [("attention=sage", "compile=default")]
+    assert keys("model=sdxl", *words, "compile.fullgraph=false") == []
+    assert ("attention=sage", "model=sd15") in keys("model=sd15", *words)
+
+
+def test_a_half_vae_that_overflows_is_refused() -> None:
+    words = ("hardware=a100", "precision=bf16", "precision.vae=float16")
+    assert keys("model=sdxl", *words) == [("precision=bf16", "model=sdxl")]
+    assert keys("model=sd15", *words) == []
+
+
 def test_bf16_eager_below_ampere_is_noted_not_refused() -> None:
     found = plan("model=sd15", "hardware=t4", "precision=bf16")
     assert found.status == "ok"
@@ -101,3 +129,11 @@ def test_every_registered_step_has_an_order_and_a_group() -> None:
 def test_unpinned_weights_are_noted() -> None:
     assert any("not pinned" in note for note in plan("model=sd15", "hardware=a100").notes)
     assert not any("not pinned" in note for note in plan("model=tiny").notes)
+
+
+@pytest.mark.parametrize(("gpu", "noted"), [("t4", True), ("l4", True), ("v100", False), ("a100", False)])
+def test_small_gpus_do_not_search_matrix_products(gpu: str, noted: bool) -> None:
+    words = ("model=sd15", "precision=fp16", f"hardware={gpu}")
+    notes = plan(*words, "compile=max_autotune").notes
+    assert any("does not search kernels for matrix products" in note for note in notes) is noted
+    assert not any("matrix products" in note for note in plan(*words, "compile=default").notes)

@@ -17,7 +17,7 @@ from diffopt import hardware, runner
 from diffopt.environment import Device
 from diffopt.errors import Interrupted, Refusal, UsageError
 from diffopt.hardware import Gpu
-from diffopt.progress import CellFinished, CellStarted, StageStarted, SweepFinished, SweepStarted
+from diffopt.progress import CellFinished, CellStarted, RowUnreadable, StageStarted, SweepFinished, SweepStarted
 from diffopt.runner import run_all, run_one
 from diffopt.study import Study
 
@@ -93,6 +93,30 @@ def test_the_same_cell_runs_once_and_is_given_twice():
     assert rows[0] == rows[1]
 
 
+@pytest.mark.parametrize("text", ['{"schema', '{"schema_version": 99}'])
+def test_a_row_that_cannot_be_read_is_measured_anew_and_told(text):
+    first, _ = sweep("ok", "error")
+    path = Study.open("s").folder(first[0].cell_id, first[0].env_id) / "result.json"
+    path.write_text(text)
+    again, events = sweep("ok", "error")
+    assert [row.status for row in again] == ["ok", "error"]
+    (told,) = [e for e in events if isinstance(e, RowUnreadable)]
+    assert told.label == "workload.negative_prompt=ok"
+    assert str(path) in told.reason
+    assert Study.open("s").kept(first[0].cell_id, first[0].env_id) == again[0]
+
+
+def test_the_folder_of_a_local_model_is_in_the_cell_file_only():
+    cell = stubbed("ok")
+    model = cell.recipe.model.model_copy(update={"path": "/home/somebody/model"})
+    cell = cell.model_copy(update={"recipe": cell.recipe.model_copy(update={"model": model})})
+    row = run_one(cell, study="s", launch=launch())
+    folder = Study.open("s").folder(row.cell_id, row.env_id)
+    assert row.cell["recipe"]["model"]["path"] is None
+    assert "somebody" not in (folder / "result.json").read_text()
+    assert "path: /home/somebody/model" in (folder / "cell.yaml").read_text()
+
+
 def test_an_earlier_try_leaves_no_trace():
     (row,), _ = sweep("exit3")
     folder = Study.open("s").folder(row.cell_id, row.env_id)
@@ -127,6 +151,18 @@ def test_a_broken_driver_is_a_row_and_cells_for_the_cpu_go_on(monkeypatch):
     broken, fine = run_all([Asked(on_gpu(stubbed("ok"))), Asked(stubbed("ok"))], "s", launch())
     assert (broken.status, broken.stage) == ("refused", "load")
     assert "does not answer" in broken.reason
+    assert fine.status == "ok"
+
+
+def test_a_gpu_that_cannot_be_read_any_more_is_a_refused_row(monkeypatch):
+    def gone(uuid):
+        raise Refusal(f"NVML cannot read GPU {uuid}: GPU is lost")
+
+    monkeypatch.setattr(hardware, "detect", lambda: (Gpu(0, "GPU-0", "NVIDIA A100", 80 * 2**30, (8, 0), "570.1"),))
+    monkeypatch.setattr("diffopt.environment.gpu_device", gone)
+    row, fine = run_all([Asked(on_gpu(stubbed("ok"))), Asked(stubbed("ok"))], "s", launch())
+    assert (row.status, row.stage, row.reason) == ("refused", "load", "NVML cannot read GPU GPU-0: GPU is lost")
+    assert row.environment.device.name is None
     assert fine.status == "ok"
 
 
@@ -239,3 +275,9 @@ def test_no_worker_outlives_a_killed_parent(tmp_path):
 
 def test_no_torch_is_imported_to_run_cells():
     subprocess.run([sys.executable, "-c", "import sys, diffopt.runner; assert 'torch' not in sys.modules"], check=True)
+
+
+def test_the_shipped_launch_is_read_without_hydra(tmp_path):
+    code = "import sys; from diffopt.runner import run_all; assert run_all([], 's') == []; assert 'hydra' not in "
+    code += "sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)

@@ -8,6 +8,7 @@ import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0, IPAdapterAttnProcessor2_0
 from option_steps import CONF, apply, step, values
+from pydantic import ValidationError
 from tiny_pipelines import picture, pipeline, site
 
 from diffopt.errors import NoEffect, Refusal
@@ -163,7 +164,8 @@ def test_a_processor_that_computes_something_else_is_refused():
 def test_what_a_backend_needs_comes_from_its_yaml():
     needs = step("attention", "flash3").requires()
     assert needs.devices == {"cuda"}
-    assert needs.exact_compute_capabilities == {(9, 0)}
+    assert needs.exact_compute_capabilities == {(8, 0), (8, 6), (8, 9), (9, 0)}
+    assert "hopper" in needs.install
     assert needs.dtypes == {"float16", "bfloat16"}
     assert step("attention", "xformers").requires().packages == ("xformers>=0.0.29",)
     assert step("attention", "flash").requires().devices == {"cuda", "cpu"}
@@ -191,6 +193,44 @@ def test_a_stock_processor_undoes_the_fusion_and_is_found_out():
     assert step("attention", "vanilla").traits == {Trait.STOCK_PROCESSOR}
 
 
-def test_a_component_without_fusion_is_refused():
-    with pytest.raises(Refusal, match="text_encoder .* has no fuse_qkv_projections"):
-        step("fuse", "qkv", components=["text_encoders"]).apply(pipeline(), site())
+@pytest.mark.parametrize(("group", "name"), [("fuse", "qkv"), ("attention", "math"), ("attention", "vanilla")])
+def test_text_encoders_have_no_attention_of_diffusers(group, name):
+    with pytest.raises(ValidationError, match="components"):
+        step(group, name, components=["text_encoders"])
+
+
+SD15, SDXL = {"head_sizes": (40, 80, 160), "vae_head_size": 512}, {"head_sizes": (64,), "vae_head_size": 512}
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "capability", "fits"),
+    [
+        ("flash", SD15, (8, 0), True),
+        ("flash2", SD15, (8, 0), True),
+        ("sage", SD15, (8, 9), False),
+        ("sage", SDXL, (8, 9), True),
+        ("cudnn", SD15, (8, 0), False),
+        ("cudnn", SD15, (9, 0), True),  # it depends on cuDNN: tried, not refused
+        ("cudnn", SD15, None, True),
+        ("cudnn", SDXL, (8, 0), True),
+        ("math", SD15, (8, 0), True),
+    ],
+)
+def test_heads_that_a_kernel_cannot_take_are_refused(name, model, capability, fits):
+    problems = step("attention", name).problems(site(device="cuda", capability=capability, **model))
+    assert (not problems) is fits
+    assert fits or "the denoiser has 160" in problems[0]
+
+
+@pytest.mark.parametrize("name", ["flash", "flash2", "flash3", "sage"])
+def test_the_vaes_one_head_is_too_large_for_them(name):
+    chosen = step("attention", name, components=["denoiser", "vae"])
+    (problem,) = chosen.problems(site(device="cuda", capability=(9, 0), **SDXL))
+    assert problem.endswith("the vae has 512")
+    assert not chosen.problems(site(device="cuda", capability=(9, 0), head_sizes=(64,), vae_head_size=None))
+    assert not chosen.problems(site(**SDXL)), "limits of kernels on CUDA say nothing about the CPU"
+
+
+def test_a_backend_that_breaks_graphs_says_so():
+    assert step("attention", "sage").traits == {Trait.GRAPH_BREAKS}
+    assert step("attention", "flash").traits == set()

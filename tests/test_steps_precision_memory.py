@@ -55,6 +55,7 @@ def test_fp32_turns_tf32_off_also_for_convolutions():
     with pytest.raises(NoEffect, match="tf32"):
         fp32.verify(pipe, site())
     fp32.apply(pipe, site())
+    picture(pipe)
     assert not torch.backends.cudnn.allow_tf32
     fp32.verify(pipe, site())
 
@@ -79,15 +80,29 @@ def test_one_parameter_in_another_dtype_is_found():
 def test_quantized_weights_do_not_count_against_the_precision():
     pipe, fp32 = pipeline(), step("precision", "fp32")
     apply(pipe, site(), fp32, step("quant", "int8_weight"))
+    picture(pipe)
     assert fp32.verify(pipe, site()).numbers["unet_parameters"] < sum(p.numel() for p in pipe.unet.parameters())
 
 
 @pytest.mark.parametrize(
     ("name", "trait"),
-    [("fp32", Trait.FULL_PRECISION), ("fp16", Trait.HALF_PRECISION_FP16), ("bf16", Trait.HALF_PRECISION_BF16)],
+    [("fp32", None), ("fp16", Trait.HALF_PRECISION_FP16), ("bf16", Trait.HALF_PRECISION_BF16)],
 )
-def test_traits_name_the_precision(name, trait):
-    assert step("precision", name).traits == {trait}
+def test_traits_name_the_half_precisions(name, trait):
+    assert step("precision", name).traits == ({trait} if trait else set())
+
+
+@pytest.mark.parametrize("kept", [["time_embedding", "conv"], "time_embedding"])
+def test_float32_is_allowed_only_where_the_class_keeps_it(kept):
+    pipe, bf16 = pipeline(torch.bfloat16), step("precision", "bf16")
+    pipe.unet._keep_in_fp32_modules = kept
+    apply(pipe, site(), bf16)
+    picture(pipe)
+    pipe.unet.time_embedding.float()
+    bf16.verify(pipe, site())
+    pipe.unet.conv_in.float()
+    with pytest.raises(NoEffect, match="unet was to be bfloat16, but holds .* in float32"):
+        bf16.verify(pipe, site())
 
 
 def test_a_tensor_elsewhere_is_found():

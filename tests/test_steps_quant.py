@@ -82,6 +82,22 @@ def test_the_vae_can_be_quantized_too():
     assert quant.verify(pipe, site()).numbers["vae"] == 8  # q, k, v, out of two attention modules
 
 
+def test_projections_that_fusion_replaced_stay_and_are_not_counted():
+    pipe, quant = pipeline(), step("quant", "int8_weight", components=["denoiser", "vae"])
+    before = len(weights(pipe))
+    step("fuse", "qkv").apply(pipe, site())
+    quant.apply(pipe, site())
+    picture(pipe)
+    plain = {path for path, w in weights(pipe).items() if not isinstance(w, Int8Tensor)}
+    own = {path.rpartition(".")[2] for path in plain if ".attn1." in path}
+    cross = {path.rpartition(".")[2] for path in plain if ".attn2." in path}
+    assert (own, cross) == ({"to_q", "to_k", "to_v"}, {"to_k", "to_v"})
+    numbers = quant.verify(pipe, site()).numbers
+    assert numbers["vae"] == 4  # to_qkv and to_out of two attention modules
+    # four self-attentions have one matrix for three, four cross-attentions one for two
+    assert numbers["unet"] + numbers["unet_plain"] == before - 4 * 2 - 4 * 1
+
+
 def test_what_has_no_cpu_path_says_so():
     assert step("quant", "int4_weight").requires().devices == {"cuda"}
     assert step("quant", "int4_weight").requires().dtypes == {"bfloat16"}
@@ -96,7 +112,7 @@ def test_int4_takes_only_inputs_that_divide_into_groups():
     from diffopt.steps.linears import _chooser
 
     int4 = step("quant", "int4_weight", group_size=64)
-    chosen = _chooser(int4, int4.group_size)
+    chosen = _chooser(int4, int4.group_size, frozenset())
     assert chosen(nn.Linear(128, 48), "to_q")
     assert not chosen(nn.Linear(96, 48), "to_q")
 

@@ -96,6 +96,17 @@ def test_a_foreign_row_is_named():
             read()
 
 
+def test_one_who_is_told_of_a_foreign_row_gets_the_others():
+    study, damaged, whole = Study.create("mine"), a_result(), a_result(seeded(5))
+    for result in (damaged, whole):
+        study.keep(result)
+    (study.folder(damaged.cell_id, damaged.env_id) / "result.json").write_text('{"schema_version": 99}')
+    told = []
+    assert study.results(told.append) == (whole,)
+    assert "schema version 99" in str(told[0])
+    assert "again replaces it" in str(told[0])
+
+
 def _write(seeds):
     study = Study.create("shared")
     for seed in seeds:

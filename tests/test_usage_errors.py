@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
 Cli = Callable[..., tuple[int, str, str]]
+Run = Callable[..., CompletedProcess[str]]
 
 MISTAKES = {
     "unknown option": (["quant=int8_dynamc"], ["Did you mean int8_dynamic?", "quant"]),
@@ -35,6 +37,18 @@ MISTAKES = {
     "local without a path": (["model=local"], ["model.path"]),
     "local folder missing": (["model=local", "model.path=nowhere"], ["nowhere"]),
     "prompts file missing": (["workload.prompts_file=nowhere.txt"], ["no such file"]),
+    "infinity": (["workload.guidance=inf"], ["workload.guidance", "finite"]),
+    "infinite deadline": (["launch.grace=inf"], ["launch.grace", "finite"]),
+    "deadline of nothing": (["launch.deadlines.load=0"], ["launch.deadlines.load=0"]),
+    "thousands of digits": (["workload.seed=" + "9" * 5000], ["workload.seed"]),
+    "null where a number belongs": (["workload.batch_size=null"], ["workload.batch_size=null"]),
+    "items of a list": (["compile=default", "compile.components=[foo]"], ["compile.components.0=foo"]),
+    "a value of hardware=auto": (["hardware.device=cuda"], ["Choose hardware=NAME"]),
+    "prompt and prompts file": (["workload.prompt=a", "workload.prompts_file=b"], ["leave one out"]),
+    "upper case": (["hardware=RTX4090"], ["Did you mean rtx4090?"]),
+    "a file name that is too long": (["workload.prompts_file=" + "x" * 300], ["cannot be a path"]),
+    "an unknown home": (['workload.prompts_file="~nosuch/x"'], ["cannot be a path"]),
+    "unknown key in a mapping": (["compile=default", "compile.options={nope: true}"], ["no key 'nope'"]),
     "no recipe file": (["--recipe", "nowhere.yaml"], ["no such file"]),
     "no config dir": (["--config-dir", "nowhere"], ["no such folder"]),
 }
@@ -60,10 +74,106 @@ def test_unknown_verb(cli: Cli) -> None:
     assert "Did you mean run?" in err
 
 
-def test_an_empty_glob_is_a_mistake(cli: Cli) -> None:
-    code, _, err = cli("plan", "-m", "quant=glob(zzz*)")
+SWEEPS = {
+    "empty glob": (["quant=glob(zzz*)"], "no value at all"),
+    "empty range": (["workload.steps=range(4,1)"], "no value at all"),
+    "range without a step": (["workload.steps=range(1,4,0)"], "cannot be swept"),
+    "interval": (["workload.steps=interval(1,3)"], "cannot be swept"),
+    "two studies": (["study=a,b"], "one value"),
+    "two deadlines": (["launch.grace=1,2"], "one value"),
+    "study on an axis": (["sweep=studies"], "one value"),
+    "axis and zip": (["sweep=both"], "one of the two must go"),
+    "empty axis": (["sweep=empty"], "axes.compile"),
+    "unknown matrix": (["sweep=nope"], "no option 'nope'"),
+}
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_a_bad_sweep_is_a_mistake(cli: Cli, tmp_path: Path, name: str) -> None:
+    (tmp_path / "conf" / "sweep").mkdir(parents=True)
+    (tmp_path / "conf" / "sweep" / "studies.yaml").write_text("axes: {study: [a, b]}")
+    (tmp_path / "conf" / "sweep" / "both.yaml").write_text("axes: {compile: [none]}\nzip: [{compile: regional}]")
+    (tmp_path / "conf" / "sweep" / "empty.yaml").write_text("axes: {compile: []}")
+    words, said = SWEEPS[name]
+    code, out, err = cli("plan", "-m", *words)
+    assert (code, out) == (2, "")
+    assert said in err
+    assert "Traceback" not in err
+
+
+def test_texts_of_a_matrix_stay_texts(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "conf" / "sweep").mkdir(parents=True)
+    words = ["true", "none", "null", "1", "a, b (c)", "ä"]
+    text = f"axes: {{workload.prompt: {words!r}}}"
+    (tmp_path / "conf" / "sweep" / "mine.yaml").write_text(text, encoding="utf-8")
+    code, out, err = cli("plan", "-m", "sweep=mine")
+    assert code == 0, err
+    for word in words:
+        assert f"workload.prompts=[{word}]" in out
+
+
+def test_what_is_typed_beats_the_overlays_prompts(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "conf" / "recipe").mkdir(parents=True)
+    (tmp_path / "conf" / "recipe" / "mine.yaml").write_text("workload: {prompts_file: p.txt}")
+    (tmp_path / "p.txt").write_text("\ufefffrom the file\r\n\r\nsecond\n", encoding="utf-8")
+    assert "- from the file\n  - second\n" in cli("show", "recipe=mine")[1]
+    assert "- typed\n" in cli("show", "recipe=mine", "workload.prompt=typed")[1]
+    (tmp_path / "q.txt").write_text("other")
+    assert "- other\n" in cli("show", "recipe=mine", "workload.prompts_file=q.txt")[1]
+    (tmp_path / "p.txt").write_text("odd \x00 sign")
+    assert cli("show", "recipe=mine")[0] == 2
+
+
+def test_one_broken_option_does_not_hide_the_others(cli: Cli, tmp_path: Path) -> None:
+    folder = tmp_path / "conf" / "attention"
+    folder.mkdir(parents=True)
+    (folder / "empty.yaml").write_text("# nothing in it\n")
+    (folder / "latin.yaml").write_bytes(b"# caf\xe9\nkind: none\n")
+    (folder / "math.yaml").write_text("# shadows\nkind: none\n")
+    (folder / "123.yaml").write_text("# a number for a name\nkind: none\n")
+    code, out, err = cli("ls", "attention")
+    assert code == 0, err
+    lines = {line.split()[0]: line for line in out.splitlines()}
+    assert "broken: " in lines["empty"]
+    assert str(Path("conf") / "attention" / "empty.yaml") in lines["empty"]
+    assert "broken: " in lines["latin"]
+    assert "has the name of another option" in lines["math"]
+    assert lines["123"].endswith("yes")
+    assert lines["sdpa"].endswith("yes")
+    assert cli("plan", 'attention="123"')[0] == 0
+
+
+def test_interrupting_any_verb_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffopt import resolve
+
+    def interrupted(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(resolve, "requests", interrupted)
+    assert cli("plan") == (130, "", "diffopt: interrupted\n")
+
+
+def test_a_terminal_without_unicode(diffopt: Run) -> None:
+    done = diffopt("--help", env={"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_vanished_working_directory(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    code, _, err = cli("plan")
     assert code == 2
-    assert "matches no option" in err
+    assert "working directory" in err
+
+
+def test_config_dir_reaches_hydras_flags_too(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "more" / "compile").mkdir(parents=True)
+    (tmp_path / "more" / "compile" / "mine.yaml").write_text("# mine\ndefaults: [regional, _self_]\n")
+    code, out, err = cli("show", "--cfg", "job", "--config-dir", "more", "compile=mine")
+    assert code == 0, err
+    assert "kind: regional" in out
+    assert cli("show", "--cfg", "job", "+hydra.callbacks.x=1")[0] == 2
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def unparsable(text: str, error: str) -> str:
         return f"'{text}' is not an override. Write KEY=VALUE, such as compile=default or workload.steps=20."
     key = text.split("=", 1)[0]
     hint = QUOTING if key in ("workload.prompt", "workload.negative_prompt") else "Quote the value: 'key=\"value\"'."
-    return f"{key}: its value has signs that mean something in Hydra's grammar ({_first_line(error)}). {hint}"
+    return f"{key}: its value has signs that Hydra's grammar takes in quotes only ({_first_line(error)}). {hint}"
 
 
 def ambiguous(error: str, overrides: Sequence[Override]) -> str:
@@ -80,10 +80,11 @@ def ambiguous(error: str, overrides: Sequence[Override]) -> str:
     return f"{swept.input_line} gives '{key}' several values. To run them all, add -m. {hint}"
 
 
-def unknown_key(override: Override, data: Mapping[str, Any], error: str) -> str:
-    """A dotted key that the composed data does not have."""
+def unknown_key(override: Override, data: Mapping[str, Any], *, below: str | None = None) -> str:
+    """A dotted key that the composed data does not have; ``below`` is an unknown key inside a mapping given to it."""
     node: Any = data
-    for depth, part in enumerate(parts := override.key_or_group.split(".")):
+    parts = [*override.key_or_group.split("."), *([below] if below else [])]
+    for depth, part in enumerate(parts):
         where = ".".join(parts[:depth])
         if not isinstance(node, Mapping):
             return f"{override.input_line}: '{where}' is a value, there is nothing below it to set."
@@ -92,7 +93,7 @@ def unknown_key(override: Override, data: Mapping[str, Any], error: str) -> str:
             near = did_you_mean(part, keys)
             return f"{override.input_line}: {place} has no key '{part}'.{near} It has {', '.join(keys)}."
         node = node[part]
-    return f"{override.input_line} cannot be set: {_first_line(error)}"
+    raise ValueError(f"{override.input_line} is known")
 
 
 def composition(error: str) -> str:

@@ -30,16 +30,10 @@ from omegaconf.errors import OmegaConfBaseException
 from diffopt.compose import complaints
 from diffopt.compose.source import DataSource, read_data
 from diffopt.errors import UsageError
+from diffopt.shipped import shipped_conf
 
 PRIMARY = "config"
 OUTSIDE_THE_CELL = ("launch", "study")  # what a recipe file does not hold
-
-
-def shipped_conf() -> Path:
-    """Return ``conf/``: inside the package when installed, beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parent / "conf"
 
 
 @dataclass(frozen=True)
@@ -48,6 +42,7 @@ class Composed:
 
     data: dict[str, Any]
     choices: dict[str, str]
+    typed: frozenset[str] = frozenset()  # keys that the command line sets itself
 
 
 class Composer:
@@ -71,7 +66,7 @@ class Composer:
         self._parser = OverridesParser.create(config_loader=self._loader)
         self._skeletons: dict[tuple[str, ...], Composed] = {}
         repository = self._loader.repository
-        names = [name for name in repository.get_group_options("", ObjectType.GROUP) if name != "hydra"]
+        names = sorted(path.name for path in shipped_conf().iterdir() if path.is_dir())
         self._options = {name: repository.get_group_options(name, ObjectType.CONFIG) for name in names}
 
     @property
@@ -94,6 +89,10 @@ class Composer:
             raise UsageError(complaints.unknown_option(group, option, self.options(group)))
         return found[0]
 
+    def own_file(self, group: str, option: str) -> Path | None:
+        """The file of an option of the user's own; None for a shipped one."""
+        return next((p for folder in self.folders[1:] if (p := folder / group / f"{option}.yaml").is_file()), None)
+
     def read_option(self, group: str, option: str) -> dict[str, Any]:
         """The checked data of one option's file as it stands, siblings not merged."""
         return copy.deepcopy(read_data(self.option_file(group, option), f"{group}/{option}.yaml"))
@@ -104,7 +103,7 @@ class Composer:
         for text in overrides:
             try:
                 (override,) = self._parser.parse_overrides([text])
-            except (HydraException, OmegaConfBaseException) as error:
+            except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
                 raise UsageError(complaints.unparsable(text, str(error))) from error
             complaint = complaints.about_override(override, self.groups, self.options)
             if complaint:
@@ -116,12 +115,9 @@ class Composer:
         """The points of a sweep as lists of overrides: Hydra's own expansion of ``a,b``, choice, range and glob."""
         parsed = self.parse(overrides)
         for override in parsed:
-            if override.is_sweep_override() and not list(override.sweep_string_iterator()):
-                raise UsageError(f"{override.input_line} matches no option of '{override.get_key_element()}'.")
-        try:
-            (points,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-        except HydraException as error:
-            raise UsageError(f"This sweep cannot be expanded: {' '.join(str(error).split())}") from error
+            if override.is_sweep_override() and not _values(override):
+                raise UsageError(f"{override.input_line} gives '{override.get_key_element()}' no value at all.")
+        (points,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
         return points
 
     def compose(self, overrides: Sequence[str]) -> Composed:
@@ -136,7 +132,8 @@ class Composer:
         for override in parsed:
             if override.key_or_group not in self.groups:
                 _set(data, override)
-        return Composed(data=data, choices=dict(skeleton.choices))
+        typed = frozenset(str(override.key_or_group) for override in parsed)
+        return Composed(data=data, choices=dict(skeleton.choices), typed=typed)
 
     def _skeleton(self, groups: list[Override]) -> Composed:
         """The data for a choice of options, before values are set: composed once per choice, a sweep reuses it."""
@@ -151,6 +148,8 @@ class Composer:
                 config = self._loader._compose_config_from_defaults_list(defaults.defaults, repository)
             except (HydraException, OmegaConfBaseException, ValueError) as error:
                 raise UsageError(complaints.composition(str(error))) from error
+            except RecursionError:
+                raise UsageError("These options extend each other in a circle (their defaults lists).") from None
             data = {str(name): value for name, value in _container(config).items()}
             choices = {group: str(option) for group, option in defaults.overrides.known_choices.items()}
             self._skeletons[key] = self._onto_base(Composed(data, choices), groups)
@@ -169,16 +168,28 @@ class Composer:
         return Composed(data, choices)
 
 
-def _set(data: dict[str, Any], override: Override) -> None:
-    """Set one value, by OmegaConf's own rules; only the group that it lies in is turned into a config for that."""
-    top = override.key_or_group.split(".")[0]
+def _values(override: Override) -> list[str]:
+    """What a sweep over this override runs through. Raises UsageError for one that cannot be enumerated."""
     try:
-        config = OmegaConf.create({top: data[top]} if top in data else {})
-        OmegaConf.set_struct(config, True)
-        ConfigLoaderImpl._apply_overrides_to_config([override], config)
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UsageError(complaints.unknown_key(override, data, str(error))) from error
-    data.update({str(key): value for key, value in _container(config).items()})
+        return list(override.sweep_string_iterator())
+    except (HydraException, ValueError) as error:
+        raise UsageError(f"{override.input_line} cannot be swept: {' '.join(str(error).split())}.") from error
+
+
+def _set(data: dict[str, Any], override: Override) -> None:
+    """Set one value: its key must be there; a mapping is merged into the one that is."""
+    *parents, leaf = override.key_or_group.split(".")
+    node: Any = data
+    for part in parents:
+        node = node.get(part) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or leaf not in node:
+        raise UsageError(complaints.unknown_key(override, data))
+    value = override.value()
+    if isinstance(value, dict) and isinstance(node[leaf], dict):
+        if unknown := sorted(str(key) for key in value if key not in node[leaf]):
+            raise UsageError(complaints.unknown_key(override, data, below=unknown[0]))
+        value = {**node[leaf], **value}
+    node[leaf] = value
 
 
 def _container(config: Any) -> dict[Any, Any]:

@@ -9,9 +9,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffopt.compose.composer import PRIMARY, shipped_conf
+from diffopt.compose.composer import PRIMARY
 from diffopt.compose.source import DataSource
 from diffopt.errors import UsageError
+from diffopt.shipped import shipped_conf
 
 
 def answer(argv: Sequence[str], folders: Sequence[Path]) -> None:
@@ -38,6 +39,8 @@ def answer(argv: Sequence[str], folders: Sequence[Path]) -> None:
         path.append("user" if index else "main", f"{DataSource.scheme()}://{folder}")
     path.append("schema", "structured://")
     args = get_args_parser().parse_args(list(argv))
+    if foreign := [word for word in args.overrides if "hydra." in word.split("=")[0] or word.startswith(("+", "~"))]:
+        raise UsageError(f"{foreign[0]}: Hydra itself is not configured here, and keys are neither added nor removed.")
     hydra = Hydra.create_main_hydra2(task_name="diffopt", config_search_path=path)
     try:
         if args.hydra_help:

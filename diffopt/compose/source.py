@@ -13,15 +13,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra.plugins.config_source import ConfigLoadError, ConfigResult
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
+from diffopt import plain_yaml
 from diffopt.errors import UsageError
+from diffopt.labels import GROUP_ORDER
 
 OVERLAY_KEYS = {"defaults", "workload"}
+OVERLAID = set(GROUP_ORDER) - {"recipe", "sweep"}  # groups of which a recipe may choose an option
+OPTION = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
 
 
 class DataSource(FileConfigSource):
@@ -54,24 +56,16 @@ def read_data(path: Path, name: str) -> dict[str, Any]:
 
 @cache
 def _read(path: str, name: str, _version: tuple[int, int]) -> dict[str, Any]:
-    text = Path(path).read_text(encoding="utf-8")
-    try:
-        config = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
-        data = OmegaConf.to_container(config, resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} is not a YAML file of plain data: {' '.join(str(error).split())}") from error
-    if not isinstance(data, dict):
-        raise UsageError(f"{path} must be a mapping of keys to values, but is a {type(data).__name__}.")
-    plain = {str(key): value for key, value in data.items()}
-    problems = [*_header_problems(text, name), *_data_problems(plain), *_defaults_problems(plain, name)]
-    problems += _overlay_problems(plain, name)
+    data, text = plain_yaml.read(Path(path))
+    problems = [*_header_problems(text, name), *_data_problems(data), *_defaults_problems(data, name)]
+    problems += _overlay_problems(data, name)
     if problems:
         raise UsageError(f"{path} is refused, nothing in it was executed: {'; '.join(problems)}.")
-    return plain
+    return data
 
 
 def _header_problems(text: str, name: str) -> Iterator[str]:
-    for package in re.findall(r"^\s*#\s*@\s*package\s+(\S+)", text, flags=re.MULTILINE):
+    for package in re.findall(r"^\s*#\s*@\s*package\b:?\s*(\S*)", text, flags=re.MULTILINE | re.IGNORECASE):
         if package == "_global_" and name.startswith("recipe/"):
             continue
         if package == "_global_":
@@ -95,6 +89,8 @@ def _data_problems(value: Any, where: str = "") -> Iterator[str]:
             yield from _data_problems(inner, f"{where}[{index}]")
     elif isinstance(value, str) and "${" in value:
         yield f"'{where}: {value}' is an interpolation; write the value itself"
+    elif value == "???":
+        yield f"'{where}' is ???, which Hydra takes for 'not set'; write the value"
 
 
 def _defaults_problems(data: dict[str, Any], name: str) -> Iterator[str]:
@@ -106,11 +102,13 @@ def _defaults_problems(data: dict[str, Any], name: str) -> Iterator[str]:
         yield "'defaults' must be a list"
         return
     for entry in entries:
-        if isinstance(entry, str) and re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", entry):
+        if isinstance(entry, str) and re.fullmatch(OPTION, entry):
             continue
         override = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else ("", None)
         recipe = name.startswith("recipe/")
-        if recipe and re.fullmatch(r"override /[a-z_]+", str(override[0])) and isinstance(override[1], str):
+        group = str(override[0]).removeprefix("override /")
+        chooses = group != override[0] and group in OVERLAID and isinstance(override[1], str)
+        if recipe and chooses and re.fullmatch(OPTION, str(override[1])):
             continue
         yield (
             f"defaults entry {entry!r} is not allowed; write _self_, the name of a sibling"

@@ -6,9 +6,9 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from diffopt.compose.composer import Composed, Composer
 from diffopt.errors import UsageError
@@ -16,12 +16,13 @@ from diffopt.explain import explain
 from diffopt.step import Frozen
 
 Scalar = str | int | float | bool
+WORDS = {"true", "false", "null", "nan", "inf"}  # which Hydra does not take for texts
 
 
 class Matrix(Frozen):
     """A named sweep. Keys are those of the command line: groups (``compile``) or values (``workload.batch_size``)."""
 
-    axes: dict[str, tuple[Scalar, ...]]  # every combination
+    axes: dict[str, Annotated[tuple[Scalar, ...], Field(min_length=1)]]  # every combination
     zip: tuple[dict[str, Scalar], ...]  # rows whose keys change together; combined with the axes
     exclude: tuple[dict[str, Scalar], ...]  # a point that matches all keys of one of these is left out
 
@@ -50,9 +51,11 @@ def read_matrix(composer: Composer, name: str) -> Matrix:
         matrix = Matrix.model_validate_json(json.dumps({"axes": {}, "zip": [], "exclude": [], **data}))
     except ValidationError as error:
         raise UsageError(f"{composer.option_file('sweep', name)}: {explain(error)}") from error
-    for rule in matrix.exclude:
-        if not rule:
-            raise UsageError(f"{composer.option_file('sweep', name)}: an empty exclude rule would leave nothing.")
+    place = composer.option_file("sweep", name)
+    if not all(matrix.exclude):
+        raise UsageError(f"{place}: an empty exclude rule would leave nothing.")
+    if twice := sorted(set(matrix.axes) & {key for row in matrix.zip for key in row}):
+        raise UsageError(f"{place}: '{twice[0]}' is an axis and stands in a row of zip; one of the two must go.")
     return matrix
 
 
@@ -83,7 +86,8 @@ def expand(composer: Composer, overrides: Sequence[str]) -> list[Composed]:
 
 def _literal(value: Scalar) -> str:
     if isinstance(value, str):
-        return value if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", value) else json.dumps(value, ensure_ascii=False)
+        plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", value) and value.lower() not in WORDS
+        return value if plain else json.dumps(value, ensure_ascii=False)
     return json.dumps(value)
 
 
@@ -93,6 +97,8 @@ def _matches(composed: Composed, key: str, value: Scalar) -> bool:
     node: Any = composed.data
     for part in key.split("."):
         if not isinstance(node, Mapping) or part not in node:
+            if node is not composed.data:
+                return False  # an option without this key, such as compile.mode where compile=none
             raise UsageError(f"A sweep excludes by '{key}', which is neither a group nor a key of the configuration.")
         node = node[part]
     return bool(node == value)

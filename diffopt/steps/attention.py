@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from diffopt.components import Components, missing, modules
+from pydantic import Field
+
+from diffopt.components import DiffusersComponent, DiffusersComponents, missing, modules
 from diffopt.errors import NoEffect, Refusal
-from diffopt.step import Effect, Order, Requirements, Site, Step, Trait, register
+from diffopt.step import Descriptive, Effect, Order, Requirements, Site, Step, Trait, register
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from diffusers.models.attention_dispatch import AttentionBackendName
     from torch import nn
+
+    from diffopt.recipe import Model
 
 
 @register("attention")
@@ -25,13 +30,22 @@ class Dispatch(Step):
     order: ClassVar[Order] = Order.ATTENTION
     kind: Literal["dispatch"]
     backend: str
-    components: Components
+    components: DiffusersComponents
     devices: tuple[Literal["cuda", "cpu"], ...]
     compute_capability: tuple[int, int] | None
     exact_compute_capabilities: tuple[tuple[int, int], ...] | None
     dtypes: tuple[Literal["float32", "float16", "bfloat16"], ...] | None
+    bfloat16_compute_capability: tuple[int, int] | None
+    max_head_size: Annotated[int, Field(ge=1)] | None
+    max_head_size_below: tuple[int, int] | None
+    graph_breaks: bool
     packages: tuple[str, ...]
-    evidence: str
+    install: Annotated[str | None, Descriptive()]
+    evidence: Annotated[str, Descriptive()]
+
+    @property
+    def traits(self) -> frozenset[Trait]:
+        return frozenset({Trait.GRAPH_BREAKS} if self.graph_breaks else ())
 
     def requires(self) -> Requirements:
         exact = self.exact_compute_capabilities
@@ -39,13 +53,15 @@ class Dispatch(Step):
             devices=frozenset(self.devices),
             compute_capability=self.compute_capability,
             exact_compute_capabilities=None if exact is None else frozenset(exact),
+            bfloat16_compute_capability=self.bfloat16_compute_capability,
             packages=self.packages,
+            install=self.install,
             dtypes=None if self.dtypes is None else frozenset(self.dtypes),
             evidence=self.evidence,
         )
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return missing(site, self.components, "attention.components")
+        return (*missing(site, self.components, "attention.components"), *self._heads_too_large(site))
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from diffopt.steps.unet_attention import DispatchAttnProcessor
@@ -76,6 +92,20 @@ class Dispatch(Step):
         counts = ", ".join(f"{count} attention modules of {name}" for name, count in numbers.items())
         return Effect(f"{counts} call {self.backend}", numbers)
 
+    def _heads_too_large(self, site: Site) -> Iterator[str]:
+        """One reason per component whose heads the kernel certainly cannot take on this GPU."""
+        limit, below, found = self.max_head_size, self.max_head_size_below, site.hardware.compute_capability
+        if limit is None or site.hardware.device != "cuda":
+            return
+        if below is not None and (found is None or found >= below):
+            return
+        where = "" if below is None else f" below compute capability {below[0]}.{below[1]}"
+        for component in self.components:
+            sizes = [size for size in head_sizes(site.model, component) if size > limit]
+            if sizes:
+                held = ", ".join(map(str, sizes))
+                yield f"takes heads of up to {limit} channels{where}, the {component} has {held}"
+
     def _available_backend(self) -> AttentionBackendName:
         """diffusers' backend of this name; raises Refusal where it is unknown or its package missing or too old."""
         from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
@@ -96,7 +126,7 @@ class Vanilla(Step):
 
     order: ClassVar[Order] = Order.ATTENTION
     kind: Literal["vanilla"]
-    components: Components
+    components: DiffusersComponents
 
     @property
     def traits(self) -> frozenset[Trait]:
@@ -128,6 +158,13 @@ class Vanilla(Step):
             numbers[name] = plain
         counts = ", ".join(f"{count} attention modules of {name}" for name, count in numbers.items())
         return Effect(f"{counts} use diffusers' plain processor", numbers)
+
+
+def head_sizes(model: Model, component: DiffusersComponent) -> tuple[int, ...]:
+    """Channels per attention head of a component, as far as the model's data tell."""
+    if component == "denoiser":
+        return model.head_sizes
+    return () if model.vae_head_size is None else (model.vae_head_size,)
 
 
 def attentions(module: nn.Module) -> dict[str, nn.Module]:

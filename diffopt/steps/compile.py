@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from diffopt.components import Components, attributes, missing, modules
+from diffopt.components import attributes, missing, modules
 from diffopt.errors import Refusal
 from diffopt.step import Effect, Frozen, Order, Site, Step, Trait, register
 
@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 
 Target = Literal["denoiser", "vae_decode", "text_encoders"]
 Targets = Annotated[tuple[Target, ...], Field(min_length=1)]
+# of which parts can be compiled: VAEs are entered by decode, and text encoders' recorded outputs stop dynamo half-way
+Divisible = Annotated[tuple[Literal["denoiser"], ...], Field(min_length=1)]
 Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 GraphFreeMode = Literal["default", "max-autotune-no-cudagraphs"]
 # inductor generates code; the others only capture, which is enough to find graph breaks in seconds
 Backend = Literal["inductor", "aot_eager", "eager"]
 _WITH_CUDA_GRAPHS = frozenset({"reduce-overhead", "max-autotune"})
+_SEARCHING = frozenset({"max-autotune", "max-autotune-no-cudagraphs"})
 # the UNet asks `if self.conv_norm_out:`, and torch.compile's wrapper answers with the missing len() of what it wraps
 _ASKED_FOR_TRUTH = ("conv_norm_out",)
 
@@ -33,7 +36,6 @@ class Inductor(Frozen):
     coordinate_descent_check_all_directions: bool | None
     epilogue_fusion: bool | None
     force_fuse_int_mm_with_mul: bool | None
-    use_mixed_mm: bool | None
 
     @property
     def chosen(self) -> dict[str, bool]:
@@ -68,7 +70,7 @@ class Full(Step):
     @property
     def traits(self) -> frozenset[Trait]:
         graphs = self.backend == "inductor" and self.mode in _WITH_CUDA_GRAPHS
-        return _traits(self.fullgraph) | ({Trait.CUDA_GRAPHS} if graphs else frozenset())
+        return _traits(self) | ({Trait.CUDA_GRAPHS} if graphs else frozenset())
 
     def problems(self, site: Site) -> tuple[str, ...]:
         words = tuple("vae" if target == "vae_decode" else target for target in self.components)
@@ -92,6 +94,7 @@ class Full(Step):
             vae.decode = CompiledCall(torch.compile(vae.decode, **settings), cuda_graphs=graphs)
         module: Any
         for module in modules(pipe, site, _whole(self.components), "compile.components").values():
+            _install_output_hooks(module)
             module.compile(**settings)
             module._compiled_call_impl = CompiledCall(module._compiled_call_impl, cuda_graphs=graphs)
 
@@ -105,7 +108,7 @@ class Full(Step):
         for name, module in modules(pipe, site, _whole(self.components), "compile.components").items():
             calls[name] = module._compiled_call_impl
         effect = proof(calls, fullgraph=self.fullgraph)
-        return with_cuda_graphs(effect) if Trait.CUDA_GRAPHS in self.traits_on(site.hardware) else effect
+        return with_cuda_graphs(effect, calls) if Trait.CUDA_GRAPHS in self.traits_on(site.hardware) else effect
 
 
 @register("compile")
@@ -114,7 +117,7 @@ class Regional(Step):
 
     order: ClassVar[Order] = Order.COMPILE
     kind: Literal["regional"]
-    components: Components
+    components: Divisible
     backend: Backend
     mode: GraphFreeMode
     fullgraph: bool
@@ -128,7 +131,7 @@ class Regional(Step):
 
     @property
     def traits(self) -> frozenset[Trait]:
-        return _traits(self.fullgraph)
+        return _traits(self)
 
     def problems(self, site: Site) -> tuple[str, ...]:
         return missing(site, self.components, "compile.components")
@@ -147,17 +150,11 @@ class Regional(Step):
                 )
             except ValueError as error:  # no repeated blocks declared, or none of that name in this model
                 raise Refusal(f"compile=regional: {name}: {error}") from error
-            _count_calls(module)
+            blocks = [part for part in module.modules() if part._compiled_call_impl is not None]
+            _count_calls(module, blocks)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffopt.steps.compiled_call import proof_of_regions
-
-        found = modules(pipe, site, self.components, "compile.components")
-        blocks = {
-            name: sum(part._compiled_call_impl is not None for part in module.modules() if part is not module)
-            for name, module in found.items()
-        }
-        return proof_of_regions(found, blocks, fullgraph=self.fullgraph)
+        return _proof_of_regions(self, pipe, site)
 
 
 @register("compile")
@@ -166,7 +163,7 @@ class Regions(Step):
 
     order: ClassVar[Order] = Order.COMPILE
     kind: Literal["regions"]
-    components: Components
+    components: Divisible
     backend: Backend
     mode: GraphFreeMode
     fullgraph: bool
@@ -180,13 +177,14 @@ class Regions(Step):
 
     @property
     def traits(self) -> frozenset[Trait]:
-        return _traits(self.fullgraph)
+        return _traits(self)
 
     def problems(self, site: Site) -> tuple[str, ...]:
         return missing(site, self.components, "compile.components")
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from accelerate.utils import compile_regions
+        from torch._dynamo.eval_frame import OptimizedModule
 
         for name, module in modules(pipe, site, self.components, "compile.components").items():
             regions: Any = compile_regions(
@@ -199,19 +197,11 @@ class Regions(Step):
             for leaf in _ASKED_FOR_TRUTH:
                 if (wrapped := getattr(regions, leaf, None)) is not None:
                     setattr(regions, leaf, wrapped._orig_mod)
-            _count_calls(regions)
+            _count_calls(regions, [part for part in regions.modules() if isinstance(part, OptimizedModule)])
             setattr(pipe, name, regions)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from torch._dynamo.eval_frame import OptimizedModule
-
-        from diffopt.steps.compiled_call import proof_of_regions
-
-        found = modules(pipe, site, self.components, "compile.components")
-        regions = {
-            name: sum(isinstance(part, OptimizedModule) for part in module.modules()) for name, module in found.items()
-        }
-        return proof_of_regions(found, regions, fullgraph=self.fullgraph)
+        return _proof_of_regions(self, pipe, site)
 
 
 def inductor_options(mode: Mode, options: Inductor) -> dict[str, Any] | None:
@@ -221,8 +211,13 @@ def inductor_options(mode: Mode, options: Inductor) -> dict[str, Any] | None:
     return {**list_mode_options(mode), **options.chosen} or None
 
 
-def _traits(fullgraph: bool) -> frozenset[Trait]:
-    return frozenset({Trait.COMPILES, Trait.FULLGRAPH} if fullgraph else {Trait.COMPILES})
+def _traits(step: Full | Regional | Regions) -> frozenset[Trait]:
+    claims = {
+        Trait.GENERATES_CODE: step.backend == "inductor",
+        Trait.FULLGRAPH: step.fullgraph,
+        Trait.SEARCHES_GEMM: step.mode in _SEARCHING,
+    }
+    return frozenset(trait for trait, holds in claims.items() if holds)
 
 
 def _refuse_untunable(backend: Backend, mode: Mode, options: Inductor) -> None:
@@ -234,8 +229,32 @@ def _whole(targets: Iterable[Target]) -> tuple[Any, ...]:
     return tuple(target for target in targets if target != "vae_decode")
 
 
-def _count_calls(module: Any) -> None:
-    """Count graphs across calls of a component of which only parts are compiled."""
+def _install_output_hooks(module: Any) -> None:
+    """Call a text encoder once, eagerly, as pipelines call it.
+
+    On the first call that asks for hidden states, transformers installs its hooks under a lock, which dynamo cannot
+    trace (transformers 5, utils/output_capturing.py).
+    """
+    import torch
+    from transformers import PreTrainedModel
+
+    if isinstance(module, PreTrainedModel):
+        with torch.no_grad():
+            module(torch.zeros(1, 2, dtype=torch.long, device=module.device), output_hidden_states=True)
+
+
+def _count_calls(module: Any, parts: Iterable[Any]) -> None:
+    """Count graphs across calls of a component of which only ``parts`` are compiled."""
     from diffopt.steps.compiled_call import CompiledCall
 
-    module._compiled_call_impl = CompiledCall(module._call_impl, cuda_graphs=False)
+    call = CompiledCall(module._call_impl, cuda_graphs=False)
+    call.watch(parts)
+    module._compiled_call_impl = call
+
+
+def _proof_of_regions(step: Regional | Regions, pipe: DiffusionPipeline, site: Site) -> Effect:
+    from diffopt.steps.compiled_call import proof_of_regions
+
+    found = modules(pipe, site, step.components, "compile.components")
+    calls = {name: module._compiled_call_impl for name, module in found.items()}
+    return proof_of_regions(calls, fullgraph=step.fullgraph)

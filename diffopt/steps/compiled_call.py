@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch._dynamo.eval_frame import OptimizedModule
 from torch._dynamo.output_graph import GraphCompileReason
 from torch._dynamo.utils import counters, graph_break_reasons
 from torch.utils._pytree import tree_map_only
@@ -16,7 +17,8 @@ from diffopt.step import Effect
 
 
 class CompiledCall:
-    """Calls ``function`` and attributes to it the graphs and graph breaks that dynamo counted meanwhile.
+    """Calls ``function`` and attributes to it what happened meanwhile: graphs and graph breaks that dynamo counted,
+    CUDA graphs that inductor recorded or skipped, and the compiled parts that were entered (:meth:`watch`).
 
     With ``cuda_graphs``, each call begins a new step of the CUDA-graph pool and returns copies: the next replay writes
     into the same addresses (https://docs.pytorch.org/docs/stable/torch.compiler_cudagraph_trees.html).
@@ -28,16 +30,44 @@ class CompiledCall:
         self.calls = 0
         self.graphs = 0
         self.breaks: list[str] = []
+        self.cuda_graphs_recorded = 0
+        self.cuda_graphs_skipped = 0
+        self.parts = 0
+        self.parts_entered = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         graphs, breaks = counters["stats"]["unique_graphs"], len(graph_break_reasons)
-        if self.cuda_graphs:
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        out = self.function(*args, **kwargs)
+        out = self._replay(*args, **kwargs) if self.cuda_graphs else self.function(*args, **kwargs)
         self.calls += 1
         self.graphs += counters["stats"]["unique_graphs"] - graphs
         self.breaks += [_place(reason) for reason in graph_break_reasons[breaks:]]
-        return tree_map_only(torch.Tensor, torch.clone, out) if self.cuda_graphs else out
+        return out
+
+    def _replay(self, *args: Any, **kwargs: Any) -> Any:
+        recorded, skipped = recorded_cuda_graphs(), counters["inductor"]["cudagraph_skips"]
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        out = self.function(*args, **kwargs)
+        self.cuda_graphs_recorded += recorded_cuda_graphs() - recorded
+        self.cuda_graphs_skipped += counters["inductor"]["cudagraph_skips"] - skipped
+        return tree_map_only(torch.Tensor, torch.clone, out)
+
+    def watch(self, parts: Iterable[nn.Module]) -> None:
+        """Count which of the compiled ``parts`` are entered; each tells once, so later calls are as fast as without."""
+        for part in parts:
+            self.parts += 1
+            self._count_once(part)
+
+    def _count_once(self, part: Any) -> None:
+        wrapped = isinstance(part, OptimizedModule)  # else it was compiled in place
+        name = "forward" if wrapped else "_compiled_call_impl"
+        compiled = getattr(part, name)
+
+        def first_call(*args: Any, **kwargs: Any) -> Any:
+            self.parts_entered += 1
+            setattr(part, name, compiled)
+            return compiled(*args, **kwargs)
+
+        setattr(part, name, first_call)
 
 
 def proof(calls: Mapping[str, Any], *, fullgraph: bool) -> Effect:
@@ -66,22 +96,30 @@ def proof(calls: Mapping[str, Any], *, fullgraph: bool) -> Effect:
     return Effect(f"{graphs} graphs, {len(places)} graph breaks", numbers)
 
 
-def proof_of_regions(found: Mapping[str, nn.Module], regions: Mapping[str, int], *, fullgraph: bool) -> Effect:
-    """The same for components of which only parts are compiled: ``regions`` of them."""
-    if empty := [name for name, count in regions.items() if not count]:
-        raise NoEffect(f"compile: no part of {empty[0]} is compiled")
-    effect = proof({name: module._compiled_call_impl for name, module in found.items()}, fullgraph=fullgraph)
-    numbers = {**effect.numbers, **{f"{name}_regions": count for name, count in regions.items()}}
-    return Effect(f"{sum(regions.values())} regions compiled into {effect.summary}", numbers)
+def proof_of_regions(calls: Mapping[str, Any], *, fullgraph: bool) -> Effect:
+    """The same for components of which only parts are compiled, and how many of those were ever entered."""
+    effect = proof(calls, fullgraph=fullgraph)
+    numbers = dict(effect.numbers)
+    for name, call in calls.items():
+        numbers[f"{name}_regions"] = call.parts_entered
+        numbers[f"{name}_regions_never_entered"] = call.parts - call.parts_entered
+    entered, parts = (sum(getattr(call, key) for call in calls.values()) for key in ("parts_entered", "parts"))
+    return Effect(f"{entered} of {parts} regions entered, compiled into {effect.summary}", numbers)
 
 
-def with_cuda_graphs(effect: Effect) -> Effect:
-    """Add what inductor recorded as CUDA graphs. Raises NoEffect where it recorded none."""
-    recorded, skipped = _recorded_cuda_graphs(), int(counters["inductor"]["cudagraph_skips"])
-    if not recorded:
-        raise NoEffect(f"compile: no CUDA graph was recorded, inductor skipped {skipped}")
-    numbers = {**effect.numbers, "cuda_graphs": recorded, "cuda_graphs_skipped": skipped}
-    return Effect(f"{effect.summary}, {recorded} CUDA graphs", numbers)
+def with_cuda_graphs(effect: Effect, calls: Mapping[str, CompiledCall]) -> Effect:
+    """Add what inductor recorded as CUDA graphs. Raises NoEffect where a component recorded none."""
+    numbers = dict(effect.numbers)
+    for name, call in calls.items():
+        if not call.cuda_graphs_recorded:
+            raise NoEffect(
+                f"compile: no CUDA graph of {name} was recorded in {call.calls} calls (the second one records), "
+                f"inductor skipped {call.cuda_graphs_skipped}"
+            )
+        numbers[f"{name}_cuda_graphs"] = call.cuda_graphs_recorded
+        numbers[f"{name}_cuda_graphs_skipped"] = call.cuda_graphs_skipped
+    recorded = sum(call.cuda_graphs_recorded for call in calls.values())
+    return Effect(f"{effect.summary}, {recorded} CUDA graphs", {**numbers, "cuda_graphs": recorded})
 
 
 def _place(reason: GraphCompileReason) -> str:
@@ -93,8 +131,13 @@ def _place(reason: GraphCompileReason) -> str:
     return f"{frame.filename.rpartition('/site-packages/')[2]}:{frame.lineno}: {what}"
 
 
-def _recorded_cuda_graphs() -> int:
-    """CUDA graphs that inductor recorded in this process on the current device."""
+def recorded_cuda_graphs() -> int:
+    """CUDA graphs that inductor recorded in this process on the current device, in microseconds.
+
+    Equal before and after some calls: all of them were replays.
+    """
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return 0
     from torch._inductor.cudagraph_trees import get_manager
 
     manager = get_manager(torch.cuda.current_device(), create_if_none_exists=False)

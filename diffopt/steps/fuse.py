@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from diffopt.components import Components, missing, modules
+from diffopt.components import DiffusersComponents, missing, modules
 from diffopt.errors import NoEffect, Refusal
 from diffopt.step import Effect, Order, Site, Step, Trait, register
 
@@ -23,7 +23,7 @@ class QKV(Step):
 
     order: ClassVar[Order] = Order.FUSE
     kind: Literal["qkv"]
-    components: Components
+    components: DiffusersComponents
 
     @property
     def traits(self) -> frozenset[Trait]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from diffopt.components import Components, missing, modules
+from diffopt.components import DiffusersComponents, missing, modules
 from diffopt.errors import NoEffect
 from diffopt.step import Effect, Order, Site, Step, register
 
@@ -20,7 +20,7 @@ class ChannelsLast(Step):
 
     order: ClassVar[Order] = Order.LAYOUT
     kind: Literal["channels_last"]
-    components: Components
+    components: DiffusersComponents
 
     def problems(self, site: Site) -> tuple[str, ...]:
         return missing(site, self.components, "layout.components")

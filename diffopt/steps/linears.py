@@ -1,7 +1,8 @@
 """Which Linears a quantizing step takes, and the proof that it took them.
 
 A Linear is chosen when its path contains none of the words in ``skip``, both its sizes are at least ``min_features``
-and multiples of 16 (the kernels' tiles), and its inputs divide into groups where the scheme has groups.
+and multiples of 16 (the kernels' tiles), and its inputs divide into groups where the scheme has groups. Projections
+that fusion replaced are no Linears of the pipeline any more: they stay as they are and are not counted.
 """
 
 from __future__ import annotations
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
     from torch import nn
+
+
+_FUSED = {  # diffusers' names: the fused matrix, and what it replaces
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_kv": ("to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+}
 
 
 class Selection(Protocol):
@@ -37,7 +45,7 @@ def quantize(step: Selection, pipe: DiffusionPipeline, site: Site, config: Any, 
     from torchao.quantization import quantize_
 
     for module in modules(pipe, site, step.components, "quant.components").values():
-        quantize_(module, config, filter_fn=_chooser(step, multiple))
+        quantize_(module, config, filter_fn=_chooser(step, multiple, replaced(module)))
 
 
 def proof(
@@ -52,11 +60,12 @@ def proof(
     in each component."""
     from torch import nn
 
-    chosen = _chooser(step, multiple)
     numbers: dict[str, int | float | str] = {}
     counts: list[str] = []
     for name, module in modules(pipe, site, step.components, "quant.components").items():
-        linears = [(path, part) for path, part in module.named_modules() if isinstance(part, nn.Linear)]
+        dead = replaced(module)
+        chosen = _chooser(step, multiple, dead)
+        linears = [(p, part) for p, part in module.named_modules() if isinstance(part, nn.Linear) and part not in dead]
         wanted = [part for path, part in linears if chosen(part, path)]
         done = sum(quantized(part.weight) for part in wanted)
         if not done or done < len(wanted):
@@ -66,12 +75,25 @@ def proof(
     return Effect(f"{', '.join(counts)} are {step.kind}", numbers)
 
 
-def _chooser(step: Selection, multiple: int) -> Callable[[nn.Module, str], bool]:
+def replaced(module: nn.Module) -> frozenset[nn.Module]:
+    """The projections that stand unused beside a fused matrix: to_q, to_k, to_v beside to_qkv, and so on."""
+    return frozenset(
+        getattr(attention, name)
+        for attention in module.modules()
+        if getattr(attention, "fused_projections", False)
+        for matrix, names in _FUSED.items()
+        if hasattr(attention, matrix)
+        for name in names
+        if hasattr(attention, name)
+    )
+
+
+def _chooser(step: Selection, multiple: int, dead: frozenset[nn.Module]) -> Callable[[nn.Module, str], bool]:
     """torchao's ``filter_fn``: module and path to whether it is chosen."""
     from torch import nn
 
     def chosen(module: nn.Module, path: str) -> bool:
-        if not isinstance(module, nn.Linear) or any(word in path for word in step.skip):
+        if not isinstance(module, nn.Linear) or module in dead or any(word in path for word in step.skip):
             return False
         sizes = (module.in_features, module.out_features)
         if min(sizes) < step.min_features or any(size % 16 for size in sizes):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from diffopt.components import parts
@@ -17,18 +17,20 @@ if TYPE_CHECKING:
     from torch import nn
 
 _TRAITS = {
-    "float32": Trait.FULL_PRECISION,
-    "float16": Trait.HALF_PRECISION_FP16,
-    "bfloat16": Trait.HALF_PRECISION_BF16,
+    "float32": frozenset[Trait](),
+    "float16": frozenset({Trait.HALF_PRECISION_FP16}),
+    "bfloat16": frozenset({Trait.HALF_PRECISION_BF16}),
 }
+_DECODED_IN = "_diffopt_decoded_in"  # attribute of the VAE: the dtype that its decoder last gave; None: not called
 
 
 @register("precision")
 class Precision(Step):
-    """Load all weights in ``dtype``, the VAE perhaps wider.
+    """Load all weights in ``dtype``, the VAE perhaps in another.
 
     ``vae: auto`` is float32 where float16 is asked for and the model's VAE overflows in it (SDXL decodes to black),
-    else ``dtype``. Where the VAE differs, its ``decode`` casts its input: pipelines hand it latents in ``dtype``.
+    else ``dtype``. ``decode`` casts its input, since pipelines hand it latents in ``dtype``, and notes what it computed
+    in. SDXL's pipeline would widen a float16 VAE inside each call, and so undo the choice: that is switched off.
     ``tf32`` is set for matrix products and convolutions alike, also to false: torch leaves it on for convolutions,
     so that its own float32 is not IEEE float32.
     """
@@ -41,7 +43,7 @@ class Precision(Step):
 
     @property
     def traits(self) -> frozenset[Trait]:
-        return frozenset({_TRAITS[self.dtype]})
+        return _TRAITS[self.dtype]
 
     def requires(self) -> Requirements:
         if not self.tf32:
@@ -59,6 +61,11 @@ class Precision(Step):
         overflows = self.dtype == "float16" and site.model.limits.fp16_vae_overflows
         return "float32" if overflows else self.dtype
 
+    def problems(self, site: Site) -> tuple[str, ...]:
+        if self.vae == "float16" and site.model.limits.fp16_vae_overflows:
+            return ("precision.vae=float16: this model's VAE overflows in float16 and gives black; set it to auto",)
+        return ()
+
     def load_kwargs(self, site: Site) -> dict[str, Any]:
         """``{"dtype": {"default": …, "vae": …}}``: torch dtypes by component, as ``from_pretrained`` takes them."""
         return {"dtype": self._dtypes(site)}
@@ -68,9 +75,12 @@ class Precision(Step):
 
         torch.backends.cuda.matmul.allow_tf32 = self.tf32
         torch.backends.cudnn.allow_tf32 = self.tf32
-        if site.model.vae is not None and self.vae_dtype(site) != self.dtype:
-            vae: Any = getattr(pipe, site.model.vae)
-            vae.decode = _casting(vae.decode, getattr(torch, self.vae_dtype(site)))
+        if site.model.vae is None:
+            return
+        vae: Any = getattr(pipe, site.model.vae)
+        if self.vae_dtype(site) == "float16" and vae.config.get("force_upcast"):
+            vae.register_to_config(force_upcast=False)
+        vae.decode = _casting(vae, getattr(torch, self.vae_dtype(site)))
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         import torch
@@ -83,7 +93,9 @@ class Precision(Step):
         for name, module in parts(pipe).items():
             _check(name, module, want := asked.get(name, asked["default"]))
             numbers[name] = _short(want)
-            numbers[f"{name}_parameters"] = sum(_floating(module).values())
+            numbers[f"{name}_parameters"] = sum(parameter.numel() for _, parameter in _plain_floats(module))
+        if site.model.vae is not None:
+            _check_decoded(site.model.vae, getattr(pipe, site.model.vae), asked[site.model.vae])
         dtypes = ", ".join(f"{name} {numbers[name]}" for name in parts(pipe))
         return Effect(f"{dtypes}; TF32 {'on' if self.tf32 else 'off'}", numbers)
 
@@ -96,35 +108,61 @@ class Precision(Step):
         return dtypes
 
 
-def _casting(decode: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
+def _casting(vae: Any, dtype: torch.dtype) -> Callable[..., Any]:
+    """``vae.decode`` for latents of any dtype; notes the dtype of the picture, which is that of the last products."""
+    decode = vae.decode
+    setattr(vae, _DECODED_IN, None)
+
     @functools.wraps(decode)
     def cast_and_decode(z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return decode(z.to(dtype), *args, **kwargs)
+        out = decode(z.to(dtype), *args, **kwargs)
+        setattr(vae, _DECODED_IN, out[0].dtype)  # a tuple, or an output that is indexed like one
+        return out
 
     return cast_and_decode
 
 
-def _floating(module: nn.Module) -> Counter[torch.dtype]:
-    """How many numbers a module holds per floating dtype; tensor subclasses (quantized weights) are left out."""
+def _check_decoded(name: str, vae: nn.Module, dtype: torch.dtype) -> None:
+    """Raise NoEffect where the decoder computed in another dtype, or was never called.
+
+    A pipeline to which the step was not applied (``diffopt.optimize`` asks before) can be told by its weights alone.
+    """
+    if not hasattr(vae, _DECODED_IN):
+        return
+    found: torch.dtype | None = getattr(vae, _DECODED_IN)
+    if found is None:
+        raise NoEffect(f"precision: {name}.decode was not called, so what it computes in is not known")
+    if found != dtype:
+        raise NoEffect(f"precision: {name} was to compute in {_short(dtype)}, but decoded in {_short(found)}")
+
+
+def _plain_floats(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Floating parameters by path; tensor subclasses (quantized weights) are left out."""
     import torch
 
-    counts: Counter[torch.dtype] = Counter()
-    for parameter in module.parameters():
+    for path, parameter in module.named_parameters():
         if type(parameter) in (torch.nn.Parameter, torch.Tensor) and parameter.is_floating_point():
-            counts[parameter.dtype] += parameter.numel()
-    return counts
+            yield path, parameter
 
 
 def _check(name: str, module: nn.Module, dtype: torch.dtype) -> None:
-    """Raise NoEffect where weights have another dtype than the one asked for (or float32 where the class keeps it)."""
+    """Raise NoEffect where weights have another dtype than the one asked for, or float32 where their class keeps it."""
     import torch
 
-    allowed = {dtype}
-    if getattr(module, "_keep_in_fp32_modules", None):
-        allowed.add(torch.float32)
-    if wrong := {d: n for d, n in _floating(module).items() if d not in allowed}:
+    wrong: Counter[torch.dtype] = Counter()
+    for path, parameter in _plain_floats(module):
+        if parameter.dtype != dtype and not (parameter.dtype == torch.float32 and _kept(module, path)):
+            wrong[parameter.dtype] += parameter.numel()
+    if wrong:
         held = ", ".join(f"{count} in {_short(found)}" for found, count in wrong.items())
         raise NoEffect(f"precision: {name} was to be {_short(dtype)}, but holds {held}")
+
+
+def _kept(module: nn.Module, path: str) -> bool:
+    """Whether diffusers or transformers keep this parameter in float32, whatever is asked for."""
+    kept = [getattr(module, key, None) or () for key in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")]
+    names = [name for some in kept for name in ([some] if isinstance(some, str) else some)]  # diffusers takes both
+    return any(f".{name}." in f".{path}." for name in names)
 
 
 def _short(dtype: torch.dtype) -> str:
