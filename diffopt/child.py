@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import selectors
 import signal
 import subprocess
@@ -69,6 +70,12 @@ class Stop:
             return
         for group in tuple(self._groups):
             kill_group(group, signal.SIGKILL)
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep, but no longer than until a signal comes; False when there is or was one."""
+        if self.signal is None:
+            select.select([self.fd], [], [], seconds)
+        return self.signal is None
 
     @contextmanager
     def covering(self, group: int) -> Iterator[None]:

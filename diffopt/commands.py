@@ -135,6 +135,12 @@ def report(args: argparse.Namespace) -> int:
         print(f"diffopt: left out: {error}", file=sys.stderr)
     if not results:
         raise UsageError(f"The study {args.study[0]} has no result{' that can be read' if unreadable else ' yet'}.")
+    if unfinished := study.unfinished():
+        print(
+            f"diffopt: {len(unfinished)} cells have no row, they run now or were cut off: the same run command "
+            f"takes them up again ({', '.join(unfinished)})",
+            file=sys.stderr,
+        )
     if args.pictures is not None:
         _write_sheet(study, results, args.pictures)
     else:

@@ -22,6 +22,7 @@ from diffopt.errors import DiffoptError
 from diffopt.peak_memory import PeakMeter, peak_meter
 from diffopt.pictures import is_constant
 from diffopt.result import CompileCache, Latency, Split, StageSpeed
+from diffopt.steps.compiled_call import recorded_cuda_graphs
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -115,12 +116,15 @@ class Meter:
         """The timed part. A recompile in it raises RuntimeError: it would be timed, and then nothing would be true."""
         protocol = self._cell.measure
         samples: list[Sample] = []
+        graphs = recorded_cuda_graphs()
         with torch.compiler.set_stance("fail_on_recompile"):
             begin = time.perf_counter()
             while len(samples) < protocol.max_samples and (
                 len(samples) < protocol.samples or time.perf_counter() - begin < protocol.seconds
             ):
                 samples.append(self.call())
+        if recorded_cuda_graphs() != graphs:
+            raise DiffoptError(f"{recorded_cuda_graphs() - graphs} CUDA graphs were recorded anew in the timed part")
         return samples
 
     def observe(self, look: Callable[[], Observed]) -> Observed:

@@ -44,8 +44,12 @@ class Model(Frozen):
     denoiser_class: str
     vae: str | None  # attribute of the pipeline
     text_encoders: tuple[str, ...]  # attributes of the pipeline
-    head_sizes: tuple[Positive, ...]  # channels per attention head of the denoiser, each once; kernels have limits
-    vae_head_size: Positive | None  # channels of the VAE's one head; None where it has no attention, or not known
+    head_sizes: Annotated[
+        tuple[Positive, ...], Descriptive()
+    ]  # channels per attention head of the denoiser, each once; kernels have limits
+    vae_head_size: Annotated[
+        Positive | None, Descriptive()
+    ]  # channels of the VAE's one head; None where it has no attention, or not known
     size_multiple: Positive  # height and width must be multiples of this, in pixels
     height: Annotated[Positive, Descriptive()]  # customary, as are the next three: what a workload leaves open, in ids
     width: Annotated[Positive, Descriptive()]  # with the value that it came to

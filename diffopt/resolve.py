@@ -23,6 +23,7 @@ from diffopt.explain import explain, groups_in
 from diffopt.launch import Launch, make_launch
 from diffopt.paths import user_path
 from diffopt.recipe import Recipe
+from diffopt.study import locate
 
 LOCK_KEYS = ("choices", "recipe", "workload", "measure")
 
@@ -107,6 +108,8 @@ class Resolver:
             raise UsageError(
                 "study: a study has a name or a path, which is a text; a number needs quotes, 'study=\"1\"'."
             )
+        if study is not None:
+            locate(study)
         try:
             cell = _validate({"recipe": recipe, "workload": workload, "measure": data["measure"]})
         except ValidationError as error:

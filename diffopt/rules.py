@@ -198,6 +198,9 @@ def _own_problems(case: Case) -> Iterator[Problem]:
 
 
 def _notes(case: Case) -> Iterator[str]:
+    workload = case.cell.workload
+    if len(workload.prompts) > workload.batch_size:
+        yield f"workload: {len(workload.prompts)} prompts, but a batch of {workload.batch_size} draws only the first"
     model = case.cell.recipe.model
     if not model.pinned:
         yield f"model={model.name}: revision {model.revision or 'main'} is not pinned to a commit"

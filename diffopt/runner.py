@@ -173,6 +173,14 @@ class _Sweep:
             where = self.where(device, gpu)
         except Refusal as error:  # the GPU was there when the sweep began
             where, unreadable = self.where(device, None), Verdict("refused", "load", str(error))
+        with self.study.claim(cell.id, where.id, self.stop.wait) as claimed:
+            if claimed:
+                self.one_claimed(request, gpu, plan, where, unreadable)
+
+    def one_claimed(
+        self, request: Request, gpu: Gpu | None, plan: Plan, where: Environment, unreadable: Verdict | None
+    ) -> None:
+        cell = request.cell
         kept = self.kept(cell, where)
         if kept is not None and (kept.status != "refused" or plan.problems):
             self.finish(kept, kept=True)

@@ -8,16 +8,20 @@ study at once. There is no index and nothing shared: what the directory holds is
 
 from __future__ import annotations
 
+import fcntl
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from diffopt.errors import UsageError
+from diffopt.paths import user_path
 from diffopt.result import Result, read_result, write_json
 
+CLAIM_POLL_S = 0.5
 ROOT = Path("studies")  # of named studies, in the working directory
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -31,9 +35,9 @@ class Study:
     @classmethod
     def open(cls, name_or_path: str | Path) -> Study:
         """A study to read. Raises UsageError when there is none, naming those that there are."""
-        study = cls(_locate(name_or_path))
+        study = cls(locate(name_or_path))
         if not (study.path / "cells").is_dir():
-            there = sorted(path.parent.name for path in ROOT.glob("*/cells"))
+            there = sorted(path.parent.name for path in ROOT.glob("*/cells") if path.is_dir())
             known = f" {ROOT}/ has {', '.join(there)}." if there else f" There is none in {ROOT}/ yet."
             raise UsageError(f"study={name_or_path}: {study.path} is not a study.{known}")
         return study
@@ -41,7 +45,7 @@ class Study:
     @classmethod
     def create(cls, name_or_path: str | Path) -> Study:
         """A study to write: a new one, or one that continues where it stopped."""
-        study = cls(_locate(name_or_path))
+        study = cls(locate(name_or_path))
         if study.path.is_dir() and not (study.path / "cells").is_dir() and any(study.path.iterdir()):
             raise UsageError(f"study={name_or_path}: {study.path} has other files in it and is no study.")
         try:
@@ -55,9 +59,14 @@ class Study:
     @classmethod
     def fresh(cls) -> Study:
         """A new study under a name that nobody else has: the time, and a suffix for runs of the same second."""
-        ROOT.mkdir(exist_ok=True)
         path = ROOT / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
-        path.mkdir(exist_ok=False)
+        try:
+            ROOT.mkdir(exist_ok=True)
+            path.mkdir(exist_ok=False)
+        except OSError as error:
+            raise UsageError(
+                f"{path} cannot be made here: {error.strerror}. Say where results go with study=/a/path."
+            ) from error
         return cls.create(path)
 
     @property
@@ -87,6 +96,36 @@ class Study:
                 on_unreadable(error)
         return tuple(found)
 
+    def unfinished(self) -> tuple[str, ...]:
+        """Ids of cells that were begun and have no row anywhere: they run now, or were cut off with their parent."""
+        begun = {path.parent.parent.name for path in self.path.glob("cells/*/*/cell.yaml")}
+        return tuple(sorted(begun - {path.parent.parent.name for path in self.path.glob("cells/*/*/result.json")}))
+
+    @contextmanager
+    def claim(self, cell_id: str, env_id: str, wait: Callable[[float], bool]) -> Iterator[bool]:
+        """Work on a cell alone: another process that claims it waits until this one is done.
+
+        The claim is a lock that the system drops with the process that holds it, so a killed one leaves none behind.
+
+        Args:
+            wait: sleeps for the seconds it is given; False ends the waiting.
+
+        Yields:
+            Whether the cell is claimed; False when the waiting was ended.
+        """
+        folder = self.folder(cell_id, env_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / ".claim", "w", encoding="utf-8") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if not wait(CLAIM_POLL_S):
+                        yield False
+                        return
+            yield True
+
     def kept(self, cell_id: str, env_id: str) -> Result | None:
         """The row of a cell that need not run again: ok, out of memory, or refused by its plan.
 
@@ -107,11 +146,11 @@ class Study:
         write_json(folder / "result.json", result.model_dump(mode="json"))
 
 
-def _locate(name_or_path: str | Path) -> Path:
-    """``NAME`` means studies/NAME; whatever has a separator in it is a path."""
+def locate(name_or_path: str | Path) -> Path:
+    """``NAME`` means studies/NAME; whatever has a separator in it is a path. Raises UsageError for neither."""
     text = str(name_or_path)
     if isinstance(name_or_path, Path) or "/" in text or text.startswith("~"):
-        return Path(name_or_path).expanduser()
+        return user_path(name_or_path, "study")
     if not NAME.fullmatch(text):
         raise UsageError(f"study={text}: a study's name has letters, digits, '.', '_' and '-'; a path has a '/' in it.")
-    return ROOT / text
+    return user_path(ROOT / text, "study")

@@ -21,7 +21,8 @@ class Workload(Frozen):
     width: Annotated[int, Field(ge=1)]
     steps: Annotated[int, Field(ge=1)]  # num_inference_steps; a multistep sampler may call the denoiser once more
     guidance: Annotated[float, Field(ge=0)]  # classifier-free guidance scale; above 1 the denoiser's batch doubles
-    seed: Annotated[int, Field(ge=0, lt=2**62)]  # picture i is drawn with seed + i, from a CPU generator on every device
+    # picture i is drawn with seed + i, from a CPU generator on every device
+    seed: Annotated[int, Field(ge=0, lt=2**62)]
 
     @property
     def batch_prompts(self) -> list[str]:

@@ -44,7 +44,7 @@ def test_one_cell_and_what_its_folder_holds():
     row = run_one(stubbed("ok"), study="s", launch=launch(), choices={"compile": "none"})
     assert (row.status, row.valid, row.reason) == ("ok", True, None)
     folder = Study.open("s").folder(row.cell_id, row.env_id)
-    assert sorted(p.name for p in folder.iterdir()) == ["0.png", "cell.yaml", "log.txt", "result.json"]
+    assert sorted(p.name for p in folder.iterdir()) == [".claim", "0.png", "cell.yaml", "log.txt", "result.json"]
     assert Study.open("s").results() == (row,)
     assert row.artifacts.pictures == ("0.png",)
 
@@ -123,7 +123,7 @@ def test_an_earlier_try_leaves_no_trace():
     for name in ("7.png", "outcome.json", ".result.json.1.ab.tmp"):
         (folder / name).write_text("stale")
     sweep("exit3")
-    assert sorted(p.name for p in folder.iterdir()) == ["cell.yaml", "log.txt", "result.json"]
+    assert sorted(p.name for p in folder.iterdir()) == [".claim", "cell.yaml", "log.txt", "result.json"]
 
 
 def on_gpu(cell):

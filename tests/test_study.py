@@ -117,3 +117,42 @@ def test_processes_write_different_cells_at_once():
     with ProcessPoolExecutor(2) as pool:
         list(pool.map(_write, [range(0, 40), range(40, 80)]))
     assert len(Study.open("shared").results()) == 80
+
+
+def test_a_claimed_cell_is_waited_for(tmp_path):
+    study = Study.create(tmp_path / "s")
+    waits = []
+
+    def wait(seconds):
+        waits.append(seconds)
+        return len(waits) < 3
+
+    with study.claim("a" * 12, "b" * 12, wait) as first:
+        assert first
+        with study.claim("a" * 12, "b" * 12, wait) as second:
+            assert not second
+        with study.claim("c" * 12, "b" * 12, wait) as other:
+            assert other
+    assert len(waits) == 3
+    with study.claim("a" * 12, "b" * 12, wait) as again:
+        assert again
+
+
+def test_cells_that_were_begun_and_have_no_row(tmp_path):
+    study = Study.create(tmp_path / "s")
+    for cell, files in {"a" * 12: ["cell.yaml"], "b" * 12: ["cell.yaml", "result.json"]}.items():
+        folder = study.folder(cell, "e" * 12)
+        folder.mkdir(parents=True)
+        for name in files:
+            (folder / name).touch()
+    assert study.unfinished() == ("a" * 12,)
+
+
+def test_where_no_study_can_be_made(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "studies").touch()
+    with pytest.raises(UsageError, match="study=/a/path"):
+        Study.fresh()
+    for name in ("~nosuch/x", "x" * 300, "./" + "y" * 300):
+        with pytest.raises(UsageError, match="study"):
+            Study.create(name)
