@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffopt.environment import environment
+from diffopt.environment import environment, git_state
 from diffopt.model_files import packaged
 from diffopt.result import read_result, write_json
 
@@ -59,10 +59,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=7, help="runs of each verb in (b)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     options = parser.parse_args(argv)
+    os.environ["OMP_NUM_THREADS"] = "1"  # more threads on tiny tensors measure the scheduler of the host
+    found: dict[str, Any] = {"environment": environment("cpu", git=git_state()).model_dump(mode="json")}
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
-        found: dict[str, Any] = {"environment": environment("cpu").model_dump(mode="json"), "threads": 1}
-        os.environ["OMP_NUM_THREADS"] = "1"  # two threads on tiny tensors measure the scheduler of the host
         found["speed"] = speed(options.pairs)
         found["verbs_s"] = {name: statistics.median(times(words, options.repeats)) for name, words in VERBS.items()}
         found["planning"] = planning()

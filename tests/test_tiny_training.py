@@ -91,12 +91,12 @@ def test_the_rate_rises_and_falls():
 
 
 def test_checkpoints_of_other_settings_are_refused(tmp_path):
-    from diffopt.tiny.train import AUTOENCODER, DENOISER, SMOKE_DENOISER, _same_plan
+    from diffopt.tiny.train import FULL, SMOKE, _same_plan
 
-    _same_plan(tmp_path, 10, AUTOENCODER, DENOISER, Machine())
-    _same_plan(tmp_path, 10, AUTOENCODER, DENOISER, Machine())
+    _same_plan(tmp_path, 10, FULL, Machine())
+    _same_plan(tmp_path, 10, FULL, Machine())
     with pytest.raises(SystemExit, match="other settings"):
-        _same_plan(tmp_path, 10, AUTOENCODER, SMOKE_DENOISER, Machine())
+        _same_plan(tmp_path, 10, SMOKE, Machine())
 
 
 def test_latents_are_normalised_without_changing_the_pictures():
@@ -123,7 +123,7 @@ def test_a_smoke_run_goes_through_every_stage_and_is_reproducible(tmp_path, caps
     for name in ("a", "b"):
         main(["--smoke", "--work", str(tmp_path / name), "--out", str(tmp_path / name / "model")])
     assert "reconstructions that the checker accepts" in capsys.readouterr().out
-    for stage, steps in (("autoencoder", 40), ("denoiser", 60)):
+    for stage, steps in (("autoencoder", 40), ("denoiser", 60), ("decoder", 20)):
         first, second = (json.loads((tmp_path / name / f"{stage}_losses.json").read_text()) for name in ("a", "b"))
         assert len(first) == steps
         assert first == pytest.approx(second, rel=1e-3)
