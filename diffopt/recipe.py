@@ -55,6 +55,7 @@ class Model(Frozen):
     width: Annotated[Positive, Descriptive()]  # with the value that it came to
     steps: Annotated[Positive, Descriptive()]
     guidance: Annotated[float, Field(ge=0), Descriptive()]
+    prompt: Annotated[str, Descriptive()]  # customary, likewise
     dtype: Annotated[Dtype, Descriptive()]  # customary precision: what the reference runs in
     parameters: Annotated[int | None, Descriptive()]  # of all components together; None where not known
     limits: Limits

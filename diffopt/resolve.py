@@ -155,7 +155,7 @@ def _workload(data: dict[str, Any], model: dict[str, Any], typed: frozenset[str]
     elif prompt is not None:
         workload["prompts"] = [prompt]
     elif "prompts" not in workload:
-        raise UsageError("workload.prompt=null: give a prompt, or a file of them with workload.prompts_file=FILE.")
+        workload["prompts"] = [model["prompt"]]
     for key in ("height", "width", "steps", "guidance"):
         if key in workload and workload[key] is None:
             workload[key] = model[key]

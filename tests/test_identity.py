@@ -25,7 +25,18 @@ OPTIONS = [
     if (group, path.stem) not in NEED_MORE
 ]
 DESCRIBES = {
-    "model": {"path", "height", "width", "steps", "guidance", "dtype", "parameters", "head_sizes", "vae_head_size"},
+    "model": {
+        "path",
+        "height",
+        "width",
+        "steps",
+        "guidance",
+        "prompt",
+        "dtype",
+        "parameters",
+        "head_sizes",
+        "vae_head_size",
+    },
     "hardware": {"match", "sms", "memory_gib", "bandwidth_gb_s", "peak_tflops", "slurm", "ray_accelerator"},
     "attention": {"evidence", "install"},
 }
