@@ -82,7 +82,7 @@ def test_a_local_folder_is_read(folder):
     assert model_folder(model) == folder
     assert (model.pipelines.txt2img, model.denoiser_class) == ("StableDiffusionPipeline", "UNet2DConditionModel")
     assert (model.height, model.width, model.size_multiple) == (64, 64, 8)
-    assert (model.steps, model.guidance, model.dtype, model.parameters) == (50, 7.5, "float16", 1234251)
+    assert (model.steps, model.guidance, model.dtype, model.parameters) == (50, 7.5, "float16", 3825331)
     assert resolve_model(resolved, Path("/nowhere")) == resolved
 
 
@@ -284,7 +284,7 @@ def test_a_variant_is_used_where_it_exists(folder):
     with pytest.raises(UsageError, match=r"has no files of the variant 'fp16'"):
         resolve_model(option("local", path=str(folder), variant="fp16"), Path.cwd())
     to_variant(folder)
-    assert resolve_model(option("local", path=str(folder), variant="fp16"), Path.cwd())["parameters"] == 1234251
+    assert resolve_model(option("local", path=str(folder), variant="fp16"), Path.cwd())["parameters"] == 3825331
 
 
 def test_shards_are_the_files_that_their_index_lists(folder):

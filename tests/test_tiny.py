@@ -172,10 +172,10 @@ def test_the_built_in_model_draws_what_it_is_asked():
     made = pipe(
         [scene.prompt for scene in scenes],
         num_inference_steps=12,
-        guidance_scale=3.0,
+        guidance_scale=2.0,
         generator=[torch.Generator().manual_seed(i) for i in range(len(scenes))],
         output_type="np",
     ).images
     verdicts = [check(np.rint(picture * 255), scene) for picture, scene in zip(made, scenes, strict=True)]
     assert sum(v.colour and v.background and v.position for v in verdicts) >= len(scenes) - 1
-    assert sum(v.all for v in verdicts) >= 0.6 * len(scenes)
+    assert sum(v.all for v in verdicts) >= len(scenes) - 2

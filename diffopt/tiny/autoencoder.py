@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,12 +93,55 @@ def _loss(model: Any, batch: Batch) -> Tensor:
     spread = latents.detach().std((0, 2, 3), keepdim=True)
     noisy = latents + batch["amount"] * spread * batch["noise"]
     error = model.decoder(model.post_quant_conv(noisy)).float() - pictures
+    loss: Tensor = _weighted(error, masks) + 1e-4 * latents.square().mean()
+    return loss
+
+
+def _weighted(error: Tensor, masks: Tensor) -> Tensor:
     edge = F.max_pool2d(masks, 3, 1, 1) + F.max_pool2d(-masks, 3, 1, 1)
     weight = 1 + 2 * masks + 4 * edge
     weighted = (weight * (error.abs() + 2 * error.square())).mean() / weight.mean()
-    slopes = error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean()
-    loss: Tensor = weighted + 0.5 * slopes + 1e-4 * latents.square().mean()
+    loss: Tensor = weighted + 0.5 * (error.diff(dim=2).abs().mean() + error.diff(dim=3).abs().mean())
     return loss
+
+
+def polish_decoder(
+    model: AutoencoderKL,
+    drawings: Drawings,
+    pictures: Tensor,
+    sources: list[Tensor],
+    schedule: Schedule,
+    machine: Machine,
+    folder: Path,
+) -> AutoencoderKL:
+    """Train the decoder on, with the encoder as it is.
+
+    ``pictures`` (n, 3, 64, 64) are what each of ``sources``, latents (n, 8, 8, 8), should become: the encoder's own,
+    and what the denoiser makes of them, so that the decoder learns to put its small mistakes right.
+    """
+    model = copy.deepcopy(model).requires_grad_(False)
+    model.decoder.requires_grad_(True)
+    use_plain_attention(model)
+    choices = torch.stack(sources)
+
+    def draw(step: int, generator: torch.Generator) -> Batch:
+        chosen = torch.randint(len(pictures), (schedule.batch,), generator=generator)
+        latents = choices[torch.randint(len(sources), (schedule.batch,), generator=generator), chosen]
+        amount = torch.rand(schedule.batch, 1, 1, 1, generator=generator) * NOISE
+        return {
+            "latents": latents + amount * torch.randn(latents.shape, generator=generator),
+            "pictures": pictures[chosen],
+            "masks": drawings.masks[chosen].float() / 255,
+        }
+
+    trained = fit("decoder", model, draw, _decoder_loss, schedule=schedule, machine=machine, folder=folder)
+    assert isinstance(trained, AutoencoderKL)
+    return trained.cpu()
+
+
+def _decoder_loss(model: Any, batch: Batch) -> Tensor:
+    made = model.decoder(model.post_quant_conv(batch["latents"])).float()
+    return _weighted(made - batch["pictures"], batch["masks"][:, None])
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ from diffopt.tiny.grammar import SHAPES, Scene, centred_scenes, held_out
 from diffopt.tiny.similarity import psnr, ssim
 
 STEPS = 20
-GUIDANCES = (2.0, 3.0, 4.0, 5.0, 6.0)
+GUIDANCES = (1.5, 2.0, 3.0, 4.0, 5.0)
 VARIANTS: dict[str, tuple[str, ...]] = {
     "bf16": ("precision=bf16",),
     "int8_dynamic": ("quant=int8_dynamic",),

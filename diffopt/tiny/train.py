@@ -1,7 +1,8 @@
 """Train the built-in model from nothing: ``python -m diffopt.tiny.train --out DIR``, or ``scripts/train_tiny``.
 
 Stages: shapes are drawn, the autoencoder is trained, the pictures become latents, UNet and text encoder are trained
-together, the pipeline is written. Each stage continues from its checkpoint in the working folder.
+together, the decoder learns to put their small mistakes right, the pipeline is written. Each stage continues from its
+checkpoint in the working folder.
 """
 
 from __future__ import annotations
@@ -25,9 +26,14 @@ AUTOENCODER = Schedule(steps=3000, batch=16, peak_rate=2e-3, seed=1)
 DENOISER = Schedule(
     steps=4000, batch=48, peak_rate=1e-3, warmup=200, horizon=6500, cooldown=2000, average=0.999, seed=2
 )
+DECODER = Schedule(steps=2000, batch=16, peak_rate=1e-3, seed=4)
+FULL = (AUTOENCODER, DENOISER, DECODER)
 SMOKE_DRAWINGS = 600
-SMOKE_AUTOENCODER = dataclasses.replace(AUTOENCODER, steps=40, batch=8, warmup=10)
-SMOKE_DENOISER = dataclasses.replace(DENOISER, steps=60, batch=16, warmup=10, cooldown=20)
+SMOKE = (
+    dataclasses.replace(AUTOENCODER, steps=40, batch=8, warmup=10),
+    dataclasses.replace(DENOISER, steps=60, batch=16, warmup=10, cooldown=20),
+    dataclasses.replace(DECODER, steps=20, batch=8, warmup=10),
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -36,10 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
     machine = Machine("cuda", shards=1) if options.device == "cuda" else Machine("cpu", shards=2)
     work: Path = options.work
     work.mkdir(parents=True, exist_ok=True)
-    count, first, second = DRAWINGS, AUTOENCODER, DENOISER
-    if options.smoke:
-        count, first, second = SMOKE_DRAWINGS, SMOKE_AUTOENCODER, SMOKE_DENOISER
-    _same_plan(work, count, first, second, machine)
+    count, (first, second, third) = (SMOKE_DRAWINGS, SMOKE) if options.smoke else (DRAWINGS, FULL)
+    _same_plan(work, count, (first, second, third), machine)
 
     drawings = autoencoder.make_drawings(count, seed=0)
     vae = autoencoder.train_autoencoder(drawings, first, machine, work)
@@ -50,6 +54,9 @@ def main(arguments: list[str] | None = None) -> None:
     tokenizer = make_tokenizer()
     prompts = [scene.prompt for scene in drawings.scenes]
     trained = denoiser.train_denoiser(latents, prompts, tokenizer, second, machine, work)
+    guesses = denoiser.denoised(trained, tokenizer, latents, prompts, seed=3)
+    vae = autoencoder.polish_decoder(vae, drawings, pictures, [latents, guesses], third, machine, work)
+    _report(vae, latents, drawings)
     save_pipeline(vae, trained.unet, trained.text_encoder, tokenizer, options.out)
     size = sum(path.stat().st_size for path in options.out.rglob("*") if path.is_file())
     print(f"{options.out}: {(parameters(vae) + parameters(trained)) / 1e6:.2f} M parameters, {size / 1e6:.2f} MB")
@@ -64,12 +71,11 @@ def _options() -> argparse.ArgumentParser:
     return parser
 
 
-def _same_plan(work: Path, count: int, first: Schedule, second: Schedule, machine: Machine) -> None:
+def _same_plan(work: Path, count: int, schedules: tuple[Schedule, ...], machine: Machine) -> None:
     """Checkpoints of another plan are refused: continuing from them would be neither run."""
     plan = {
         "drawings": count,
-        "autoencoder": dataclasses.asdict(first),
-        "denoiser": dataclasses.asdict(second),
+        "schedules": [dataclasses.asdict(schedule) for schedule in schedules],
         "machine": dataclasses.asdict(machine),
     }
     file = work / "plan.json"
