@@ -154,6 +154,7 @@ def site(
         width=SIZE,
         steps=2,
         guidance=5.0,
+        prompt="a toy",
         dtype="float32",
         parameters=None,
         limits=Limits(fp16_vae_overflows=overflows),
