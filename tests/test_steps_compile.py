@@ -113,8 +113,9 @@ def test_compiling_goes_with_everything_before_it():
     steps.append(step("compile", "default", backend="eager", components=["denoiser", "vae_decode"]))
     apply(pipe, site(), *steps)
     picture(pipe)
-    for one in steps:
-        one.verify(pipe, site())
+    effects = [one.verify(pipe, site()) for one in steps]
+    assert effects[-1].numbers["graph_breaks"] == 0
+    assert effects[-1].numbers["graphs"] == 2
 
 
 @pytest.mark.parametrize("name", ["default", "regional", "regions"])
