@@ -7,6 +7,7 @@ Exit codes: 0 every row of a sweep is ok or refused; 1 some cell failed, or a si
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -99,8 +100,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     except DiffoptError as error:
         return _say(str(error), 1)
     except BrokenPipeError:  # `diffopt plan … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 0
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _drop_output()
+        return _say(f"the output cannot be written: {error.strerror}", 1)
+
+
+def _drop_output() -> None:
+    """What is still to be written has nowhere to go; Python would complain about it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(text: str, code: int) -> int:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from diffopt.environment import Device, Environment
 from diffopt.errors import UsageError
+from diffopt.recipe import STEP_GROUPS, Recipe
 from diffopt.step import Frozen
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -137,12 +138,27 @@ class Result(Frozen):
     artifacts: Artifacts = Artifacts()
 
 
+def _lacks(cell: dict[str, Any]) -> str | None:
+    """The first part that a row's ``cell`` must have and has not; reports compare these parts."""
+    recipe = cell.get("recipe")
+    if not isinstance(recipe, dict):
+        return "recipe"
+    wanted = [
+        ("recipe." + name, recipe.get(name)) for name, field in Recipe.model_fields.items() if field.is_required()
+    ]
+    wanted += [(name, cell.get(name)) for name in ("workload", "measure")]
+    absent = [name for name, part in wanted if not isinstance(part, dict)]
+    absent += [f"recipe.{group}.kind" for group in STEP_GROUPS if "kind" not in recipe.get(group, {"kind": None})]
+    absent += [] if "dtype" in (recipe.get("model") or {}) else ["recipe.model.dtype"]
+    return absent[0] if absent else None
+
+
 def read_result(path: Path) -> Result:
     """Read a ``result.json``. Raises UsageError when it is not one, or one of another schema version."""
     try:
         text = path.read_text(encoding="utf-8")
         data = json.loads(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read as a result: {error}. {REMEDY}") from error
     found = data.get("schema_version") if isinstance(data, dict) else None
     if isinstance(found, int) and found != SCHEMA_VERSION:
@@ -151,11 +167,14 @@ def read_result(path: Path) -> Result:
             f"Read it with the diffopt that wrote it. {REMEDY}"
         )
     try:
-        return Result.model_validate_json(text)
+        result = Result.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
         raise UsageError(f"{path} is not a result of diffopt: {where}: {first['msg']}. {REMEDY}") from error
+    if lacking := _lacks(result.cell):
+        raise UsageError(f"{path} is not a result of diffopt: its cell has no {lacking}. {REMEDY}")
+    return result
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 from rows import ENVIRONMENT, a_result
 
+from diffopt.errors import UsageError
 from diffopt.report import reference_of, table, to_csv, to_markdown
 from diffopt.resolve import requests
 from diffopt.result import (
@@ -170,3 +172,24 @@ def test_the_contact_sheet_shows_each_picture_and_each_failure(tmp_path: Path) -
     assert sheet.getpixel((middle, middle)) == (255, 0, 0)
     assert sheet.getpixel((middle + SIDE + GAP, middle)) == (255, 255, 255)
     assert sheet.width == 2 * (SIDE + GAP) + GAP
+
+
+@pytest.mark.parametrize("part", ["recipe", "recipe.quant", "recipe.quant.kind", "recipe.model.dtype", "workload"])
+def test_a_row_whose_cell_is_not_one_is_not_read(tmp_path: Path, part: str) -> None:
+    """The schema says that ``cell`` is a mapping; what reports compare in it must be there too."""
+    data = STUDY[0].model_dump(mode="json")
+    *parents, leaf = part.split(".")
+    node = data["cell"]
+    for name in parents:
+        node = node[name]
+    del node[leaf]
+    (tmp_path / "result.json").write_text(json.dumps(data))
+    with pytest.raises(UsageError, match=f"its cell has no {part}"):
+        read_result(tmp_path / "result.json")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"schema_version": ' + "9" * 5000 + "}"])
+def test_json_that_is_too_much(tmp_path: Path, text: str) -> None:
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(UsageError, match="cannot be read as a result"):
+        read_result(tmp_path / "result.json")

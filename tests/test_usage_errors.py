@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -151,6 +153,15 @@ def test_interrupting_any_verb_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(resolve, "requests", interrupted)
     assert cli("plan") == (130, "", "diffopt: interrupted\n")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    with open("/dev/full", "w", encoding="utf-8") as full:
+        words = [sys.executable, "-m", "diffopt", "ls"]
+        done = subprocess.run(words, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "diffopt: the output cannot be written: No space left on device\n"
 
 
 def test_a_terminal_without_unicode(diffopt: Run) -> None:
