@@ -41,7 +41,13 @@ def load(
     """
     from diffopt.build import build
 
-    return build(_workable(_request(recipe, overrides, config_dirs)))
+    plan = _workable(_request(recipe, overrides, config_dirs))
+    model = plan.cell.recipe.model
+    if model.cascade:
+        stages = ", ".join(f"model={stage.name}" for stage in model.stages)
+        raise Refusal(f"model={model.name} is a cascade of {len(model.stages)} pipelines; load each by itself: {stages}")
+    (pipe,) = build(plan)
+    return pipe
 
 
 def optimize(

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from diffopt.plan import Plan
 from diffopt.result import Stage, StepEffect
-from diffopt.step import Step
+from diffopt.step import Site, Step
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
-def build(plan: Plan, *, on_stage: Callable[[Stage], None] = lambda stage: None) -> DiffusionPipeline:
-    """Load the pipeline of ``plan`` and apply its steps, in their order.
+def build(
+    plan: Plan, *, on_stage: Callable[[Stage], None] = lambda stage: None
+) -> tuple[DiffusionPipeline, ...]:
+    """Load each stage's pipeline of ``plan`` and apply its steps, in their order; one stage, unless it is a cascade.
 
     Args:
         on_stage: called with ``load`` and ``optimize`` as they begin.
@@ -27,31 +29,39 @@ def build(plan: Plan, *, on_stage: Callable[[Stage], None] = lambda stage: None)
 
     cell = plan.cell
     on_stage("load")
-    pipe = load_pipeline(
-        cell.recipe.model, cell.workload.task, device=cell.recipe.hardware.device, **_load_kwargs(plan)
-    )
+    pipes: list[DiffusionPipeline] = []
+    for site in cell.sites:
+        task = cell.workload.task if not pipes else site.model.task
+        pipes.append(load_pipeline(site.model, task, device=site.hardware.device, **_load_kwargs(plan, site)))
     on_stage("optimize")
-    for group, step in plan.steps:
-        with _naming(f"applying {group} ({step.kind})"):
-            step.apply(pipe, cell.site)
-    return pipe
+    for pipe, site in zip(pipes, cell.sites, strict=True):
+        for group, step in plan.steps:
+            with _naming(f"applying {group} ({step.kind})"):
+                step.apply(pipe, site)
+    return tuple(pipes)
 
 
-def verify(plan: Plan, pipe: DiffusionPipeline) -> tuple[StepEffect, ...]:
-    """The proof of each step on the finished pipeline, after warm-up. Raises NoEffect at the first that has none."""
-    return tuple(_proof(plan, pipe, group, step) for group, step in plan.steps)
+def verify(plan: Plan, pipes: Sequence[DiffusionPipeline]) -> tuple[StepEffect, ...]:
+    """The proof of each step on each finished stage, after warm-up. Raises NoEffect at the first that has none."""
+    sites = plan.cell.sites
+    return tuple(
+        _proof(pipe, site, group, step, stage=site.model.name if len(sites) > 1 else None)
+        for pipe, site in zip(pipes, sites, strict=True)
+        for group, step in plan.steps
+    )
 
 
-def _proof(plan: Plan, pipe: DiffusionPipeline, group: str, step: Step) -> StepEffect:
-    with _naming(f"verifying {group} ({step.kind})"):
-        effect = step.verify(pipe, plan.cell.site)
-    return StepEffect(group=group, kind=step.kind, summary=effect.summary, numbers=dict(effect.numbers))
+def _proof(pipe: DiffusionPipeline, site: Site, group: str, step: Step, stage: str | None) -> StepEffect:
+    with _naming(f"verifying {group} ({step.kind})" + (f" of {stage}" if stage else "")):
+        effect = step.verify(pipe, site)
+    numbers = dict(effect.numbers)
+    return StepEffect(group=group, kind=step.kind, stage=stage, summary=effect.summary, numbers=numbers)
 
 
-def _load_kwargs(plan: Plan) -> dict[str, Any]:
+def _load_kwargs(plan: Plan, site: Site) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for group, step in plan.steps:
-        wanted = step.load_kwargs(plan.cell.site)
+        wanted = step.load_kwargs(site)
         twice = merged.keys() & wanted.keys()
         if twice:
             raise ValueError(f"{group} ({step.kind}) sets {', '.join(sorted(twice))}, which another step sets already")

@@ -41,8 +41,6 @@ class Cell(Frozen):
     @model_validator(mode="after")
     def _workload_fits_the_model(self) -> Cell:
         model, workload = self.recipe.model, self.workload
-        if getattr(model.pipelines, workload.task) is None:
-            raise ValueError(f"workload.task={workload.task}: model {model.name} has no pipeline for it")
         for side in ("height", "width"):
             size = getattr(workload, side)
             if size % model.size_multiple:
@@ -60,5 +58,7 @@ class Cell(Frozen):
         return digest(identity(self))
 
     @property
-    def site(self) -> Site:
-        return Site(model=self.recipe.model, hardware=self.recipe.hardware, workload=self.workload)
+    def sites(self) -> tuple[Site, ...]:
+        """What steps see of each stage of the pipeline; one, unless the model is a cascade."""
+        recipe = self.recipe
+        return tuple(Site(model=model, hardware=recipe.hardware, workload=self.workload) for model in recipe.model.stages)

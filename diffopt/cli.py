@@ -53,6 +53,12 @@ VERBS: dict[str, Verb] = {
         ("--multirun", "--recipe", "--config-dir", "--json"),
         example="diffopt plan -m model=sd15,sdxl hardware=a100,t4 precision=fp16,bf16 compile=none,max_autotune",
     ),
+    "prefetch": Verb(
+        "download what the cells' models need, for machines without a network",
+        commands.prefetch,
+        ("--multirun", "--recipe", "--config-dir"),
+        example="diffopt prefetch -m model=sd15,sdxl hardware=cpu",
+    ),
     "ls": Verb(
         "groups and options, one line each: what it does, needs, and whether it works here",
         commands.ls,

@@ -9,6 +9,7 @@ is of course another matter, which random weights do not notice.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
 
-_TEXT = """
+TEXT = """
 a an the of in on at with and or to by from is are it its for as into over under near behind
 red green blue yellow orange purple pink cyan white black gray brown gold silver dark bright light pale
 circle square triangle star heart cross ring line dot shape background center top bottom left right small large big
@@ -42,18 +43,36 @@ def byte_tokens() -> list[str]:
     return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
 
 
-def learn_merges(words: list[str], limit: int) -> list[tuple[str, str]]:
-    """At most ``limit`` byte-pair merges of ASCII ``words``, most frequent pair first, ties in alphabetical order."""
-    spelled = [[*word[:-1], word[-1] + WORD_END] for word in dict.fromkeys(words)]
+def learn_merges(spelled: Iterable[Sequence[str]], limit: int) -> list[tuple[str, str]]:
+    """At most ``limit`` byte-pair merges of words, most frequent pair first, ties in alphabetical order.
+
+    A word is given as the tokens that it is made of at first; with merges enough it becomes one token.
+    """
+    words = [list(word) for word in spelled]
+    holders: dict[tuple[str, str], set[int]] = {}  # which words have, or once had, this pair
+    counts: Counter[tuple[str, str]] = Counter()
+
+    def count(i: int) -> None:
+        for pair in _pairs(words[i]):
+            counts[pair] += 1
+            holders.setdefault(pair, set()).add(i)
+
+    for i in range(len(words)):
+        count(i)
     merges: list[tuple[str, str]] = []
-    while len(merges) < limit:
-        pairs = Counter(pair for parts in spelled for pair in zip(parts, parts[1:], strict=False))
-        if not pairs:
-            break
-        best = min(pairs, key=lambda pair: (-pairs[pair], pair))
+    while counts and len(merges) < limit:
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
         merges.append(best)
-        spelled = [_merge(parts, best) for parts in spelled]
+        for i in holders.pop(best):
+            counts.subtract(_pairs(words[i]))
+            words[i] = _merge(words[i], best)
+            count(i)
+        counts = +counts  # without those that are gone
     return merges
+
+
+def _pairs(word: list[str]) -> list[tuple[str, str]]:
+    return list(zip(word, word[1:], strict=False))
 
 
 def _merge(parts: list[str], pair: tuple[str, str]) -> list[str]:
@@ -76,7 +95,8 @@ def build_tokenizer(vocab_size: int, *, pad_token: str = END, max_length: int = 
     letters = byte_tokens()
     if vocab_size < 2 * len(letters) + 2:
         raise ValueError(f"vocab_size={vocab_size}: a byte-level vocabulary has at least {2 * len(letters) + 2} tokens")
-    merges = learn_merges(_TEXT.split(), limit=vocab_size - 2 * len(letters) - 2)
+    words = ([*word[:-1], word[-1] + WORD_END] for word in dict.fromkeys(TEXT.split()))
+    merges = learn_merges(words, limit=vocab_size - 2 * len(letters) - 2)
     tokens = [*letters, *(letter + WORD_END for letter in letters), *dict.fromkeys(a + b for a, b in merges)]
     unused = (f"<|unused_{i}|>" for i in range(vocab_size - 2 - len(tokens)))
     vocab = {token: i for i, token in enumerate([*tokens, *unused, START, END])}

@@ -122,6 +122,20 @@ def run(args: argparse.Namespace) -> int:
     return 0 if all(result.status in fine for result in results) else 1
 
 
+def prefetch(args: argparse.Namespace) -> int:
+    """Prints as it goes: some models take an hour."""
+    from diffopt.prefetch import fetch, targets
+
+    models = [request.cell.recipe.model for request in _requests(args)]
+    for name in dict.fromkeys(model.name for model in models if not list(targets(model))):
+        print(f"model={name}: nothing to fetch, its files are here or its weights are drawn")
+    for target in dict.fromkeys(target for model in models for target in targets(model)):
+        fetched = fetch(target)
+        revision = f"revision {target.revision or 'main'}"
+        print(f"{target.id}  {revision}  commit {fetched.commit}  {fetched.size} bytes", flush=True)
+    return 0
+
+
 def report(args: argparse.Namespace) -> int:
     from diffopt.report import table, to_csv, to_markdown
     from diffopt.study import Study

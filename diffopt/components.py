@@ -1,7 +1,8 @@
 """The words by which options name parts of a pipeline, and the modules they stand for.
 
 ====================  =====================================================================
-``denoiser``          the UNet or transformer, ``site.model.denoiser``
+``denoiser``          the UNet or transformer, ``site.model.denoiser``, and a ControlNet
+                      beside it: what runs in every denoising step
 ``vae``               the autoencoder, ``site.model.vae``
 ``text_encoders``     every text encoder, ``site.model.text_encoders``
 ====================  =====================================================================
@@ -34,7 +35,7 @@ def attributes(model: Model, component: Component) -> tuple[str, ...]:
     """The pipeline attributes that a word stands for; empty where the model has no such part."""
     match component:
         case "denoiser":
-            return (model.denoiser,)
+            return (model.denoiser,) if model.controlnet is None else (model.denoiser, "controlnet")
         case "vae":
             return () if model.vae is None else (model.vae,)
         case "text_encoders":

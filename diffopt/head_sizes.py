@@ -4,30 +4,64 @@ from __future__ import annotations
 
 from typing import Any
 
-BLOCKS = frozenset({"DownBlock2D", "UpBlock2D", "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"})
+# Blocks of the UNet by what they do with attention_head_dim.
+PLAIN = frozenset({"DownBlock2D", "UpBlock2D", "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"})  # no attention
+NUMBER = frozenset({"CrossAttnDownBlock2D", "CrossAttnUpBlock2D", "UNetMidBlock2DCrossAttn"})  # it is how many heads
+SIZE = frozenset(  # it is the size of a head, as its name says
+    {"SimpleCrossAttnDownBlock2D", "SimpleCrossAttnUpBlock2D", "UNetMidBlock2DSimpleCrossAttn"}
+    | {"AttnDownBlock2D", "AttnUpBlock2D"}
+)
+WIDTHS = ("hidden_size", "dim", "inner_dim", "emb_dim", "width")  # names of transformers' channels, where there is
+HEADS = ("num_attention_heads", "n_heads", "num_heads")  # no attention_head_dim
+ONE_HEAD = frozenset({"AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderKLHunyuanVideo", "VQModel"})
+ONE_WIDE_HEAD = frozenset({"AutoencoderKLWan", "AutoencoderKLQwenImage"})  # whose levels are multiples of one width
 
 
 def of_denoiser(class_name: str, config: dict[str, Any]) -> list[int] | None:
-    """Ascending, each once; None where its blocks are unknown here.
+    """Ascending, each once; None where they cannot be told.
 
-    A UNet's ``attention_head_dim`` is the number of heads: a mistake of its first version that diffusers keeps.
+    Most blocks of a UNet take ``attention_head_dim`` for the number of heads: a mistake of its first version that
+    diffusers keeps.
     """
-    if class_name != "UNet2DConditionModel":
-        size = config.get("attention_head_dim")
-        return None if size is None else [size]
-    channels: list[int] = config["block_out_channels"]
-    heads = config.get("num_attention_heads") or config.get("attention_head_dim", 8)
-    counts = [heads] * len(channels) if isinstance(heads, int) else heads
-    sizes = [width // count for width, count in zip(channels, counts, strict=True)]
-    down, up = config["down_block_types"], config["up_block_types"]
-    if not BLOCKS.issuperset({*down, *up}):
+    if class_name == "UNet2DConditionModel":
+        return _of_unet(config)
+    if class_name.startswith("UNet"):
         return None
-    levels = [*zip(down, sizes, strict=True), *zip(up, reversed(sizes), strict=True)]
-    levels.append((config.get("mid_block_type", "UNetMidBlock2DCrossAttn") or "", sizes[-1]))
-    return sorted({size for block, size in levels if "CrossAttn" in block})
+    # where the two differ, as in Sana, self-attention is linear and has no kernels
+    size = config.get("cross_attention_head_dim") or config.get("attention_head_dim")
+    if size is not None:
+        return [size]
+    width = next((config[name] for name in WIDTHS if name in config), None)
+    heads = next((config[name] for name in HEADS if name in config), None)
+    return None if width is None or heads is None else [width // heads]
 
 
-def of_vae(config: dict[str, Any]) -> int | None:
-    """The width of the middle, where Stable Diffusion's VAE attends with one head; None where it does not."""
-    attends = config.get("mid_block_add_attention", True)
+def _of_unet(config: dict[str, Any]) -> list[int] | None:
+    channels: list[int] = config["block_out_channels"]
+    numbers = _each(config.get("num_attention_heads") or config.get("attention_head_dim", 8), channels)
+    given = _each(config.get("attention_head_dim", 8), channels)
+    down, up = config["down_block_types"], config["up_block_types"]
+    middle = config.get("mid_block_type", "UNetMidBlock2DCrossAttn") or "DownBlock2D"
+    places = list(range(len(channels)))
+    blocks = [*zip(down, places, strict=True), *zip(up, reversed(places), strict=True), (middle, places[-1])]
+    sizes: set[int] = set()
+    for block, place in blocks:
+        if block in NUMBER:
+            sizes.add(channels[place] // numbers[place])
+        elif block in SIZE:
+            sizes.add(given[place])
+        elif block not in PLAIN:
+            return None
+    return sorted(sizes)
+
+
+def _each(value: Any, levels: list[int]) -> list[int]:
+    return [value] * len(levels) if isinstance(value, int) else list(value)
+
+
+def of_vae(class_name: str, config: dict[str, Any]) -> int | None:
+    """The width of the middle, where most VAEs attend with one head; None where this one does not, or is unknown."""
+    if class_name in ONE_WIDE_HEAD:
+        return int(config.get("base_dim", 96) * config.get("dim_mult", [4])[-1])
+    attends = class_name in ONE_HEAD and config.get("mid_block_add_attention", True)
     return int(config["block_out_channels"][-1]) if attends else None

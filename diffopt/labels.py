@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 from diffopt.recipe import STEP_GROUPS
+from diffopt.workload import PICTURES
 
 # Groups in the order a reader meets them: what is run, on what, how it is optimized, how it is measured and kept.
 GROUP_ORDER = ("recipe", "model", "workload", "hardware", *STEP_GROUPS, "measure", "launch", "sweep")
+
+_PICTURE_PATHS = tuple(f"workload.{name}.path" for name in PICTURES)
+_PICTURE_CONTENTS = {f"workload.{name}.content": f"workload.{name}.path" for name in PICTURES}
 
 Point = tuple[Mapping[str, str], Mapping[str, Any]]  # choices, and the cell as plain data
 
@@ -25,10 +30,17 @@ def labels(points: Sequence[Point]) -> list[dict[str, str]]:
     return [
         {
             **{group: choices[group] for group in varying if group in choices},
-            **{key: text(data[key])[: 12 if key == "model.content" else None] for key in keys if key in data},
+            **{key: _short(key, data[key]) for key in keys if key in data},
         }
         for (choices, _), data in zip(points, flat, strict=True)
     ]
+
+
+def _short(key: str, value: Any) -> str:
+    """A value as a label: a hash by its beginning, a picture by its file's name."""
+    if key.endswith(".content"):
+        return text(value)[:12]
+    return PurePath(value).name if key in _PICTURE_PATHS and value is not None else text(value)
 
 
 def one_line(label: Mapping[str, str]) -> str:
@@ -58,9 +70,12 @@ def text(value: Any) -> str:
 def _unexplained(key: str, points: Sequence[Point], flat: Sequence[Mapping[str, Any]]) -> bool:
     """Whether ``key`` differs between points of the same options (its own group's, and the model's).
 
-    What a local folder decides is explained by the folder, which is named by its path or else by its content.
+    What a local folder decides is explained by the folder, which is named by its path or else by its content; so is
+    a picture.
     """
     group = key.split(".")[0]
+    if key in _PICTURE_CONTENTS and len({data.get(_PICTURE_CONTENTS[key]) for data in flat}) > 1:
+        return False
     if key == "model.content" and len({data.get("model.path") for data in flat}) > 1:
         return False
     seen: dict[tuple[Any, ...], str] = {}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import DiffoptError, Refusal
+from diffopt.hub import one_line, source
 from diffopt.model_files import model_folder
-from diffopt.model_index import LEFT_OUT
+from diffopt.model_index import read_index
+from diffopt.prefetch import Target, controlnet_target, fetch, pipeline_target
 
 if TYPE_CHECKING:
     import torch
@@ -22,25 +25,28 @@ def load_pipeline(model: Model, task: str, *, device: str, dtype: Mapping[str, t
     """The pipeline of ``model`` for ``task``, in evaluation mode, without progress bars and without safety checker.
 
     ``dtype`` maps component names, and ``default``, to dtypes. Pretrained weights are loaded on the CPU, safetensors
-    only, and the memory step places them; random ones are drawn on ``device``. No code of a model is ever run.
+    only, and the memory step places them; random ones are drawn on ``device``. No code of a model is ever run. Where
+    the model has prompt embeddings of its own, text encoders and tokenizers are left out.
 
     Raises:
         Refusal: this machine lacks what is needed: the hub, access to a gated model, a package.
         DiffoptError: the hub has no such model, or its files or those of a folder cannot be loaded.
     """
-    cls = _pipeline_class(getattr(model.pipelines, task))
+    cls = _class(getattr(model.pipelines, task), "DiffusionPipeline")
     with _explaining(model):
         pipe = _random(model, cls, device, dtype) if model.weights == "random" else _pretrained(model, cls, dtype)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def _pipeline_class(name: str) -> Any:
+def _class(name: str, base: str) -> Any:
+    """A class of diffusers by its name, such as one of the workload's own pipelines."""
     import diffusers
 
     cls = getattr(diffusers, name, None)
-    if not isinstance(cls, type) or not issubclass(cls, diffusers.DiffusionPipeline):
-        raise Refusal(f"diffusers {diffusers.__version__} has no pipeline class {name}")
+    if not isinstance(cls, type) or not issubclass(cls, getattr(diffusers, base)):
+        what = "pipeline class" if base == "DiffusionPipeline" else "model class"
+        raise Refusal(f"diffusers {diffusers.__version__} has no {what} {name}")
     return cls
 
 
@@ -50,12 +56,21 @@ def _explaining(model: Model) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise Refusal(f"{_source(model)} needs a package that is not here: {_one_line(error)}") from error
-    except (OSError, ValueError) as error:  # what diffusers and huggingface_hub raise for files
-        raise _failure(model, error) from error
+        raise Refusal(f"{_source(model)} needs a package that is not here: {one_line(error)}") from error
+    except (OSError, ValueError) as error:  # what diffusers and transformers raise for files
+        raise DiffoptError(f"{_source(model)} cannot be loaded: {one_line(error)}") from error
+    except DiffoptError:
+        raise
     except Exception as error:
         error.add_note(f"loading {_source(model)}")
         raise
+
+
+def _source(model: Model) -> str:
+    """Where the model comes from, in words."""
+    if model_folder(model) is not None:
+        return f"model={model.name} ({model.path or model.architecture})"
+    return source(str(model.id), model.revision)
 
 
 def _random(model: Model, cls: Any, device: str, dtype: Mapping[str, torch.dtype]) -> DiffusionPipeline:
@@ -63,83 +78,48 @@ def _random(model: Model, cls: Any, device: str, dtype: Mapping[str, torch.dtype
 
     folder = model_folder(model)
     assert folder is not None, "random weights are always described by files here"
-    return random_pipeline(folder, cls, device=device, dtype=dtype)
+    return random_pipeline(folder, cls, device=device, dtype=dtype, without=_absent(model, folder))
+
+
+def _absent(model: Model, folder: Path) -> frozenset[str]:
+    """Parts that the folder names and that the pipeline is made without."""
+    index = read_index(folder)
+    return (index if model.embeddings is None else index.without_text()).absent
 
 
 def _pretrained(model: Model, cls: Any, dtype: Mapping[str, torch.dtype]) -> DiffusionPipeline:
-    folder = model_folder(model)
+    target, beside = pipeline_target(model), controlnet_target(model)
+    folder = model_folder(model) if target is None else _fetched(target)
+    assert folder is not None, "what is not on the hub is here"
     accepted = inspect.signature(cls.__init__).parameters
-    without: dict[str, Any] = dict.fromkeys(LEFT_OUT & accepted.keys())
+    given: dict[str, Any] = dict.fromkeys(_absent(model, folder) & accepted.keys())
     if "requires_safety_checker" in accepted:
-        without["requires_safety_checker"] = False
-    if folder is None:
-        source: dict[str, Any] = {"pretrained_model_name_or_path": model.id, "revision": model.revision}
-    else:
-        source = {"pretrained_model_name_or_path": str(folder), "local_files_only": True}
+        given["requires_safety_checker"] = False
     with _no_loading_bars():
+        if beside is not None and "controlnet" in accepted:
+            given["controlnet"] = _controlnet(beside, dtype)
         pipe: DiffusionPipeline = cls.from_pretrained(
-            **source, variant=model.variant, dtype=dict(dtype), use_safetensors=True, **without
+            str(folder), local_files_only=True, variant=model.variant, dtype=dict(dtype), use_safetensors=True, **given
         )
     return pipe
 
 
-def _source(model: Model) -> str:
-    """Where the model comes from, in words."""
-    if model_folder(model) is not None:
-        return f"model={model.name} ({model.path or model.architecture})"
-    return f"{model.id} (revision {model.revision or 'main'})"
+def _controlnet(target: Target, dtype: Mapping[str, torch.dtype]) -> Any:
+    """The ControlNet that has a repository of its own."""
+    return _class(str(target.alone), "ModelMixin").from_pretrained(
+        str(_fetched(target)),
+        local_files_only=True,
+        variant=target.variant,
+        dtype=dtype.get("controlnet", dtype["default"]),
+        use_safetensors=True,
+    )
 
 
-def _failure(model: Model, error: BaseException) -> DiffoptError:
-    """One sentence for what went wrong, as a Refusal where this machine lacks something."""
-    source, causes = _source(model), list(_chain(error))
-    known = None if model_folder(model) is not None else _missing_on_the_hub(source, model, causes)
-    return known or DiffoptError(f"{source} cannot be loaded: {_one_line(error)}")
-
-
-def _missing_on_the_hub(source: str, model: Model, causes: list[BaseException]) -> DiffoptError | None:
-    """What the hub or the network lacks, if it is that; diffusers wraps the hub's own error once or twice."""
-    from huggingface_hub import errors
-
-    def any_is(kind: type[BaseException]) -> bool:
-        return any(isinstance(cause, kind) for cause in causes)
-
-    def any_says(word: str) -> bool:
-        return any(word in str(cause) for cause in causes)
-
-    if any_is(errors.GatedRepoError):
-        return Refusal(f"{source} is gated on the hub: accept its terms on its page, then log in with `hf auth login`")
-    if any_is(errors.RepositoryNotFoundError):
-        return DiffoptError(
-            f"{source} is not on the hub, or is private: check model.id, or log in with `hf auth login`"
-        )
-    if any_is(errors.RevisionNotFoundError):
-        return DiffoptError(f"{source}: the hub has no such revision of it; check model.revision")
-    if any_says("safetensors"):
-        return DiffoptError(
-            f"{source} has no safetensors weights (variant {model.variant or 'none'}), and pickles are not loaded; "
-            "choose another model.variant or model.revision"
-        )
-    if any_says("variant"):
-        return DiffoptError(
-            f"{source} has no files of the variant {model.variant}; check model.variant, or set it to null"
-        )
-    if any_is(errors.LocalEntryNotFoundError) or any_says("not fully cached"):
-        return Refusal(  # offline, no network, or the hub is down
-            f"{source} is not in this machine's cache and the hub cannot be reached; model.weights=random measures the "
-            "same architecture without a download where it is built in"
-        )
-    return None
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+def _fetched(target: Target) -> Path:
+    """The folder of a repository in the cache; its commit goes to the log, for a branch may move on."""
+    fetched = fetch(target)
+    print(f"{source(target.id, target.revision)}: commit {fetched.commit}")
+    return fetched.folder
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 Marks are set where every diffusers pipeline passes: ``encode_prompt``, ``scheduler.set_timesteps``, ``scheduler.step``
 (once per iteration) and ``vae.decode``. They are replaced on the instance, so compiled modules, their hooks and their
-guards stay as they are, and a call costs a few marks more than a plain one.
+guards stay as they are, and a call costs a few marks more than a plain one. A cascade has them in each of its stages.
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from __future__ import annotations
 import functools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 
+from diffopt import calls
+from diffopt.calls import Output
 from diffopt.cell import Cell
 from diffopt.errors import DiffoptError
 from diffopt.peak_memory import PeakMeter, peak_meter
@@ -26,7 +28,6 @@ from diffopt.steps.compiled_call import recorded_cuda_graphs
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
-    from PIL.Image import Image
 
 Observed = TypeVar("Observed")
 Mark = Any  # what a clock's mark() gives
@@ -69,10 +70,10 @@ class CudaClock:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One call of the pipeline; seconds. Parts that the pipeline does not have are None."""
+class Part:
+    """One stage of a call; seconds. Parts that the stage does not have are None."""
 
-    latency: float
+    name: str
     iterations: int
     iterations_per_second: float
     text_encode: float | None
@@ -80,37 +81,46 @@ class Sample:
     decode: float | None
 
 
-class Meter:
-    """Calls ``pipe`` with the cell's workload and times it.
+@dataclass(frozen=True)
+class Sample:
+    """One call of the pipeline; ``latency`` in seconds."""
 
-    Raises whatever the pipeline raises; DiffoptError when the pipeline never called its scheduler.
+    latency: float
+    parts: tuple[Part, ...]
+
+
+class Meter:
+    """Calls the stages ``pipes`` with the cell's workload and times them.
+
+    Raises Refusal where a pipeline cannot be called so, DiffoptError when one never called its scheduler, and whatever
+    the pipelines raise.
     """
 
-    def __init__(self, pipe: DiffusionPipeline, cell: Cell) -> None:
-        self._pipe: Any = pipe
+    def __init__(self, pipes: Sequence[DiffusionPipeline], cell: Cell) -> None:
+        self._stages = calls.stages(pipes, cell)
         self._cell = cell
         self._clock: Clock = CudaClock() if cell.recipe.hardware.device == "cuda" else HostClock()
-        self._marks: list[tuple[str, Mark]] = []
+        self._marks: dict[str, list[tuple[str, Mark]]] = {stage.name: [] for stage in self._stages}
         self._latents: torch.Tensor | None = None
-        self._iterations = 0  # of the last call
+        self._iterations = 0  # of the first stage of the last call
         self.memory: PeakMeter = peak_meter(cell.recipe.hardware.device)
-        self.pictures: list[Image] = []
-        pipe.set_progress_bar_config(disable=True)
+        self.outputs: list[Output] = []  # of the last call
+        for pipe in pipes:
+            pipe.set_progress_bar_config(disable=True)
 
     def call(self) -> Sample:
         """One timed call, end to end: from the prompts to pictures on the host."""
-        arguments = call_arguments(self._cell)
-        self._marks.clear()
+        for marks in self._marks.values():
+            marks.clear()
         with self._marking():
             self._clock.synchronize()
             begin = time.perf_counter()
-            output = self._pipe(**arguments)
+            self.outputs = calls.run(self._stages)
             self._clock.synchronize()
             latency = time.perf_counter() - begin
-        self.pictures = list(output.images)
-        sample = _sample(latency, self._marks, self._clock)
-        self._iterations = sample.iterations
-        return sample
+        parts = tuple(_part(name, marks, self._clock) for name, marks in self._marks.items())
+        self._iterations = parts[0].iterations
+        return Sample(latency, parts)
 
     def samples(self) -> list[Sample]:
         """The timed part. A recompile in it raises RuntimeError: it would be timed, and then nothing would be true."""
@@ -149,8 +159,8 @@ class Meter:
 
             return watched
 
-        with _replaced(self._pipe.scheduler, "step", wrap):
-            self._pipe(**call_arguments(self._cell))
+        with _replaced(self._stages[0].pipe.scheduler, "step", wrap):
+            calls.run(self._stages)
         (only,) = seen
         return only
 
@@ -164,46 +174,49 @@ class Meter:
             found.append(f"latency varies by {variation:.1%} (standard deviation over mean), more than {limit:.1%}")
         if self._latents is not None and not bool(torch.isfinite(self._latents).all()):
             found.append("the latents of the last sample are not finite")
-        constant = [i for i, picture in enumerate(self.pictures) if is_constant(picture)]
+        constant = [i for i, output in enumerate(self.outputs) if is_constant(output)]
         if constant:
             found.append(f"every pixel is the same in picture {', '.join(map(str, constant))}")
         return found
 
     @contextmanager
     def _marking(self) -> Iterator[None]:
-        pipe = self._pipe
-        vae = self._cell.recipe.model.vae
         with ExitStack() as stack:
-            if hasattr(pipe, "encode_prompt"):
-                stack.enter_context(_replaced(pipe, "encode_prompt", self._around("encode")))
-            stack.enter_context(_replaced(pipe.scheduler, "set_timesteps", self._around("timesteps")))
-            stack.enter_context(_replaced(pipe.scheduler, "step", self._after_step))
-            if vae is not None:
-                stack.enter_context(_replaced(getattr(pipe, vae), "decode", self._around("decode")))
+            for stage in self._stages:
+                pipe, vae, marks = stage.pipe, stage.model.vae, self._marks[stage.name]
+                if hasattr(pipe, "encode_prompt"):
+                    stack.enter_context(_replaced(pipe, "encode_prompt", self._around("encode", marks)))
+                stack.enter_context(_replaced(pipe.scheduler, "set_timesteps", self._around("timesteps", marks)))
+                stack.enter_context(_replaced(pipe.scheduler, "step", self._after_step(marks)))
+                if vae is not None:
+                    stack.enter_context(_replaced(getattr(pipe, vae), "decode", self._around("decode", marks)))
             yield
 
-    def _around(self, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def _around(self, name: str, marks: list[tuple[str, Mark]]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
         def wrap(inner: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(inner)
             def marked(*args: Any, **kwargs: Any) -> Any:
-                self._marks.append((f"{name} begin", self._clock.mark()))
+                marks.append((f"{name} begin", self._clock.mark()))
                 result = inner(*args, **kwargs)
-                self._marks.append((f"{name} end", self._clock.mark()))
+                marks.append((f"{name} end", self._clock.mark()))
                 return result
 
             return marked
 
         return wrap
 
-    def _after_step(self, inner: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(inner)  # pipelines read the signature of `step` to learn which arguments it takes
-        def marked(*args: Any, **kwargs: Any) -> Any:
-            result = inner(*args, **kwargs)
-            self._marks.append(("step", self._clock.mark()))
-            self._latents = result[0]  # a tuple, or an output that is indexed like one
-            return result
+    def _after_step(self, marks: list[tuple[str, Mark]]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def wrap(inner: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(inner)  # pipelines read the signature of `step` to learn which arguments it takes
+            def marked(*args: Any, **kwargs: Any) -> Any:
+                result = inner(*args, **kwargs)
+                marks.append(("step", self._clock.mark()))
+                self._latents = result[0]  # a tuple, or an output that is indexed like one
+                return result
 
-        return marked
+            return marked
+
+        return wrap
 
 
 @contextmanager
@@ -221,32 +234,16 @@ def _replaced(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callab
             delattr(owner, name)
 
 
-def call_arguments(cell: Cell) -> dict[str, Any]:
-    """The arguments of one call of the pipeline. Picture i is drawn with ``seed + i``, from a CPU generator."""
-    workload = cell.workload
-    seeds = range(workload.seed, workload.seed + workload.batch_size)
-    return {
-        "prompt": workload.batch_prompts,
-        "negative_prompt": [workload.negative_prompt] * workload.batch_size,
-        "height": workload.height,
-        "width": workload.width,
-        "num_inference_steps": workload.steps,
-        "guidance_scale": workload.guidance,
-        "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
-        "output_type": "pil",
-    }
-
-
-def _sample(latency: float, marks: list[tuple[str, Mark]], clock: Clock) -> Sample:
-    at = {name: mark for name, mark in marks}
-    steps = [mark for name, mark in marks if name == "step"]
+def _part(name: str, marks: list[tuple[str, Mark]], clock: Clock) -> Part:
+    at = {label: mark for label, mark in marks}
+    steps = [mark for label, mark in marks if label == "step"]
     if not steps:
         raise DiffoptError("the pipeline never called its scheduler's step(), so its iterations cannot be timed")
     denoise = clock.seconds(at["timesteps end"], steps[-1])
     # The first iteration cannot be told from what precedes it, so the rate counts from its end, where there are more.
     rate = (len(steps) - 1) / clock.seconds(steps[0], steps[-1]) if len(steps) > 1 else 1 / denoise
-    return Sample(
-        latency=latency,
+    return Part(
+        name=name,
         iterations=len(steps),
         iterations_per_second=rate,
         text_encode=_spent("encode", marks, clock),
@@ -268,8 +265,17 @@ def latency(samples: list[Sample]) -> Latency:
 
 
 def stage_speeds(samples: list[Sample]) -> tuple[StageSpeed, ...]:
-    rate = statistics.median(sample.iterations_per_second for sample in samples)
-    return (StageSpeed(name="denoise", steps=samples[-1].iterations, iterations_per_second=rate),)
+    """Of each stage, the median over the samples."""
+    speeds = []
+    for parts in zip(*(sample.parts for sample in samples), strict=True):
+        rate = statistics.median(part.iterations_per_second for part in parts)
+        speeds.append(StageSpeed(name=parts[0].name, steps=parts[-1].iterations, iterations_per_second=rate))
+    return tuple(speeds)
+
+
+def frames(outputs: Sequence[Output]) -> int:
+    """Pictures among ``outputs``; a video has many."""
+    return sum(len(output) if isinstance(output, list) else 1 for output in outputs)
 
 
 def compile_cache() -> CompileCache | None:
@@ -283,8 +289,11 @@ def compile_cache() -> CompileCache | None:
 
 
 def split(samples: list[Sample]) -> Split:
-    def median(part: str) -> float | None:
-        seconds = [value for sample in samples if (value := getattr(sample, part)) is not None]
+    """Medians over the samples, of all stages together."""
+
+    def median(name: str) -> float | None:
+        spent = [[value for part in sample.parts if (value := getattr(part, name)) is not None] for sample in samples]
+        seconds = [sum(values) for values in spent if values]
         return statistics.median(seconds) if seconds else None
 
     return Split(text_encode=median("text_encode"), denoise=median("denoise"), decode=median("decode"))

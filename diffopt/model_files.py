@@ -1,7 +1,7 @@
 """What a model's files say, read when a recipe is composed. Imports no torch and loads no weights.
 
-The ``model`` group's YAML may leave facts at null that the component configs tell better: classes, sizes, what the
-weights are stored in. :func:`resolve_model` fills them in and identifies the files by their content.
+The ``model`` group's YAML may leave facts at null that the component configs tell better: classes, tasks, sizes, what
+the weights are stored in. :func:`resolve_model` fills them in and identifies local files by their content.
 """
 
 from __future__ import annotations
@@ -9,58 +9,48 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from diffopt import hub
 from diffopt.content import content_of
 from diffopt.errors import UsageError
-from diffopt.head_sizes import of_denoiser, of_vae
-from diffopt.model_index import ModelIndex, check_configs, is_count, read_index, read_json
+from diffopt.model_facts import VIDEOS, read_facts
+from diffopt.model_index import CONFIG_SUFFIXES, ModelIndex, check_configs, read_index
 from diffopt.paths import user_path
-from diffopt.recipe import Limits, Model, Pipelines
-from diffopt.weight_files import Weights, read_weights
+from diffopt.recipe import Limits, Model, Parameters
+from diffopt.step import Frozen
+from diffopt.weight_files import find_weights, read_weights
 
-# Pipeline classes that diffopt can call: what they do, the steps and guidance that diffusers calls them with, and the
-# components without which they cannot draw a picture.
-CUSTOMARY: dict[str, dict[str, Any]] = {
-    "StableDiffusionPipeline": {
-        "task": "txt2img",
-        "steps": 50,
-        "guidance": 7.5,
-        "needs": ("vae", "text_encoder", "tokenizer", "unet", "scheduler"),
-    },
-    "StableDiffusionXLPipeline": {
-        "task": "txt2img",
-        "steps": 50,
-        "guidance": 5.0,
-        "needs": ("vae", "text_encoder_2", "tokenizer_2", "unet", "scheduler"),
-    },
-}
 PACKAGED = Path(__file__).parent / "models"
-DENOISERS = ("unet", "transformer")
-CONFIG_SUFFIXES = (".json", ".txt", ".model")
-MOST_LEVELS = 8  # of a VAE; the deepest in use have 6
-SIZE_STEP = 8  # diffusers' Stable Diffusion pipelines refuse other sizes, whatever the VAE's factor
+# Keys that are null where a model has no such thing, or where nobody knows.
+MAY_BE_NULL = frozenset(
+    ("id", "revision", "variant", "path", "architecture", "content", "vae", "vae_head_size", "licence", "gated")
+    + ("frames", "frame_step", "fps", "repeated_blocks", "upscale_factor", "controlnet", "embeddings")
+)
+TEXTS = ("id", "revision", "variant", "path", "architecture", "content", "denoiser", "task")
 
 
 def resolve_model(data: dict[str, Any], base: Path) -> dict[str, Any]:
-    """The composed ``model`` group with its nulls filled in from the model's files.
+    """The composed ``model`` group with its nulls filled in from the model's files, or from the hub.
 
-    ``data`` has the keys of :class:`diffopt.recipe.Model`; a relative ``path`` counts from ``base``. The result is
-    complete, its ``path`` absolute, and resolving it once more changes nothing. Raises UsageError where keys or files
-    are missing, are not safetensors, contain code, or are not the ones whose ``content`` is given.
+    ``data`` has the keys of :class:`diffopt.recipe.Model`, those with a default only where they differ; a relative
+    ``path`` counts from ``base``. The result has every key, its ``path`` is absolute, and resolving it once more
+    changes nothing and asks no hub. A ``cascade`` is left as it is: each stage is resolved by itself.
+
+    Raises:
+        UsageError: keys or files are missing, are not safetensors, contain code, or are not the ones whose ``content``
+            is given; the hub has no such repository or revision.
+        Refusal: the hub cannot be reached, or wants its terms accepted first.
     """
     _check_keys(data)
-    folder = _folder(data, base)
-    resolved = dict(data)
-    if data["path"] is not None:
+    given = {**_defaults(nulls=True), **data}
+    folder = _folder(given, base)
+    resolved = dict(given)
+    if given["path"] is not None:
         resolved["path"] = str(folder)
     if folder is not None:
-        index = read_index(folder)
-        local = not _on_the_hub(data)
-        weights = read_weights(index, data["variant"]) if local and data["weights"] == "pretrained" else {}
-        if local:
-            check_configs(index, data["weights"])
-        resolved = _fill(resolved, _facts(index, weights, data))
-        if local:  # last, because it reads gigabytes
-            resolved["content"] = _content(index, weights, data)
+        resolved = _fill(resolved, _told_by_folder(folder, resolved))
+    elif _lacking(given):
+        resolved = _fill(resolved, hub.told_by_hub(given))
+    resolved = _fill(resolved, _defaults(nulls=False))
     _check_complete(resolved)
     return resolved
 
@@ -87,16 +77,30 @@ def _check_keys(data: dict[str, Any]) -> None:
     name = data.get("name")
     for prefix, model, values in (
         ("model", Model, data),
-        ("model.pipelines", Pipelines, data.get("pipelines")),
         ("model.limits", Limits, data.get("limits")),
+        ("model.parameters", Parameters, data.get("parameters")),
     ):
-        missing = [key for key in model.model_fields if not isinstance(values, dict) or key not in values]
+        required = [key for key, field in model.model_fields.items() if field.is_required()]
+        missing = [key for key in required if not isinstance(values, dict) or key not in values]
         if missing:
             keys = ", ".join(f"{prefix}.{key}" for key in missing)
-            raise UsageError(f"model={name} lacks {keys}; an option lists every key, null where files tell the value")
-    for key in ("id", "revision", "variant", "path", "architecture", "content"):
+            raise UsageError(f"model={name} lacks {keys}; an option lists it, null where files tell the value")
+    for key in TEXTS:
         if not isinstance(data[key], str | None):
             raise UsageError(f"model.{key}={data[key]}: this must be text; quote it, or null")
+    for key in ("pipelines", "controlnet", "embeddings", "call"):
+        if not isinstance(data.get(key), dict | None):
+            raise UsageError(f"model.{key}={data[key]}: this must be a mapping of keys to values, or null")
+
+
+def _defaults(*, nulls: bool) -> dict[str, Any]:
+    """The keys that an option may leave out, as plain data: at null, as files may tell them, or as the schema says."""
+    plain: dict[str, Any] = {}
+    for key, field in Model.model_fields.items():
+        if not field.is_required():
+            value = field.get_default(call_default_factory=True)
+            plain[key] = None if nulls else value.model_dump(mode="json") if isinstance(value, Frozen) else value
+    return plain
 
 
 def _on_the_hub(data: dict[str, Any]) -> bool:
@@ -117,7 +121,7 @@ def _folder(data: dict[str, Any], base: Path) -> Path | None:
     if data["id"] is None:
         raise UsageError(
             f"model={name} does not say where the model is: add model.path=DIR, a folder that diffusers' "
-            "save_pretrained wrote"
+            "save_pretrained wrote, or with model=hub model.id=ORG/NAME"
         )
     if data["weights"] == "random":
         raise UsageError(
@@ -145,12 +149,25 @@ def _local_folder(path: str, base: Path) -> Path:
     return folder
 
 
-def _content(index: ModelIndex, weights: dict[str, Weights], data: dict[str, Any]) -> str:
+def _told_by_folder(folder: Path, data: dict[str, Any]) -> dict[str, Any]:
+    """Facts from the configs in ``folder``, and from its weights where it is these that are loaded."""
+    index, local = read_index(folder), not _on_the_hub(data)
+    if data["embeddings"] is not None:
+        index = index.without_text()
+    files = find_weights(index, data["variant"]) if local and data["weights"] == "pretrained" else {}
+    weights = {name: read_weights(paths) for name, paths in files.items()}
+    if local:
+        check_configs(index, data["weights"])
+    facts = read_facts(index, weights, data)
+    return facts | ({"content": _content(index, files, data)} if local else {})  # last: it reads gigabytes
+
+
+def _content(index: ModelIndex, weights: dict[str, tuple[Path, ...]], data: dict[str, Any]) -> str:
     """SHA-256 over names and bytes of the files that make the model: its configs, and the weights that are loaded."""
     paths = [index.folder / "model_index.json"]
     for name in sorted(index.components):
         configs = [path for path in (index.folder / name).glob("*") if path.suffix in CONFIG_SUFFIXES]
-        paths += sorted({*configs, *(weights[name].files if name in weights else ())})
+        paths += sorted({*configs, *weights.get(name, ())})
     content = content_of(index.folder, paths)
     if data["content"] not in (None, content):
         raise UsageError(
@@ -161,111 +178,35 @@ def _content(index: ModelIndex, weights: dict[str, Weights], data: dict[str, Any
     return content
 
 
-def _facts(index: ModelIndex, weights: dict[str, Weights], data: dict[str, Any]) -> dict[str, Any]:
-    """What the files say, with the keys of the ``model`` group; the comments in local.yaml say from where."""
-    customary = _customary(index, data)
-    _check_parts(index, customary)
-    denoiser = next((name for name in DENOISERS if name in index.components), None)
-    if denoiser is None:
-        raise UsageError(f"{index.folder}/model_index.json has no {' or '.join(DENOISERS)}")
-    config = read_json(index.folder / denoiser / "config.json")
-    vae = read_json(index.folder / "vae" / "config.json") if "vae" in index.components else {}
-    factor = _vae_factor(index.folder / "vae" / "config.json", vae) if vae else 1
-    height, width = _sample_size(index.folder / denoiser / "config.json", config, factor)
-    head_sizes, vae_head_size = _head_sizes(index, denoiser, config, vae)
-    return {
-        "pipelines": {customary["task"]: index.pipeline} if customary else {},
-        "denoiser": denoiser,
-        "denoiser_class": index.components[denoiser].class_name,
-        "vae": "vae" if vae else None,
-        "text_encoders": sorted(name for name in index.components if name.startswith("text_encoder")),
-        "head_sizes": head_sizes,
-        "vae_head_size": vae_head_size,
-        "size_multiple": max(factor, SIZE_STEP),
-        "height": height,
-        "width": width,
-        "steps": customary.get("steps"),
-        "guidance": customary.get("guidance"),
-        "dtype": weights[denoiser].dtype if weights else "float32",
-        "parameters": sum(part.parameters for part in weights.values()) or None,
-        # SDXL's pipeline looks at this key of the VAE and decodes in float32; diffusers' default is true.
-        "limits": {"fp16_vae_overflows": "XL" in index.pipeline and bool(vae.get("force_upcast", True))},
-    }
-
-
-def _customary(index: ModelIndex, data: dict[str, Any]) -> dict[str, Any]:
-    """The entry of CUSTOMARY; empty when it is unknown, but the option itself says the class for its task."""
-    if index.pipeline not in CUSTOMARY and not any(data["pipelines"].values()):
-        raise UsageError(
-            f"{index.folder}/model_index.json: diffopt does not know what the pipeline class {index.pipeline} is for; "
-            f"known: {', '.join(CUSTOMARY)}"
-        )
-    return CUSTOMARY.get(index.pipeline, {})
-
-
-def _check_parts(index: ModelIndex, customary: dict[str, Any]) -> None:
-    """UsageError where the index lacks a part; text encoders and tokenizers come in pairs."""
-    pairs = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
-    pairs |= {tokenizer: encoder for encoder, tokenizer in pairs.items()}
-    needs = [*customary.get("needs", ()), *(pairs[name] for name in index.components if name in pairs)]
-    lacking = [name for name in dict.fromkeys(needs) if name not in index.components]
-    if lacking:
-        raise UsageError(
-            f"{index.folder}/model_index.json lacks {', '.join(lacking)}, without which {index.pipeline} cannot draw; "
-            "give the whole folder that diffusers' save_pretrained wrote"
-        )
-
-
-def _vae_factor(path: Path, config: dict[str, Any]) -> int:
-    """Pixels per latent pixel: each level of the VAE but the last halves the picture."""
-    channels = config.get("block_out_channels")
-    if not isinstance(channels, list) or not 1 <= len(channels) <= MOST_LEVELS or not all(map(is_count, channels)):
-        raise UsageError(f"{path}: block_out_channels must be a list of channels, one number for each level of the VAE")
-    return int(2 ** (len(channels) - 1))
-
-
-def _sample_size(path: Path, config: dict[str, Any], factor: int) -> tuple[int | None, int | None]:
-    """Customary height and width in pixels: the denoiser's latent size times the VAE's factor."""
-    size = config.get("sample_size")
-    if size is None:
-        return None, None
-    sides = size if isinstance(size, list) else [size, size]
-    if len(sides) != 2 or not all(map(is_count, sides)):
-        raise UsageError(f"{path}: sample_size must be one number, or [height, width], in latent pixels")
-    height, width = sides
-    return height * factor, width * factor
-
-
-def _head_sizes(
-    index: ModelIndex, denoiser: str, config: dict[str, Any], vae: dict[str, Any]
-) -> tuple[list[int] | None, int | None]:
-    """Channels per attention head of the denoiser and of the VAE."""
-    try:
-        return of_denoiser(index.components[denoiser].class_name, config), of_vae(vae) if vae else None
-    except (LookupError, TypeError, ValueError, ArithmeticError) as error:  # whatever wrong types and lengths lead to
-        raise UsageError(
-            f"{index.folder / denoiser}/config.json: its blocks, channels and attention heads do not fit together "
-            f"({type(error).__name__}: {error})"
-        ) from None
-
-
 def _fill(data: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """``data`` with its nulls, also nested ones, replaced by the facts of the same name."""
     filled = dict(data)
     for key, fact in facts.items():
         if isinstance(fact, dict):
-            filled[key] = _fill(data[key], fact)
-        elif data[key] is None:
+            filled[key] = _fill(data.get(key) or {}, fact)
+        elif data.get(key) is None:
             filled[key] = fact
     return filled
 
 
+def _lacking(data: dict[str, Any]) -> list[str]:
+    """Keys without which there is no model, and that are null."""
+    required = [key for key, field in Model.model_fields.items() if field.is_required() and key not in MAY_BE_NULL]
+    lacking = [f"model.{key}" for key in required if data[key] is None]
+    if not any((data["pipelines"] or {}).values()):
+        lacking.append("model.pipelines.txt2img")
+    if data["limits"]["fp16_vae_overflows"] is None:
+        lacking.append("model.limits.fp16_vae_overflows")
+    if data["task"] in VIDEOS and data["frames"] is None:
+        lacking.append("model.frames")
+    if data["task"] == "upscale" and data["upscale_factor"] is None:
+        lacking.append("model.upscale_factor")
+    return lacking
+
+
 def _check_complete(data: dict[str, Any]) -> None:
-    may_be_null = {"id", "revision", "variant", "path", "architecture", "content", "vae", "vae_head_size", "parameters"}
-    missing = [f"model.{key}" for key in Model.model_fields if data[key] is None and key not in may_be_null]
-    missing += [f"model.limits.{key}" for key, value in data["limits"].items() if value is None]
-    if missing:
+    if lacking := _lacking(data):
         raise UsageError(
-            f"model={data['name']}: {', '.join(missing)} cannot be read from files here; give the value, such as "
-            "model.height=512"
+            f"model={data['name']}: {', '.join(lacking)} cannot be read from the model's files; give the value, such "
+            "as model.height=512"
         )

@@ -8,13 +8,14 @@ float16 and leaves no layer at zero, as published initialisations do with the la
 from __future__ import annotations
 
 import importlib
-import json
+import inspect
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from diffopt.model_index import LEFT_OUT
+from diffopt.errors import UsageError
+from diffopt.model_index import Component, read_index, read_json
 
 if TYPE_CHECKING:
     import torch
@@ -23,94 +24,169 @@ if TYPE_CHECKING:
 
 
 def random_pipeline(
-    folder: Path, pipeline_class: Any, *, device: str, dtype: Mapping[str, torch.dtype], seed: int = 0
+    folder: Path,
+    pipeline_class: Any,
+    *,
+    device: str,
+    dtype: Mapping[str, torch.dtype],
+    seed: int = 0,
+    without: Collection[str] = (),
 ) -> DiffusionPipeline:
     """The pipeline that ``folder`` (Hugging Face layout, weights not needed) describes, with random weights.
 
-    ``pipeline_class`` is a class of diffusers that takes the components listed in the folder's model_index.json.
-    ``dtype`` maps component names, and ``default``, to what they are stored in. Values are drawn in float32 and then
-    rounded, so the same seed gives the same weights in every dtype; CPU and GPU draw different ones.
+    ``pipeline_class`` is a class of diffusers; it is given those of the folder's components that it takes, and ``None``
+    for the ones in ``without`` and for those that it can do without. ``dtype`` maps component names, and ``default``,
+    to what they are stored in; what a model's class keeps in float32 stays so, as with weights from a file. Values are
+    drawn in float32 and then rounded, so the same seed gives the same weights in every dtype; CPU and GPU draw
+    different ones. Raises UsageError where the folder lacks a component that the class needs.
     """
-    index = json.loads((folder / "model_index.json").read_text())
+    index, said = read_index(folder), read_json(folder / "model_index.json")
+    optional = {*pipeline_class._optional_components, *without, *said}
     arguments: dict[str, Any] = {}
-    for name, value in index.items():
-        if name.startswith("_") or name in LEFT_OUT:
-            continue
-        if isinstance(value, list):
-            library, class_name = value
-            own_dtype, own_seed = dtype.get(name, dtype["default"]), seed + zlib.crc32(name.encode())
-            arguments[name] = class_name and _component(folder / name, library, class_name, device, own_dtype, own_seed)
-        else:
-            arguments[name] = value
-    arguments |= dict.fromkeys(LEFT_OUT & index.keys())
+    for name, default in _parameters(pipeline_class):
+        if name in index.components and name not in without:
+            part, own_dtype = index.components[name], dtype.get(name, dtype["default"])
+            arguments[name] = _component(
+                folder / name, part, device=device, dtype=own_dtype, seed=seed + zlib.crc32(name.encode())
+            )
+        elif name == "requires_safety_checker":
+            arguments[name] = "safety_checker" in index.components
+        elif name in said and not isinstance(said[name], list):
+            arguments[name] = said[name]
+        elif name in optional or default is None:
+            arguments[name] = None
+        elif default is inspect.Parameter.empty:
+            raise UsageError(f"{folder}/model_index.json lacks {name}, which {pipeline_class.__name__} is made of")
     pipe: DiffusionPipeline = pipeline_class(**arguments)
     return pipe
 
 
-def _component(folder: Path, library: str, class_name: str, device: str, dtype: torch.dtype, seed: int) -> Any:
-    """One entry of model_index.json: a tokenizer, a scheduler or a module with weights."""
-    if "Tokenizer" in class_name:
-        return _tokenizer(folder, class_name)
-    cls = getattr(importlib.import_module(library), class_name)
-    if "Scheduler" in class_name:
-        return cls.from_pretrained(folder)
-    module = _empty_module(cls, folder)
-    fill(module, device=device, dtype=dtype, seed=seed)
-    return module.eval().requires_grad_(False)
+def meta_modules(folder: Path, without: Collection[str] = ()) -> dict[str, nn.Module]:
+    """The components of ``folder`` that have weights, by name, on the meta device: they have shapes and no values."""
+    parts = {name: part for name, part in read_index(folder).components.items() if name not in without}
+    weighted = {name: part for name, part in parts.items() if _has_weights(part)}
+    return {name: _empty_module(part, folder / name, buffers="meta").to("meta") for name, part in weighted.items()}
 
 
-def _tokenizer(folder: Path, class_name: str) -> Any:
-    """The tokenizer saved in ``folder``, else one made to fit the text encoder beside it (``_2`` to ``_2``)."""
-    import transformers
-
-    from diffopt.clip_tokenizer import build_tokenizer
-
-    if (folder / "tokenizer.json").exists() or (folder / "vocab.json").exists():
-        return getattr(transformers, class_name).from_pretrained(folder, local_files_only=True)
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    encoder = folder.parent / folder.name.replace("tokenizer", "text_encoder") / "config.json"
-    vocab_size = json.loads(encoder.read_text())["vocab_size"]
-    return build_tokenizer(vocab_size, pad_token=config["pad_token"], max_length=config["model_max_length"])
+def _parameters(pipeline_class: Any) -> list[tuple[str, Any]]:
+    """Name and default of what the class is made of."""
+    parameters = list(inspect.signature(pipeline_class.__init__).parameters.values())[1:]  # without self
+    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [(parameter.name, parameter.default) for parameter in parameters if parameter.kind not in variadic]
 
 
-def _empty_module(cls: Any, folder: Path) -> nn.Module:
-    """The module with parameters on the meta device and real buffers, as position ids are computed and not drawn."""
+def _component(folder: Path, part: Component, *, device: str, dtype: torch.dtype, seed: int) -> Any:
+    """One entry of model_index.json: a tokenizer, a scheduler, a processor of pictures, or a module with weights."""
+    if part.kind == "tokenizer":
+        from diffopt.offline_tokenizers import load_tokenizer
+
+        return load_tokenizer(folder, part.class_name)
+    if _has_weights(part):
+        module = _empty_module(part, folder, buffers="real")
+        fill(module, device=device, dtype=dtype, seed=seed)
+        return module.eval().requires_grad_(False)
+    return _class(part).from_pretrained(folder, local_files_only=True)
+
+
+def _class(part: Component) -> Any:
+    return getattr(importlib.import_module(part.library), part.class_name)
+
+
+def _has_weights(part: Component) -> bool:
+    from torch import nn
+
+    return part.kind != "tokenizer" and issubclass(_class(part), nn.Module)
+
+
+def _empty_module(part: Component, folder: Path, *, buffers: Literal["real", "meta"]) -> nn.Module:
+    """The module with parameters on the meta device. Real buffers are computed here, as position ids are not drawn."""
     import diffusers
     from accelerate import init_empty_weights
 
-    with init_empty_weights(include_buffers=False):
-        if issubclass(cls, diffusers.ModelMixin):
-            module: nn.Module = cls.from_config(cls.load_config(folder))
-        else:
-            module = cls(cls.config_class.from_pretrained(folder, local_files_only=True))
-    return module
+    cls = _class(part)
+    if issubclass(cls, diffusers.ModelMixin):
+        config = cls.load_config(folder, local_files_only=True)
+        with init_empty_weights(include_buffers=buffers == "meta"):
+            module = cls.from_config(config)
+    else:
+        config = cls.config_class.from_pretrained(folder, local_files_only=True)
+        for one in filter(None, [config, *(getattr(config, key) for key in config.sub_configs)]):
+            one.dtype = None  # else parts that have a config of their own would be made in what it says
+        with init_empty_weights(include_buffers=buffers == "meta"):
+            module = cls(config)
+        module.tie_weights()  # init_empty_weights gives each name a parameter of its own
+    empty: nn.Module = module
+    return empty
 
 
 def fill(module: nn.Module, *, device: str, dtype: torch.dtype, seed: int) -> None:
     """Give every parameter of ``module`` a value on ``device`` in ``dtype``, and move its buffers there.
 
-    Only one parameter at a time exists in float32. Buffers keep their type: tables of positions need their precision.
+    Only one parameter at a time exists in float32, and tied ones stay one. Of the buffers, those of a checkpoint are
+    stored like weights; the others keep their type, as tables of positions need their precision.
     """
     import torch
 
     generator = torch.Generator(device).manual_seed(seed)
-    for owner in module.modules():
+    wide, gains = _kept_in_float32(module, dtype), _gains(module)
+    drawn: dict[torch.nn.Parameter, torch.nn.Parameter] = {}
+    for path, owner in module.named_modules():
         for name, parameter in owner.named_parameters(recurse=False):
-            value = torch.empty(parameter.shape, dtype=torch.float32, device=device)
-            _draw(value, owner, name, generator)
-            setattr(owner, name, torch.nn.Parameter(value.to(dtype), requires_grad=False))
+            if parameter not in drawn:
+                value = torch.empty(parameter.shape, dtype=torch.float32, device=device)
+                _draw(value, owner, name, generator)
+                value *= gains.get(owner, 1.0)
+                kept = wide.intersection([*path.split("."), name])
+                drawn[parameter] = torch.nn.Parameter(value.to(torch.float32 if kept else dtype), requires_grad=False)
+            owner.register_parameter(name, drawn[parameter])
         for name, buffer in owner.named_buffers(recurse=False):
-            setattr(owner, name, buffer.to(device))
+            stored = buffer.is_floating_point() and name not in owner._non_persistent_buffers_set
+            owner._buffers[name] = buffer.to(device, dtype if stored else buffer.dtype)
 
 
 def _draw(value: torch.Tensor, owner: nn.Module, name: str, generator: torch.Generator) -> None:
     import torch
 
-    if name.endswith("bias"):
+    kind = type(owner).__name__
+    if name.endswith("bias") or name == "beta":
         value.zero_()
-    elif value.ndim < 2:
+    elif kind.startswith("Gemma") and kind.endswith("RMSNorm"):
+        value.zero_()  # it multiplies by 1 + weight
+    elif value.ndim < 2 or name == "gamma":
         value.fill_(1.0)  # scales of norms
     elif isinstance(owner, torch.nn.Embedding):
         value.normal_(generator=generator)  # a look-up: one input each
-    else:
+    elif name == "weight":
         value.normal_(std=value[0].numel() ** -0.5, generator=generator)
+    else:  # tables of a block, such as scale_shift_table; drawn as diffusers does
+        value.normal_(std=value.shape[-1] ** -0.5, generator=generator)
+
+
+def _gains(module: nn.Module) -> dict[nn.Module, float]:
+    """Layers whose weights must be larger or smaller than others for their effect to be a usual one."""
+    from torch.nn import Conv2d
+
+    gains: dict[nn.Module, float] = {}
+    for part in module.modules():
+        kind = type(part).__name__
+        if kind in ("T5Attention", "UMT5Attention"):  # does not divide by the root of the head size
+            attention: Any = part
+            gains[attention.q] = attention.key_value_proj_dim**-0.5
+        elif kind.startswith("Gemma") and kind.endswith("ScaledWordEmbedding"):  # multiplies by the root of its width
+            embedding: Any = part
+            gains[part] = embedding.embedding_dim**-0.5
+        elif kind == "ControlNetConditioningEmbedding":  # eight layers, and SiLU halves small values after each
+            gains |= {layer: 2.0 for layer in part.modules() if isinstance(layer, Conv2d)}
+    return gains
+
+
+def _kept_in_float32(module: nn.Module, dtype: torch.dtype) -> frozenset[str]:
+    """Names of layers and parameters that from_pretrained would keep in float32, such as ``scale_shift_table``."""
+    import diffusers
+    import torch
+
+    keys = ["_keep_in_fp32_modules_strict"]
+    if isinstance(module, diffusers.ModelMixin) or dtype == torch.float16:  # transformers minds float16 alone
+        keys.append("_keep_in_fp32_modules")
+    lists = [getattr(module, key, None) or () for key in keys]
+    return frozenset(name for names in lists for name in ([names] if isinstance(names, str) else names))

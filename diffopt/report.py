@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffopt.labels import flatten, labels, text
-from diffopt.recipe import Hardware, Model
+from diffopt.recipe import STEP_GROUPS, Hardware, Model
 from diffopt.result import Metrics, Result
 from diffopt.step import descriptive
+from diffopt.workload import PICTURES
 
 MIB = 1024**2
+_SHARED = ("precision", "memory", "scheduler", "lora")  # groups of which a reference has an option too
 
 
 @dataclass(frozen=True)
@@ -110,20 +112,29 @@ def reference_of(result: Result, results: Sequence[Result]) -> Result | None:
             other.status == "ok"
             and other.valid
             and other.env_id == result.env_id
-            and all(other.cell[part] == result.cell[part] for part in ("workload", "measure"))
+            and other.cell["measure"] == result.cell["measure"]
+            and _asked(other.cell["workload"]) == _asked(result.cell["workload"])
             and _deciding(recipe) == _deciding(mine)
             and recipe["precision"].get("dtype") == mine["model"]["dtype"]
             and not recipe["precision"].get("tf32")
             and recipe["precision"].get("vae") == "auto"
-            and all(recipe[group]["kind"] == "none" for group in ("fuse", "quant", "attention", "layout", "compile"))
+            and recipe["memory"]["kind"] == "resident"
+            and all(recipe[group]["kind"] == "none" for group in STEP_GROUPS if group not in _SHARED)
         ):
             return other
     return None
 
 
+def _asked(workload: Mapping[str, Any]) -> dict[str, Any]:
+    """The workload without the names of its pictures, which count by their content."""
+    pictures = {name: value["content"] for name in PICTURES if (value := workload.get(name))}
+    return {**workload, **pictures}
+
+
 def _deciding(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     """What a cell shares with its reference."""
-    told = {"model": descriptive(Model), "hardware": descriptive(Hardware), "scheduler": frozenset[str]()}
+    told = {"model": descriptive(Model), "hardware": descriptive(Hardware)}
+    told |= {group: frozenset[str]() for group in ("scheduler", "lora")}
     return tuple({k: v for k, v in recipe[part].items() if k not in told[part]} for part in told)
 
 

@@ -23,6 +23,7 @@ from diffopt.explain import explain, groups_in
 from diffopt.launch import Launch, make_launch
 from diffopt.paths import user_path
 from diffopt.recipe import Recipe
+from diffopt.resolve_workload import UNSAID, resolve_workload
 from diffopt.study import locate
 
 LOCK_KEYS = ("choices", "recipe", "workload", "measure")
@@ -82,7 +83,7 @@ def read_lock(path: Path) -> Composed:
         raise UsageError(f"--recipe {path}: '{sorted(unknown)[0]}' is not a key there.")
     if not all(isinstance(option, str) for option in data["choices"].values()):
         raise UsageError(f"--recipe {path}: 'choices' gives the name of an option for each group.")
-    workload = {"prompt": None, "prompts_file": None, **data["workload"]}
+    workload = {**UNSAID, **data["workload"]}
     return Composed({**data["recipe"], "workload": workload, "measure": data["measure"]}, data["choices"])
 
 
@@ -102,7 +103,7 @@ class Resolver:
         recipe = {name: data[name] for name in Recipe.model_fields if name in data}
         recipe["model"] = self._model(data["model"])
         recipe["hardware"] = self._hardware(data["hardware"], composed.typed)
-        workload = _workload(data["workload"], recipe["model"], composed.typed)
+        workload = resolve_workload(data["workload"], recipe["model"], composed.typed)
         study = data["study"]
         if study is not None and not isinstance(study, str):
             raise UsageError(
@@ -119,8 +120,21 @@ class Resolver:
     def _model(self, data: dict[str, Any]) -> dict[str, Any]:
         key = json.dumps(data, sort_keys=True)
         if key not in self._models:
-            self._models[key] = model_files.resolve_model(data, Path.cwd())
+            resolved = model_files.resolve_model({**data, "cascade": []}, Path.cwd())
+            stages = [self._model(self._stage(stage, data)) for stage in data.get("cascade") or []]
+            self._models[key] = {**resolved, "cascade": stages}
         return self._models[key]
+
+    def _stage(self, stage: Any, first: Mapping[str, Any]) -> dict[str, Any]:
+        """A later stage of a cascade: complete data in a lock, in YAML the name of a model option."""
+        if isinstance(stage, dict):
+            return stage
+        if stage not in self._composer.options("model"):
+            raise UsageError(f"model.cascade: there is no model option '{stage}'. `diffopt ls model` lists them.")
+        found: dict[str, Any] = self._composer.compose([f"model={stage}"]).data["model"]
+        if found.get("cascade"):
+            raise UsageError(f"model.cascade: {stage} is a cascade itself; name its stages one by one.")
+        return {**found, "weights": first.get("weights")}
 
     def _hardware(self, data: dict[str, Any], typed: frozenset[str]) -> dict[str, Any]:
         if data.get("name") != "auto":
@@ -139,43 +153,6 @@ class Resolver:
         files = [self._composer.own_file(group, choices[group]) for group in groups_in(error) if group in choices]
         named = ", ".join(str(path) for path in dict.fromkeys(files) if path is not None)
         return f" (see {named})" if named else ""
-
-
-def _workload(data: dict[str, Any], model: dict[str, Any], typed: frozenset[str]) -> dict[str, Any]:
-    """The workload with prompts read and the model's customary values in place of null.
-
-    Of ``prompt`` and ``prompts_file`` the one on the command line counts; of two in YAML, the file.
-    """
-    workload = {key: value for key, value in data.items() if key not in ("prompt", "prompts_file")}
-    prompt, file = data.get("prompt"), data.get("prompts_file")
-    if {"workload.prompt", "workload.prompts_file"} <= typed and None not in (prompt, file):
-        raise UsageError("workload.prompt and workload.prompts_file are both given; leave one out.")
-    if file is not None and "workload.prompt" not in typed:
-        workload["prompts"] = _read_prompts(file)
-    elif prompt is not None:
-        workload["prompts"] = [prompt]
-    elif "prompts" not in workload:
-        workload["prompts"] = [model["prompt"]]
-    for key in ("height", "width", "steps", "guidance"):
-        if key in workload and workload[key] is None:
-            workload[key] = model[key]
-    return workload
-
-
-def _read_prompts(name: Any) -> list[str]:
-    path = user_path(str(name), "workload.prompts_file")
-    if not path.exists() or path.is_dir():
-        raise UsageError(f"workload.prompts_file={name}: there is no such file.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (UnicodeDecodeError, OSError) as error:
-        raise UsageError(f"workload.prompts_file={name} cannot be read as UTF-8 text: {error}.") from error
-    prompts = [line.strip() for line in text.split("\n") if line.strip()]
-    if not prompts:
-        raise UsageError(f"workload.prompts_file={name} has no prompt; it takes one per line.")
-    if odd := [prompt for prompt in prompts if not prompt.replace("\t", " ").isprintable()]:
-        raise UsageError(f"workload.prompts_file={name} has a line that is no text: {odd[0]!r:.60}.")
-    return prompts
 
 
 def make_cell(data: dict[str, Any]) -> Cell:

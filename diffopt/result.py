@@ -83,7 +83,7 @@ class Metrics(Frozen):
     warmup_s: float | None = None
     latency_s: Latency | None = None
     stages: tuple[StageSpeed, ...] = ()
-    images_per_second: float | None = None
+    images_per_second: float | None = None  # pictures that came out; of videos, frames
     split_s: Split | None = None
     peak_memory_bytes: PeakMemory = PeakMemory()
     peak_reserved_bytes: PeakReserved = PeakReserved()
@@ -95,6 +95,7 @@ class StepEffect(Frozen):
 
     group: str
     kind: str
+    stage: str | None = None  # which stage of a cascade; None: the pipeline is none
     summary: str
     numbers: dict[str, int | float | str]
 

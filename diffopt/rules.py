@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from diffopt.cell import Cell
+from diffopt.memory_estimate import GIB, NOTED, estimate
+from diffopt.memory_remedies import Remedy, remedies
 from diffopt.recipe import Hardware
 from diffopt.step import Requirements, Trait
 
@@ -122,12 +124,58 @@ class Case:
 def problems(cell: Cell, choices: Mapping[str, str]) -> tuple[Problem, ...]:
     """All reasons why ``cell`` cannot work on the hardware it names; empty when there is none."""
     case = Case(cell, choices)
-    return (*_conflicts(case), *_unmet_requirements(case), *_compiler_limits(case), *_own_problems(case))
+    return (*_other_problems(case), *_does_not_fit(case))
 
 
 def notes(cell: Cell, choices: Mapping[str, str]) -> tuple[str, ...]:
     """What will work, but not as a newcomer may think."""
     return tuple(_notes(Case(cell, choices)))
+
+
+def _other_problems(case: Case) -> tuple[Problem, ...]:
+    """All but memory."""
+    return (
+        *_unsuited_workload(case),
+        *_conflicts(case),
+        *_unmet_requirements(case),
+        *_compiler_limits(case),
+        *_own_problems(case),
+    )
+
+
+def _does_not_fit(case: Case) -> Iterator[Problem]:
+    """Refuse what needs more than the device has, and say which options would make it fit."""
+    needed, has = estimate(case.cell), case.hardware.memory_gib
+    if needed is None or has is None or needed.total <= has * GIB:
+        return
+
+    def works(remedy: Remedy) -> bool:
+        changed = Case(remedy.cell, {**case.choices, **dict(remedy.options)})
+        return len(_other_problems(changed)) <= len(_other_problems(case))
+
+    found = [str(remedy) for remedy in remedies(case.cell, has * GIB, works)]
+    remedy = f"it would fit with {', or with '.join(found)}" if found else "no option that diffopt has makes it fit"
+    keys = (f"model={case.cell.recipe.model.name}", case.place)
+    yield Problem(f"needs about {needed}, {case.hardware.name} has {has:g}", keys, remedy)
+
+
+def _hardly_fits(case: Case) -> Iterator[str]:
+    needed, has = estimate(case.cell), case.hardware.memory_gib
+    if needed is not None and has is not None and NOTED * has * GIB < needed.total <= has * GIB:
+        fact = f"needs about {needed}, {case.hardware.name} has {has:g}, and kernels take some too"
+        yield f"model={case.cell.recipe.model.name}: {fact}"
+
+
+def _unsuited_workload(case: Case) -> Iterator[Problem]:
+    """What is asked of a model that it cannot do."""
+    model, workload = case.cell.recipe.model, case.cell.workload
+    if workload.task not in model.pipelines.tasks:
+        can = " or ".join(f"workload={task}" for task in model.pipelines.tasks)
+        fact = f"model {model.name} has no pipeline for {workload.task}"
+        yield Problem(fact, (f"model={model.name}", f"workload.task={workload.task}"), f"choose {can}")
+    if model.embedded_guidance and workload.negative_prompt:
+        fact = "its guidance is embedded, so that no negative prompt is read"
+        yield Problem(fact, (f"model={model.name}", "workload.negative_prompt"), "leave the negative prompt empty")
 
 
 def _conflicts(case: Case) -> Iterator[Problem]:
@@ -192,18 +240,19 @@ def _compiler_limits(case: Case) -> Iterator[Problem]:
 
 def _own_problems(case: Case) -> Iterator[Problem]:
     for group, step in case.cell.recipe.steps:
-        for fact in step.problems(case.cell.site):
-            keys = (case.key(group), f"model={case.cell.recipe.model.name}")
-            yield Problem(fact, keys, f"choose another {group}")
+        for site in case.cell.sites:
+            for fact in step.problems(site):
+                yield Problem(fact, (case.key(group), f"model={site.model.name}"), f"choose another {group}")
 
 
 def _notes(case: Case) -> Iterator[str]:
     workload = case.cell.workload
     if len(workload.prompts) > workload.batch_size:
         yield f"workload: {len(workload.prompts)} prompts, but a batch of {workload.batch_size} draws only the first"
-    model = case.cell.recipe.model
-    if not model.pinned:
-        yield f"model={model.name}: revision {model.revision or 'main'} is not pinned to a commit"
+    for model in case.cell.recipe.model.stages:
+        if not model.pinned:
+            yield f"model={model.name}: revision {model.revision or 'main'} is not pinned to a commit"
+    yield from _hardly_fits(case)
     if case.hardware.device == "cpu":
         for group, step in case.cell.recipe.steps:
             if Trait.CUDA_GRAPHS in step.traits:

@@ -34,6 +34,7 @@ from diffopt.progress import (
 from diffopt.result import Artifacts, Outcome, Result, Stage, write_text
 from diffopt.shipped import shipped_conf
 from diffopt.study import Study
+from diffopt.workload import PICTURES
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -283,16 +284,21 @@ def _refusal(plan: Plan) -> Verdict | None:
 
 
 def _shareable(cell: Cell) -> dict[str, Any]:
-    """The cell as plain data without the folder of a local model, which is this machine's; cell.yaml has it."""
+    """The cell as plain data without this machine's folders, which cell.yaml has: of a picture its file's name stays."""
     data = cell.model_dump(mode="json")
-    data["recipe"]["model"]["path"] = None
+    model, workload = data["recipe"]["model"], data["workload"]
+    for stage in (model, *model["cascade"]):
+        stage["path"] = None
+    for name in PICTURES:
+        if workload[name] is not None:
+            workload[name]["path"] = Path(workload[name]["path"]).name
     return data
 
 
 def _prepare(folder: Path, request: Request) -> None:
     """The folder of a row, with the cell in it, as ``show`` prints it, and nothing of an earlier try."""
     folder.mkdir(parents=True, exist_ok=True)
-    for pattern in ("result.json", "outcome.json", "log.txt", "*.png", ".*.tmp"):
+    for pattern in ("result.json", "outcome.json", "log.txt", "*.png", "*.gif", ".*.tmp"):
         for stale in folder.glob(pattern):
             stale.unlink()
     write_text(folder / "cell.yaml", lock.to_yaml(request.cell, request.choices))

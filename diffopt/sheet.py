@@ -19,7 +19,10 @@ LINE = 18
 
 
 def contact_sheet(study: Study, results: Sequence[Result], *, columns: int = 4) -> Image.Image:
-    """One tile per row: the first picture of the batch, or why there is none, above what tells the cell apart."""
+    """One tile per row: the first picture of the batch, or why there is none, above what tells the cell apart.
+
+    A video is shown by its middle frame.
+    """
     names = labels([(result.choices, result.cell) for result in results])
     across = min(columns, len(results))
     down = -(-len(results) // across)
@@ -44,6 +47,7 @@ def _picture(study: Study, result: Result) -> Image.Image | None:
         return None
     path: Path = study.folder(result.cell_id, result.env_id) / result.artifacts.pictures[0]
     with Image.open(path) as opened:
+        opened.seek(getattr(opened, "n_frames", 1) // 2)
         scale = SIDE / max(opened.size)
         size = (max(1, round(opened.width * scale)), max(1, round(opened.height * scale)))
         smooth = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS

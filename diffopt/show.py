@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 
 from diffopt.environment import Device, Environment
 from diffopt.labels import labels, one_line
@@ -76,7 +78,23 @@ def print_groups(groups: Sequence[tuple[str, Sequence[str]]]) -> None:
 
 def print_options(group: str, rows: Sequence[Row]) -> None:
     shown = [(row.option, row.says, row.needs, row.here) for row in rows]
-    print_table((group, "what it does", "needs", "works here"), shown)
+    if group == "model":
+        headers = (group, "what it is", "needs", "fits here")
+        print_table(headers, shown if sys.stdout.isatty() else wrapped([headers, *shown])[1:])
+    else:
+        print_table((group, "what it does", "needs", "works here"), shown)
+
+
+def wrapped(rows: Sequence[Sequence[str]], width: int = 120) -> list[tuple[str, ...]]:
+    """The rows in lines that fit side by side into ``width`` columns; the first and the last column keep theirs."""
+    ends = [max(len(row[index]) for row in rows) for index in (0, -1)]
+    between = len(rows[0]) - 2
+    inner = (width - sum(ends) - 2 * (between + 1)) // between
+    lines: list[tuple[str, ...]] = []
+    for first, *middle, last in rows:
+        cells = [[first], *(textwrap.wrap(cell, inner, break_on_hyphens=False) for cell in middle), [last]]
+        lines += zip_longest(*cells, fillvalue="")
+    return lines
 
 
 def print_environment(here: Environment, gpus: Sequence[Device], options: Mapping[str, Mapping[str, str]]) -> None:

@@ -99,6 +99,11 @@ class Trait(Enum):
     CASTS_STORAGE = auto()  # weights are stored narrow and widened for each call
     HALF_PRECISION_BF16 = auto()  # computes in bfloat16; with neither of the two it is float32
     HALF_PRECISION_FP16 = auto()  # computes in float16
+    COPIES_MODULES = auto()  # puts copies of modules in their place, which leave hooks with the originals
+    WHOLE_DENOISER = auto()  # captures the denoiser as one graph, with its hooks
+    CACHES = auto()  # keeps tensors of earlier denoising steps, and decides in each what is computed anew
+    CACHES_BLOCKS = auto()  # decides so by hooks around the blocks or the denoiser
+    EXPORTS = auto()  # captures the denoiser whole, for ever and with the addresses of its weights
     SEARCHES_GEMM = auto()  # lets the compiler time kernels for matrix products and take the fastest
 
 
@@ -123,6 +128,7 @@ class Site:
     model: Model
     hardware: Hardware
     workload: Workload | None  # None when a pipeline is optimized without a workload (diffopt.optimize)
+    recipe_id: str | None = None  # what files of this recipe's pipelines are kept under; tells nothing of other steps
 
 
 @dataclass(frozen=True)
@@ -163,6 +169,27 @@ class Step(Frozen):
     def load_kwargs(self, site: Site) -> dict[str, Any]:
         """Arguments for ``from_pretrained``; only steps of order LOAD have some."""
         return {}
+
+    def weight_bytes(self, part: str, site: Site) -> float | None:
+        """Bytes that a weight of ``part`` (denoiser, text_encoders, vae) takes after this step; None: as before it.
+
+        This method and the next two are what ``memory_estimate`` asks; pure data, and rather too little than too much.
+        """
+        return None
+
+    def on_device(self, weights: Mapping[str, float], working: str | None) -> float:
+        """Bytes of ``weights``, given by part, that are on the device while ``working`` runs; asked of memory steps.
+
+        ``working`` is None while no part of this pipeline runs, as when another stage of a cascade does.
+        """
+        return sum(weights.values())
+
+    def activation_share(self, working: str, *, batch: int, height: int, width: int) -> float:
+        """The share that this step leaves of the activations of ``working`` (denoiser, or vae: its decoder).
+
+        ``batch`` is in pictures, ``height`` and ``width`` of the picture in pixels.
+        """
+        return 1.0
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         """Change the pipeline in place. Raises Refusal where the pipeline cannot take it."""

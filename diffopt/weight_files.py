@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from diffopt.errors import UsageError
-from diffopt.model_index import ModelIndex, read_json
+from diffopt.model_index import Component, ModelIndex, read_json
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # names in the header: names in recipes
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -27,40 +28,65 @@ class Weights(NamedTuple):
     dtype: str  # that most parameters are stored in; float32 if unusual
 
 
-def read_weights(index: ModelIndex, variant: str | None) -> dict[str, Weights]:
-    """The weights of every component that has some, by its name; headers are compared with the files' sizes.
+def find_weights(index: ModelIndex, variant: str | None) -> dict[str, tuple[Path, ...]]:
+    """The files that the weights of each component are loaded from, by the component's name.
 
-    Raises UsageError, with the way out, where files are missing, truncated, pickles, or of a name that nothing loads.
+    Raises UsageError, with the way out, where files are missing, pickles, or of a name that nothing loads.
     """
-    found: dict[str, Weights] = {}
-    for name, part in index.modules.items():
-        folder, stem = index.folder / name, STEMS[part.library]
-        files = _weight_files(folder, stem, variant)
+    found = {name: _weight_files(index, name, variant) for name in index.modules}
+    for name, files in found.items():
         if not files:
-            raise _missing(folder, stem, index.pipeline)
-        found[name] = _read(files)
-    if variant is not None and not any(_has_variant(index.folder / name, variant) for name in found):
+            raise _missing(index, name)
+    if variant is not None and not any(_has_variant(index.names(name), variant) for name in found):
         raise UsageError(
             f"{index.folder} has no files of the variant {variant!r}; check model.variant, or set it to null"
         )
     return found
 
 
-def _weight_files(folder: Path, stem: str, variant: str | None) -> tuple[Path, ...]:
+def read_weights(files: tuple[Path, ...]) -> Weights:
+    """What the headers of one component's files say, compared with the files' sizes.
+
+    Raises UsageError where a file is truncated or spoiled.
+    """
+    counts: dict[str, int] = {}
+    for file in files:
+        for dtype, number in _tensors(file):
+            counts[dtype] = counts.get(dtype, 0) + number
+    return weights_of(files, counts)
+
+
+def weights_of(files: tuple[Path, ...], counts: Mapping[str, int]) -> Weights:
+    """The weights with so many parameters of each dtype, by the names that headers have for dtypes."""
+    if not counts:
+        raise UsageError(f"{files[0]} holds no tensors")
+    most = max(counts, key=counts.__getitem__)
+    return Weights(files, sum(counts.values()), DTYPES.get(most, "float32"))
+
+
+def _stems(part: Component) -> tuple[str, ...]:
+    """The only names that are loaded; parts that a pipeline brings along may be of either library's kind."""
+    return (STEMS[part.library],) if part.library in STEMS else tuple(STEMS.values())
+
+
+def _weight_files(index: ModelIndex, name: str, variant: str | None) -> tuple[Path, ...]:
     """The files that are loaded: one, or the shards that a JSON file beside them lists."""
-    mark = f".{variant}" if variant is not None and _has_variant(folder, variant) else ""
-    single, shards = folder / f"{stem}{mark}.safetensors", folder / f"{stem}.safetensors.index{mark}.json"
-    exists = single.exists() or single.is_symlink()
-    # Where both are there, diffusers takes the shards and transformers the single file.
-    if shards.exists() and not (exists and stem == STEMS["transformers"]):
-        return _shards(shards)
-    return (single,) if exists else ()
+    folder, names = index.folder / name, index.names(name)
+    mark = f".{variant}" if variant is not None and _has_variant(names, variant) else ""
+    for stem in _stems(index.components[name]):
+        single, shards = f"{stem}{mark}.safetensors", f"{stem}.safetensors.index{mark}.json"
+        # Where both are there, diffusers takes the shards and transformers the single file.
+        if shards in names and not (single in names and stem == STEMS["transformers"]):
+            return _shards(folder / shards)
+        if single in names:
+            return (folder / single,)
+    return ()
 
 
-def _has_variant(folder: Path, variant: str) -> bool:
+def _has_variant(names: frozenset[str], variant: str) -> bool:
     """Whether diffusers asks this component for the variant: by the second part of any file name."""
-    names = (path.name.split(".") for path in folder.glob("*"))
-    return any(len(words) > 1 and words[1].startswith(variant) for words in names)
+    words = (name.split(".") for name in names)
+    return any(len(parts) > 1 and parts[1].startswith(variant) for parts in words)
 
 
 def _shards(path: Path) -> tuple[Path, ...]:
@@ -72,35 +98,26 @@ def _shards(path: Path) -> tuple[Path, ...]:
     return tuple(path.parent / name for name in sorted(set(names.values())))
 
 
-def _missing(folder: Path, stem: str, pipeline_class: str) -> UsageError:
+def _missing(index: ModelIndex, name: str) -> UsageError:
     """Why there is nothing to load, and the way out."""
-    present = sorted(path.name for path in folder.glob("*"))
-    named = (re.fullmatch(rf"{stem}\.([^.-]+)[^.]*\.safetensors", name) for name in present)
+    folder, present, stems = index.folder / name, sorted(index.names(name)), _stems(index.components[name])
+    named = (re.fullmatch(rf"(?:{'|'.join(stems)})\.([^.-]+)[^.]*\.safetensors", file) for file in present)
     variants = [match[1] for match in named if match]
-    pickles = [name for name in present if name.endswith(PICKLES)]
-    others = [name for name in present if name.endswith(".safetensors")]
+    pickles = [file for file in present if file.endswith(PICKLES)]
+    others = [file for file in present if file.endswith(".safetensors")]
     if variants:
         return UsageError(f"{folder} has its weights only as a variant: add model.variant={variants[0]}")
     if others:
-        return UsageError(f"{folder} has no {stem}.safetensors, the name that is loaded, but {others[0]}: rename it")
+        return UsageError(
+            f"{folder} has no {stems[0]}.safetensors, the name that is loaded, but {others[0]}: rename it"
+        )
     if pickles:
         return UsageError(
             f"{folder} has its weights only as a pickle, {pickles[0]}, and loading a pickle can run code. If you "
-            f"trust it, convert it once: diffusers.{pipeline_class}.from_pretrained(DIR, use_safetensors=False)"
+            f"trust it, convert it once: diffusers.{index.pipeline}.from_pretrained(DIR, use_safetensors=False)"
             ".save_pretrained(NEW_DIR, safe_serialization=True); then use NEW_DIR"
         )
     return UsageError(f"{folder} has no safetensors file; add one, or draw random weights with model.weights=random")
-
-
-def _read(files: tuple[Path, ...]) -> Weights:
-    counts: dict[str, int] = {}
-    for file in files:
-        for dtype, number in _tensors(file):
-            counts[dtype] = counts.get(dtype, 0) + number
-    if not counts:
-        raise UsageError(f"{files[0]} holds no tensors")
-    most = max(counts, key=counts.__getitem__)
-    return Weights(files, sum(counts.values()), DTYPES.get(most, "float32"))
 
 
 def _tensors(path: Path) -> list[tuple[str, int]]:

@@ -95,16 +95,16 @@ class Work:
         check_device(plan.cell.recipe.hardware, self._gpu)
         self._memory = peak_meter(plan.cell.recipe.hardware.device)
         begin = time.perf_counter()
-        pipe = build(plan, on_stage=self._enter)
+        pipes = build(plan, on_stage=self._enter)
         self._metrics["load_s"] = time.perf_counter() - begin
 
         from diffopt.measure import Meter
 
-        meter = Meter(pipe, plan.cell)
+        meter = Meter(pipes, plan.cell)
         self._memory = meter.memory
         self._call_first(meter)
         self._warm_up(meter, plan.cell.measure.warmup)
-        self._effects = verify(plan, pipe)
+        self._effects = verify(plan, pipes)
         self._measure(meter, plan.cell)
 
     def _call_first(self, meter: Meter) -> None:
@@ -132,10 +132,11 @@ class Work:
         self._metrics |= {
             "latency_s": latency,
             "stages": measure.stage_speeds(samples),
-            "images_per_second": cell.workload.batch_size / latency.median,
+            "images_per_second": measure.frames(meter.outputs) / latency.median,
             "split_s": measure.split(samples),
         }
-        self._pictures = save_pictures(meter.pictures, self._folder, cell.id, cell.workload.seed)
+        fps = cell.recipe.model.fps
+        self._pictures = save_pictures(meter.outputs, self._folder, cell.id, cell.workload.seed, fps=fps)
         self._complaints = meter.complaints(samples)
         if self._gpu is not None:
             self._look_at_gpu(meter, self._gpu)
@@ -193,7 +194,9 @@ def _import_libraries(cell: Cell) -> None:
     """Import what every cell of this pipeline needs, before the clock of ``load_s`` starts."""
     import diffusers
 
-    getattr(diffusers, getattr(cell.recipe.model.pipelines, cell.workload.task))
+    getattr(diffusers, str(getattr(cell.recipe.model.pipelines, cell.workload.task)))
+    for later in cell.recipe.model.cascade:
+        getattr(diffusers, str(getattr(later.pipelines, later.task)))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from diffopt.plan import Plan
 from diffopt.result import StepEffect
 from diffopt.step import Effect, Order
 
-SITE = a_cell().site
+(SITE,) = a_cell().sites
 
 
 class Fake:
@@ -56,7 +56,7 @@ def plan(*steps):
 def test_steps_are_applied_in_the_plans_order_to_what_was_loaded(loads):
     log, stages = [], []
     steps = [("precision", Fake("fp", log, kwargs={"dtype": {"default": "d"}})), ("fuse", Fake("qkv", log))]
-    pipe = build(plan(*steps), on_stage=stages.append)
+    (pipe,) = build(plan(*steps), on_stage=stages.append)
     assert loads == [("tiny", "txt2img", {"device": "cpu", "dtype": {"default": "d"}})]
     assert log == [("fp", "pipe"), ("qkv", "pipe")]
     assert stages == ["load", "optimize"]
@@ -77,10 +77,10 @@ def test_an_error_names_its_step_and_keeps_its_type(loads):
 
 
 def test_every_step_gives_its_proof(loads):
-    pipe = build(plan())
-    assert verify(plan(("fuse", Fake("qkv", []))), pipe) == (
+    pipes = build(plan())
+    assert verify(plan(("fuse", Fake("qkv", []))), pipes) == (
         StepEffect(group="fuse", kind="qkv", summary="qkv done", numbers={"modules": 3}),
     )
     with pytest.raises(NoEffect) as caught:
-        verify(plan(("fuse", Fake("qkv", [], error=NoEffect("0 modules")))), pipe)
+        verify(plan(("fuse", Fake("qkv", [], error=NoEffect("0 modules")))), pipes)
     assert caught.value.__notes__ == ["verifying fuse (qkv)"]

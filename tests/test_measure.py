@@ -12,7 +12,7 @@ from torch._dynamo.utils import counters
 from diffopt import measure
 from diffopt.build import build
 from diffopt.errors import DiffoptError
-from diffopt.measure import HostClock, Meter, Sample, call_arguments
+from diffopt.measure import HostClock, Meter, Part, Sample
 from diffopt.peak_memory import ResidentPeak, peak_meter
 from diffopt.pictures import is_constant, save_pictures
 from diffopt.plan import make_plan
@@ -21,8 +21,8 @@ from diffopt.result import CompileCache
 torch.set_num_threads(1)
 
 
-def sample(*marks, latency=10.0):
-    return measure._sample(latency, list(marks), HostClock())
+def part(*marks):
+    return measure._part("denoise", list(marks), HostClock())
 
 
 MARKS = (
@@ -32,35 +32,45 @@ MARKS = (
 
 
 def test_the_parts_of_a_call():
-    expected = Sample(latency=10.0, iterations=3, iterations_per_second=1.0, text_encode=0.5, denoise=4.0, decode=2.0)
-    assert sample(*MARKS) == expected
+    expected = Part("denoise", iterations=3, iterations_per_second=1.0, text_encode=0.5, denoise=4.0, decode=2.0)
+    assert part(*MARKS) == expected
 
 
 def test_one_iteration_counts_from_the_start_of_denoising():
-    assert sample(("timesteps end", 1.0), ("step", 1.25)).iterations_per_second == 4.0
+    assert part(("timesteps end", 1.0), ("step", 1.25)).iterations_per_second == 4.0
 
 
 def test_parts_that_a_pipeline_lacks_are_none():
-    found = sample(("timesteps end", 1.0), ("step", 2.0))
+    found = part(("timesteps end", 1.0), ("step", 2.0))
     assert (found.text_encode, found.decode) == (None, None)
-    assert measure.split([found]).decode is None
+    assert measure.split([Sample(2.0, (found,))]).decode is None
 
 
 def test_decoding_in_several_calls_is_added_up():
     twice = (*MARKS, ("decode begin", 8.0), ("decode end", 9.0))
-    assert sample(*twice).decode == 3.0
+    assert part(*twice).decode == 3.0
 
 
 def test_a_pipeline_that_never_steps_cannot_be_timed():
     with pytest.raises(DiffoptError, match="never called its scheduler"):
-        sample(("timesteps end", 1.0))
+        part(("timesteps end", 1.0))
 
 
 def test_summaries():
-    samples = [Sample(s, 8, r, 0.1, 0.5, 0.2) for s, r in ((1.0, 4.0), (2.0, 5.0), (4.0, 9.0))]
+    samples = [
+        Sample(s, (Part("denoise", 8, r, 0.1, 0.5, 0.2),)) for s, r in ((1.0, 4.0), (2.0, 5.0), (4.0, 9.0))
+    ]
     assert measure.latency(samples).model_dump() == {"samples": (1.0, 2.0, 4.0), "median": 2.0, "q1": 1.5, "q3": 3.0}
     (speed,) = measure.stage_speeds(samples)
     assert (speed.name, speed.steps, speed.iterations_per_second) == ("denoise", 8, 5.0)
+
+
+def test_stages_have_speeds_of_their_own_and_one_split():
+    parts = (Part("small", 100, 20.0, None, 5.0, None), Part("large", 50, 10.0, 0.5, 5.0, 2.0))
+    speeds = measure.stage_speeds([Sample(13.0, parts)])
+    assert [(s.name, s.steps, s.iterations_per_second) for s in speeds] == [("small", 100, 20.0), ("large", 50, 10.0)]
+    split = measure.split([Sample(13.0, parts)])
+    assert (split.text_encode, split.denoise, split.decode) == (0.5, 10.0, 2.0)
 
 
 CELL = a_cell("workload.steps=3", "workload.batch_size=2", "workload.seed=7", "measure.samples=2")
@@ -68,7 +78,8 @@ CELL = a_cell("workload.steps=3", "workload.batch_size=2", "workload.seed=7", "m
 
 @pytest.fixture(scope="module")
 def pipe():
-    return build(make_plan(CELL))
+    (only,) = build(make_plan(CELL))
+    return only
 
 
 def test_pictures_are_those_of_a_plain_call_and_nothing_is_left_on_the_pipeline(pipe):
@@ -79,19 +90,20 @@ def test_pictures_are_those_of_a_plain_call_and_nothing_is_left_on_the_pipeline(
     guidance = CELL.workload.guidance
     plain = pipe(prompts, negative_prompt=negative, generator=generators, guidance_scale=guidance, **sizes).images
     before = [set(vars(owner)) for owner in (pipe, pipe.scheduler, pipe.vae)]
-    meter = Meter(pipe, CELL)
+    meter = Meter((pipe,), CELL)
     timed = meter.call()
-    assert [p.tobytes() for p in meter.pictures] == [p.tobytes() for p in plain]
+    assert [p.tobytes() for p in meter.outputs] == [p.tobytes() for p in plain]
     assert [set(vars(owner)) for owner in (pipe, pipe.scheduler, pipe.vae)] == before
-    assert timed.iterations == 3
-    parts = timed.text_encode + timed.denoise + timed.decode
+    (stage,) = timed.parts
+    assert stage.iterations == 3
+    parts = stage.text_encode + stage.denoise + stage.decode
     assert 0 < parts <= timed.latency
 
 
 def test_a_replaced_method_is_put_back_and_keeps_its_signature(pipe):
     inner = pipe.scheduler.step
     pipe.vae.decode = mine = pipe.vae.decode
-    meter = Meter(pipe, CELL)
+    meter = Meter((pipe,), CELL)
     with meter._marking():
         assert inspect.signature(pipe.scheduler.step) == inspect.signature(inner)
         assert pipe.vae.decode is not mine
@@ -102,7 +114,7 @@ def test_a_replaced_method_is_put_back_and_keeps_its_signature(pipe):
 
 def test_pndm_makes_one_call_more_and_all_are_counted():
     cell = a_cell("workload.steps=4", "scheduler=pndm")
-    assert Meter(build(make_plan(cell)), cell).call().iterations == 5
+    assert Meter(build(make_plan(cell)), cell).call().parts[0].iterations == 5
 
 
 def with_measure(**changes):
@@ -118,7 +130,7 @@ def with_measure(**changes):
     ],
 )
 def test_how_many_samples(pipe, monkeypatch, protocol, calls):
-    meter = Meter(pipe, with_measure(**protocol))
+    meter = Meter((pipe,), with_measure(**protocol))
     now = iter(range(100))
     monkeypatch.setattr(measure.time, "perf_counter", lambda: next(now) / 80)
     monkeypatch.setattr(meter, "call", lambda: "sample")
@@ -126,7 +138,7 @@ def test_how_many_samples(pipe, monkeypatch, protocol, calls):
 
 
 def test_a_recompile_in_the_timed_part_raises(pipe, monkeypatch):
-    meter = Meter(pipe, CELL)
+    meter = Meter((pipe,), CELL)
     sizes = iter((2, 3, 4))
     double = torch.compile(lambda x: x * 2, backend="eager", dynamic=False)
     double(torch.ones(2))
@@ -136,17 +148,17 @@ def test_a_recompile_in_the_timed_part_raises(pipe, monkeypatch):
 
 
 def samples_of(*latencies):
-    return [Sample(latency, 3, 1.0, None, 1.0, None) for latency in latencies]
+    return [Sample(latency, (Part("denoise", 3, 1.0, None, 1.0, None),)) for latency in latencies]
 
 
 def test_what_makes_a_row_not_valid(pipe):
-    meter = Meter(pipe, with_measure(max_variation=0.1))
+    meter = Meter((pipe,), with_measure(max_variation=0.1))
     meter.call()
     assert meter.complaints(samples_of(1.0, 1.01, 0.99)) == []
     (noisy,) = meter.complaints(samples_of(1.0, 2.0, 1.0))
     assert noisy == "latency varies by 43.3% (standard deviation over mean), more than 10.0%"
     meter._latents = torch.tensor([1.0, float("nan")])
-    meter.pictures = [Image.new("RGB", (4, 4)), Image.effect_noise((4, 4), 50).convert("RGB")]
+    meter.outputs = [Image.new("RGB", (4, 4)), Image.effect_noise((4, 4), 50).convert("RGB")]
     assert meter.complaints(samples_of(1.0, 1.0)) == [
         "the latents of the last sample are not finite",
         "every pixel is the same in picture 0",
@@ -154,7 +166,7 @@ def test_what_makes_a_row_not_valid(pipe):
 
 
 def test_the_device_is_looked_at_while_it_works_and_nothing_is_left(pipe):
-    meter = Meter(pipe, CELL)
+    meter = Meter((pipe,), CELL)
     meter.call()
     steps = []
     inner = pipe.scheduler.step
@@ -198,13 +210,6 @@ def test_pictures_say_what_made_them(tmp_path):
     with Image.open(tmp_path / "1.png") as saved:
         assert saved.info == {"diffopt:cell_id": "abc", "diffopt:seed": "8"}
         assert saved.tobytes() == pictures[1].tobytes()
-
-
-def test_arguments_follow_the_workload():
-    arguments = call_arguments(a_cell("workload.batch_size=3", "workload.seed=5"))
-    assert len(arguments["prompt"]) == len(arguments["negative_prompt"]) == 3
-    assert [g.initial_seed() for g in arguments["generator"]] == [5, 6, 7]
-    assert all(g.device.type == "cpu" for g in arguments["generator"])
 
 
 def test_resident_peak_sees_what_came_and_went():

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,15 +15,32 @@ import yaml
 from pydantic import ValidationError
 
 from diffopt.errors import UsageError
+from diffopt.compose import Composer
+from diffopt.model_facts import read_facts
 from diffopt.model_files import PACKAGED, model_folder, packaged, resolve_model
-from diffopt.recipe import Limits, Model, Pipelines
+from diffopt.model_index import read_index
+from diffopt.recipe import Activations, Call, Limits, Model, Parameters, Pipelines
 
 CONF = PACKAGED.parent.parent / "conf" / "model"
 TINY = PACKAGED / "tiny"
+PARAMETERS = Parameters(denoiser=2966120, text_encoders=406144, vae=453067)
+SECTIONS = {
+    "parameters": Parameters,
+    "limits": Limits,
+    "pipelines": Pipelines,
+    "call": Call,
+    "activations": Activations,
+}
 
 
 def option(name, **values):
     return {**yaml.safe_load((CONF / f"{name}.yaml").read_text()), **values}
+
+
+@cache
+def composed(name):
+    """The option with what it extends."""
+    return Composer().compose([f"model={name}"]).data["model"]
 
 
 def as_model(data):
@@ -38,32 +57,42 @@ def edit(path, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-@pytest.mark.parametrize("name", ["tiny", "sd15", "sdxl", "local"])
-def test_options_list_every_field_with_a_comment(name):
-    data = option(name)
-    assert data.keys() == Model.model_fields.keys()
-    assert data["pipelines"].keys() == Pipelines.model_fields.keys()
-    assert data["limits"].keys() == Limits.model_fields.keys()
-    lines = (CONF / f"{name}.yaml").read_text().splitlines()
-    assert [line.split(":")[0] for line in lines[1:4]] == ["# What", "# Helps", "# Hurts"]
-    bare = ("name: ", "pipelines:", "limits:", "  txt2img: S", "denoiser_class: U")
-    assert all(" # " in line for line in lines[4:] if not line.startswith(bare))
+def test_the_option_for_folders_lists_every_field_with_a_comment():
+    data, lines = option("local"), (CONF / "local.yaml").read_text().splitlines()
+    for values, cls in ((data, Model), *((data[name], cls) for name, cls in SECTIONS.items())):
+        assert values.keys() == cls.model_fields.keys()
+    for name in ("local", "hub"):
+        lines = (CONF / f"{name}.yaml").read_text().splitlines()
+        assert [line.split(":")[0] for line in lines[1:4]] == ["# What", "# Helps", "# Hurts"]
+        bare = re.compile(r"limits:|defaults:")
+        assert all(" # " in line for line in lines[4:] if not bare.match(line))
+    own = yaml.safe_load((CONF / "hub.yaml").read_text())
+    assert own.pop("defaults") == ["local", "_self_"]
+    assert own.keys() <= data.keys()
 
 
-@pytest.mark.parametrize("name", ["tiny", "sd15", "sdxl"])
-def test_packaged_options_agree_with_their_files(name):
-    """Where the YAML states what the files state too, it is the same."""
-    given = option(name, weights="random")
-    structure = ("denoiser", "denoiser_class", "vae", "text_encoders", "size_multiple", "height", "width")
-    asked = {
-        **given,
-        **dict.fromkeys(structure),
-        "limits": {"fp16_vae_overflows": None},
-        "pipelines": {"txt2img": None},
-    }
-    resolved = resolve_model(asked, Path.cwd())
-    for key in (*structure, "limits", "pipelines"):
-        assert resolved[key] == given[key], key
+STRUCTURE = ("denoiser", "denoiser_class", "vae", "text_encoders", "head_sizes", "vae_head_size", "size_multiple") + (
+    "repeated_blocks",
+    "frame_step",
+    "upscale_factor",
+    "guidance_argument",
+)
+SHIPPED = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem not in ("local", "hub"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_options_agree_with_their_files(name):
+    """Where the YAML states what the configs state too, it is the same, for every family."""
+    given = resolve_model({**composed(name), "cascade": [], "weights": "random"}, Path.cwd())
+    index = read_index(packaged(given["architecture"]))
+    if given["embeddings"] is not None:
+        index = index.without_text()
+    told = read_facts(index, {}, {**given, "pipelines": {}, "task": None, "denoiser": None})
+    for key in STRUCTURE:
+        if told[key] is not None:
+            assert told[key] == given[key], key
+    given_classes = {task: cls for task, cls in given["pipelines"].items() if cls is not None}
+    assert given_classes.items() <= told["pipelines"].items()
 
 
 def test_hub_models_have_no_content_and_random_ones_have_their_configs():
@@ -82,7 +111,7 @@ def test_a_local_folder_is_read(folder):
     assert model_folder(model) == folder
     assert (model.pipelines.txt2img, model.denoiser_class) == ("StableDiffusionPipeline", "UNet2DConditionModel")
     assert (model.height, model.width, model.size_multiple) == (64, 64, 8)
-    assert (model.steps, model.guidance, model.dtype, model.parameters) == (50, 7.5, "float16", 3825331)
+    assert (model.steps, model.guidance, model.dtype, model.parameters) == (50, 7.5, "float16", PARAMETERS)
     assert resolve_model(resolved, Path("/nowhere")) == resolved
 
 
@@ -122,10 +151,9 @@ def test_changed_weights_change_the_content_and_a_recipe_refuses_them(folder):
 
 
 def test_fp16_overflow_of_the_vae_is_what_the_xl_pipeline_looks_at():
-    data = option("sdxl", weights="random", limits={"fp16_vae_overflows": None})
-    assert resolve_model(data, Path.cwd())["limits"] == {"fp16_vae_overflows": True}
-    data = option("sd15", weights="random", limits={"fp16_vae_overflows": None})
-    assert resolve_model(data, Path.cwd())["limits"] == {"fp16_vae_overflows": False}
+    for name, overflows in (("sdxl", True), ("sd15", False), ("pixart_sigma", True)):  # the last has SDXL's VAE
+        data = option(name, weights="random", limits={"fp16_vae_overflows": None})
+        assert resolve_model(data, Path.cwd())["limits"]["fp16_vae_overflows"] is overflows
 
 
 def to_pickle(folder):
@@ -223,7 +251,10 @@ def index(**changes):
         (index(_class_name=["my_pipeline", "Mine"]), r"custom pipeline"),
         (index(custom_pipeline="mine"), r"custom pipeline"),
         (index(unet=["my_unet", "MyUNet"]), r"unet is my_unet\.MyUNet, which is custom code"),
-        (index(_class_name="AudioLDMPipeline"), r"AudioLDMPipeline.*known: StableDiffusionPipeline"),
+        (
+            index(_class_name="AudioLDMPipeline"),
+            r"what the pipeline class AudioLDMPipeline is for; .*model\.pipelines\.txt2img=AudioLDMPipeline",
+        ),
         (index(unet=[None, None]), r"lacks unet, without which StableDiffusionPipeline"),
         (without("vae"), r"lacks vae"),
         (without("text_encoder"), r"lacks text_encoder"),
@@ -284,7 +315,10 @@ def test_a_variant_is_used_where_it_exists(folder):
     with pytest.raises(UsageError, match=r"has no files of the variant 'fp16'"):
         resolve_model(option("local", path=str(folder), variant="fp16"), Path.cwd())
     to_variant(folder)
-    assert resolve_model(option("local", path=str(folder), variant="fp16"), Path.cwd())["parameters"] == 3825331
+    assert (
+        resolve_model(option("local", path=str(folder), variant="fp16"), Path.cwd())["parameters"]
+        == PARAMETERS.model_dump()
+    )
 
 
 def test_shards_are_the_files_that_their_index_lists(folder):
@@ -348,7 +382,7 @@ def test_whatever_a_json_says_only_usage_errors_come_out(name, weights, folder):
 def test_random_weights_need_no_weight_files(folder):
     to_pickle(folder)
     model = as_model(resolve_model(option("local", path=str(folder), weights="random"), Path.cwd()))
-    assert (model.parameters, model.dtype) == (None, "float32")
+    assert (model.parameters.total, model.dtype) == (None, "float32")
 
 
 @pytest.mark.parametrize(
@@ -363,7 +397,7 @@ def test_random_weights_need_no_weight_files(folder):
         (option("local", path="~nobody-of-this-name/x"), r"model\.path=.*cannot be a path"),
         (option("local", path="loop"), r"there is no folder .*/loop"),
         (option("tiny", path="somewhere"), r"use model=local model\.path=somewhere"),
-        (option("tiny", architecture="sd16"), r"known: sd15, sdxl, tiny"),
+        (option("tiny", architecture="sd16"), r"known: .*sd15, .*sdxl, tiny"),
         (option("sd15", id=None), r"no safetensors file.*model\.weights=random"),
         (option("sd15", architecture=None, weights="random"), r"model\.architecture=NAME"),
         (option("sd15", architecture=None, height=None), r"model\.height cannot be read"),

@@ -14,6 +14,7 @@ from PIL import Image
 from rows import ENVIRONMENT, a_result
 
 from diffopt.errors import UsageError
+from diffopt.labels import labels
 from diffopt.report import reference_of, table, to_csv, to_markdown
 from diffopt.resolve import requests
 from diffopt.result import (
@@ -26,6 +27,7 @@ from diffopt.result import (
     Result,
     StageSpeed,
     StepEffect,
+    read_result,
 )
 from diffopt.sheet import GAP, SIDE, contact_sheet
 from diffopt.study import Study
@@ -193,3 +195,21 @@ def test_json_that_is_too_much(tmp_path: Path, text: str) -> None:
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(UsageError, match="cannot be read as a result"):
         read_result(tmp_path / "result.json")
+
+
+def test_a_picture_is_named_by_its_file_and_a_copy_of_it_has_the_same_reference(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "copy.png")
+    Image.new("RGB", (8, 8), "blue").save(tmp_path / "blue.png")
+    red, copy, blue = (
+        requests(["hardware=cpu", "model=tiny_sd15", "workload=img2img", f"workload.image={tmp_path / name}"])[0].cell
+        for name in ("red.png", "copy.png", "blue.png")
+    )
+    names = labels([({}, cell.model_dump(mode="json")) for cell in (red, blue)])
+    assert names == [{"workload.image.path": "red.png"}, {"workload.image.path": "blue.png"}]
+    assert red.id == copy.id != blue.id
+    faster = requests(
+        ["hardware=cpu", "model=tiny_sd15", "workload=img2img", f"workload.image={tmp_path / 'copy.png'}", "fuse=qkv"]
+    )[0].cell
+    rows = [a_result(red), a_result(blue), a_result(faster)]
+    assert reference_of(rows[2], rows) is rows[0]

@@ -17,7 +17,7 @@ from diffusers import (
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from diffopt.recipe import Hardware, Limits, Model, PeakTflops, Pipelines, Slurm
+from diffopt.recipe import Hardware, Limits, Model, Parameters, PeakTflops, Pipelines, Slurm
 from diffopt.step import Site
 
 SIZE = 32  # pixels; the VAE halves once, so latents are 16 x 16
@@ -143,6 +143,7 @@ def site(
         content=None,
         weights="random",
         pipelines=Pipelines(txt2img="StableDiffusionPipeline"),
+        task="txt2img",
         denoiser="unet",
         denoiser_class="UNet2DConditionModel",
         vae="vae",
@@ -156,8 +157,10 @@ def site(
         guidance=5.0,
         prompt="a toy",
         dtype="float32",
-        parameters=None,
+        parameters=Parameters(denoiser=None, text_encoders=None, vae=None),
         limits=Limits(fp16_vae_overflows=overflows),
+        licence=None,
+        gated=None,
     ).model_copy(update=changes)
     hardware = Hardware(
         name=device,

@@ -6,9 +6,9 @@ runs its :func:`diffopt.step.register` decorators; its YAML options go into the 
 
 from importlib.metadata import entry_points
 
-from diffopt.steps import attention, compile, fuse, layout, memory, none, precision, quant, scheduler
+from diffopt.steps import aot, attention, compile, fuse, layout, memory, none, precision, quant, scheduler
 
 for _entry in entry_points(group="diffopt.steps"):
     _entry.load()
 
-__all__ = ["attention", "compile", "fuse", "layout", "memory", "none", "precision", "quant", "scheduler"]
+__all__ = ["aot", "attention", "compile", "fuse", "layout", "memory", "none", "precision", "quant", "scheduler"]

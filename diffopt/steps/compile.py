@@ -69,8 +69,11 @@ class Full(Step):
 
     @property
     def traits(self) -> frozenset[Trait]:
-        graphs = self.backend == "inductor" and self.mode in _WITH_CUDA_GRAPHS
-        return _traits(self) | ({Trait.CUDA_GRAPHS} if graphs else frozenset())
+        claims = {
+            Trait.CUDA_GRAPHS: self.backend == "inductor" and self.mode in _WITH_CUDA_GRAPHS,
+            Trait.WHOLE_DENOISER: "denoiser" in self.components,
+        }
+        return _traits(self) | {trait for trait, holds in claims.items() if holds}
 
     def problems(self, site: Site) -> tuple[str, ...]:
         words = tuple("vae" if target == "vae_decode" else target for target in self.components)
@@ -134,13 +137,20 @@ class Regional(Step):
         return _traits(self)
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return missing(site, self.components, "compile.components")
+        lacking = missing(site, self.components, "compile.components")
+        if site.model.repeated_blocks == ():
+            lacking += (f"the {site.model.denoiser} of {site.model.name} has no blocks that repeat",)
+        return lacking
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
+        denoiser: Any = getattr(pipe, site.model.denoiser)
+        named = site.model.repeated_blocks or getattr(denoiser, "_repeated_blocks", None) or ()
         for name, module in modules(pipe, site, self.components, "compile.components").items():
             repeat: Any = getattr(module, "compile_repeated_blocks", None)
             if repeat is None:
                 raise Refusal(f"compile=regional: {name} ({type(module).__name__}) declares no repeated blocks")
+            if module is denoiser or not getattr(module, "_repeated_blocks", ()):  # a ControlNet is built of the same
+                module._repeated_blocks = [*named]  # type: ignore[assignment]
             try:
                 repeat(
                     backend=self.backend,

@@ -52,7 +52,7 @@ class CompiledCall:
         return tree_map_only(torch.Tensor, torch.clone, out)
 
     def watch(self, parts: Iterable[nn.Module]) -> None:
-        """Count which of the compiled ``parts`` are entered; each tells once, so later calls are as fast as without."""
+        """Count which of the compiled ``parts`` are entered, each once."""
         for part in parts:
             self.parts += 1
             self._count_once(part)
@@ -60,14 +60,16 @@ class CompiledCall:
     def _count_once(self, part: Any) -> None:
         wrapped = isinstance(part, OptimizedModule)  # else it was compiled in place
         name = "forward" if wrapped else "_compiled_call_impl"
-        compiled = getattr(part, name)
+        compiled, entered = getattr(part, name), False
 
-        def first_call(*args: Any, **kwargs: Any) -> Any:
-            self.parts_entered += 1
-            setattr(part, name, compiled)
+        def counted(*args: Any, **kwargs: Any) -> Any:  # stays: a block cache may have put itself around it
+            nonlocal entered
+            if not entered:
+                entered = True
+                self.parts_entered += 1
             return compiled(*args, **kwargs)
 
-        setattr(part, name, first_call)
+        setattr(part, name, counted)
 
 
 def proof(calls: Mapping[str, Any], *, fullgraph: bool) -> Effect:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from diffopt.step import Order, Step, register
 
 
-@register("fuse", "quant", "attention", "layout", "scheduler", "compile")
+@register("lora", "fuse", "quant", "attention", "layout", "vae", "scheduler", "compile", "cache")
 class Nothing(Step):
     """Do nothing. A plan leaves it out, so it is never applied nor verified."""
 

@@ -21,6 +21,7 @@ _TRAITS = {
     "float16": frozenset({Trait.HALF_PRECISION_FP16}),
     "bfloat16": frozenset({Trait.HALF_PRECISION_BF16}),
 }
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _DECODED_IN = "_diffopt_decoded_in"  # attribute of the VAE: the dtype that its decoder last gave; None: not called
 
 
@@ -28,9 +29,11 @@ _DECODED_IN = "_diffopt_decoded_in"  # attribute of the VAE: the dtype that its 
 class Precision(Step):
     """Load all weights in ``dtype``, the VAE perhaps in another.
 
-    ``vae: auto`` is float32 where float16 is asked for and the model's VAE overflows in it (SDXL decodes to black),
-    else ``dtype``. ``decode`` casts its input, since pipelines hand it latents in ``dtype``, and notes what it computed
-    in. SDXL's pipeline would widen a float16 VAE inside each call, and so undo the choice: that is switched off.
+    ``vae: auto`` is float32 where float16 is asked for and the model's VAE overflows in it (SDXL decodes to black), or
+    where the model's VAE is always kept in float32 (Wan), else ``dtype``. ``encode`` and ``decode`` cast their input,
+    since pipelines hand them ``dtype``, and ``decode`` notes what it computed in. SDXL's pipelines would widen and
+    narrow the VAE inside each call, and so undo the choice: that is switched off. Text encoders that overflow in
+    float16 are loaded in bfloat16.
     ``tf32`` is set for matrix products and convolutions alike, also to false: torch leaves it on for convolutions,
     so that its own float32 is not IEEE float32.
     """
@@ -58,13 +61,22 @@ class Precision(Step):
         """The VAE's dtype for this model."""
         if self.vae != "auto":
             return self.vae
-        overflows = self.dtype == "float16" and site.model.limits.fp16_vae_overflows
-        return "float32" if overflows else self.dtype
+        limits = site.model.limits
+        overflows = self.dtype == "float16" and limits.fp16_vae_overflows
+        return "float32" if overflows or limits.vae_float32 else self.dtype
 
     def problems(self, site: Site) -> tuple[str, ...]:
+        return tuple(self._overflows(site))
+
+    def _overflows(self, site: Site) -> Iterator[str]:
+        if self.dtype == "float16" and site.model.limits.fp16_overflows:
+            yield f"the {site.model.denoiser} of {site.model.name} overflows in float16; choose precision=bf16"
         if self.vae == "float16" and site.model.limits.fp16_vae_overflows:
-            return ("precision.vae=float16: this model's VAE overflows in float16 and gives black; set it to auto",)
-        return ()
+            yield "precision.vae=float16: this model's VAE overflows in float16 and gives black; set it to auto"
+
+    def weight_bytes(self, part: str, site: Site) -> float:
+        # text encoders that overflow are in the other half precision
+        return _BYTES[self.vae_dtype(site) if part == "vae" else self.dtype]
 
     def load_kwargs(self, site: Site) -> dict[str, Any]:
         """``{"dtype": {"default": …, "vae": …}}``: torch dtypes by component, as ``from_pretrained`` takes them."""
@@ -78,9 +90,11 @@ class Precision(Step):
         if site.model.vae is None:
             return
         vae: Any = getattr(pipe, site.model.vae)
-        if self.vae_dtype(site) == "float16" and vae.config.get("force_upcast"):
+        if vae.config.get("force_upcast"):
             vae.register_to_config(force_upcast=False)
-        vae.decode = _casting(vae, getattr(torch, self.vae_dtype(site)))
+        dtype = getattr(torch, self.vae_dtype(site))
+        vae.encode = _casting_input(vae.encode, dtype)
+        vae.decode = _casting(vae, dtype)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         import torch
@@ -105,6 +119,8 @@ class Precision(Step):
         dtypes = {"default": getattr(torch, self.dtype)}
         if site.model.vae is not None:
             dtypes[site.model.vae] = getattr(torch, self.vae_dtype(site))
+        if self.dtype == "float16" and site.model.limits.fp16_text_overflows:
+            dtypes |= dict.fromkeys(site.model.text_encoders, torch.bfloat16)
         return dtypes
 
 
@@ -120,6 +136,16 @@ def _casting(vae: Any, dtype: torch.dtype) -> Callable[..., Any]:
         return out
 
     return cast_and_decode
+
+
+def _casting_input(encode: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
+    """``vae.encode`` for pictures of any dtype."""
+
+    @functools.wraps(encode)
+    def cast_and_encode(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        return encode(x.to(dtype), *args, **kwargs)
+
+    return cast_and_encode
 
 
 def _check_decoded(name: str, vae: nn.Module, dtype: torch.dtype) -> None:

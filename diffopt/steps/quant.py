@@ -43,6 +43,9 @@ class Int8Dynamic(Step):
     def problems(self, site: Site) -> tuple[str, ...]:
         return missing(site, self.components, "quant.components")
 
+    def weight_bytes(self, part: str, site: Site) -> float | None:
+        return 1 if part in self.components else None
+
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         import torch
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig
@@ -78,6 +81,9 @@ class Int8Weight(Step):
 
     def problems(self, site: Site) -> tuple[str, ...]:
         return missing(site, self.components, "quant.components")
+
+    def weight_bytes(self, part: str, site: Site) -> float | None:
+        return 1 if part in self.components else None
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from torchao.quantization import Int8WeightOnlyConfig
@@ -116,6 +122,10 @@ class Int4Weight(Step):
 
     def problems(self, site: Site) -> tuple[str, ...]:
         return missing(site, self.components, "quant.components")
+
+    def weight_bytes(self, part: str, site: Site) -> float | None:
+        group = 4 / self.group_size  # a scale and a zero in bfloat16
+        return 0.5 + group if part in self.components else None
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from torchao.quantization import Int4WeightOnlyConfig
@@ -162,6 +172,9 @@ class Float8Dynamic(Step):
     def problems(self, site: Site) -> tuple[str, ...]:
         return missing(site, self.components, "quant.components")
 
+    def weight_bytes(self, part: str, site: Site) -> float | None:
+        return 1 if part in self.components else None
+
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, PerTensor
 
@@ -194,6 +207,9 @@ class Float8Weight(Step):
 
     def problems(self, site: Site) -> tuple[str, ...]:
         return missing(site, self.components, "quant.components")
+
+    def weight_bytes(self, part: str, site: Site) -> float | None:
+        return 1 if part in self.components else None
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from torchao.quantization import Float8WeightOnlyConfig

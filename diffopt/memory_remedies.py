@@ -1,0 +1,89 @@
+"""What would make a cell fit that does not: options and values, each tried by the same estimate. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby, product
+
+from diffopt import plain_yaml
+from diffopt.cell import Cell
+from diffopt.memory_estimate import estimate
+from diffopt.shipped import shipped_conf
+from diffopt.step import Step, kinds
+
+# Shipped options that need less memory, in the order in which one would try them: what costs least comes first.
+TRIED = {
+    "precision": ("bf16", "fp16"),
+    "vae": ("slicing", "tiling"),
+    "memory": ("model_offload", "group_offload", "sequential_offload"),
+    "quant": ("int8_weight", "int4_weight"),
+}
+MOST = 4  # remedies that are worth reading
+
+
+@dataclass(frozen=True)
+class Remedy:
+    """A changed cell that fits, and the options that changed it, by group; the batch size stands in the cell alone."""
+
+    cell: Cell
+    options: tuple[tuple[str, str], ...]
+    batch: bool  # whether the batch is smaller
+
+    def __str__(self) -> str:
+        words = [f"{group}={option}" for group, option in self.options]
+        return " ".join([*words, f"workload.batch_size={self.cell.workload.batch_size}"] if self.batch else words)
+
+
+def remedies(cell: Cell, limit: float, works: Callable[[Remedy], bool]) -> list[Remedy]:
+    """What brings ``cell`` below ``limit`` bytes with the fewest changes; empty where nothing that is tried does.
+
+    ``works`` tells of a remedy that fits whether anything else speaks against it.
+    """
+    choices = [[None, *pairs] for pairs in _options(cell)]
+    chosen = [tuple(pair for pair in pairs if pair is not None) for pairs in product(*choices)]
+    tried = sorted(product(chosen, (False, True) if cell.workload.batch_size > 1 else (False,)), key=_changes)
+    for count, alike in groupby(tried, key=_changes):
+        fitting = (remedy for pairs, batch in alike if count for remedy in _fitting(cell, pairs, limit, batch=batch))
+        if found := [remedy for remedy in fitting if works(remedy)]:
+            return found[:MOST]
+    return []
+
+
+def _options(cell: Cell) -> list[list[tuple[str, str]]]:
+    """What is tried, ``(group, option)`` by group; of the two half precisions the model's customary one."""
+    other = ("precision", "bf16" if cell.recipe.model.dtype == "float16" else "fp16")
+    named = [[(group, option) for option in options] for group, options in TRIED.items()]
+    return [[pair for pair in pairs if pair != other and shipped_step(*pair) is not None] for pairs in named]
+
+
+def _changes(tried: tuple[tuple[tuple[str, str], ...], bool]) -> int:
+    options, batch = tried
+    return len(options) + batch
+
+
+def _fitting(cell: Cell, options: tuple[tuple[str, str], ...], limit: float, *, batch: bool) -> Iterator[Remedy]:
+    """The cell with these options, where it fits; with ``batch`` the largest smaller batch with which it does."""
+    steps = {group: shipped_step(group, option) for group, option in options}
+    recipe = cell.recipe.model_copy(update=steps)
+    size = cell.workload.batch_size
+    for pictures in range(size - 1, 0, -1) if batch else (size,):
+        workload = cell.workload.model_copy(update={"batch_size": pictures})
+        changed = cell.model_copy(update={"recipe": recipe, "workload": workload})
+        needed = estimate(changed)
+        if needed is not None and needed.total <= limit:
+            yield Remedy(changed, options, batch)
+            return
+
+
+@cache
+def shipped_step(group: str, option: str) -> Step | None:
+    """A shipped option as a step; None when there is none of that name."""
+    path = shipped_conf() / group / f"{option}.yaml"
+    if not path.is_file():
+        return None
+    data, _ = plain_yaml.read(path)
+    step: Step = kinds(group)[data["kind"]].model_validate_json(json.dumps(data))
+    return step

@@ -1,0 +1,207 @@
+"""Every pair of options from two groups: planned and run on tiny models, or refused with a reason.
+
+``scripts/pairs`` runs all of them and writes ``docs/results/pairs.json`` and the table ``docs/pairs.md``; a test runs
+some. A pair runs on the CPU in one process with others: the pipeline is built, called twice, and each step proves its
+effect. ``torch.compile`` captures with ``backend=eager`` there, which finds graph breaks and recompiles in seconds and
+generates no code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from diffopt.compose import Composer
+from diffopt.errors import DiffoptError, Refusal, UsageError
+from diffopt.plan import Plan, make_plan
+from diffopt.recipe import STEP_GROUPS
+from diffopt.resolve import requests
+from diffopt.result import write_json, write_text
+
+FAMILIES = {"UNet": "tiny_sd15", "DiT": "tiny_flux_dev"}
+# Options that change nothing, and what they are the absence of.
+BASE = {
+    "precision": "fp32",
+    "memory": "resident",
+    "lora": "none",
+    "fuse": "none",
+    "quant": "none",
+    "attention": "auto",
+    "layout": "default",
+    "vae": "default",
+    "scheduler": "default",
+    "compile": "none",
+    "cache": "none",
+}
+CAPTURE = ("compile.backend=eager", "compile.mode=default")  # what makes any torch.compile quick
+ROWS_PER_PROCESS = 20  # then a fresh one, so that nothing piles up in dynamo
+
+Option = tuple[str, str]  # group, option
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What became of two options together on one family."""
+
+    family: str
+    first: str  # group=option
+    second: str
+    status: str  # ok, refused, or error
+    stage: str  # where it ended: plan or run
+    reason: str
+
+
+def options() -> list[Option]:
+    """Every option of a step group that does something."""
+    composer = Composer([])
+    return [(g, option) for g in STEP_GROUPS for option in composer.options(g) if option != BASE[g]]
+
+
+def pairs(chosen: Sequence[Option]) -> Iterator[tuple[Option, Option]]:
+    """All pairs of options of two groups, in the order of the groups."""
+    return ((a, b) for a, b in itertools.combinations(chosen, 2) if a[0] != b[0])
+
+
+def try_pair(family: str, first: Option, second: Option) -> Pair:
+    """Plan two options on a family and, if nothing speaks against them, run them here. Never raises."""
+    words = [f"{group}={option}" for group, option in (first, second)]
+
+    def pair(status: str, stage: str, reason: str) -> Pair:
+        return Pair(family, words[0], words[1], status, stage, " ".join(reason.split()))
+
+    try:
+        plan = _plan(family, words)
+    except UsageError as error:
+        return pair("error", "plan", str(error))
+    if plan.problems:
+        return pair("refused", "plan", "; ".join(plan.reasons))
+    try:
+        return pair("ok", "run", _run(plan))
+    except Refusal as error:
+        return pair("refused", "run", str(error))
+    except Exception as error:  # the table shows it, and `main` fails
+        said = str(error) if isinstance(error, DiffoptError) else f"{type(error).__name__}: {error}"
+        return pair("error", "run", "; ".join([*getattr(error, "__notes__", []), said]))
+
+
+def _plan(family: str, words: Sequence[str]) -> Plan:
+    asked = [f"model={FAMILIES[family]}", "hardware=cpu", "measure=quick", "workload.steps=4", *words]
+    (request,) = requests(asked)
+    data = request.cell.recipe.compile
+    if hasattr(data, "backend") and data.backend == "inductor":
+        tuned = [f"compile.options.{name}=null" for name in data.options.model_dump()]  # type: ignore[attr-defined]
+        (request,) = requests([*asked, *CAPTURE, *tuned])
+    return make_plan(request.cell, request.choices)
+
+
+def _run(plan: Plan) -> str:
+    """The effects of both steps, in words."""
+    import torch
+
+    from diffopt import packages
+    from diffopt.build import build, verify
+    from diffopt.measure import Meter
+
+    torch.set_num_threads(1)  # more on tensors this small only wait for each other
+    torch._dynamo.reset()
+    if (reason := packages.lacking(step.requires() for _, step in plan.steps)) is not None:
+        raise Refusal(reason)
+    pipes = build(plan)
+    meter = Meter(pipes, plan.cell)
+    for _ in range(2):
+        meter.call()
+    effects = verify(plan, pipes)
+    return "; ".join(f"{e.group}: {e.summary}" for e in effects if e.group not in ("precision", "memory"))
+
+
+def _try(task: tuple[str, Option, Option]) -> Pair:
+    return try_pair(*task)
+
+
+def markdown(found: Sequence[Pair]) -> str:
+    """One table per family: options against options, refusals and errors by number, explained below."""
+    parts = [
+        "# Pairs of options\n",
+        "Generated by `scripts/pairs`, which plans and runs every pair of options from two groups on a tiny model on "
+        "the CPU (torch.compile captures with `backend=eager`). What is not listed as refused ran, and both steps "
+        "proved their effect. A number is the reason, below the table; ✗ marks a failure.\n",
+    ]
+    for family, model in FAMILIES.items():
+        rows = [pair for pair in found if pair.family == family]
+        if rows:
+            parts += [f"## {family} (`model={model}`)\n", _matrix(rows)]
+    return "\n".join(parts)
+
+
+def _matrix(rows: Sequence[Pair]) -> str:
+    cells = {(pair.first, pair.second): pair for pair in rows}
+    names = list(dict.fromkeys([*(pair.first for pair in rows), *(pair.second for pair in rows)]))
+    reasons: dict[str, int] = {}
+    out = []
+    for first in names:
+        marks = []
+        for second in names:
+            pair = cells.get((first, second))
+            if pair is not None and pair.status != "ok":
+                reasons.setdefault(pair.reason, len(reasons) + 1)
+                marks.append(f"{second} {'✗' if pair.status == 'error' else ''}{reasons[pair.reason]}")
+        ran = sum(1 for (a, b), pair in cells.items() if first in (a, b) and pair.status == "ok")
+        out.append(f"| `{first}` | {ran} | {', '.join(f'`{m.split()[0]}` {m.split()[1]}' for m in marks)} |")
+    head = ["| option | ran with | not with (reason) |", "|---|---:|---|"]
+    notes = [f"{number}. {reason}" for reason, number in reasons.items()]
+    return "\n".join([*head, *out, "", *notes, ""])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """``scripts/pairs``: run all pairs, or those of some options; exit code 1 when one ends in an error."""
+    parser = argparse.ArgumentParser(description="Plan and run every pair of options from two groups.")
+    parser.add_argument(
+        "--only", action="append", default=[], help="group=option: pairs with this one; may be repeated"
+    )
+    parser.add_argument("--family", choices=sorted(FAMILIES), action="append")
+    parser.add_argument("--output", type=Path, help="JSON file to write")
+    parser.add_argument("--table", type=Path, help="Markdown file to write")
+    parser.add_argument("--processes", type=int, default=2)
+    args = parser.parse_args(argv)
+    tasks = [
+        (family, a, b)
+        for family in args.family or FAMILIES
+        for a, b in pairs(options())
+        if not args.only or {"=".join(a), "=".join(b)} & set(args.only)
+    ]
+    found = list(_shown(_all(tasks, args.processes), len(tasks)))
+    if args.output:
+        write_json(args.output, [asdict(pair) for pair in found])
+    if args.table:
+        write_text(args.table, markdown(found))
+    failed = [pair for pair in found if pair.status == "error"]
+    for pair in failed:
+        print(f"{pair.family}: {pair.first} x {pair.second}: {pair.reason}", file=sys.stderr)
+    sys.exit(1 if failed else 0)
+
+
+def _all(tasks: Sequence[tuple[str, Option, Option]], processes: int) -> Iterator[Pair]:
+    with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=ROWS_PER_PROCESS) as pool:
+        yield from pool.map(_try, tasks)
+
+
+def _shown(found: Iterable[Pair], total: int) -> Iterator[Pair]:
+    for number, pair in enumerate(found, 1):
+        print(f"{number}/{total} {pair.family}: {pair.first} x {pair.second}: {pair.status}", flush=True)
+        yield pair
+
+
+def read(path: Path) -> list[Pair]:
+    """What ``--output`` wrote."""
+    return [Pair(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,142 @@
+"""The composed workload with its nulls filled in: by the model's customary values, and by what the task asks for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from diffopt.errors import UsageError
+from diffopt.input_pictures import resolve_picture
+from diffopt.labels import text
+from diffopt.paths import user_path
+from diffopt.recipe import TASKS
+from diffopt.workload import NEEDS, PICTURES, Workload
+
+CUSTOMARY_PICTURES = {"image": "scene", "mask": "mask", "control": "edges"}  # names in diffopt/inputs
+CUSTOMARY_STRENGTH = {"img2img": 0.8, "inpaint": 1.0}
+CUSTOMARY_CONTROL_SCALE = 1.0
+ASKED_FOR = tuple(dict.fromkeys(need for needs in NEEDS.values() for need in needs))
+# Keys that a recipe file may lack, at what they then are: those of the YAML alone, and those added after a release.
+UNSAID: dict[str, Any] = {"prompt": None, "prompts_file": None} | {
+    name: None for name, field in Workload.model_fields.items() if not field.is_required()
+}
+
+
+def resolve_workload(data: Mapping[str, Any], model: Mapping[str, Any], typed: frozenset[str]) -> dict[str, Any]:
+    """The keys of :class:`diffopt.workload.Workload` from those of a YAML of the group; of a resolved one, the same.
+
+    A task that the model cannot do is none of this function's business, nor are values of the wrong type: they are
+    left as they are, for what validates the result.
+
+    Args:
+        data: the composed ``workload``; the keys of UNSAID may be missing.
+        model: the resolved ``model``.
+        typed: keys that the command line sets itself.
+
+    Raises:
+        UsageError: a file is not there or not what it should be; something is given that the task does not take; a
+            number of frames, steps or stages does not go with the model or with the strength.
+    """
+    workload = {key: value for key, value in data.items() if key not in ("prompt", "prompts_file")}
+    workload |= _prompts(data, model, typed)
+    for key in ("task", "height", "width", "steps", "guidance"):
+        if key in workload and workload[key] is None:
+            workload[key] = model[key]
+    workload["later_stages"] = _later_stages(data, model)
+    if workload.get("task") in TASKS:
+        workload |= {key: _asked_for(key, data.get(key), workload["task"], model) for key in ASKED_FOR}
+        _check_strength(workload)
+        _check_frames(workload["frames"], model)
+    return workload
+
+
+def _prompts(data: Mapping[str, Any], model: Mapping[str, Any], typed: frozenset[str]) -> dict[str, list[Any]]:
+    """Of ``prompt`` and ``prompts_file`` the one on the command line counts; of two in YAML, the file."""
+    prompt, file = data.get("prompt"), data.get("prompts_file")
+    if {"workload.prompt", "workload.prompts_file"} <= typed and None not in (prompt, file):
+        raise UsageError("workload.prompt and workload.prompts_file are both given; leave one out.")
+    if file is not None and "workload.prompt" not in typed:
+        return {"prompts": _read_prompts(file)}
+    if prompt is not None:
+        return {"prompts": [prompt]}
+    return {} if "prompts" in data else {"prompts": [model["prompt"]]}
+
+
+def _read_prompts(name: Any) -> list[str]:
+    path = user_path(str(name), "workload.prompts_file")
+    if not path.exists() or path.is_dir():
+        raise UsageError(f"workload.prompts_file={name}: there is no such file.")
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except (UnicodeDecodeError, OSError) as error:
+        raise UsageError(f"workload.prompts_file={name} cannot be read as UTF-8 text: {error}.") from error
+    prompts = [line.strip() for line in content.split("\n") if line.strip()]
+    if not prompts:
+        raise UsageError(f"workload.prompts_file={name} has no prompt; it takes one per line.")
+    if odd := [prompt for prompt in prompts if not prompt.replace("\t", " ").isprintable()]:
+        raise UsageError(f"workload.prompts_file={name} has a line that is no text: {odd[0]!r:.60}.")
+    return prompts
+
+
+def _later_stages(data: Mapping[str, Any], model: Mapping[str, Any]) -> Any:
+    """Steps and guidance of the stages after the first: as given, else customary, with the workload's own steps."""
+    given, stages = data.get("later_stages"), model.get("cascade") or []
+    if given in (None, []):
+        own = data.get("steps")
+        return [{"steps": stage["steps"] if own is None else own, "guidance": stage["guidance"]} for stage in stages]
+    if isinstance(given, list) and len(given) != len(stages):
+        names = f" ({', '.join(stage['name'] for stage in stages)})" if stages else ""
+        raise UsageError(
+            f"workload.later_stages has {len(given)} stages, but model {model['name']} has {len(stages)} after its "
+            f"first one{names}; workload.later_stages=null fills them in."
+        )
+    return given
+
+
+def _asked_for(key: str, given: Any, task: Any, model: Mapping[str, Any]) -> Any:
+    """The value of ``key`` for ``task``: as given, else customary; None where the task does not ask for it."""
+    if key not in NEEDS[task]:
+        if given is not None:
+            raise UsageError(_not_taken(key, given, task, model))
+        return None
+    if key in PICTURES:
+        return resolve_picture(CUSTOMARY_PICTURES[key] if given is None else given, f"workload.{key}")
+    if given is not None:
+        return given
+    if key == "frames":
+        return model.get("frames") or 1  # a model without is refused by its plan: it has no pipeline for the task
+    return CUSTOMARY_STRENGTH[task] if key == "strength" else CUSTOMARY_CONTROL_SCALE
+
+
+def _not_taken(key: str, given: Any, task: str, model: Mapping[str, Any]) -> str:
+    takers = [other for other in TASKS if key in NEEDS[other]]
+    able = [other for other in takers if model["pipelines"].get(other) is not None]
+    shown = given["path"] if isinstance(given, dict) and "path" in given else given
+    begin = f"workload.{key}={text(shown)}: workload={task} takes no {key}"
+    if able:
+        return f"{begin}; choose {' or '.join(f'workload={other}' for other in able)}, or leave it out."
+    return f"{begin}; {', '.join(takers)} would, but model {model['name']} can do none of them, so leave it out."
+
+
+def _check_strength(workload: Mapping[str, Any]) -> None:
+    """UsageError where the share of the steps that is run comes to none; diffusers' pipelines run the whole part."""
+    steps, strength = workload.get("steps"), workload["strength"]
+    if type(steps) is int and isinstance(strength, (int, float)) and 0 < strength < 1 <= steps:
+        least = math.ceil(1 / strength)
+        if steps < least:
+            raise UsageError(
+                f"workload.steps={steps} with workload.strength={strength} runs no step at all: the strength is the "
+                f"share of them that is run on the picture. Use workload.steps={least} or more, or a higher strength."
+            )
+
+
+def _check_frames(frames: Any, model: Mapping[str, Any]) -> None:
+    """UsageError where the VAE cannot make so many frames: a multiple of its factor in time, and one more."""
+    step = model.get("frame_step")
+    if step is not None and type(frames) is int and frames >= 1 and (frames - 1) % step:
+        low = (frames - 1) // step * step + 1
+        raise UsageError(
+            f"workload.frames={frames}: model {model['name']} makes videos of a multiple of {step} frames and one "
+            f"more; use {low} or {low + step}."
+        )

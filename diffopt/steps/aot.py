@@ -1,0 +1,55 @@
+"""Ahead-of-time compilation: the denoiser as a package that a later process loads instead of compiling."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from diffopt.components import missing, modules
+from diffopt.step import Effect, Order, Site, Step, Trait, register
+from diffopt.steps.compile import Divisible, GraphFreeMode, Inductor, inductor_options
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+@register("compile")
+class Ahead(Step):
+    """Compile each component into a package (AOTInductor) at its first call, or load the one made earlier.
+
+    Packages lie in the user's cache, under a hash of the recipe, the library versions, the device, the module and its
+    inputs; each holds one kind of inputs. They hold no weights, so these must stay where they are.
+    """
+
+    order: ClassVar[Order] = Order.COMPILE
+    kind: Literal["aot"]
+    components: Divisible
+    mode: GraphFreeMode
+    options: Inductor
+
+    @property
+    def traits(self) -> frozenset[Trait]:
+        searches = {Trait.SEARCHES_GEMM} if self.mode == "max-autotune-no-cudagraphs" else set()
+        return frozenset({Trait.GENERATES_CODE, Trait.EXPORTS} | searches)
+
+    def problems(self, site: Site) -> tuple[str, ...]:
+        return missing(site, self.components, "compile.components")
+
+    def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
+        from diffopt.compile_cache import place, root
+        from diffopt.steps.packaged_call import PackagedCall
+
+        settings = inductor_options(self.mode, self.options) or {}
+        for name, module in modules(pipe, site, self.components, "compile.components").items():
+            identity = {
+                "recipe": site.recipe_id,
+                "component": name,
+                "settings": settings,
+                "place": place(site.hardware.device).model_dump(),
+            }
+            module._compiled_call_impl = PackagedCall(module, root() / "aot", identity=identity, settings=settings)
+
+    def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
+        from diffopt.steps.packaged_call import proof
+
+        found = modules(pipe, site, self.components, "compile.components")
+        return proof({name: module._compiled_call_impl for name, module in found.items()})

@@ -1,0 +1,273 @@
+"""diffopt.memory_estimate and what refuses by it: bytes by hand, and remedies that really fit."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from diffopt import memory_estimate, memory_remedies, rules
+from diffopt.cell import Cell
+from diffopt.memory_estimate import GIB, estimate
+from diffopt.memory_remedies import remedies, shipped_step
+from diffopt.plan import Plan, make_plan
+from diffopt.recipe import Activations, Parameters
+from diffopt.resolve import requests
+from diffopt.step import Order, Step
+
+MILLION = 10**6
+SIZES = {"denoiser": 4000 * MILLION, "text_encoders": 1000 * MILLION, "vae": 100 * MILLION}
+COUNTED = {"denoise": 500 * MILLION, "decode": 900 * MILLION}
+
+
+def cell(*overrides: str, parameters: Mapping[str, Any] = SIZES, activations: Mapping[str, Any] = COUNTED) -> Cell:
+    """sd15 with round figures: 512x512, guidance 7.5."""
+    (request,) = requests(["model=sd15", "hardware=t4", *overrides])
+    known = {"parameters": Parameters(**parameters), "activations": Activations(**activations)}
+    return with_model(request.cell, **known)
+
+
+def with_model(cell: Cell, **changes: Any) -> Cell:
+    return with_recipe(cell, model=cell.recipe.model.model_copy(update=changes))
+
+
+def with_recipe(cell: Cell, **changes: Any) -> Cell:
+    return cell.model_copy(update={"recipe": cell.recipe.model_copy(update=changes)})
+
+
+def needed(cell: Cell) -> memory_estimate.Estimate:
+    found = estimate(cell)
+    assert found is not None
+    return found
+
+
+class Offloading(Step):
+    """Keeps the part that works and nothing else, as model offloading does."""
+
+    order = Order.OFFLOAD
+    kind: str = "offloading"
+
+    def on_device(self, weights: Mapping[str, float], working: str | None) -> float:
+        return 0 if working is None else weights[working]
+
+
+class Halving(Step):
+    """Leaves half of what the decoder needs."""
+
+    order = Order.LAYOUT
+    kind: str = "halving"
+
+    def activation_share(self, working: str, *, batch: int, height: int, width: int) -> float:
+        assert (batch, height, width) == (3, 512, 512)
+        return 0.5 if working == "vae" else 1.0
+
+
+@pytest.mark.parametrize(("precision", "weight"), [("fp32", 4), ("fp16", 2), ("bf16", 2)])
+def test_weights_and_the_larger_activations_in_the_precision(precision: str, weight: int) -> None:
+    found = needed(cell(f"precision={precision}"))
+    assert (found.moment, found.weights, found.activations) == (
+        "decoding",
+        5100 * MILLION * weight,
+        900 * MILLION * weight,
+    )
+    assert found.total == 6000 * MILLION * weight
+
+
+def test_a_vae_in_float32_computes_in_it() -> None:
+    found = needed(cell("precision=fp16", "precision.vae=float32"))
+    assert found.weights == 5000 * MILLION * 2 + 100 * MILLION * 4
+    assert found.activations == 900 * MILLION * 4
+
+
+@pytest.mark.parametrize(
+    ("override", "factor"),
+    [
+        ("workload.batch_size=3", 3),
+        ("workload.height=1024", 2),
+        ("workload.width=256", 0.5),
+    ],
+)
+def test_activations_grow_with_what_is_asked(override: str, factor: float) -> None:
+    assert needed(cell("precision=fp16", override)).activations == 900 * MILLION * 2 * factor
+
+
+def test_frames_count_beside_the_customary_ones() -> None:
+    short = cell("precision=fp16")
+    video = with_model(short, frames=81).model_copy(
+        update={"workload": short.workload.model_copy(update={"frames": 161})}
+    )
+    assert needed(video).activations == round(900 * MILLION * 2 * 161 / 81)
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "guidance", "share"),
+    [
+        ("UNet2DConditionModel", 7.5, 1),
+        ("UNet2DConditionModel", 1.0, 0.5),
+        ("WanTransformer3DModel", 7.5, 1),
+        ("WanTransformer3DModel", 1.0, 1),  # one half after the other
+    ],
+)
+def test_without_guidance_half_of_the_batch_is_gone(denoiser: str, guidance: float, share: float) -> None:
+    counted = {"denoise": 500 * MILLION, "decode": None}
+    asked = cell("precision=fp16", f"workload.guidance={guidance}", activations=counted)
+    found = needed(with_model(asked, denoiser_class=denoiser))
+    assert (found.moment, found.activations) == ("denoising", 500 * MILLION * 2 * share)
+
+
+def test_embedded_guidance_has_one_half() -> None:
+    model = cell().recipe.model
+    assert memory_estimate.denoiser_batch(model, 7.5) == 2
+    assert memory_estimate.denoiser_batch(model.model_copy(update={"embedded_guidance": True}), 7.5) == 1
+
+
+def test_quantizing_saves_after_loading_alone() -> None:
+    """Resident weights are placed before they are quantized, so loading is the worst moment."""
+    plain, small = cell("precision=bf16"), cell("precision=bf16", "quant=int8_weight")
+    assert (needed(small).moment, needed(small).total) == ("loading", 5100 * MILLION * 2)
+    assert needed(plain).total == 6000 * MILLION * 2
+    much = cell("precision=bf16", "quant=int8_weight", "workload.batch_size=9")
+    assert needed(much).weights == (4000 * 1 + 1100 * 2) * MILLION
+    assert needed(much).activations == 9 * 900 * MILLION * 2
+
+
+@pytest.mark.parametrize(
+    ("quant", "weight"), [("int8_dynamic", 1), ("int4_weight", 0.5625), ("fp8_dynamic", 1), ("fp8_weight", 1)]
+)
+def test_bytes_of_quantized_weights(quant: str, weight: float) -> None:
+    many = cell("precision=bf16", f"quant={quant}", "workload.batch_size=9", "hardware=h100")
+    assert needed(many).weights == (4000 * weight + 1100 * 2) * MILLION
+
+
+def test_offloading_keeps_what_works_and_what_was_quantized_before_it() -> None:
+    base = cell("precision=bf16", "quant=int8_weight")
+    moved = with_recipe(base, memory=Offloading())
+    found = needed(moved)
+    assert (found.moment, found.weights) == ("denoising", 4000 * MILLION)
+    assert found.activations == 500 * MILLION * 2
+
+
+def test_a_step_may_save_activations() -> None:
+    base = cell("precision=fp16", "workload.batch_size=3")
+    assert needed(with_recipe(base, vae=Halving())).activations == 3 * 500 * MILLION * 2
+    assert needed(base).activations == 3 * 900 * MILLION * 2
+
+
+def test_unknown_sizes_are_no_estimate() -> None:
+    assert estimate(cell(parameters={"denoiser": None, "text_encoders": 1, "vae": 1})) is None
+    assert estimate(with_recipe(cell(), precision=Halving())) is None  # it does not say what a weight takes
+    assert needed(cell(activations={})).activations == 0
+
+
+def test_a_cascade_is_there_together_and_works_one_by_one() -> None:
+    """Later stages scale up one picture, four times larger each."""
+    first = cell("precision=fp16", "workload.batch_size=4")
+    model, workload = first.recipe.model, first.workload
+    later = model.model_copy(update={"name": "later", "upscale_factor": 4, "height": 2048, "width": 2048})
+    called = [{"steps": 5, "guidance": 7.5}] * 2
+    data = workload.model_dump() | {"later_stages": called}
+    asked = type(workload).model_validate(data, strict=False)
+    found = needed(with_model(first, cascade=(later, later)).model_copy(update={"workload": asked}))
+    assert found.weights == 3 * 5100 * MILLION * 2
+    assert found.activations == 16 * 900 * MILLION * 2  # the third stage draws 8192 x 8192
+
+
+def plan(found: Cell, **choices: str) -> Plan:
+    return make_plan(found, choices)
+
+
+def refusals(found: Cell, **choices: str) -> list[rules.Problem]:
+    return [problem for problem in plan(found, **choices).problems if "needs about" in problem.fact]
+
+
+def test_what_fits_is_not_refused() -> None:
+    assert refusals(cell("precision=fp16")) == []
+
+
+def test_what_cannot_fit_is_refused_with_its_numbers() -> None:
+    (problem,) = refusals(cell("precision=fp32"))
+    assert problem.keys == ("model=sd15", "hardware=t4")
+    assert problem.fact == ("needs about 22.4 GiB while decoding: 19.0 of weights + 3.4 of activations, t4 has 15")
+    assert problem.remedy == "it would fit with precision=fp16"
+
+
+def test_nothing_is_refused_where_the_memory_is_not_known() -> None:
+    assert refusals(cell("hardware=cpu", "workload.batch_size=100")) == []
+
+
+def test_a_close_call_is_noted() -> None:
+    close = {"denoiser": 6600 * MILLION, "text_encoders": None, "vae": None}
+    found = plan(cell("precision=fp16", parameters=close))
+    assert found.status == "ok"
+    (note,) = [note for note in found.notes if "needs about" in note]
+    assert "14.0 GiB" in note
+    assert "t4 has 15" in note
+    assert not any("needs about" in note for note in plan(cell("precision=fp16")).notes)
+
+
+def test_a_smaller_batch_is_the_largest_that_fits() -> None:
+    (problem,) = refusals(cell("precision=fp16", "workload.batch_size=9"))
+    assert "workload.batch_size=3" in problem.remedy
+    assert needed(cell("precision=fp16", "workload.batch_size=3")).total <= 15 * GIB
+    assert needed(cell("precision=fp16", "workload.batch_size=4")).total > 15 * GIB
+
+
+def test_remedies_are_together_where_one_is_not_enough() -> None:
+    (problem,) = refusals(cell("precision=fp32", "workload.batch_size=9"))
+    assert "precision=fp16 workload.batch_size=3" in problem.remedy
+
+
+def test_nothing_helps_a_model_that_is_too_large() -> None:
+    huge = {"denoiser": 10**12, "text_encoders": 10**12, "vae": 10**12}
+    (problem,) = refusals(cell(parameters=huge, activations={"denoise": 10**12, "decode": 10**12}))
+    assert "no option" in problem.remedy
+
+
+def test_every_remedy_fits_and_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = cell("precision=fp32", "workload.batch_size=9")
+    found = remedies(large, 15 * GIB, lambda remedy: True)
+    assert found
+    for remedy in found:
+        (request,) = requests(["model=sd15", "hardware=t4", *str(remedy).split()])
+        again = with_model(request.cell, parameters=large.recipe.model.parameters)
+        again = with_model(again, activations=large.recipe.model.activations)
+        assert again.recipe.steps == remedy.cell.recipe.steps
+        assert needed(again).total <= 15 * GIB
+    assert all("precision" not in str(one) for one in remedies(large, 15 * GIB, lambda r: "precision" not in str(r)))
+
+
+def test_a_remedy_that_another_rule_refuses_is_not_told() -> None:
+    """bfloat16 would fit on a T4, but compiling cannot work in it there."""
+    base = with_model(cell("precision=fp32", "compile=default"), dtype="bfloat16")
+    (problem,) = refusals(base, compile="default")
+    assert "precision=bf16" not in problem.remedy
+    (problem,) = refusals(with_recipe(base, compile=shipped_step("compile", "none")))
+    assert "precision=bf16" in problem.remedy
+
+
+def test_offloading_is_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the half precision alone is not enough, or with it."""
+    monkeypatch.setattr(memory_remedies, "TRIED", {"precision": ("fp16",), "memory": ("offloading",)})
+    steps = {"fp16": shipped_step("precision", "fp16"), "offloading": Offloading()}
+    monkeypatch.setattr(memory_remedies, "shipped_step", lambda group, option: steps[option])
+    large = {"denoiser": 5000 * MILLION, "text_encoders": 5000 * MILLION, "vae": 100 * MILLION}
+    (problem,) = refusals(cell("precision=fp16", parameters=large))
+    assert problem.remedy == "it would fit with memory=offloading"
+    (problem,) = refusals(cell("precision=fp32", parameters=large))
+    assert problem.remedy == "it would fit with precision=fp16 memory=offloading"
+
+
+def test_options_that_are_tried_are_shipped_ones() -> None:
+    shipped = {
+        group: [name for name in names if shipped_step(group, name)] for group, names in memory_remedies.TRIED.items()
+    }
+    assert shipped["precision"] == ["bf16", "fp16"]
+    assert shipped["quant"] == ["int8_weight", "int4_weight"]
+
+
+def test_no_torch() -> None:
+    code = "import sys, diffopt.memory_estimate, diffopt.memory_remedies; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
