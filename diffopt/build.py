@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffopt.plan import Plan
 from diffopt.result import Stage, StepEffect
-from diffopt.step import Site, Step
+from diffopt.step import Site, Step, Trait
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -32,13 +32,18 @@ def build(
     pipes: list[DiffusionPipeline] = []
     for site in cell.sites:
         task = cell.workload.task if not pipes else site.model.task
-        pipes.append(load_pipeline(site.model, task, device=site.hardware.device, **_load_kwargs(plan, site)))
+        pipes.append(load_pipeline(site.model, task, device=_drawn_on(plan, site), **_load_kwargs(plan, site)))
     on_stage("optimize")
     for pipe, site in zip(pipes, cell.sites, strict=True):
         for group, step in plan.steps:
             with _naming(f"applying {group} ({step.kind})"):
                 step.apply(pipe, site)
     return tuple(pipes)
+
+
+def _drawn_on(plan: Plan, site: Site) -> str:
+    """Where random weights are made: on the device, unless they are to stay away from it and might not fit there."""
+    return "cpu" if Trait.MOVES_WEIGHTS in plan.cell.recipe.memory.traits else site.hardware.device
 
 
 def verify(plan: Plan, pipes: Sequence[DiffusionPipeline]) -> tuple[StepEffect, ...]:

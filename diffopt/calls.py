@@ -37,16 +37,20 @@ class Stage:
     arguments: dict[str, Any]
     final: bool  # whether its pictures come out; those of other stages stay tensors on the device
 
-    def __call__(self, pictures: torch.Tensor | None) -> Any:
-        """Draw; ``pictures`` (batch, 3, height, width) are those of the stage that this one scales up."""
+    def __call__(self, given: torch.Tensor | None = None) -> Any:
+        """Draw; ``given`` (batch, 3, height, width), from -1 to 1, is what another stage drew and this one scales up."""
         arguments = dict(self.arguments)
         arguments["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in self.seeds]
-        if pictures is not None:
-            arguments |= self._scaled_up(pictures[: len(self.seeds)])
-        return self.pipe(**arguments)[0]
+        if given is not None:
+            arguments |= self._scaled_up(given[: len(self.seeds)])
+        drawn = self.pipe(**arguments)[0]
+        # diffusers' pipelines with a VAE give and take tensors from 0 to 1, those in pixel space from -1 to 1
+        return drawn if self.final or self.model.vae is None else drawn * 2 - 1
 
     def _scaled_up(self, pictures: torch.Tensor) -> dict[str, Any]:
         factor, accepted = self.model.upscale_factor or 1, _accepted(self.pipe)
+        if self.model.vae is not None:
+            pictures = (pictures / 2 + 0.5).clamp(0, 1)
         sizes = {"height": pictures.shape[-2] * factor, "width": pictures.shape[-1] * factor}
         return {"image": pictures, **{name: size for name, size in sizes.items() if name in accepted}}
 
@@ -135,6 +139,8 @@ def _asked(pipe: Any, model: Model, workload: Workload) -> dict[str, Any]:
     # image-to-image classes of diffusers take the size from the picture
     if "height" in accepted or not {"image", "control"} & set(needs):
         found |= {"height": workload.height, "width": workload.width}
+    if "max_area" in accepted:  # FLUX.1 Kontext scales any size to about one megapixel, unless it is told another area
+        found |= {"max_area": workload.height * workload.width, "_auto_resize": False}
     names = {
         "image": "image",
         "mask": "mask_image",
@@ -147,7 +153,8 @@ def _asked(pipe: Any, model: Model, workload: Workload) -> dict[str, Any]:
         value = getattr(workload, need)
         if need in PICTURES:
             value = open_picture(value, given, mode="L" if need == "mask" else "RGB")
-        if need == "image":  # one for each picture of the batch; masks and control maps are repeated by diffusers
+        if need == "image" and model.embeddings is None:
+            # one for each prompt; what goes with num_images_per_prompt, masks and control maps are repeated by diffusers
             value = [value] * workload.batch_size
         found[names[need]] = value
     return found

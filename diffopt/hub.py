@@ -5,6 +5,7 @@ Answers of the hub are kept in its own cache, where they are found again without
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -211,17 +212,19 @@ def explaining(said: str) -> Iterator[None]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No bars of huggingface_hub; the setting is the process's, so put back."""
+    """No bars and warnings of huggingface_hub; its settings are the process's, so put back."""
+    from huggingface_hub.utils import logging as words
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    if are_progress_bars_disabled():
-        yield
-        return
+    level, bars = words.get_verbosity(), not are_progress_bars_disabled()
+    words.set_verbosity(logging.ERROR)
     disable_progress_bars()
     try:
         yield
     finally:
-        enable_progress_bars()
+        words.set_verbosity(level)
+        if bars:
+            enable_progress_bars()
 
 
 def one_line(error: BaseException) -> str:

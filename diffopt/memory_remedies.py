@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby, product
+from typing import Any
 
 from diffopt import plain_yaml
 from diffopt.cell import Cell
@@ -22,6 +23,8 @@ TRIED = {
     "quant": ("int8_weight", "int4_weight"),
 }
 MOST = 4  # remedies that are worth reading
+
+Chosen = tuple[tuple[str, str] | None, ...]  # (group, option), or None where the group stays as it is
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,9 @@ def remedies(cell: Cell, limit: float, works: Callable[[Remedy], bool]) -> list[
 
     ``works`` tells of a remedy that fits whether anything else speaks against it.
     """
-    choices = [[None, *pairs] for pairs in _options(cell)]
-    chosen = [tuple(pair for pair in pairs if pair is not None) for pairs in product(*choices)]
-    tried = sorted(product(chosen, (False, True) if cell.workload.batch_size > 1 else (False,)), key=_changes)
+    choices = [[*pairs, None] for pairs in _options(cell)]
+    smaller = (True, False) if cell.workload.batch_size > 1 else (False,)
+    tried = sorted(product(product(*choices), smaller), key=_changes)  # among as many, in the order of TRIED
     for count, alike in groupby(tried, key=_changes):
         fitting = (remedy for pairs, batch in alike if count for remedy in _fitting(cell, pairs, limit, batch=batch))
         if found := [remedy for remedy in fitting if works(remedy)]:
@@ -59,15 +62,15 @@ def _options(cell: Cell) -> list[list[tuple[str, str]]]:
     return [[pair for pair in pairs if pair != other and shipped_step(*pair) is not None] for pairs in named]
 
 
-def _changes(tried: tuple[tuple[tuple[str, str], ...], bool]) -> int:
+def _changes(tried: tuple[Chosen, bool]) -> int:
     options, batch = tried
-    return len(options) + batch
+    return sum(pair is not None for pair in options) + batch
 
 
-def _fitting(cell: Cell, options: tuple[tuple[str, str], ...], limit: float, *, batch: bool) -> Iterator[Remedy]:
+def _fitting(cell: Cell, chosen: Chosen, limit: float, *, batch: bool) -> Iterator[Remedy]:
     """The cell with these options, where it fits; with ``batch`` the largest smaller batch with which it does."""
-    steps = {group: shipped_step(group, option) for group, option in options}
-    recipe = cell.recipe.model_copy(update=steps)
+    options = tuple(pair for pair in chosen if pair is not None)
+    recipe = cell.recipe.model_copy(update={group: shipped_step(group, option) for group, option in options})
     size = cell.workload.batch_size
     for pictures in range(size - 1, 0, -1) if batch else (size,):
         workload = cell.workload.model_copy(update={"batch_size": pictures})
@@ -81,9 +84,16 @@ def _fitting(cell: Cell, options: tuple[tuple[str, str], ...], limit: float, *, 
 @cache
 def shipped_step(group: str, option: str) -> Step | None:
     """A shipped option as a step; None when there is none of that name."""
-    path = shipped_conf() / group / f"{option}.yaml"
-    if not path.is_file():
+    if not (shipped_conf() / group / f"{option}.yaml").is_file():
         return None
-    data, _ = plain_yaml.read(path)
+    data = _shipped_data(group, option)
     step: Step = kinds(group)[data["kind"]].model_validate_json(json.dumps(data))
     return step
+
+
+def _shipped_data(group: str, option: str) -> dict[str, Any]:
+    """The keys of an option's YAML on those of the siblings that it extends."""
+    own, _ = plain_yaml.read(shipped_conf() / group / f"{option}.yaml")
+    siblings = [name for name in own.pop("defaults", []) if name != "_self_"]
+    extended = {key: value for name in siblings for key, value in _shipped_data(group, name).items()}
+    return {**extended, **own}

@@ -23,6 +23,7 @@ SIZE_STEP = 8  # pixels; most of diffusers' pipelines refuse other sizes, whatev
 UPSCALES = {"IFSuperResolutionPipeline": 4, "StableDiffusionLatentUpscalePipeline": 2}  # others by the VAE's factor
 FLOAT32_VAES = ("AutoencoderKLWan",)  # diffusers' own examples load it so: it loses detail below
 XL_SCALING = 0.13025  # scaling_factor of SDXL's VAE, which overflows in float16 and which other families took over
+INPAINTED = 4  # channels of UNets that diffusers' inpainting classes take, beside those with 9 that are made for it
 VIDEOS = ("txt2video", "img2video")
 # Classes of blocks that repeat, in denoisers that declare none to diffusers' compile_repeated_blocks.
 REPEATED_BLOCKS: dict[str, list[str]] = {
@@ -64,13 +65,13 @@ class Source:
 
     def read(self, component: str, work: Callable[[], T]) -> T:
         """``work``, with whatever wrong types and lengths lead to as one paragraph about ``component``."""
+        path = self.index.folder / component / "config.json"
         try:
             return work()
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from None
         except (LookupError, TypeError, ValueError, ArithmeticError, AttributeError) as error:
-            raise UsageError(
-                f"{self.index.folder / component}/config.json: {error}; its values do not fit together "
-                f"({type(error).__name__})"
-            ) from None
+            raise UsageError(f"{path}: its values do not fit together ({type(error).__name__}: {error})") from None
 
 
 def read_facts(index: ModelIndex, weights: Mapping[str, Weights] | None, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,7 +86,7 @@ def read_facts(index: ModelIndex, weights: Mapping[str, Weights] | None, data: M
     vae = read_json(index.folder / index.vae / "config.json") if index.vae is not None else {}
     source = Source(index, index.family, data, name, config, vae)
     uses = _uses(source)
-    return {**uses, **_structure(source), **_sizes(source, uses), **_numbers(source, weights)}
+    return {**uses, **_sizes(source, uses), **_structure(source), **_numbers(source, weights)}
 
 
 def _check_parts(index: ModelIndex, data: Mapping[str, Any]) -> None:
@@ -143,6 +144,8 @@ def _tasks(source: Source) -> dict[Task, str]:
     if source.denoiser == "unet" and latent is not None and channels != latent:
         # the UNet also reads a mask, a picture or a depth map, which no other class of the family gives it
         return {task: name for task, name in family.classes.items() if name == pipeline}
+    if latent is not None and source.denoiser == "unet" and channels != INPAINTED:
+        return {task: name for task, name in family.classes.items() if task != "inpaint"}
     return family.classes
 
 

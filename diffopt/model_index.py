@@ -27,7 +27,7 @@ VAES = ("vae", "movq", "vqvae")  # names that diffusers' pipelines give it
 KINDS: tuple[tuple[Literal["tokenizer", "scheduler", "processor", "guider"], tuple[str, ...]], ...] = (
     ("tokenizer", ("Tokenizer", "TokenizerFast")),
     ("scheduler", ("Scheduler",)),
-    ("processor", ("Processor", "ProcessorFast", "FeatureExtractor")),
+    ("processor", ("Processor", "ProcessorFast", "ProcessorPil", "FeatureExtractor")),
     ("guider", ("Guidance",)),
 )
 

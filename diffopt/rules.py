@@ -78,8 +78,66 @@ CONFLICTS = (
         "set compile.fullgraph=false",
         "https://huggingface.co/docs/diffusers/main/en/optimization/memory#layerwise-casting",
     ),
+    Conflict(
+        Trait.CACHES_BLOCKS,
+        Trait.WHOLE_DENOISER,
+        "the cache decides step by step around the blocks, which a graph of the whole denoiser has inside",
+        "choose compile=regional, whose graphs are inside the cache",
+        "https://github.com/huggingface/diffusers/blob/main/src/diffusers/hooks/first_block_cache.py",
+    ),
+    Conflict(
+        Trait.CACHES,
+        Trait.CUDA_GRAPHS,
+        "the cache keeps tensors of earlier steps, and the replay of a CUDA graph overwrites its own",
+        "choose compile=regional",
+        "https://docs.pytorch.org/docs/stable/torch.compiler_cudagraph_trees.html",
+    ),
+    Conflict(
+        Trait.CACHES,
+        Trait.EXPORTS,
+        "what is exported does the same in every step, and the cache does not",
+        "choose compile=regional",
+        "https://docs.pytorch.org/docs/stable/export.html",
+    ),
+    Conflict(
+        Trait.MOVES_WEIGHTS,
+        Trait.EXPORTS,
+        "a package made ahead of time keeps the addresses of the weights, but these move",
+        "choose compile=default or memory=resident",
+        "https://huggingface.co/blog/zerogpu-aoti",
+    ),
+    Conflict(
+        Trait.LIVE_LORA,
+        Trait.EXPORTS,
+        "the scale of a live LoRA becomes a constant of a package made ahead of time, which no swap can change",
+        "choose compile=default or fuse the LoRA",
+        "https://huggingface.co/docs/peft/main/en/package_reference/hotswap",
+    ),
+    Conflict(
+        Trait.CASTS_STORAGE,
+        Trait.EXPORTS,
+        "layerwise casting replaces the weights in each call, and a package made ahead of time keeps their addresses",
+        "choose compile=default with compile.fullgraph=false",
+        "https://huggingface.co/docs/diffusers/main/en/optimization/memory#layerwise-casting",
+    ),
+    Conflict(
+        Trait.GRAPH_BREAKS,
+        Trait.EXPORTS,
+        "one breaks the graph, and only a whole one can be exported",
+        "choose compile=default with compile.fullgraph=false",
+        "https://docs.pytorch.org/docs/stable/export.html",
+    ),
+    Conflict(
+        Trait.MOVES_WEIGHTS,
+        Trait.COPIES_MODULES,
+        "accelerate's compile_regions compiles nothing of a module that has an offload hook, and says nothing",
+        "choose compile=regional or memory=resident",
+        "https://github.com/huggingface/accelerate/issues/4253",
+    ),
 )
 
+EPSILON = 1e-6  # for 5 * (1 - 0.8), which floating point makes a little less than 1
+IMG2IMG_EVIDENCE = "diffusers 0.42, get_timesteps of the img2img pipelines of FLUX.1, SD3, Qwen-Image and Z-Image"
 AMPERE = (8, 0)
 ADA = (8, 9)
 TRITON = (7, 0)
@@ -173,9 +231,21 @@ def _unsuited_workload(case: Case) -> Iterator[Problem]:
         can = " or ".join(f"workload={task}" for task in model.pipelines.tasks)
         fact = f"model {model.name} has no pipeline for {workload.task}"
         yield Problem(fact, (f"model={model.name}", f"workload.task={workload.task}"), f"choose {can}")
+    if workload.task == "img2img" and model.denoiser == "transformer":
+        yield from _ignored_picture(case)
     if model.embedded_guidance and workload.negative_prompt:
         fact = "its guidance is embedded, so that no negative prompt is read"
         yield Problem(fact, (f"model={model.name}", "workload.negative_prompt"), "leave the negative prompt empty")
+
+
+def _ignored_picture(case: Case) -> Iterator[Problem]:
+    """Flow matching begins at pure noise: a strength that leaves out no whole step never looks at the picture."""
+    steps, strength = case.cell.workload.steps, case.cell.workload.strength
+    if strength is not None and steps * (1 - strength) < 1 - EPSILON:
+        fact = f"with {steps} steps a strength of {strength} begins at the first one, which is pure noise"
+        keys = ("workload.strength", f"model={case.cell.recipe.model.name}")
+        remedy = f"take more steps, or a strength of {1 - 1 / steps:.2g} or less, or the picture has no effect"
+        yield Problem(fact, keys, remedy, IMG2IMG_EVIDENCE)
 
 
 def _conflicts(case: Case) -> Iterator[Problem]:

@@ -91,6 +91,8 @@ class Trait(Enum):
     FULLGRAPH = auto()  # promises that nothing breaks the graph
     GRAPH_BREAKS = auto()  # breaks the graph
     MOVES_WEIGHTS = auto()  # weights move between host and device while the pipeline runs
+    HOOKS_LAYERS = auto()  # a hook that breaks the graph around every layer of the denoiser
+    PINS_IN_PASSING = auto()  # pins weights each time they are streamed, and so holds no copy of them
     STOCK_PROCESSOR = auto()  # installs diffusers' own attention processor, which ignores fused projections
     FUSES_QKV = auto()  # q, k, v become one matrix
     QUANTIZES = auto()  # Linear weights become 8 or 4 bit

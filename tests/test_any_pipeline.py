@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
+import shutil
 import sys
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from diffopt.errors import UsageError
+from diffopt.loading import load_pipeline
+from diffopt.model_files import packaged, resolve_model
 from diffopt.pipeline_tasks import FAMILIES, Family, family, told_by_name
+from diffopt.recipe import Limits, Model
+from diffopt.shipped import shipped_conf
 from diffopt.workload import NEEDS
 
+# What diffusers' Chroma and Mochi provoke themselves.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:In CPU autocast:UserWarning"),
+]
 ROWS = [(name, task, cls) for name, entry in FAMILIES.items() for task, cls in entry.classes.items()]
 ARGUMENTS = {
     "image": ("image",),
@@ -33,6 +48,8 @@ NOT_CALLED = {
     "ZImageControlNetInpaintPipeline": "picture, mask and control at once",
     "QwenImageLayeredPipeline": "gives layers",
     "AnyFlowFARPipeline": "starts from latents of a video",
+    "KandinskyInpaintCombinedPipeline": "no strength",
+    "KandinskyV22InpaintCombinedPipeline": "no strength",
 }
 
 
@@ -131,5 +148,160 @@ def test_what_a_name_tells() -> None:
     assert told_by_name("FutureControlNetInpaintPipeline") is None
     assert told_by_name("FuturePipeline") is None
     mistaken = [cls for _, task, cls in ROWS if told_by_name(cls) not in (None, task)]
-    assert mistaken == ["FluxFillPipeline"] or not mistaken
+    assert mistaken == []
     assert isinstance(family("FluxPipeline"), Family)
+
+
+# What a folder of each family tells, beside what is the same for all.
+TOLD: dict[str, dict[str, Any]] = {
+    "chroma": {
+        "tasks": ("txt2img", "img2img", "inpaint"),
+        "denoiser_class": "ChromaTransformer2DModel",
+        "size_multiple": 16,
+        "height": 1024,
+        "head_sizes": (16,),
+        "steps": 35,
+        "guidance": 5.0,
+    },
+    "lumina2": {
+        "tasks": ("txt2img",),
+        "size_multiple": 16,
+        "height": 128,
+        "head_sizes": (24,),
+        "repeated_blocks": ("Lumina2TransformerBlock",),
+    },
+    "auraflow": {"tasks": ("txt2img",), "size_multiple": 8, "height": 1024, "guidance": 3.5},
+    "kandinsky3": {
+        "tasks": ("txt2img", "img2img"),
+        "denoiser": "unet",
+        "vae": "movq",
+        "size_multiple": 64,
+        "head_sizes": (4,),
+        "steps": 25,
+    },
+    "mochi": {
+        "tasks": ("txt2video",),
+        "size_multiple": 16,
+        "height": 480,
+        "width": 848,
+        "frames": 19,
+        "frame_step": 6,
+        "fps": 30,
+    },
+    "wan_i2v": {
+        "tasks": ("img2video",),
+        "size_multiple": 16,
+        "frames": 81,
+        "frame_step": 4,
+        "fps": 16,
+        "limits": Limits(fp16_vae_overflows=False, vae_float32=True),
+    },
+}
+SIZE, FRAMES = 64, {"mochi": 7, "wan_i2v": 5}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder with the saved pipeline of a family, built once."""
+    from any_pipelines import build
+
+    places: dict[str, Path] = {}
+
+    def folder(name: str) -> Path:
+        if name not in places:
+            places[name] = tmp_path_factory.mktemp(name)
+            build(name).save_pretrained(places[name], safe_serialization=True)
+        return places[name]
+
+    return folder
+
+
+def local(folder: Path, **values: Any) -> Model:
+    data = yaml.safe_load((shipped_conf() / "model" / "local.yaml").read_text(encoding="utf-8"))
+    return Model.model_validate_json(json.dumps(resolve_model({**data, "path": str(folder), **values}, Path.cwd())))
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_a_folder_tells_what_it_is(name: str, folders: Callable[[str], Path]) -> None:
+    model = local(folders(name))
+    expected = dict(TOLD[name])
+    assert model.pipelines.tasks == expected.pop("tasks")
+    assert model.task == model.pipelines.tasks[0]
+    assert {key: getattr(model, key) for key in expected} == expected
+    assert model.text_encoders == ("text_encoder",)
+    assert model.dtype == "float32"
+    assert all(count for count in model.parameters.model_dump().values())
+
+
+@pytest.mark.parametrize("name", TOLD)
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_a_folder_loads_and_draws(name: str, weights: str, folders: Callable[[str], Path]) -> None:
+    import numpy as np
+    import torch
+    from PIL.Image import new
+
+    torch.set_num_threads(1)
+    model = local(folders(name), weights=weights)
+    pipe = load_pipeline(model, model.task, device="cpu", dtype={"default": torch.float32})
+    assert type(pipe).__name__ == getattr(model.pipelines, model.task)
+    arguments: dict[str, Any] = {"height": SIZE, "width": SIZE, "num_inference_steps": 2, "output_type": "np"}
+    if name in FRAMES:
+        arguments["num_frames"] = FRAMES[name]
+    if model.task == "img2video":
+        assert pipe.image_encoder is not None
+        assert pipe.image_processor is not None
+        arguments["image"] = new("RGB", (SIZE, SIZE), "red")
+    drawn = np.asarray(pipe(prompt="a fox", generator=torch.Generator().manual_seed(0), **arguments)[0][0])
+    assert drawn.shape[-3:] == (SIZE, SIZE, 3)
+    assert np.isfinite(drawn).all()
+    assert drawn.std() > 0
+
+
+def test_pretrained_weights_are_those_that_were_saved(folders: Callable[[str], Path]) -> None:
+    import torch
+    from any_pipelines import build
+
+    model = local(folders("chroma"))
+    pipe, saved = load_pipeline(model, "inpaint", device="cpu", dtype={"default": torch.float32}), build("chroma")
+    for name in ("transformer", "vae", "text_encoder"):
+        one, other = getattr(pipe, name).state_dict(), getattr(saved, name).state_dict()
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+    expected = {name: getattr(saved, name).num_parameters() for name in ("transformer", "text_encoder", "vae")}
+    assert list(model.parameters.model_dump().values()) == list(expected.values())
+
+
+def test_an_unknown_class_is_asked_for_by_key(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(folders("auraflow"), tmp_path / "mine"))
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "BrandNewPipeline"}))
+    with pytest.raises(UsageError, match=r"say it with model\.pipelines\.txt2img=BrandNewPipeline, or another task"):
+        local(folder)
+    given = {"pipelines": {"txt2img": "AuraFlowPipeline"}}
+    with pytest.raises(UsageError, match=r"model\.steps, model\.guidance cannot be read .* such as model\.height=512"):
+        local(folder, **given)
+    model = local(folder, **given, steps=2, guidance=3.0, height=64, width=64)
+    assert (model.pipelines.tasks, model.task, model.height) == (("txt2img",), "txt2img", 64)
+    (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "BrandNewImg2ImgPipeline"}))
+    with pytest.raises(UsageError, match=r"model\.steps"):
+        local(folder)
+
+
+def test_a_unet_that_reads_more_than_latents_has_one_task(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(packaged("tiny_sd15_inpaint"), tmp_path / "mine"))
+    assert local(folder, weights="random").pipelines.tasks == ("inpaint",)
+    assert local(packaged("tiny_sd15"), weights="random").pipelines.tasks == ("txt2img", "img2img", "inpaint")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lumina2", "auraflow", "chroma", "kandinsky3"])
+def test_any_pipeline_runs_compiled_and_quantized(
+    name: str, folders: Callable[[str], Path], diffopt: Callable[..., Any], tmp_path: Path
+) -> None:
+    words = ("model=local", f"model.path={folders(name)}", "hardware=cpu", "measure=quick", "precision=fp32")
+    size = ("workload.height=64", "workload.width=64", "workload.steps=2", "study=any")
+    done = diffopt("run", "-m", *words, *size, "compile=none,default", "quant=none,int8_dynamic")
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in (tmp_path / "studies").rglob("result.json")]
+    assert len(rows) == 4
+    assert {(row["status"], row["reason"]) for row in rows if row["status"] != "ok"} == set()
+    assert done.returncode == 0

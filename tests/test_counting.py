@@ -23,6 +23,7 @@ from diffopt.model_files import packaged
 from diffopt.random_weights import meta_modules
 from diffopt.recipe import Model
 from diffopt.resolve import requests
+from diffopt.shipped import shipped_conf
 
 # One tiny option for each way in which a denoiser is called.
 FAMILIES = (
@@ -152,6 +153,18 @@ def test_the_script_prints_what_the_option_holds(capsys: pytest.CaptureFixture[s
         "parameters": model.parameters.model_dump(),
         "activations": model.activations.model_dump(),
     }
+
+
+COUNTED = [path.stem for path in sorted(shipped_conf().glob("model/*.yaml")) if not path.stem.startswith("tiny")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in COUNTED if name not in ("local", "hub")])
+def test_options_hold_what_is_counted(name: str) -> None:
+    model = option(name)
+    modules = meta_modules(packaged(str(model.architecture)), without=model.text_encoders)
+    assert model.activations.denoise is not None
+    assert model.activations == count_activations(model, modules)
 
 
 class Called(Exception):

@@ -6,16 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
-from huggingface_hub import errors
 
+from diffopt.compose import Composer
 from diffopt.errors import DiffoptError, Refusal
 from diffopt.failure import describe
 from diffopt.loading import load_pipeline
 from diffopt.model_files import PACKAGED, resolve_model
 from diffopt.recipe import Model
 
-CONF = PACKAGED.parent.parent / "conf" / "model"
 FLOAT32 = {"default": torch.float32}
 
 
@@ -28,7 +26,7 @@ def _one_thread():
 
 
 def model(name, **values):
-    data = {**yaml.safe_load((CONF / f"{name}.yaml").read_text()), **values}
+    data = {**Composer().compose([f"model={name}"]).data["model"], **values}
     return Model.model_validate_json(json.dumps(resolve_model(data, Path.cwd())))
 
 
@@ -73,7 +71,7 @@ def test_what_is_no_pipeline_class_of_this_diffusers_is_a_refusal(name, weights)
 
 def test_a_folder_that_vanished_is_an_error(tmp_path):
     mine = model("local", path=str(PACKAGED / "tiny")).model_copy(update={"path": str(tmp_path)})
-    with pytest.raises(DiffoptError, match="cannot be loaded") as raised:
+    with pytest.raises(DiffoptError, match="folder is not complete") as raised:
         load_pipeline(mine, "txt2img", device="cpu", dtype=FLOAT32)
     assert not isinstance(raised.value, Refusal)
 
@@ -106,7 +104,7 @@ def test_what_only_the_libraries_find_is_an_error_that_says_where(name, changes,
 def test_a_missing_package_is_a_refusal(monkeypatch):
     from diffusers import StableDiffusionPipeline
 
-    def from_pretrained(**kwargs):
+    def from_pretrained(folder, **kwargs):
         raise ImportError("requires the sentencepiece library")
 
     monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", from_pretrained)
@@ -114,45 +112,72 @@ def test_a_missing_package_is_a_refusal(monkeypatch):
         load_pipeline(model("tiny"), "txt2img", device="cpu", dtype=FLOAT32)
 
 
-def hub_error(kind):
-    """The error that diffusers raises around one of the hub's own."""
-    outer = OSError("Cannot load model: the model is not fully cached locally")
-    outer.__cause__ = kind.__new__(kind, "from the hub")  # the real constructor wants an HTTP response
-    return outer
-
-
-@pytest.mark.parametrize(
-    ("error", "kind", "message"),
-    [
-        (hub_error(errors.GatedRepoError), Refusal, "is gated on the hub"),
-        (hub_error(errors.OfflineModeIsEnabled), Refusal, "the hub cannot be reached"),
-        (hub_error(ConnectionError), Refusal, "the hub cannot be reached"),
-        (hub_error(errors.RepositoryNotFoundError), DiffoptError, "is not on the hub, or is private"),
-        (hub_error(errors.RevisionNotFoundError), DiffoptError, "no such revision"),
-        (OSError("Could not find the necessary `safetensors` weights"), DiffoptError, "has no safetensors weights"),
-        (ValueError("the `variant=fp16`, but no such modeling files"), DiffoptError, "no files of the variant fp16"),
-        (OSError("disk\nfull"), DiffoptError, "cannot be loaded: disk full"),
-    ],
-)
-def test_hub_errors_become_one_sentence(error, kind, message, monkeypatch):
+def test_what_is_asked_of_diffusers(monkeypatch):
     from diffusers import StableDiffusionPipeline
 
     asked = {}
 
-    def from_pretrained(**kwargs):
-        asked.update(kwargs)
-        raise error
+    def from_pretrained(folder, **kwargs):
+        asked.update(kwargs, folder=folder)
+        raise OSError("disk\nfull")
 
     monkeypatch.setattr(StableDiffusionPipeline, "from_pretrained", from_pretrained)
-    with pytest.raises(DiffoptError, match=message) as raised:
-        load_pipeline(model("sd15"), "txt2img", device="cpu", dtype=FLOAT32)
-    assert type(raised.value) is kind  # a refusal is only for what this machine lacks
-    assert "\n" not in str(raised.value)
-    assert str(raised.value).startswith("stable-diffusion-v1-5/stable-diffusion-v1-5 (revision main)")
-    assert asked["use_safetensors"] is True
-    assert (asked["revision"], asked["variant"], asked["dtype"]) == ("main", "fp16", FLOAT32)
+    with pytest.raises(DiffoptError, match=r"cannot be loaded: disk full"):
+        load_pipeline(model("tiny"), "txt2img", device="cpu", dtype=FLOAT32)
+    assert (asked["folder"], asked["local_files_only"]) == (str(PACKAGED / "tiny"), True)
+    assert (asked["use_safetensors"], asked["dtype"], asked["variant"]) == (True, FLOAT32, None)
     assert asked["safety_checker"] is None
     assert "trust_remote_code" not in asked
+
+
+@pytest.mark.parametrize(("task", "cls"), [("img2img", "Img2Img"), ("inpaint", "Inpaint")])
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_the_class_of_a_task_draws_with_the_same_files(task, cls, weights, tmp_path):
+    from PIL.Image import new
+
+    plain = load_pipeline(model("tiny_sd15"), "txt2img", device="cpu", dtype=FLOAT32)
+    plain.save_pretrained(tmp_path / "mine", safe_serialization=True)
+    mine = model("local", path=str(tmp_path / "mine"), weights=weights)
+    pipe = load_pipeline(mine, task, device="cpu", dtype=FLOAT32)
+    assert type(pipe).__name__ == f"StableDiffusion{cls}Pipeline"
+    pictures = {
+        "image": new("RGB", (64, 64), "red"),
+        **({"mask_image": new("L", (64, 64), 255)} if task == "inpaint" else {}),
+    }
+    assert pipe("a dot", **pictures, num_inference_steps=2, output_type="latent").images.isfinite().all()
+
+
+@pytest.mark.parametrize("weights", ["pretrained", "random"])
+def test_with_prompt_embeddings_no_text_encoder_is_loaded(weights, tmp_path):
+    folder = Path(shutil.copytree(PACKAGED / "tiny", tmp_path / "mine"))
+    shutil.rmtree(folder / "text_encoder")  # not even looked at
+    mine = model("local", path=str(folder), weights=weights, embeddings={"tokens": 2, "width": 64})
+    assert mine.text_encoders == ()
+    assert mine.parameters.text_encoders in (0, None)
+    pipe = load_pipeline(mine, "txt2img", device="cpu", dtype=FLOAT32)
+    assert pipe.text_encoder is None
+    assert pipe.tokenizer is None
+    assert pipe.unet is not None
+
+
+def test_parts_that_the_index_leaves_empty_stay_empty(tmp_path):
+    folder = Path(shutil.copytree(PACKAGED / "tiny", tmp_path / "mine"))
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"feature_extractor": ["transformers", "CLIPImageProcessor"], "safety_checker": ["x", "y"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    pipe = load_pipeline(model("local", path=str(folder)), "txt2img", device="cpu", dtype=FLOAT32)
+    assert pipe.feature_extractor is pipe.safety_checker is pipe.image_encoder is None
+
+
+def test_a_controlnet_in_the_folder_comes_along(tmp_path):
+    drawn = load_pipeline(model("tiny_sd15_controlnet"), "controlnet", device="cpu", dtype=FLOAT32)
+    drawn.save_pretrained(tmp_path / "mine", safe_serialization=True)
+    mine = model("local", path=str(tmp_path / "mine"))
+    assert mine.controlnet.class_name == "ControlNetModel"
+    assert mine.pipelines.tasks == ("controlnet",)
+    assert mine.parameters.denoiser == drawn.unet.num_parameters() + drawn.controlnet.num_parameters()
+    pipe = load_pipeline(mine, "controlnet", device="cpu", dtype=FLOAT32)
+    assert torch.equal(pipe.controlnet.conv_in.weight, drawn.controlnet.conv_in.weight)
 
 
 def test_offline_without_a_cache_is_a_refusal(monkeypatch, tmp_path):

@@ -14,8 +14,8 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from diffopt.errors import UsageError
 from diffopt.compose import Composer
+from diffopt.errors import UsageError
 from diffopt.model_facts import read_facts
 from diffopt.model_files import PACKAGED, model_folder, packaged, resolve_model
 from diffopt.model_index import read_index
@@ -38,9 +38,13 @@ def option(name, **values):
 
 
 @cache
+def composer():
+    return Composer()
+
+
 def composed(name):
     """The option with what it extends."""
-    return Composer().compose([f"model={name}"]).data["model"]
+    return composer().compose([f"model={name}"]).data["model"]
 
 
 def as_model(data):
@@ -64,7 +68,7 @@ def test_the_option_for_folders_lists_every_field_with_a_comment():
     for name in ("local", "hub"):
         lines = (CONF / f"{name}.yaml").read_text().splitlines()
         assert [line.split(":")[0] for line in lines[1:4]] == ["# What", "# Helps", "# Hurts"]
-        bare = re.compile(r"limits:|defaults:")
+        bare = re.compile(r"limits:|defaults:|  vae: null")
         assert all(" # " in line for line in lines[4:] if not bare.match(line))
     own = yaml.safe_load((CONF / "hub.yaml").read_text())
     assert own.pop("defaults") == ["local", "_self_"]
@@ -400,12 +404,18 @@ def test_random_weights_need_no_weight_files(folder):
         (option("tiny", architecture="sd16"), r"known: .*sd15, .*sdxl, tiny"),
         (option("sd15", id=None), r"no safetensors file.*model\.weights=random"),
         (option("sd15", architecture=None, weights="random"), r"model\.architecture=NAME"),
-        (option("sd15", architecture=None, height=None), r"model\.height cannot be read"),
+        (option("tiny", parameters=None), r"lacks model\.parameters\.denoiser"),
+        (option("tiny", pipelines=5), r"model\.pipelines=5: this must be a mapping"),
+        (
+            option("local", path="good", denoiser="vea"),
+            r"has no vea; say .* model\.denoiser=NAME: text_encoder, unet, vae",
+        ),
         ({"name": "mine"}, r"model=mine lacks model\.id"),
         (option("sd15", limits=None), r"lacks model\.limits\.fp16_vae_overflows"),
     ],
 )
 def test_mistakes_in_the_option_are_explained(data, message, tmp_path):
+    shutil.copytree(TINY, tmp_path / "good")
     (tmp_path / "file.safetensors").touch()
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(UsageError, match=message):

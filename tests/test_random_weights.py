@@ -7,6 +7,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+import transformers
 from diffusers import StableDiffusionPipeline
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 
@@ -190,6 +191,8 @@ def test_what_a_config_says_about_types_does_not_leak(tmp_path):
     path.write_text(json.dumps(config))
     pipe = random_pipeline(folder, diffusers.QwenImagePipeline, device="cpu", dtype=FLOAT32)
     assert {value.dtype for value in pipe.text_encoder.parameters()} == {torch.float32}
+    parts = [part for part in pipe.text_encoder.modules() if isinstance(part, transformers.PreTrainedModel)]
+    assert {part.config.dtype for part in parts} == {None}  # a part that is made by its config would be made in it
     expected = dict(random("qwen_image").text_encoder.named_buffers())
     for name, buffer in pipe.text_encoder.named_buffers():
         assert torch.equal(buffer, expected[name]), name

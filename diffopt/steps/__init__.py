@@ -6,9 +6,39 @@ runs its :func:`diffopt.step.register` decorators; its YAML options go into the 
 
 from importlib.metadata import entry_points
 
-from diffopt.steps import aot, attention, compile, fuse, layout, memory, none, precision, quant, scheduler
+from diffopt.steps import (
+    aot,
+    attention,
+    cache,
+    cache_attention,
+    compile,
+    fuse,
+    layout,
+    memory,
+    none,
+    precision,
+    quant,
+    regions,
+    scheduler,
+    vae,
+)
 
 for _entry in entry_points(group="diffopt.steps"):
     _entry.load()
 
-__all__ = ["aot", "attention", "compile", "fuse", "layout", "memory", "none", "precision", "quant", "scheduler"]
+__all__ = [
+    "aot",
+    "attention",
+    "cache",
+    "cache_attention",
+    "compile",
+    "fuse",
+    "layout",
+    "memory",
+    "none",
+    "precision",
+    "quant",
+    "regions",
+    "scheduler",
+    "vae",
+]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from diffopt.components import missing, modules
 from diffopt.step import Effect, Order, Site, Step, Trait, register
-from diffopt.steps.compile import Divisible, GraphFreeMode, Inductor, inductor_options
+from diffopt.steps.compile import Divisible, GraphFreeMode, Inductor, compiler_traits, inductor_options
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -28,8 +28,7 @@ class Ahead(Step):
 
     @property
     def traits(self) -> frozenset[Trait]:
-        searches = {Trait.SEARCHES_GEMM} if self.mode == "max-autotune-no-cudagraphs" else set()
-        return frozenset({Trait.GENERATES_CODE, Trait.EXPORTS} | searches)
+        return compiler_traits("inductor", self.mode, fullgraph=False) | {Trait.EXPORTS}
 
     def problems(self, site: Site) -> tuple[str, ...]:
         return missing(site, self.components, "compile.components")

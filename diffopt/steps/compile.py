@@ -1,4 +1,4 @@
-"""torch.compile: the whole component, its repeated blocks, or accelerate's regions; and the proof that it compiled."""
+"""torch.compile of whole components, and what every way of compiling has in common."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from diffopt.components import attributes, missing, modules
-from diffopt.errors import Refusal
 from diffopt.step import Effect, Frozen, Order, Site, Step, Trait, register
 
 if TYPE_CHECKING:
@@ -24,8 +23,6 @@ GraphFreeMode = Literal["default", "max-autotune-no-cudagraphs"]
 Backend = Literal["inductor", "aot_eager", "eager"]
 _WITH_CUDA_GRAPHS = frozenset({"reduce-overhead", "max-autotune"})
 _SEARCHING = frozenset({"max-autotune", "max-autotune-no-cudagraphs"})
-# the UNet asks `if self.conv_norm_out:`, and torch.compile's wrapper answers with the missing len() of what it wraps
-_ASKED_FOR_TRUTH = ("conv_norm_out",)
 
 
 class Inductor(Frozen):
@@ -64,7 +61,7 @@ class Full(Step):
 
     @model_validator(mode="after")
     def _only_inductor_is_tuned(self) -> Full:
-        _refuse_untunable(self.backend, self.mode, self.options)
+        refuse_untunable(self.backend, self.mode, self.options)
         return self
 
     @property
@@ -73,7 +70,9 @@ class Full(Step):
             Trait.CUDA_GRAPHS: self.backend == "inductor" and self.mode in _WITH_CUDA_GRAPHS,
             Trait.WHOLE_DENOISER: "denoiser" in self.components,
         }
-        return _traits(self) | {trait for trait, holds in claims.items() if holds}
+        return compiler_traits(self.backend, self.mode, fullgraph=self.fullgraph) | {
+            trait for trait, holds in claims.items() if holds
+        }
 
     def problems(self, site: Site) -> tuple[str, ...]:
         words = tuple("vae" if target == "vae_decode" else target for target in self.components)
@@ -98,8 +97,11 @@ class Full(Step):
         module: Any
         for module in modules(pipe, site, _whole(self.components), "compile.components").values():
             _install_output_hooks(module)
+            if not self.fullgraph:  # the pieces between graph breaks may share their code, as those of hooks do
+                let_compile(sum(1 for _ in module.modules()))
             module.compile(**settings)
-            module._compiled_call_impl = CompiledCall(module._compiled_call_impl, cuda_graphs=graphs)
+            compiled = {type(module)}
+            module._compiled_call_impl = CompiledCall(module._compiled_call_impl, cuda_graphs=graphs, classes=compiled)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         from diffopt.steps.compiled_call import proof, with_cuda_graphs
@@ -114,106 +116,6 @@ class Full(Step):
         return with_cuda_graphs(effect, calls) if Trait.CUDA_GRAPHS in self.traits_on(site.hardware) else effect
 
 
-@register("compile")
-class Regional(Step):
-    """Compile the blocks that repeat (diffusers' ``compile_repeated_blocks``); equal blocks share one graph."""
-
-    order: ClassVar[Order] = Order.COMPILE
-    kind: Literal["regional"]
-    components: Divisible
-    backend: Backend
-    mode: GraphFreeMode
-    fullgraph: bool
-    dynamic: bool | None
-    options: Inductor
-
-    @model_validator(mode="after")
-    def _only_inductor_is_tuned(self) -> Regional:
-        _refuse_untunable(self.backend, self.mode, self.options)
-        return self
-
-    @property
-    def traits(self) -> frozenset[Trait]:
-        return _traits(self)
-
-    def problems(self, site: Site) -> tuple[str, ...]:
-        lacking = missing(site, self.components, "compile.components")
-        if site.model.repeated_blocks == ():
-            lacking += (f"the {site.model.denoiser} of {site.model.name} has no blocks that repeat",)
-        return lacking
-
-    def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        denoiser: Any = getattr(pipe, site.model.denoiser)
-        named = site.model.repeated_blocks or getattr(denoiser, "_repeated_blocks", None) or ()
-        for name, module in modules(pipe, site, self.components, "compile.components").items():
-            repeat: Any = getattr(module, "compile_repeated_blocks", None)
-            if repeat is None:
-                raise Refusal(f"compile=regional: {name} ({type(module).__name__}) declares no repeated blocks")
-            if module is denoiser or not getattr(module, "_repeated_blocks", ()):  # a ControlNet is built of the same
-                module._repeated_blocks = [*named]  # type: ignore[assignment]
-            try:
-                repeat(
-                    backend=self.backend,
-                    fullgraph=self.fullgraph,
-                    dynamic=self.dynamic,
-                    options=inductor_options(self.mode, self.options),
-                )
-            except ValueError as error:  # no repeated blocks declared, or none of that name in this model
-                raise Refusal(f"compile=regional: {name}: {error}") from error
-            blocks = [part for part in module.modules() if part._compiled_call_impl is not None]
-            _count_calls(module, blocks)
-
-    def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        return _proof_of_regions(self, pipe, site)
-
-
-@register("compile")
-class Regions(Step):
-    """Compile repeated blocks one by one and every other part by itself (accelerate's ``compile_regions``)."""
-
-    order: ClassVar[Order] = Order.COMPILE
-    kind: Literal["regions"]
-    components: Divisible
-    backend: Backend
-    mode: GraphFreeMode
-    fullgraph: bool
-    dynamic: bool | None
-    options: Inductor
-
-    @model_validator(mode="after")
-    def _only_inductor_is_tuned(self) -> Regions:
-        _refuse_untunable(self.backend, self.mode, self.options)
-        return self
-
-    @property
-    def traits(self) -> frozenset[Trait]:
-        return _traits(self)
-
-    def problems(self, site: Site) -> tuple[str, ...]:
-        return missing(site, self.components, "compile.components")
-
-    def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        from accelerate.utils import compile_regions
-        from torch._dynamo.eval_frame import OptimizedModule
-
-        for name, module in modules(pipe, site, self.components, "compile.components").items():
-            regions: Any = compile_regions(
-                module,
-                backend=self.backend,
-                fullgraph=self.fullgraph,
-                dynamic=self.dynamic,
-                options=inductor_options(self.mode, self.options),
-            )
-            for leaf in _ASKED_FOR_TRUTH:
-                if (wrapped := getattr(regions, leaf, None)) is not None:
-                    setattr(regions, leaf, wrapped._orig_mod)
-            _count_calls(regions, [part for part in regions.modules() if isinstance(part, OptimizedModule)])
-            setattr(pipe, name, regions)
-
-    def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        return _proof_of_regions(self, pipe, site)
-
-
 def inductor_options(mode: Mode, options: Inductor) -> dict[str, Any] | None:
     """What ``torch.compile(options=…)`` takes: it refuses ``mode`` and ``options`` together, so a mode is spelt out."""
     from torch._inductor import list_mode_options
@@ -221,16 +123,17 @@ def inductor_options(mode: Mode, options: Inductor) -> dict[str, Any] | None:
     return {**list_mode_options(mode), **options.chosen} or None
 
 
-def _traits(step: Full | Regional | Regions) -> frozenset[Trait]:
+def compiler_traits(backend: Backend, mode: Mode, *, fullgraph: bool) -> frozenset[Trait]:
+    """What a compiled pipeline cannot bear, whatever part of it is compiled."""
     claims = {
-        Trait.GENERATES_CODE: step.backend == "inductor",
-        Trait.FULLGRAPH: step.fullgraph,
-        Trait.SEARCHES_GEMM: step.mode in _SEARCHING,
+        Trait.GENERATES_CODE: backend == "inductor",
+        Trait.FULLGRAPH: fullgraph,
+        Trait.SEARCHES_GEMM: mode in _SEARCHING,
     }
     return frozenset(trait for trait, holds in claims.items() if holds)
 
 
-def _refuse_untunable(backend: Backend, mode: Mode, options: Inductor) -> None:
+def refuse_untunable(backend: Backend, mode: Mode, options: Inductor) -> None:
     if backend != "inductor" and (mode != "default" or options.chosen):
         raise ValueError(f"backend={backend} generates no code, so mode must be default and every option null")
 
@@ -253,18 +156,14 @@ def _install_output_hooks(module: Any) -> None:
             module(torch.zeros(1, 2, dtype=torch.long, device=module.device), output_hidden_states=True)
 
 
-def _count_calls(module: Any, parts: Iterable[Any]) -> None:
-    """Count graphs across calls of a component of which only ``parts`` are compiled."""
-    from diffopt.steps.compiled_call import CompiledCall
+def let_compile(times: int) -> None:
+    """Let dynamo compile the same code for each of so many modules.
 
-    call = CompiledCall(module._call_impl, cuda_graphs=False)
-    call.watch(parts)
-    module._compiled_call_impl = call
+    Its limit is 8 for a function; beyond it, dynamo raises where a whole graph was promised, and elsewhere runs the
+    rest without compiling. The ResNet blocks of a UNet have more shapes than that. Process-global.
+    """
+    import torch._dynamo
 
-
-def _proof_of_regions(step: Regional | Regions, pipe: DiffusionPipeline, site: Site) -> Effect:
-    from diffopt.steps.compiled_call import proof_of_regions
-
-    found = modules(pipe, site, step.components, "compile.components")
-    calls = {name: module._compiled_call_impl for name, module in found.items()}
-    return proof_of_regions(calls, fullgraph=step.fullgraph)
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, times)
+    config.accumulated_recompile_limit = max(config.accumulated_recompile_limit, times)

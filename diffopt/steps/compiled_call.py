@@ -18,29 +18,35 @@ from diffopt.step import Effect
 
 class CompiledCall:
     """Calls ``function`` and attributes to it what happened meanwhile: graphs and graph breaks that dynamo counted,
-    CUDA graphs that inductor recorded or skipped, and the compiled parts that were entered (:meth:`watch`).
+    functions that it gave up, CUDA graphs that inductor recorded or skipped, and the compiled parts that were entered
+    (:meth:`watch`).
 
     With ``cuda_graphs``, each call begins a new step of the CUDA-graph pool and returns copies: the next replay writes
     into the same addresses (https://docs.pytorch.org/docs/stable/torch.compiler_cudagraph_trees.html).
     """
 
-    def __init__(self, function: Callable[..., Any], *, cuda_graphs: bool) -> None:
+    def __init__(
+        self, function: Callable[..., Any], *, cuda_graphs: bool, classes: Iterable[type[nn.Module]] = ()
+    ) -> None:
         self.function = function
         self.cuda_graphs = cuda_graphs
+        self.classes = frozenset(classes)  # of the modules that are compiled
         self.calls = 0
         self.graphs = 0
         self.breaks: list[str] = []
+        self.given_up = 0
         self.cuda_graphs_recorded = 0
         self.cuda_graphs_skipped = 0
         self.parts = 0
         self.parts_entered = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        graphs, breaks = counters["stats"]["unique_graphs"], len(graph_break_reasons)
+        graphs, breaks, given_up = counters["stats"]["unique_graphs"], len(graph_break_reasons), _given_up()
         out = self._replay(*args, **kwargs) if self.cuda_graphs else self.function(*args, **kwargs)
         self.calls += 1
         self.graphs += counters["stats"]["unique_graphs"] - graphs
         self.breaks += [_place(reason) for reason in graph_break_reasons[breaks:]]
+        self.given_up += _given_up() - given_up
         return out
 
     def _replay(self, *args: Any, **kwargs: Any) -> Any:
@@ -75,18 +81,27 @@ class CompiledCall:
 def proof(calls: Mapping[str, Any], *, fullgraph: bool) -> Effect:
     """Sum up the :class:`CompiledCall` of each component. Raises NoEffect where one is gone or compiled nothing.
 
-    Graphs that dynamo kept from another pipeline of this process are not counted, so a second pipeline that reuses
-    them shows none; ``torch._dynamo.reset()`` forgets them.
+    Components of the same classes share graphs, as a UNet and its ControlNet do where blocks are compiled: the one that
+    is called later shows none of its own. Graphs that dynamo kept from another pipeline of this process are not
+    counted, so a second pipeline that reuses them shows none; ``torch._dynamo.reset()`` forgets them.
     """
     numbers: dict[str, int | float | str] = {}
     places: list[str] = []
+    with_graphs = [call.classes for call in calls.values() if isinstance(call, CompiledCall) and call.graphs]
+    compiled: frozenset[type[nn.Module]] = frozenset().union(*with_graphs)
     for name, call in calls.items():
         if not isinstance(call, CompiledCall):
             raise NoEffect(f"compile: {name} is not compiled (any more)")
         if not call.calls:
             raise NoEffect(f"compile: {name} was never called through its compiled function")
-        if not call.graphs:
+        shares = bool(call.classes) and call.classes <= compiled and bool(call.parts_entered or not call.parts)
+        if not call.graphs and not shares:
             raise NoEffect(f"compile: dynamo compiled 0 graphs in {call.calls} calls of {name}")
+        if call.given_up:
+            raise NoEffect(
+                f"compile: dynamo came to its limit of recompiles in {call.given_up} functions of {name}, the rest of "
+                f"which ran uncompiled; their inputs change from call to call"
+            )
         numbers[name] = call.graphs
         places += [f"{name}: {place}" for place in call.breaks]
     if places and fullgraph:
@@ -122,6 +137,17 @@ def with_cuda_graphs(effect: Effect, calls: Mapping[str, CompiledCall]) -> Effec
         numbers[f"{name}_cuda_graphs_skipped"] = call.cuda_graphs_skipped
     recorded = sum(call.cuda_graphs_recorded for call in calls.values())
     return Effect(f"{effect.summary}, {recorded} CUDA graphs", {**numbers, "cuda_graphs": recorded})
+
+
+def class_of(part: nn.Module) -> type[nn.Module]:
+    """The module's class, also where ``torch.compile`` wrapped it."""
+    return type(part._orig_mod) if isinstance(part, OptimizedModule) else type(part)
+
+
+def _given_up() -> int:
+    """Functions that dynamo stopped compiling in this process: beyond its limit it runs them as they are."""
+    missed = counters["unimplemented"]
+    return sum(times for reason, times in missed.items() if reason.startswith("Dynamo recompile limit exceeded"))
 
 
 def _place(reason: GraphCompileReason) -> str:

@@ -8,6 +8,7 @@ weights are given to it by name and stay where they are, so it is small, and wei
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
@@ -48,9 +49,10 @@ class Package:
     """Compiled code for one signature of inputs."""
 
     run: Any  # torch's AOTICompiledModel
+    own: Constants  # tensors that are no weights; the library knows addresses only, so they are kept here
+    given: Mapping[str, int]  # addresses of the weights that it was given, by name
     compiled: bool  # in this process; else it was loaded
     bytes: int
-    given: Mapping[str, int]  # addresses of the weights that it was given, by name
 
 
 class PackagedCall:
@@ -76,6 +78,11 @@ class PackagedCall:
         self.calls += 1
         return package.run(*args, **kwargs)
 
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The module's, before its first call: some remember what they computed in it."""
+        return fingerprint(self.module)
+
     def moved(self) -> list[str]:
         """Names of the weights that are no longer where a package was told to find them."""
         now = {name: tensor.data_ptr() for name, tensor in constants(self.module).items()}
@@ -89,7 +96,7 @@ class PackagedCall:
                 f"of which each would need a package; choose compile=dynamic"
             )
         inputs = _described(signature)
-        told = json.dumps([self.identity, fingerprint(self.module), inputs], sort_keys=True)
+        told = json.dumps([self.identity, self.fingerprint, inputs], sort_keys=True)
         folder = self.folder / hashlib.sha256(told.encode()).hexdigest()[:24]
         compiled = not folder.is_dir()
         if compiled:
@@ -105,6 +112,7 @@ class PackagedCall:
         partial.mkdir(parents=True)
         call, self.module._compiled_call_impl = self.module._compiled_call_impl, None  # export calls the module
         try:
+            self.module(*args, **kwargs)  # what it computes once and keeps, export would refuse to see assigned
             program = torch.export.export(self.module, args, kwargs)
             own = _name_constants(program, self.module)
             with warnings.catch_warnings():
@@ -131,9 +139,8 @@ class PackagedCall:
             raise Refusal(f"compile=aot: {type(self.module).__name__} has no {', '.join(unknown)}, as its package asks")
         # user_managed: without a copy
         run.load_constants({name: known[name] for name in wanted}, check_full_update=True, user_managed=True)
-        run.constants = own  # the library keeps addresses, so somebody has to keep the tensors
         given = {name: known[name].data_ptr() for name in wanted if name not in own}
-        return Package(run, compiled, (folder / PACKAGE).stat().st_size, given)
+        return Package(run, own, given, compiled=compiled, bytes=(folder / PACKAGE).stat().st_size)
 
 
 def constants(module: nn.Module) -> Constants:

@@ -1,0 +1,151 @@
+"""torch.compile of parts: the blocks that repeat, or all regions; short compilation instead of one large graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import model_validator
+
+from diffopt.components import missing, modules
+from diffopt.errors import Refusal
+from diffopt.step import Effect, Order, Site, Step, Trait, register
+from diffopt.steps.compile import (
+    Backend,
+    Divisible,
+    GraphFreeMode,
+    Inductor,
+    compiler_traits,
+    inductor_options,
+    let_compile,
+    refuse_untunable,
+)
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+# the UNet asks `if self.conv_norm_out:`, and torch.compile's wrapper answers with the missing len() of what it wraps
+_ASKED_FOR_TRUTH = ("conv_norm_out",)
+
+
+@register("compile")
+class Regional(Step):
+    """Compile the blocks that repeat (diffusers' ``compile_repeated_blocks``); equal blocks share one graph."""
+
+    order: ClassVar[Order] = Order.COMPILE
+    kind: Literal["regional"]
+    components: Divisible
+    backend: Backend
+    mode: GraphFreeMode
+    fullgraph: bool
+    dynamic: bool | None
+    options: Inductor
+
+    @model_validator(mode="after")
+    def _only_inductor_is_tuned(self) -> Regional:
+        refuse_untunable(self.backend, self.mode, self.options)
+        return self
+
+    @property
+    def traits(self) -> frozenset[Trait]:
+        return compiler_traits(self.backend, self.mode, fullgraph=self.fullgraph)
+
+    def problems(self, site: Site) -> tuple[str, ...]:
+        lacking = missing(site, self.components, "compile.components")
+        if site.model.repeated_blocks == ():
+            lacking += (f"the {site.model.denoiser} of {site.model.name} has no blocks that repeat",)
+        return lacking
+
+    def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
+        denoiser: Any = getattr(pipe, site.model.denoiser)
+        named = site.model.repeated_blocks or getattr(denoiser, "_repeated_blocks", None) or ()
+        for name, module in modules(pipe, site, self.components, "compile.components").items():
+            repeat: Any = getattr(module, "compile_repeated_blocks", None)
+            if repeat is None:
+                raise Refusal(f"compile=regional: {name} ({type(module).__name__}) declares no repeated blocks")
+            if module is denoiser or not getattr(module, "_repeated_blocks", ()):  # a ControlNet is built of the same
+                module._repeated_blocks = [*named]  # type: ignore[assignment]
+            try:
+                repeat(
+                    backend=self.backend,
+                    fullgraph=self.fullgraph,
+                    dynamic=self.dynamic,
+                    options=inductor_options(self.mode, self.options),
+                )
+            except ValueError as error:  # no repeated blocks declared, or none of that name in this model
+                raise Refusal(f"compile=regional: {name}: {error}") from error
+            blocks = [part for part in module.modules() if part._compiled_call_impl is not None]
+            _count_calls(module, blocks)
+
+    def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
+        return _proof_of_regions(self, pipe, site)
+
+
+@register("compile")
+class Regions(Step):
+    """Compile repeated blocks one by one and every other part by itself (accelerate's ``compile_regions``).
+
+    It copies every module that has repeated blocks below it; a hook on one, which replaced its ``forward``, goes on
+    calling the original, of which nothing is compiled.
+    """
+
+    order: ClassVar[Order] = Order.COMPILE
+    kind: Literal["regions"]
+    components: Divisible
+    backend: Backend
+    mode: GraphFreeMode
+    fullgraph: bool
+    dynamic: bool | None
+    options: Inductor
+
+    @model_validator(mode="after")
+    def _only_inductor_is_tuned(self) -> Regions:
+        refuse_untunable(self.backend, self.mode, self.options)
+        return self
+
+    @property
+    def traits(self) -> frozenset[Trait]:
+        return compiler_traits(self.backend, self.mode, fullgraph=self.fullgraph) | {Trait.COPIES_MODULES}
+
+    def problems(self, site: Site) -> tuple[str, ...]:
+        return missing(site, self.components, "compile.components")
+
+    def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
+        from accelerate.utils import compile_regions
+        from torch._dynamo.eval_frame import OptimizedModule
+
+        for name, module in modules(pipe, site, self.components, "compile.components").items():
+            regions: Any = compile_regions(
+                module,
+                backend=self.backend,
+                fullgraph=self.fullgraph,
+                dynamic=self.dynamic,
+                options=inductor_options(self.mode, self.options),
+            )
+            for leaf in _ASKED_FOR_TRUTH:
+                if (wrapped := getattr(regions, leaf, None)) is not None:
+                    setattr(regions, leaf, wrapped._orig_mod)
+            _count_calls(regions, [part for part in regions.modules() if isinstance(part, OptimizedModule)])
+            setattr(pipe, name, regions)
+
+    def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
+        return _proof_of_regions(self, pipe, site)
+
+
+def _count_calls(module: Any, parts: Iterable[Any]) -> None:
+    """Count graphs across calls of a component of which only ``parts`` are compiled."""
+    from diffopt.steps.compiled_call import CompiledCall, class_of
+
+    parts = tuple(parts)
+    let_compile(len(parts))
+    call = CompiledCall(module._call_impl, cuda_graphs=False, classes=map(class_of, parts))
+    call.watch(parts)
+    module._compiled_call_impl = call
+
+
+def _proof_of_regions(step: Regional | Regions, pipe: DiffusionPipeline, site: Site) -> Effect:
+    from diffopt.steps.compiled_call import proof_of_regions
+
+    found = modules(pipe, site, step.components, "compile.components")
+    calls = {name: module._compiled_call_impl for name, module in found.items()}
+    return proof_of_regions(calls, fullgraph=step.fullgraph)
