@@ -14,9 +14,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
-def build(
-    plan: Plan, *, on_stage: Callable[[Stage], None] = lambda stage: None
-) -> tuple[DiffusionPipeline, ...]:
+def build(plan: Plan, *, on_stage: Callable[[Stage], None] = lambda stage: None) -> tuple[DiffusionPipeline, ...]:
     """Load each stage's pipeline of ``plan`` and apply its steps, in their order; one stage, unless it is a cascade.
 
     Args:

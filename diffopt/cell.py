@@ -20,6 +20,9 @@ class Measure(Frozen):
     seconds: Annotated[float, Field(ge=0)]  # and at least this long
     max_samples: Annotated[int, Field(ge=2)]  # but no more calls than this
     max_variation: Annotated[float, Field(gt=0)]  # standard deviation over mean above which a row is not valid
+    starts: bool = (
+        False  # measure a cold and a warm start first, each in a process of its own, with caches of their own
+    )
 
     @model_validator(mode="after")
     def _samples_are_not_capped(self) -> Measure:
@@ -61,4 +64,6 @@ class Cell(Frozen):
     def sites(self) -> tuple[Site, ...]:
         """What steps see of each stage of the pipeline; one, unless the model is a cascade."""
         recipe = self.recipe
-        return tuple(Site(model=model, hardware=recipe.hardware, workload=self.workload) for model in recipe.model.stages)
+        return tuple(
+            Site(model=model, hardware=recipe.hardware, workload=self.workload) for model in recipe.model.stages
+        )

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,19 +92,29 @@ class Stop:
 
 
 def run_child(
-    folder: Path, launch: Launch, stop: Stop, *, gpu: str | None, on_stage: Callable[[Stage], None]
+    folder: Path,
+    launch: Launch,
+    stop: Stop,
+    *,
+    gpu: str | None,
+    on_stage: Callable[[Stage], None],
+    caches: Mapping[str, str] | None = None,
+    start_only: bool = False,
 ) -> Verdict:
     """Run the worker on ``folder/cell.yaml`` until it ends or must be ended; nothing of its group is left behind.
 
     Args:
         gpu: NVML uuid of the only GPU that the worker sees; None for the CPU.
         on_stage: called with each stage as it begins.
+        caches: environment variables that say where compile caches lie; None: where they always do.
+        start_only: end after the first call.
     """
     read, write = os.pipe()
     kills = oom_kills()
     process = None
     try:
-        process = _start(folder, write, gpu)
+        command = _command(folder, write, launch, gpu) + (["--start-only"] if start_only else [])
+        process = _start(folder, command, write, gpu, caches)
         os.close(write)
         with stop.covering(process.pid):
             cause, stage = _follow(process, read, launch, stop, on_stage)
@@ -124,24 +134,31 @@ def run_child(
     return _verdict(folder, cause, stage, code, launch, killed_by_kernel=oom_kills() > kills)
 
 
-def _command(folder: Path, progress: int, gpu: str | None) -> list[str]:
+def _command(folder: Path, progress: int, launch: Launch, gpu: str | None) -> list[str]:
     # -P: a file in the user's directory must not stand in for a library
     # -X: a crash leaves its Python frames in the log
     command = [sys.executable, "-P", "-X", "faulthandler", "-m", "diffopt.worker"]
     command += [str(folder / "cell.yaml"), str(folder / "outcome.json"), "--progress-fd", str(progress)]
+    if launch.compile_artifact.save:
+        command += ["--save-artifact"]
+    if launch.compile_artifact.load is not None:
+        command += ["--load-artifact", launch.compile_artifact.load, "--sha256", str(launch.compile_artifact.sha256)]
     return command + (["--gpu", gpu] if gpu else [])
 
 
-def _start(folder: Path, progress: int, gpu: str | None) -> subprocess.Popen[bytes]:
+def _start(
+    folder: Path, command: Sequence[str], progress: int, gpu: str | None, caches: Mapping[str, str] | None
+) -> subprocess.Popen[bytes]:
     environment = {
         **{name: value for name, value in os.environ.items() if name not in FALSIFYING},
         "CUDA_VISIBLE_DEVICES": gpu or "",  # a cell for the CPU must not touch a GPU that another cell is measured on
         "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
         "TOKENIZERS_PARALLELISM": "false",
+        **(caches or {}),
     }
     with open(folder / "log.txt", "wb") as log:
         return subprocess.Popen(
-            _command(folder, progress, gpu),
+            command,
             stdin=subprocess.PIPE,  # never written to: it ends when this process does, and so the worker knows
             stdout=log,
             stderr=subprocess.STDOUT,

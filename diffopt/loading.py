@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from diffopt.errors import DiffoptError, Refusal
 from diffopt.hub import one_line, source
 from diffopt.model_files import model_folder
 from diffopt.model_index import read_index
+from diffopt.pipeline_tasks import family
 from diffopt.prefetch import Target, controlnet_target, fetch, pipeline_target
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ def load_pipeline(model: Model, task: str, *, device: str, dtype: Mapping[str, t
         DiffoptError: the hub has no such model, or its files or those of a folder cannot be loaded.
     """
     cls = _class(getattr(model.pipelines, task), "DiffusionPipeline")
+    known = family(cls.__name__)
+    if lacking := [name for name in (known.packages if known is not None else ()) if find_spec(name) is None]:
+        raise Refusal(f"{cls.__name__} needs packages that are not here: pip install {' '.join(lacking)}")
     with _explaining(model):
         pipe = _random(model, cls, device, dtype) if model.weights == "random" else _pretrained(model, cls, dtype)
     pipe.set_progress_bar_config(disable=True)

@@ -31,6 +31,7 @@ PROCESSED: Parts = ("transformer", "vae", "text_encoder", "processor", "schedule
 SMALL, SQUARE, WIDE, HD = (512, 512), (1024, 1024), (480, 832), (720, 1280)
 PLAIN = MappingProxyType({"clean_caption": False})  # so that no further package is needed
 BINS = MappingProxyType({"use_resolution_binning": False})  # the size asked for, and not the nearest that was trained
+FTFY: Parts = ("ftfy",)
 BOTH = MappingProxyType({**PLAIN, **BINS})
 
 
@@ -51,6 +52,7 @@ class Family(NamedTuple):
     upcasts: bool = False  # looks at force_upcast in the VAE's config, and decodes in float32
     embeds: bool = False  # guidance is an input of the denoiser: no second batch, and no negative prompt is read
     pictures: Parts = ()  # parts that read a picture, which other families have for adapters and checkers alone
+    packages: Parts = ()  # Python packages without which the classes fail, though diffusers can be imported without
 
     @property
     def classes(self) -> dict[Task, str]:
@@ -168,7 +170,7 @@ FAMILIES: dict[str, Family] = {
     "krea2": Family({"txt2img": "Krea2"}, DIT, 28, 4.5, SQUARE),
     "nucleusmoe-image": Family({"txt2img": "NucleusMoEImage"}, PROCESSED, 50, 4.0, latent=128),
     "ovis": Family({"txt2img": "OvisImage"}, DIT, 50, 5.0, latent=128),
-    "prx": Family({"txt2img": "PRX"}, ("transformer", *TEXT), 28, 4.0, SMALL, call=BINS),
+    "prx": Family({"txt2img": "PRX"}, ("transformer", *TEXT), 28, 4.0, SMALL, call=BINS, packages=FTFY),
     "ernie": Family({"txt2img": "ErnieImage"}, DIT, 50, 4.0, SQUARE),
     "omnigen": Family({"txt2img": "OmniGen"}, ("transformer", "vae", "tokenizer", "scheduler"), 50, 2.5, latent=128),
     "longcat": Family({"txt2img": "LongCatImage"}, (*DIT, "text_processor"), 50, 4.5, latent=128),
@@ -200,7 +202,9 @@ FAMILIES: dict[str, Family] = {
     "cogvideox": Family({"txt2video": "CogVideoX"}, DIT, 50, 6.0, frames=49, fps=8),
     "cogvideox-i2v": Family({"img2video": "CogVideoXImageToVideo"}, DIT, 50, 6.0, frames=49, fps=8),
     "easyanimate": Family({"txt2video": "EasyAnimate"}, DIT, 50, 5.0, SMALL, frames=49, fps=8, multiple=16),
-    "helios": Family({"txt2video": "Helios", "img2video": "Helios"}, DIT, 50, 5.0, (384, 640), frames=132, multiple=16),
+    "helios": Family(
+        {"txt2video": "Helios", "img2video": "Helios"}, DIT, 50, 5.0, (384, 640), frames=132, multiple=16, packages=FTFY
+    ),
     "hunyuan-video": Family(
         {"txt2video": "HunyuanVideo"}, DIT2, 50, 6.0, HD, frames=129, fps=15, multiple=16, embeds=True
     ),
@@ -213,7 +217,9 @@ FAMILIES: dict[str, Family] = {
         {"txt2video": "LTX", "img2video": "LTXImageToVideo"}, DIT, 50, 3.0, (512, 704), frames=161, fps=24, multiple=32
     ),
     "mochi": Family({"txt2video": "Mochi"}, DIT, 64, 4.5, (480, 848), frames=19, fps=30),
-    "skyreels-v2": Family({"txt2video": "SkyReelsV2"}, DIT, 50, 6.0, (544, 960), frames=97, fps=24, multiple=16),
+    "skyreels-v2": Family(
+        {"txt2video": "SkyReelsV2"}, DIT, 50, 6.0, (544, 960), frames=97, fps=24, multiple=16, packages=FTFY
+    ),
     "wan": Family({"txt2video": "Wan"}, DIT, 50, 5.0, WIDE, frames=81, fps=16, multiple=16),
     "wan-i2v": Family(
         {"img2video": "WanImageToVideo"},
@@ -225,6 +231,7 @@ FAMILIES: dict[str, Family] = {
         fps=16,
         multiple=16,
         pictures=("image_encoder",),
+        packages=FTFY,
     ),
 }
 # What the name of a class in no family tells, the first that fits; None: it asks for more than one of our tasks has.

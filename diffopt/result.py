@@ -75,6 +75,21 @@ class CompileCache(Frozen):
     misses: int  # those that the cache cannot hold among them
 
 
+class Start(Frozen):
+    """A fresh process from loading the pipeline to the end of its first call; seconds."""
+
+    load_s: float
+    first_call_s: float
+    compile_cache: CompileCache | None
+
+
+class Starts(Frozen):
+    """With empty compile caches, and with what that start left in them. Files of weights are in memory by chance."""
+
+    cold: Start
+    warm: Start
+
+
 class Metrics(Frozen):
     """What was measured; null what the cell did not reach."""
 
@@ -88,6 +103,7 @@ class Metrics(Frozen):
     peak_memory_bytes: PeakMemory = PeakMemory()
     peak_reserved_bytes: PeakReserved = PeakReserved()
     compile_cache: CompileCache | None = None  # None: inductor compiled nothing
+    starts: Starts | None = None  # where measure.starts asks for them
 
 
 class StepEffect(Frozen):
@@ -105,6 +121,8 @@ class Artifacts(Frozen):
 
     log: str | None = None
     pictures: tuple[str, ...] = ()
+    compile_cache: str | None = None  # an artifact for launch.compile_artifact.load
+    compile_cache_sha256: str | None = None
 
 
 class Outcome(Frozen):
@@ -117,6 +135,8 @@ class Outcome(Frozen):
     effects: tuple[StepEffect, ...] = ()
     metrics: Metrics = Metrics()
     pictures: tuple[str, ...] = ()
+    compile_cache: str | None = None
+    compile_cache_sha256: str | None = None
     device: Device | None = None  # as it was right after the samples, when clocks and throttling tell something
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 
 from diffopt import hardware, lock, packages
 from diffopt.cell import Cell
-from diffopt.child import Stop, Verdict, run_child
+from diffopt.child import Stop, Verdict
 from diffopt.environment import Environment, Git, environment, git_state
 from diffopt.errors import Interrupted, Refusal, UsageError
 from diffopt.hardware import Gpu
@@ -33,6 +33,7 @@ from diffopt.progress import (
 )
 from diffopt.result import Artifacts, Outcome, Result, Stage, write_text
 from diffopt.shipped import shipped_conf
+from diffopt.starts import run_worker
 from diffopt.study import Study
 from diffopt.workload import PICTURES
 
@@ -197,7 +198,7 @@ class _Sweep:
         def on_stage(stage: Stage) -> None:
             self.tell(StageStarted(cell.id, stage))
 
-        verdict = run_child(folder, self.launch, self.stop, gpu=gpu.uuid if gpu else None, on_stage=on_stage)
+        verdict = run_worker(cell, folder, self.launch, self.stop, gpu.uuid if gpu else None, on_stage)
         (folder / "outcome.json").unlink(missing_ok=True)
         self.keep(request, where, verdict)
 
@@ -241,7 +242,12 @@ class _Sweep:
             effects=said.effects,
             metrics=said.metrics,
             environment=where,
-            artifacts=Artifacts(log=log, pictures=said.pictures),
+            artifacts=Artifacts(
+                log=log,
+                pictures=said.pictures,
+                compile_cache=said.compile_cache,
+                compile_cache_sha256=said.compile_cache_sha256,
+            ),
         )
         self.study.keep(result)
         self.finish(result)
@@ -298,7 +304,7 @@ def _shareable(cell: Cell) -> dict[str, Any]:
 def _prepare(folder: Path, request: Request) -> None:
     """The folder of a row, with the cell in it, as ``show`` prints it, and nothing of an earlier try."""
     folder.mkdir(parents=True, exist_ok=True)
-    for pattern in ("result.json", "outcome.json", "log.txt", "*.png", "*.gif", ".*.tmp"):
+    for pattern in ("result.json", "outcome.json", "log.txt", "*.png", "*.gif", "*.zip", ".*.tmp"):
         for stale in folder.glob(pattern):
             stale.unlink()
     write_text(folder / "cell.yaml", lock.to_yaml(request.cell, request.choices))

@@ -23,6 +23,7 @@ import yaml
 from diffopt import packages
 from diffopt.build import build, verify
 from diffopt.cell import Cell
+from diffopt.compile_cache import Artifact, load_artifact, save_artifact
 from diffopt.device_check import check_device
 from diffopt.environment import Device, gpu_device
 from diffopt.errors import Refusal
@@ -42,6 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("cell", type=Path)
     parser.add_argument("outcome", type=Path)
     parser.add_argument("--progress-fd", type=int, required=True)
+    parser.add_argument("--start-only", action="store_true", help="end after the first call")
+    parser.add_argument("--save-artifact", action="store_true", help="keep what compiling left behind beside the row")
+    parser.add_argument("--load-artifact", type=Path, help="start from such a file")
+    parser.add_argument("--sha256", help="of that file")
     parser.add_argument("--gpu", help="NVML uuid of the only GPU that is visible")
     options = parser.parse_args(arguments)
     os.set_inheritable(options.progress_fd, False)  # a process of ours that outlives us must not keep it open
@@ -52,7 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def report(stage: Stage) -> None:
         os.write(options.progress_fd, json.dumps({"stage": stage}).encode() + b"\n")
 
-    outcome = Work(options.cell, options.outcome.parent, report=report, gpu=options.gpu).outcome()
+    artifact = None if options.load_artifact is None else (options.load_artifact, options.sha256)
+    work = Work(
+        options.cell,
+        options.outcome.parent,
+        report=report,
+        gpu=options.gpu,
+        start_only=options.start_only,
+        load_artifact=artifact,
+        save_artifact=options.save_artifact,
+    )
+    outcome = work.outcome()
     write_json(options.outcome, outcome.model_dump(mode="json"))
     sys.stdout.flush()
     sys.stderr.flush()
@@ -69,8 +84,20 @@ def _end_with_parent() -> None:
 class Work:
     """One cell's way through the stages. What has been learned so far becomes the outcome wherever the way ends."""
 
-    def __init__(self, cell_file: Path, folder: Path, *, report: Callable[[Stage], None], gpu: str | None) -> None:
+    def __init__(
+        self,
+        cell_file: Path,
+        folder: Path,
+        *,
+        report: Callable[[Stage], None],
+        gpu: str | None,
+        start_only: bool = False,
+        load_artifact: tuple[Path, str] | None = None,
+        save_artifact: bool = False,
+    ) -> None:
         self._cell_file, self._folder, self._report, self._gpu = cell_file, folder, report, gpu
+        self._start_only, self._load_artifact, self._save_artifact = start_only, load_artifact, save_artifact
+        self._artifact: Artifact | None = None
         self._stage: Stage = "load"  # the parent knows that it begins with this one
         self._memory: PeakMeter | None = None
         self._metrics: dict[str, Any] = {}
@@ -93,7 +120,10 @@ class Work:
         plan = _plan(self._cell_file)
         _import_libraries(plan.cell)
         check_device(plan.cell.recipe.hardware, self._gpu)
-        self._memory = peak_meter(plan.cell.recipe.hardware.device)
+        device = plan.cell.recipe.hardware.device
+        if self._load_artifact is not None:
+            load_artifact(*self._load_artifact, device)
+        self._memory = peak_meter(device)
         begin = time.perf_counter()
         pipes = build(plan, on_stage=self._enter)
         self._metrics["load_s"] = time.perf_counter() - begin
@@ -103,8 +133,12 @@ class Work:
         meter = Meter(pipes, plan.cell)
         self._memory = meter.memory
         self._call_first(meter)
+        if self._start_only:
+            return
         self._warm_up(meter, plan.cell.measure.warmup)
         self._effects = verify(plan, pipes)
+        if self._save_artifact:
+            self._artifact = save_artifact(self._folder / "compile-cache.zip", device)
         self._measure(meter, plan.cell)
 
     def _call_first(self, meter: Meter) -> None:
@@ -174,6 +208,8 @@ class Work:
             effects=self._effects,
             metrics=Metrics(**self._metrics),
             pictures=self._pictures,
+            compile_cache=None if self._artifact is None else self._artifact.path.name,
+            compile_cache_sha256=None if self._artifact is None else self._artifact.sha256,
             device=self._device,
         )
 

@@ -140,12 +140,11 @@ def kandinsky3() -> Any:
         encoder_hid_dim=WIDTH,
     )
     movq = VQModel(
-        block_out_channels=(16, 16),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("AttnUpDecoderBlock2D",) * 2,
+        block_out_channels=(16,) * 4,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
         latent_channels=4,
         norm_num_groups=8,
-        norm_type="spatial",
         num_vq_embeddings=12,
         vq_embed_dim=4,
     )

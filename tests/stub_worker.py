@@ -32,6 +32,17 @@ def ok():
     leave(json.dumps(row))
 
 
+def start():
+    """Finds what the processes before it left in its caches."""
+    caches = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    caches.mkdir(parents=True, exist_ok=True)
+    found = len(list(caches.iterdir()))
+    (caches / str(found)).touch()
+    cache = {"hits": found, "misses": 0 if found else 1}
+    metrics = {"load_s": 1.0, "first_call_s": 2.0, "compile_cache": cache}
+    leave(json.dumps({"status": "ok", "stage": "measure", "valid": True, "metrics": metrics}))
+
+
 def error():
     stage("warmup")
     leave(json.dumps({"status": "error", "stage": "warmup", "reason": "no effect"}))

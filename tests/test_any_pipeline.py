@@ -8,13 +8,15 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from diffopt.errors import UsageError
+from diffopt.errors import Refusal, UsageError
 from diffopt.loading import load_pipeline
 from diffopt.model_files import packaged, resolve_model
 from diffopt.pipeline_tasks import FAMILIES, Family, family, told_by_name
@@ -111,6 +113,17 @@ def test_families_are_as_their_classes(name: str) -> None:
     assert entry.latent == (int(latent[1]) if latent else None)
     if (fps := re.search(r"export_to_video\(.*fps=(\d+)", source(cls))) and entry.fps is not None:
         assert entry.fps == int(fps[1])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_packages_that_a_class_takes_for_granted_are_named(name: str) -> None:
+    entry = FAMILIES[name]
+    for cls_name in entry.classes.values():
+        text = source(pipeline_class(cls_name))
+        cleans = (
+            "clean_caption" in text or text.count("if is_ftfy_available()") > 1
+        )  # only when asked, or when it is here
+        assert ("ftfy.fix_text" in text and not cleans) == ("ftfy" in entry.packages), cls_name
 
 
 def translated(mapping: str, cls: Any) -> str | None:
@@ -233,6 +246,23 @@ def test_a_folder_tells_what_it_is(name: str, folders: Callable[[str], Path]) ->
     assert all(count for count in model.parameters.model_dump().values())
 
 
+@pytest.fixture
+def ftfy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in of the package that mends broken Unicode, which diffusers imports where it can."""
+    from diffusers.pipelines.wan import pipeline_wan_i2v
+
+    (tmp_path / "ftfy.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(pipeline_wan_i2v, "ftfy", SimpleNamespace(fix_text=str), raising=False)
+
+
+@pytest.mark.skipif(find_spec("ftfy") is not None, reason="ftfy is here")
+def test_a_package_that_is_not_here_is_a_refusal(folders: Callable[[str], Path]) -> None:
+    with pytest.raises(Refusal, match=r"WanImageToVideoPipeline needs packages that are not here: pip install ftfy"):
+        load_pipeline(local(folders("wan_i2v")), "img2video", device="cpu", dtype={})
+
+
+@pytest.mark.usefixtures("ftfy")
 @pytest.mark.parametrize("name", TOLD)
 @pytest.mark.parametrize("weights", ["pretrained", "random"])
 def test_a_folder_loads_and_draws(name: str, weights: str, folders: Callable[[str], Path]) -> None:

@@ -1,6 +1,7 @@
 """compile=aot: what goes into a package, when one is loaded, and the proof.
 
-Most tests put a stand-in in inductor's place. It keeps the exported program as the package, and asks for its weights by name, as real packages do.
+Most tests put a stand-in in the place of inductor. It keeps the exported program as the package, and asks for its
+weights by name, as real packages do.
 """
 
 from __future__ import annotations
@@ -197,7 +198,9 @@ def test_each_kind_of_inputs_has_a_package(inductor, tmp_path):
 class Remembering(Toy):
     """Computes a table in its first call, as transformers do with their rotary embeddings."""
 
-    table: torch.Tensor | None = None
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = None
 
     def forward(self, x, t, *, flag=False):
         if self.table is None:

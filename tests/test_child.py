@@ -13,14 +13,14 @@ from rows import stubbed
 from diffopt import child, oom_killer
 from diffopt.child import Stop, run_child
 from diffopt.compose import shipped_conf
-from diffopt.launch import default_launch
+from diffopt.launch import CompileArtifact, default_launch
 from diffopt.lock import to_yaml
 
 STUB = Path(__file__).with_name("stub_worker.py")
 
 
 def use_stub(monkeypatch):
-    monkeypatch.setattr(child, "_command", lambda folder, fd, gpu: [sys.executable, str(STUB), str(folder), str(fd)])
+    monkeypatch.setattr(child, "_command", lambda folder, fd, *rest: [sys.executable, str(STUB), str(folder), str(fd)])
 
 
 def launch(**deadlines):
@@ -150,9 +150,8 @@ def test_the_kernels_count_can_be_read():
 
 
 def test_a_worker_sees_its_gpu_only_and_no_remote_code(tmp_path, monkeypatch):
-    monkeypatch.setattr(child, "_command", lambda folder, fd, gpu: ["env"])
     for gpu, seen in (("GPU-7", "GPU-7"), (None, "")):
-        process = child._start(tmp_path, os.dup(2), gpu)
+        process = child._start(tmp_path, ["env"], os.dup(2), gpu, None)
         process.wait()
         process.stdin.close()
         log = (tmp_path / "log.txt").read_text().splitlines()
@@ -161,11 +160,10 @@ def test_a_worker_sees_its_gpu_only_and_no_remote_code(tmp_path, monkeypatch):
 
 
 def test_nothing_that_falsifies_a_recipe_is_inherited(tmp_path, monkeypatch):
-    monkeypatch.setattr(child, "_command", lambda folder, fd, gpu: ["env"])
     switches = ("NVIDIA_TF32_OVERRIDE", "DIFFUSERS_ATTN_BACKEND", "TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE")
     for name in (*switches, "TORCHINDUCTOR_CACHE_DIR"):
         monkeypatch.setenv(name, "1")
-    process = child._start(tmp_path, os.dup(2), None)
+    process = child._start(tmp_path, ["env"], os.dup(2), None, None)
     process.wait()
     process.stdin.close()
     seen = {line.split("=")[0] for line in (tmp_path / "log.txt").read_text().splitlines()}
@@ -179,3 +177,11 @@ def test_no_descriptor_is_left_open(run):
     for mode in ("ok", "sigkill", "garbage_report"):
         run(mode)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_an_artifact_to_load_or_save_is_told_to_the_worker(tmp_path):
+    plain = child._command(tmp_path, 3, launch(), None)
+    assert not [word for word in plain if "artifact" in word]
+    wanted = CompileArtifact(save=True, load="start.zip", sha256="a" * 64)
+    told = child._command(tmp_path, 3, launch().model_copy(update={"compile_artifact": wanted}), None)
+    assert told[len(plain) :] == ["--save-artifact", "--load-artifact", "start.zip", "--sha256", "a" * 64]

@@ -18,6 +18,7 @@ from diffopt.environment import Device
 from diffopt.errors import Interrupted, Refusal, UsageError
 from diffopt.hardware import Gpu
 from diffopt.progress import CellFinished, CellStarted, RowUnreadable, StageStarted, SweepFinished, SweepStarted
+from diffopt.result import CompileCache
 from diffopt.runner import run_all, run_one
 from diffopt.study import Study
 
@@ -191,7 +192,7 @@ def test_each_gpu_runs_one_cell_at_a_time_and_the_cpu_comes_last(monkeypatch):
     monkeypatch.setattr("diffopt.environment.gpu_device", described)
     running, most, order = [], [], []
 
-    def child(folder, launch, stop, *, gpu, on_stage):
+    def work(cell, folder, launch, stop, gpu, on_stage):
         assert gpu not in running
         running.append(gpu)
         time.sleep(0.05)
@@ -200,7 +201,7 @@ def test_each_gpu_runs_one_cell_at_a_time_and_the_cpu_comes_last(monkeypatch):
         order.append(gpu)
         return runner.Verdict("crashed", "load", "a stub")
 
-    monkeypatch.setattr(runner, "run_child", child)
+    monkeypatch.setattr(runner, "run_worker", work)
     cells = [seeded(i) if i < 2 else on_gpu(seeded(i)) for i in range(8)]
     rows = run_all([Asked(cell) for cell in cells], "s", launch())
     assert [row.cell_id for row in rows] == [cell.id for cell in cells]
@@ -236,6 +237,28 @@ def test_a_thread_of_a_larger_program_can_run_cells():
     thread.start()
     thread.join()
     assert rows[0].status == "ok"
+
+
+def with_starts(mode):
+    cell = stubbed(mode)
+    return cell.model_copy(update={"measure": cell.measure.model_copy(update={"starts": True})})
+
+
+def test_a_cold_and_a_warm_start_come_before_the_measurement():
+    row = run_one(with_starts("start"), study="s", launch=launch())
+    assert row.status == "ok"
+    starts = row.metrics.starts
+    assert (starts.cold.compile_cache, starts.warm.compile_cache) == (
+        CompileCache(hits=0, misses=1),
+        CompileCache(hits=1, misses=0),
+    )
+    assert row.metrics.compile_cache == CompileCache(hits=2, misses=0)  # the measuring process shares their caches
+    assert not Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", "nowhere")).exists()
+
+
+def test_a_start_that_fails_is_how_the_cell_ended():
+    row = run_one(with_starts("exit3"), study="s", launch=launch())
+    assert (row.status, row.metrics.starts) == ("crashed", None)
 
 
 def test_a_bad_study_is_a_usage_error_before_anything_runs():

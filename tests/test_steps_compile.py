@@ -10,17 +10,26 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
+from diffusers import ControlNetModel, StableDiffusionControlNetPipeline
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from option_steps import apply, step
+from PIL import Image
 from pydantic import ValidationError
-from tiny_pipelines import picture, pipeline, site
+from tiny_pipelines import SIZE, picture, pipeline, site
 from torch._dynamo.utils import counters
 
+from diffopt import calls
+from diffopt.build import build
 from diffopt.errors import NoEffect, Refusal
+from diffopt.plan import make_plan
+from diffopt.recipe import ControlNet
+from diffopt.resolve import requests
+from diffopt.rules import CONFLICTS
 from diffopt.step import Trait
 from diffopt.steps import compiled_call
 from diffopt.steps.compile import Inductor, inductor_options
-from diffopt.steps.compiled_call import CompiledCall, proof, with_cuda_graphs
+from diffopt.steps.compiled_call import CompiledCall, proof, proof_of_regions, with_cuda_graphs
 
 ALL = ["denoiser", "vae_decode", "text_encoders"]
 
@@ -29,10 +38,12 @@ ALL = ["denoiser", "vae_decode", "text_encoders"]
 def fresh_dynamo():
     torch.set_num_threads(1)
     duck_shape = torch.fx.experimental._config.use_duck_shape
+    limits = torch._dynamo.config.recompile_limit, torch._dynamo.config.accumulated_recompile_limit
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
     torch.fx.experimental._config.use_duck_shape = duck_shape
+    torch._dynamo.config.recompile_limit, torch._dynamo.config.accumulated_recompile_limit = limits
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +88,134 @@ def test_regions_cover_a_unet_and_keep_its_last_norm_out(reference):
     assert type(pipe.unet.conv_norm_out) is torch.nn.GroupNorm
 
 
+def with_controlnet() -> StableDiffusionControlNetPipeline:
+    """The same random pipeline in each call; its ControlNet has the UNet's widths."""
+    base = pipeline()
+    torch.manual_seed(1)
+    like = ("block_out_channels", "down_block_types", "layers_per_block", "cross_attention_dim", "attention_head_dim")
+    widths = {name: base.unet.config[name] for name in (*like, "norm_num_groups", "mid_block_type")}
+    net = ControlNetModel(**widths, conditioning_embedding_out_channels=(8, 16)).eval().requires_grad_(False)
+    for weight in net.parameters():
+        if not weight.any():  # as published ones begin, which would add nothing
+            weight.normal_(std=0.1)
+    pipe = StableDiffusionControlNetPipeline(**base.components, controlnet=net, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def controlled(pipe: StableDiffusionControlNetPipeline, brightness: int = 128) -> np.ndarray:
+    noise, control = torch.Generator("cpu").manual_seed(7), Image.new("RGB", (SIZE, SIZE), (brightness, 0, 0))
+    settings = {"num_inference_steps": 2, "height": SIZE, "width": SIZE, "generator": noise, "output_type": "np"}
+    return pipe("a fox", image=control, **settings).images[0]
+
+
+CONTROLLED = site(controlnet=ControlNet(class_name="ControlNetModel", id=None, revision=None, variant=None))
+
+
+@pytest.mark.parametrize(
+    ("name", "graphs", "regions"),
+    [("default", (1, 1), None), ("regional", (0, 1), (4, 2)), ("regions", None, (19, 19))],
+)
+def test_a_controlnet_is_compiled_with_the_unet(name, graphs, regions):
+    """Equal blocks share graphs: the ControlNet comes first, and leaves nothing to compile in the UNet."""
+    reference = controlled(with_controlnet())
+    assert np.abs(controlled(with_controlnet(), 255) - reference).max() > 1e-3
+    pipe, chosen = with_controlnet(), step("compile", name, backend="eager")
+    chosen.apply(pipe, CONTROLLED)
+    for _ in range(2):
+        assert np.abs(controlled(pipe) - reference).max() <= 1e-4
+    numbers = chosen.verify(pipe, CONTROLLED).numbers
+    assert numbers["graph_breaks"] == 0
+    if graphs:
+        assert (numbers["unet"], numbers["controlnet"]) == graphs
+    if regions:
+        assert (numbers["unet_regions"], numbers["controlnet_regions"]) == regions
+        assert numbers["unet_regions_never_entered"] == numbers["controlnet_regions_never_entered"] == 0
+
+
+def drawn(name: str, *overrides: str):
+    """The pipeline of a tiny model after one call of one step, and what its step saw."""
+    (request,) = requests([f"model={name}", "hardware=cpu", "precision=fp32", "workload.steps=1", *overrides])
+    plan = make_plan(request.cell, request.choices)
+    assert not plan.problems, plan.reasons
+    pipes = build(plan)
+    for pipe in pipes:
+        pipe.set_progress_bar_config(disable=True)
+    calls.run(calls.stages(pipes, request.cell))
+    return pipes[0], request.cell.sites[0], request.cell.recipe.compile
+
+
+@pytest.mark.parametrize("name", ["tiny_sd35_medium", "tiny_sana_1600m", "tiny_pixart_sigma", "tiny_cogvideox_2b"])
+def test_a_class_that_declares_no_blocks_has_them_named_in_its_yaml(name):
+    pipe, place, chosen = drawn(name, "compile=regional", "compile.backend=eager")
+    transformer = pipe.transformer
+    assert not type(transformer)._repeated_blocks, "diffusers declares them now, so the YAML need not"
+    named = [part for part in transformer.modules() if type(part).__name__ in place.model.repeated_blocks]
+    numbers = chosen.verify(pipe, place).numbers
+    assert numbers["transformer_regions"] == len(named) >= 2
+    assert numbers["transformer_regions_never_entered"] == numbers["graph_breaks"] == 0
+    assert 1 <= numbers["graphs"] <= len(named)
+
+
+def test_a_model_without_repeated_blocks_is_refused_by_its_plan():
+    (request,) = requests(["model=tiny_deepfloyd_if", "hardware=cpu", "compile=regional"])
+    reasons = make_plan(request.cell, request.choices).reasons
+    assert any("no blocks that repeat" in reason for reason in reasons)
+
+
+def test_regions_with_more_shapes_than_dynamo_compiles_of_one_function(reference):
+    torch._dynamo.config.recompile_limit = 2
+    pipe, chosen = pipeline(), step("compile", "regions", backend="eager")
+    chosen.apply(pipe, site())
+    picture(pipe)
+    assert chosen.verify(pipe, site()).numbers["graph_breaks"] == 0
+
+
+@pytest.mark.parametrize("name", ["default", "regional"])
+def test_functions_that_dynamo_gave_up_are_found_out(name):
+    """It runs them as they are and says so in a log alone."""
+    pipe, chosen = pipeline(), step("compile", name, backend="eager", fullgraph=False, dynamic=False)
+    chosen.apply(pipe, site())
+    torch._dynamo.config.recompile_limit = 1
+    for side in (32, 40):
+        pipe("a fox", num_inference_steps=1, height=side, width=side, output_type="latent")
+    with pytest.raises(NoEffect, match=r"its limit of recompiles in \d+ functions of unet"):
+        chosen.verify(pipe, site())
+
+
+def test_regions_of_a_hooked_module_are_found_out():
+    """https://github.com/huggingface/accelerate/issues/4253"""
+    pipe, chosen = pipeline(), step("compile", "regions", backend="eager")
+    add_hook_to_module(pipe.unet, ModelHook())
+    chosen.apply(pipe, site())
+    picture(pipe)
+    with pytest.raises(NoEffect, match="0 graphs"):
+        chosen.verify(pipe, site())
+
+
+def test_regions_go_with_nothing_that_moves_weights():
+    assert Trait.COPIES_MODULES in step("compile", "regions").traits
+    joined = [conflict for conflict in CONFLICTS if conflict.second is Trait.COPIES_MODULES]
+    assert [conflict.first for conflict in joined] == [Trait.MOVES_WEIGHTS]
+
+
+def test_components_of_one_class_may_share_graphs():
+    def call(graphs: int, *, entered: bool = True) -> CompiledCall:
+        made = CompiledCall(lambda: None, cuda_graphs=False, classes={torch.nn.Linear})
+        made.calls, made.graphs, made.parts, made.parts_entered = 1, graphs, 1, int(entered)
+        return made
+
+    numbers = proof_of_regions({"unet": call(0), "controlnet": call(1)}, fullgraph=True).numbers
+    assert (numbers["unet"], numbers["controlnet"], numbers["graphs"]) == (0, 1, 1)
+    for shared in ({"unet": call(0)}, {"unet": call(0, entered=False), "controlnet": call(1)}):
+        with pytest.raises(NoEffect, match="0 graphs in 1 calls of unet"):
+            proof_of_regions(shared, fullgraph=True)
+    stranger = CompiledCall(lambda: None, cuda_graphs=False)
+    stranger.calls = 1
+    with pytest.raises(NoEffect, match=r"0 graphs in 1 calls of vae.decode"):
+        proof({"unet": call(1), "vae.decode": stranger}, fullgraph=True)
+
+
 def test_a_region_that_is_never_entered_is_not_counted():
     pipe, chosen = pipeline(), step("compile", "regions", backend="eager")
     pipe.unet.add_module("unused", torch.nn.Linear(2, 2))
@@ -90,14 +229,53 @@ def test_a_region_that_is_never_entered_is_not_counted():
     assert after["unet_regions"] == before["unet_regions"] + 1, "entering twice counts once"
 
 
+FIRST, LATER = [(64, 1), (96, 3)], [(96, 1), (64, 3), (64, 1)]  # side in pixels, batch
+
+
+def drawn_in_sizes(pipe, **settings) -> int:
+    """Graphs of the first two sizes; a recompile in the later ones raises."""
+    before = counters["stats"]["unique_graphs"]
+
+    def draw(side: int, batch: int) -> None:
+        size = {"height": side, "width": side, "num_images_per_prompt": batch}
+        pipe("a fox", num_inference_steps=1, output_type="latent", **size, **settings)
+
+    for side, batch in FIRST:
+        draw(side, batch)
+    graphs = counters["stats"]["unique_graphs"] - before
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for side, batch in LATER:
+            draw(side, batch)
+    assert counters["stats"]["unique_graphs"] - before == graphs
+    return graphs
+
+
 @pytest.mark.slow
-def test_dynamic_shapes_do_not_compile_again_for_another_size():
-    pipe, chosen = pipeline(), step("compile", "dynamic", backend="eager")
+def test_a_unet_with_dynamic_shapes_is_compiled_once():
+    """Guidance doubles the batch, so that no size is 1."""
+    pipe, chosen = pipeline(), step("compile", "dynamic", backend="aot_eager")
     chosen.apply(pipe, site())
     assert not torch.fx.experimental._config.use_duck_shape
-    for height, width in ((32, 32), (32, 40), (48, 24)):
-        pipe("a fox", num_inference_steps=1, height=height, width=width, output_type="latent")
+    assert drawn_in_sizes(pipe) == 1
     assert chosen.verify(pipe, site()).numbers["graphs"] == 1
+
+
+@pytest.mark.slow
+def test_a_transformer_with_dynamic_shapes_is_compiled_for_one_picture_and_for_more():
+    """Dynamo takes a size of 1 as a constant."""
+    pipe, place, _ = drawn("tiny_flux_dev")
+    dynamic = step("compile", "dynamic", backend="aot_eager")
+    dynamic.apply(pipe, place)
+    assert drawn_in_sizes(pipe, max_sequence_length=32) == 2
+    assert dynamic.verify(pipe, place).numbers["graphs"] == 2
+
+
+@pytest.mark.slow
+def test_without_dynamic_shapes_each_size_is_compiled():
+    pipe = pipeline()
+    step("compile", "default", backend="eager", dynamic=False).apply(pipe, site())
+    with pytest.raises(RuntimeError, match="recompile"):
+        drawn_in_sizes(pipe)
 
 
 def test_compiling_goes_with_everything_before_it():
@@ -221,14 +399,17 @@ def claims(name: str, device: str) -> bool:
 
 
 def test_fullgraph_is_promised_only_where_asked():
-    assert step("compile", "default").traits == {Trait.GENERATES_CODE, Trait.FULLGRAPH}
-    assert step("compile", "default", fullgraph=False).traits == {Trait.GENERATES_CODE}
+    whole = {Trait.GENERATES_CODE, Trait.WHOLE_DENOISER}
+    assert step("compile", "default").traits == whole | {Trait.FULLGRAPH}
+    assert step("compile", "default", fullgraph=False).traits == whole
 
 
 @pytest.mark.parametrize("name", ["default", "regional", "regions"])
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_backend_that_only_captures_generates_no_code(name, backend):
-    assert step("compile", name, backend=backend).traits == {Trait.FULLGRAPH}
+    traits = step("compile", name, backend=backend).traits
+    assert Trait.FULLGRAPH in traits
+    assert Trait.GENERATES_CODE not in traits
 
 
 class Inductors:
@@ -297,6 +478,23 @@ def test_outputs_are_copies_where_cuda_graphs_replay():
     copy, word = CompiledCall(lambda: (kept, "x"), cuda_graphs=True)()
     assert copy is not kept
     assert word == "x"
+
+
+def test_a_graph_that_feeds_another_gives_it_copies(monkeypatch):
+    """As a ControlNet feeds a UNet: each call begins a step of the pool, which takes the outputs of the one before."""
+    pool = torch.zeros(2)
+    begun = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(pool.zero_()))
+
+    def replay(residuals=()):
+        return [pool.add_(1 + sum(float(part[0]) for part in residuals))], {"mid": pool}
+
+    controlnet, unet = (CompiledCall(replay, cuda_graphs=True) for _ in range(2))
+    residuals, middle = controlnet()
+    (out,), _ = unet(residuals)
+    assert len(begun) == 2
+    assert residuals[0].tolist() == middle["mid"].tolist() == [1, 1]
+    assert out.tolist() == [2, 2]
 
 
 def test_a_backend_that_generates_no_code_takes_no_tuning():

@@ -3,20 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from diffopt.components import DiffusersComponent, DiffusersComponents, missing, modules
 from diffopt.errors import NoEffect, Refusal
 from diffopt.step import Descriptive, Effect, Order, Requirements, Site, Step, Trait, register
+from diffopt.steps import hub_kernels
+from diffopt.steps.hub_kernels import HubKernel
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from diffusers.models.attention_dispatch import AttentionBackendName
-    from torch import nn
 
     from diffopt.recipe import Model
+
+# Transformers that hide the padding of their text by a mask, whatever the prompt.
+MASKING = frozenset(
+    {
+        "HunyuanVideoTransformer3DModel",
+        "LTXVideoTransformer3DModel",
+        "PixArtTransformer2DModel",
+        "SanaTransformer2DModel",
+    }
+)
+# Those that need one only where the prompts of a batch differ in length.
+MASKING_UNEVEN = frozenset({"QwenImageTransformer2DModel"})
+# Transformers whose attention is that of a UNet; of all others diffusers has no plain processor.
+STOCK_ATTENTION = frozenset({"DiTTransformer2DModel", "PixArtTransformer2DModel", "Transformer2DModel"})
 
 
 @register("attention")
@@ -24,7 +39,8 @@ class Dispatch(Step):
     """Compute attention with ``backend``, by diffusers' own name, in UNets and VAEs as in transformers.
 
     What the backend needs is data in the option's YAML, so that a new backend is one YAML and no code. Its failures
-    (head size, mask, missing kernel) are errors: nothing falls back to another backend.
+    (head size, mask, missing kernel) are errors: nothing falls back to another backend. Linear attention (Sana's
+    self-attention) has no softmax that a kernel could compute; it is left, and the effect says so.
     """
 
     order: ClassVar[Order] = Order.ATTENTION
@@ -38,7 +54,9 @@ class Dispatch(Step):
     bfloat16_compute_capability: tuple[int, int] | None
     max_head_size: Annotated[int, Field(ge=1)] | None
     max_head_size_below: tuple[int, int] | None
+    masks: bool
     graph_breaks: bool
+    hub: HubKernel | None
     packages: tuple[str, ...]
     install: Annotated[str | None, Descriptive()]
     evidence: Annotated[str, Descriptive()]
@@ -61,27 +79,40 @@ class Dispatch(Step):
         )
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return (*missing(site, self.components, "attention.components"), *self._heads_too_large(site))
+        found = [*missing(site, self.components, "attention.components"), *self._heads_too_large(site)]
+        if not self.masks and "denoiser" in self.components and (why := _masks(site)):
+            found.append(f"takes no attention mask, and {site.model.denoiser_class} masks the padding of {why}")
+        if self.hub is not None:
+            found += hub_kernels.problems(self.hub)
+        return tuple(found)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        from diffopt.steps.unet_attention import DispatchAttnProcessor
+        from diffopt.steps.processors import dispatching, softmax_attentions
 
         backend = self._available_backend()
         for name, module in modules(pipe, site, self.components, "attention.components").items():
-            for path, attention in attentions(module).items():
-                if _takes_our_processor(f"{name}.{path}", attention):
-                    attention.set_processor(DispatchAttnProcessor(backend))  # type: ignore[operator]
+            found = softmax_attentions(module)
+            if not found:
+                kind = type(module).__name__
+                raise Refusal(f"attention.components: {name} ({kind}) has no attention module of diffusers")
+            for path, attention in found.items():
+                ours = dispatching(f"{name}.{path}", attention)
+                if ours is not None:
+                    attention.set_processor(ours(backend))
                 else:
-                    attention.processor._attention_backend = backend  # type: ignore[union-attr]
+                    attention.processor._attention_backend = backend
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         from diffusers.models.attention_dispatch import AttentionBackendName
 
+        from diffopt.steps.processors import attentions, backend_of, softmax_attentions
+
         backend = AttentionBackendName(self.backend)
         numbers: dict[str, int | float | str] = {}
+        counts: list[str] = []
         for name, module in modules(pipe, site, self.components, "attention.components").items():
-            found = attentions(module)
-            other = [path for path, part in found.items() if _backend_of(part) is not backend]
+            found = softmax_attentions(module)
+            other = [path for path, part in found.items() if backend_of(part) is not backend]
             if other or not found:
                 where = f", such as {other[0]}" if other else ""
                 raise NoEffect(
@@ -89,8 +120,12 @@ class Dispatch(Step):
                     f"do not use it{where}"
                 )
             numbers[name] = len(found)
-        counts = ", ".join(f"{count} attention modules of {name}" for name, count in numbers.items())
-        return Effect(f"{counts} call {self.backend}", numbers)
+            counts.append(f"{len(found)} attention modules of {name}")
+            if linear := len(attentions(module)) - len(found):
+                numbers[f"{name}_linear"] = linear
+                counts[-1] += f" (beside {linear} linear ones, which have no softmax)"
+        at = f" at commit {self.hub.revision}" if self.hub is not None else ""
+        return Effect(f"{', '.join(counts)} call {self.backend}{at}", numbers)
 
     def _heads_too_large(self, site: Site) -> Iterator[str]:
         """One reason per component whose heads the kernel certainly cannot take on this GPU."""
@@ -110,6 +145,8 @@ class Dispatch(Step):
         """diffusers' backend of this name; raises Refusal where it is unknown or its package missing or too old."""
         from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 
+        if self.hub is not None:
+            hub_kernels.install(AttentionBackendName(self.backend), self.hub)
         try:
             with attention_backend(self.backend):  # checks the package on entry; the active backend stays as it was
                 return AttentionBackendName(self.backend)
@@ -133,26 +170,37 @@ class Vanilla(Step):
         return frozenset({Trait.STOCK_PROCESSOR})
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return missing(site, self.components, "attention.components")
+        found = [*missing(site, self.components, "attention.components")]
+        model = site.model
+        if "denoiser" in self.components and model.denoiser != "unet" and model.denoiser_class not in STOCK_ATTENTION:
+            found.append(
+                f"diffusers has no plain processor for {model.denoiser_class}; attention=math computes the same"
+            )
+        return tuple(found)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        from diffusers.models.attention_processor import Attention, AttnAddedKVProcessor, AttnProcessor
+        from diffopt.steps.processors import PLAIN, attentions
 
         for name, module in modules(pipe, site, self.components, "attention.components").items():
-            for path, attention in attentions(module).items():
-                if not isinstance(attention, Attention):
-                    kind = type(attention).__name__
-                    raise Refusal(f"attention=vanilla: {name}.{path} ({kind}) has no plain processor in diffusers")
-                plain = AttnProcessor if attention.added_kv_proj_dim is None else AttnAddedKVProcessor
+            found: dict[str, Any] = dict(attentions(module))
+            if not found:
+                kind = type(module).__name__
+                raise Refusal(f"attention.components: {name} ({kind}) has no attention module of diffusers")
+            for path, attention in found.items():
+                plain = PLAIN.get(type(attention.processor))
+                if plain is None:
+                    kind = type(attention.processor).__name__
+                    raise Refusal(f"attention=vanilla: diffusers has no plain processor for {name}.{path} ({kind})")
                 attention.set_processor(plain())
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffusers.models.attention_processor import AttnAddedKVProcessor, AttnProcessor
+        from diffopt.steps.processors import PLAIN, attentions
 
+        kinds = set(PLAIN.values())
         numbers: dict[str, int | float | str] = {}
         for name, module in modules(pipe, site, self.components, "attention.components").items():
             found = attentions(module)
-            plain = sum(type(part.processor) in (AttnProcessor, AttnAddedKVProcessor) for part in found.values())
+            plain = sum(type(part.processor) in kinds for part in found.values())
             if plain == 0 or plain < len(found):
                 raise NoEffect(f"attention=vanilla: {plain} of {len(found)} attention modules of {name} are plain")
             numbers[name] = plain
@@ -160,41 +208,16 @@ class Vanilla(Step):
         return Effect(f"{counts} use diffusers' plain processor", numbers)
 
 
+def _masks(site: Site) -> str | None:
+    """What the denoiser hides by a mask when this workload runs; None where it needs no mask."""
+    if site.model.denoiser_class in MASKING:
+        return "its text"
+    uneven = site.workload is not None and len(set(site.workload.batch_prompts)) > 1
+    return "prompts that differ" if uneven and site.model.denoiser_class in MASKING_UNEVEN else None
+
+
 def head_sizes(model: Model, component: DiffusersComponent) -> tuple[int, ...]:
     """Channels per attention head of a component, as far as the model's data tell."""
     if component == "denoiser":
         return model.head_sizes
     return () if model.vae_head_size is None else (model.vae_head_size,)
-
-
-def attentions(module: nn.Module) -> dict[str, nn.Module]:
-    """All attention modules of a component, by path."""
-    from diffusers.models.attention import AttentionModuleMixin
-    from diffusers.models.attention_processor import Attention
-
-    return {path: part for path, part in module.named_modules() if isinstance(part, (Attention, AttentionModuleMixin))}
-
-
-def _takes_our_processor(path: str, attention: nn.Module) -> bool:
-    """True where the stock processor would not call the dispatcher. Raises Refusal for one that ours cannot replace."""
-    from diffusers.models.attention_processor import (
-        Attention,
-        AttnProcessor,
-        AttnProcessor2_0,
-        FusedAttnProcessor2_0,
-        XFormersAttnProcessor,
-    )
-
-    if hasattr(attention.processor, "_attention_backend"):
-        return False
-    replaceable = (AttnProcessor, AttnProcessor2_0, FusedAttnProcessor2_0, XFormersAttnProcessor)
-    if isinstance(attention, Attention) and type(attention.processor) in replaceable:
-        return True
-    raise Refusal(
-        f"attention: {path} uses {type(attention.processor).__name__}, which computes something else than plain self- "
-        "or cross-attention and does not call diffusers' dispatcher; use attention=auto"
-    )
-
-
-def _backend_of(attention: nn.Module) -> AttentionBackendName | None:
-    return getattr(attention.processor, "_attention_backend", None)

@@ -88,7 +88,8 @@ class Mag(Step):
 
     def problems(self, site: Site) -> tuple[str, ...]:
         found = lacking(site, context=guided(site))
-        if not found and not self.calibrate and self.mag_ratios is None and site.model.denoiser_class != "FluxTransformer2DModel":
+        unknown = self.mag_ratios is None and site.model.denoiser_class != "FluxTransformer2DModel"
+        if not found and unknown and not self.calibrate:
             measure = "measure them with cache=mag_calibrate and give them as cache.mag_ratios"
             found += (f"no magnitude ratios of {site.model.name} are known: {measure}",)
         if self.num_inference_steps is None and site.workload is None:
@@ -122,7 +123,7 @@ class Mag(Step):
 
         remedy = None if self.calibrate else _raise(self.threshold)
         effect, tally = proof(pipe, site, key="cache=mag", unit="block", remedy=remedy)
-        ran = tally.called / int(effect.numbers["hooks"]) / len(tally.contexts)
+        ran = tally.called / int(effect.numbers["hooks"]) / len(tally.contexts)  # one hook on each block
         if ran != self._steps(site):
             raise NoEffect(f"cache=mag: it counts {self._steps(site)} steps, but {ran:g} ran; "
                            f"set cache.num_inference_steps={ran:g}")  # fmt: skip

@@ -119,7 +119,7 @@ class PyramidAttentionBroadcast(Step):
 
         settings = self.model_dump(exclude={"kind"})
         config = PyramidAttentionBroadcastConfig(**settings, current_timestep_callback=timestep(pipe, key="cache=pab"))
-        install(pipe, site, config, key="cache=pab")
+        install(pipe, site, config, key="cache=pab").refuse_second_calls(pipe)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         from diffopt.steps.cache_hooks import proof
@@ -191,7 +191,7 @@ class FasterCache(Step):
             is_guidance_distilled=self._distilled(site),
             current_timestep_callback=timestep(pipe, key="cache=faster"),
         )
-        install(pipe, site, config, key="cache=faster")
+        install(pipe, site, config, key="cache=faster").refuse_second_calls(pipe)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         from diffopt.steps.cache_hooks import proof

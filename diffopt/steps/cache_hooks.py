@@ -80,6 +80,20 @@ class Watch:
 
         reference.forward = noting
 
+    def refuse_second_calls(self, pipe: Any) -> None:
+        """Raise Refusal when the denoiser is called twice in a step: a cache without contexts would mix the two."""
+        reference = self.counted[0].hook.fn_ref
+        forward, last = reference.forward, None
+
+        def checking(*args: Any, **kwargs: Any) -> Any:
+            nonlocal last
+            if pipe.current_timestep is last:
+                raise Refusal(f"{type(pipe).__name__} calls the denoiser twice in a step, and this cache mixes the two")
+            last = pipe.current_timestep
+            return forward(*args, **kwargs)
+
+        reference.forward = checking
+
     def _counting(self, function: Callable[..., Any], what: str) -> Callable[..., Any]:
         def counting(*args: Any, **kwargs: Any) -> Any:
             setattr(self.current, what, getattr(self.current, what) + 1)
@@ -108,9 +122,10 @@ def install(pipe: DiffusionPipeline, site: Site, config: Any, *, key: str) -> Wa
         raise Refusal(f"{key}: {type(denoiser).__name__} has no enable_cache")
     known = {id(one.hook) for one in _hooks(denoiser)}
     forwards = {part: vars(part).get("forward") for part in denoiser.modules()}
-    compiled = any(_is_compiled(part) for part in forwards)
+    wrappers = {part._orig_mod: part for part in forwards if isinstance(part, OptimizedModule)}
+    compiled = wrappers or any(part._compiled_call_impl is not None for part in forwards)
     try:
-        with _beneath_accelerate(denoiser):
+        with _beneath_offload(denoiser):
             denoiser.enable_cache(config)
     except (IndexError, ValueError) as error:  # fewer blocks than it needs, or a class that it does not know
         raise Refusal(f"{key}: {type(denoiser).__name__}: {error}") from error
@@ -121,7 +136,7 @@ def install(pipe: DiffusionPipeline, site: Site, config: Any, *, key: str) -> Wa
         raise Refusal(f"{key}: {type(denoiser).__name__} has one block alone, and none after it to skip")
     for one in hooked:
         if compiled and one.module is not denoiser:
-            _place(one, forwards[one.module])
+            _place(one, forwards[one.module], wrappers.get(one.module))
     watch = Watch(hooked, denoiser)
     denoiser._cache_watch = watch
     return watch
@@ -192,39 +207,37 @@ def _hooks(denoiser: nn.Module) -> Iterator[Hooked]:
             yield from (Hooked(registry._module_ref, name, hook) for name, hook in registry.hooks.items())
 
 
-def _is_compiled(part: Any) -> bool:
-    return isinstance(part, OptimizedModule) or part._compiled_call_impl is not None
+def _place(one: Hooked, forward: Callable[..., Any] | None, wrapper: Any) -> None:
+    """Keep the hook out of graphs.
 
-
-def _place(one: Hooked, forward: Callable[..., Any] | None) -> None:
-    """Keep the hook out of graphs. ``forward`` is what the module itself had before the cache, if anything."""
+    ``forward`` is what the module itself had before the cache, if anything; ``wrapper`` its compiled wrapper, if it has
+    one and the hook is beneath, where SeaCache puts its first.
+    """
     module: Any = one.module
     if isinstance(module, OptimizedModule):  # its forward is the compiled one, so the hook is around it
         return
-    if module._compiled_call_impl is None:
+    if wrapper is None and module._compiled_call_impl is None:
         module.forward = torch.compiler.disable(module.forward, reason="a cache decides here")  # type: ignore[no-untyped-call]
         return
-    one.hook.fn_ref.original_forward = module._compiled_call_impl
-    module._compiled_call_impl = vars(module).pop("forward")
+    around = vars(module).pop("forward")
     if forward is not None:
         module.forward = forward
+    if wrapper is None:
+        one.hook.fn_ref.original_forward, module._compiled_call_impl = module._compiled_call_impl, around
+    else:
+        one.hook.fn_ref.original_forward, wrapper.forward = wrapper.forward, around
 
 
 @contextmanager
-def _beneath_accelerate(denoiser: Any) -> Iterator[None]:
-    """Let diffusers set hooks where what accelerate left on the denoiser neither hides them nor takes them off.
+def _beneath_offload(denoiser: Any) -> Iterator[None]:
+    """Set hooks on the denoiser's own forward, and accelerate's around them.
 
-    Offloading: at the end of each call diffusers takes accelerate's hook off (``maybe_free_model_hooks``), which puts
-    the forward back that was there before it, so the cache's hook goes beneath. ``compile_regions`` keeps the denoiser
-    that it copied as ``_orig_mod``, whose blocks some caches would take instead of the compiled ones.
+    At the end of each call diffusers takes accelerate's hook off (``maybe_free_model_hooks``), which puts the forward
+    back that was there before it, and with it would take off what was set later.
     """
-    copied, offloaded = vars(denoiser).pop("_orig_mod", None), hasattr(denoiser, "_old_forward")
-    if offloaded:
-        around, denoiser.forward = denoiser.forward, denoiser._old_forward
-    try:
+    if not hasattr(denoiser, "_old_forward"):
         yield
-    finally:
-        if offloaded:
-            denoiser._old_forward, denoiser.forward = denoiser.forward, around
-        if copied is not None:
-            vars(denoiser)["_orig_mod"] = copied
+        return
+    around, denoiser.forward = denoiser.forward, denoiser._old_forward
+    yield
+    denoiser._old_forward, denoiser.forward = denoiser.forward, around

@@ -65,7 +65,7 @@ def iterations(workload: Workload) -> int:
 
 
 def too_short(site: Site, computed: int) -> tuple[str, ...]:
-    """Why nothing could be skipped by a cache that computes the first ``computed`` steps, or first and last together."""
+    """Why a cache that computes ``computed`` steps at the beginning and the end could skip nothing."""
     ran = None if site.workload is None else iterations(site.workload)
     if ran is None or ran > computed:
         return ()
