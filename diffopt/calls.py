@@ -153,8 +153,9 @@ def _asked(pipe: Any, model: Model, workload: Workload) -> dict[str, Any]:
         value = getattr(workload, need)
         if need in PICTURES:
             value = open_picture(value, given, mode="L" if need == "mask" else "RGB")
-        if need == "image" and model.embeddings is None:
-            # one for each prompt; what goes with num_images_per_prompt, masks and control maps are repeated by diffusers
+        if need == "image" and model.embeddings is None and workload.task != "edit":
+            # One for each prompt. diffusers repeats masks, control maps, and what goes with num_images_per_prompt; of an
+            # edit several pictures would be several references for each output.
             value = [value] * workload.batch_size
         found[names[need]] = value
     return found

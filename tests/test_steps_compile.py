@@ -94,10 +94,10 @@ def with_controlnet() -> StableDiffusionControlNetPipeline:
     torch.manual_seed(1)
     like = ("block_out_channels", "down_block_types", "layers_per_block", "cross_attention_dim", "attention_head_dim")
     widths = {name: base.unet.config[name] for name in (*like, "norm_num_groups", "mid_block_type")}
-    net = ControlNetModel(**widths, conditioning_embedding_out_channels=(8, 16)).eval().requires_grad_(False)
+    net = ControlNetModel(**widths, conditioning_embedding_out_channels=(8, 16)).eval()
     for weight in net.parameters():
         if not weight.any():  # as published ones begin, which would add nothing
-            weight.normal_(std=0.1)
+            torch.nn.init.normal_(weight, std=0.1)
     pipe = StableDiffusionControlNetPipeline(**base.components, controlnet=net, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe

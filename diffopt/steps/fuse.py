@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from diffopt.components import DiffusersComponents, missing, modules
+from diffopt.components import DiffusersComponents, attributes, missing, modules
 from diffopt.errors import NoEffect, Refusal
 from diffopt.step import Effect, Order, Site, Step, Trait, register
 
@@ -12,13 +12,17 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import nn
 
+# Transformers whose processors read the separate projections alone.
+SEPARATE = frozenset({"LTXVideoTransformer3DModel", "QwenImageTransformer2DModel", "ZImageTransformer2DModel"})
+
 
 @register("fuse")
 class QKV(Step):
     """Concatenate the projections: q, k, v of self-attention, k and v of cross-attention.
 
-    diffusers also installs a processor that reads the fused matrix. A stock processor set later would go back to the
-    separate ones without a word, so ``verify`` looks at the processors too. The separate weights stay in memory.
+    Module by module, since ``fuse_qkv_projections`` of diffusers passes over ControlNets, Stable Diffusion 3 and others
+    without a word, and says nothing where a processor goes on with the separate projections. What cannot be fused is
+    left, and the effect says why; where nothing can, the step is refused. The separate weights stay in memory.
     """
 
     order: ClassVar[Order] = Order.FUSE
@@ -30,53 +34,94 @@ class QKV(Step):
         return frozenset({Trait.FUSES_QKV})
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return missing(site, self.components, "fuse.components")
+        lacking = missing(site, self.components, "fuse.components")
+        if len(lacking) == len(self.components):
+            return lacking
+        others = [word for word in self.components if word != "denoiser" and attributes(site.model, word)]
+        if site.model.denoiser_class in SEPARATE and not others:
+            return (f"the attention of {site.model.denoiser_class} reads separate projections alone",)
+        return ()
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        for name, module in modules(pipe, site, self.components, "fuse.components").items():
-            fuse = getattr(module, "fuse_qkv_projections", None)
-            if fuse is None:
-                raise Refusal(f"fuse=qkv: {name} ({type(module).__name__}) has no fuse_qkv_projections")
-            try:
-                fuse()
-            except ValueError as error:  # attention with added key and value projections
-                raise Refusal(f"fuse=qkv: {name}: {error}") from error
+        left: list[str] = []
+        fused = 0
+        for name, module in self._modules(pipe, site).items():
+            found = _attentions(module)
+            reasons = {path: _reason(part) for path, part in found.items()}
+            for path, part in found.items():
+                if reasons[path] is None:
+                    _fuse(part)
+                    fused += 1
+            left += [f"{name} ({type(module).__name__}): {reason}" for reason in _distinct(reasons)]
+        if not fused:
+            raise Refusal(f"fuse=qkv: nothing can be fused: {'; '.join(left)}")
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         numbers: dict[str, int | float | str] = {}
-        for name, module in modules(pipe, site, self.components, "fuse.components").items():
-            attentions = _attentions(module)
-            unused = [path for path, attention in attentions.items() if not _fused(attention)]
-            if not attentions or len(unused) == len(attentions):
-                raise NoEffect(f"fuse=qkv: none of the {len(attentions)} attention modules of {name} is fused")
+        counts: list[str] = []
+        for name, module in self._modules(pipe, site).items():
+            found = _attentions(module)
+            reasons = {path: _reason(part) for path, part in found.items()}
+            fused = [path for path, part in found.items() if _is_fused(part)]
+            unused = [path for path in found if path not in fused and reasons[path] is None]
             if unused:
-                raise NoEffect(f"fuse=qkv: {len(unused)} attention modules of {name} ignore it, such as {unused[0]}")
-            numbers[name] = len(attentions)
-        counts = ", ".join(f"{count} attention modules of {name}" for name, count in numbers.items())
-        return Effect(f"{counts} fused", numbers)
+                raise NoEffect(
+                    f"fuse=qkv: {len(unused)} of {len(found)} attention modules of {name} use separate projections, "
+                    f"such as {unused[0]}"
+                )
+            numbers[name] = len(fused)
+            why = f" (left: {'; '.join(_distinct(reasons))})" if len(fused) < len(found) or not found else ""
+            counts.append(f"{len(fused)} of {len(found)} attention modules of {name}{why}")
+        if not sum(int(count) for count in numbers.values()):
+            raise NoEffect(f"fuse=qkv: nothing is fused: {', '.join(counts)}")
+        return Effect(f"{', '.join(counts)} fused", numbers)
+
+    def _modules(self, pipe: DiffusionPipeline, site: Site) -> dict[str, nn.Module]:
+        """Of the components that the model has."""
+        present = [word for word in self.components if attributes(site.model, word)]
+        return modules(pipe, site, present or self.components, "fuse.components")
 
 
-def _attentions(module: nn.Module) -> dict[str, nn.Module]:
-    """Attention modules that have projections to fuse, by path."""
+def _attentions(module: nn.Module) -> dict[str, Any]:
+    from diffopt.steps.processors import attentions
+
+    return dict(attentions(module))
+
+
+def _distinct(reasons: dict[str, str | None]) -> list[str]:
+    """The reasons, each once; where there is no attention at all, that."""
+    found = list(dict.fromkeys(reason for reason in reasons.values() if reason is not None))
+    return found if reasons else ["no attention module of diffusers"]
+
+
+def _reason(attention: Any) -> str | None:
+    """Why an attention module cannot be fused; None where it can be, or is."""
     from diffusers.models.attention import AttentionModuleMixin
-    from diffusers.models.attention_processor import Attention
 
-    return {
-        path: part
-        for path, part in module.named_modules()
-        if isinstance(part, Attention) or (isinstance(part, AttentionModuleMixin) and part._supports_qkv_fusion)
-    }
+    from diffopt.steps.processors import FUSED, reads_fused
+
+    kind = type(attention.processor).__name__
+    if isinstance(attention, AttentionModuleMixin) and not attention._supports_qkv_fusion:
+        return f"{type(attention).__name__} has one matrix already"
+    if type(attention.processor) in FUSED or reads_fused(attention.processor):
+        return None
+    if "AddedKV" in kind:
+        return f"{kind} has keys and values of the text beside"
+    return f"{kind} reads separate projections alone"
 
 
-def _fused(attention: nn.Module) -> bool:
+def _fuse(attention: Any) -> None:
+    from diffopt.steps.processors import FUSED
+
+    attention.fuse_projections()
+    processor = FUSED.get(type(attention.processor))
+    if processor is not None:
+        attention.set_processor(processor())
+
+
+def _is_fused(attention: Any) -> bool:
     """Whether the fused matrix exists and the processor in place reads it."""
-    from diffusers.models.attention import AttentionModuleMixin
-    from diffusers.models.attention_processor import FusedAttnProcessor2_0
-
-    from diffopt.steps.unet_attention import DispatchAttnProcessor
+    from diffopt.steps.processors import reads_fused
 
     has_matrix = hasattr(attention, "to_qkv") or hasattr(attention, "to_kv")
-    reads_it = isinstance(attention, AttentionModuleMixin) or isinstance(
-        attention.processor, (FusedAttnProcessor2_0, DispatchAttnProcessor)
-    )
-    return bool(getattr(attention, "fused_projections", False)) and has_matrix and reads_it
+    return bool(getattr(attention, "fused_projections", False)) and has_matrix and reads_fused(attention.processor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from diffusers.models import attention_processor as stock
@@ -37,6 +38,15 @@ PLAIN: dict[type, type] = {
     AddedKVDispatchProcessor: stock.AttnAddedKVProcessor,
 }
 
+# What reads fused projections in place of a stock processor. For Stable Diffusion 3 diffusers has one too, but it leaves
+# out the norms of query and key, which 3.5 has, and cannot do without text, as the dual blocks of 3.5 medium do.
+FUSED: dict[type, type] = {
+    stock.AttnProcessor2_0: stock.FusedAttnProcessor2_0,
+    stock.CogVideoXAttnProcessor2_0: stock.FusedCogVideoXAttnProcessor2_0,
+    stock.JointAttnProcessor2_0: JointDispatchProcessor,
+    SanaAttnProcessor2_0: SanaDispatchProcessor,
+}
+
 LINEAR = (stock.SanaLinearAttnProcessor2_0,)  # without a softmax, so that no kernel computes it
 
 
@@ -54,6 +64,18 @@ def softmax_attentions(module: nn.Module) -> dict[str, Any]:
 def backend_of(attention: Any) -> AttentionBackendName | None:
     """What the processor in place asks the dispatcher for."""
     return getattr(attention.processor, "_attention_backend", None)
+
+
+def reads_fused(processor: Any) -> bool:
+    """Whether the processor's code asks for fused projections, itself or in a function of its module.
+
+    Whether the module was fused does not tell: the processors of LTX and Qwen go on with the separate ones.
+    """
+    call = inspect.unwrap(type(processor).__call__)
+    names = set(call.__code__.co_names)
+    called = [call.__globals__.get(name) for name in names]
+    names |= {name for function in called if inspect.isfunction(function) for name in function.__code__.co_names}
+    return not names.isdisjoint({"fused_projections", "to_qkv", "to_kv"})
 
 
 def dispatching(path: str, attention: Any) -> type[DispatchAttnProcessor] | None:

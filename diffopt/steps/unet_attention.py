@@ -136,15 +136,16 @@ def project(
     attn: Attention, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Query (batch, queries, inner), key and value (batch, keys, inner)."""
-    if encoder_hidden_states is None:
-        encoder_hidden_states = hidden_states
-    elif attn.norm_cross is not None:
-        encoder_hidden_states = attn.norm_encoder_hidden_states(encoder_hidden_states)
+    context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+    if encoder_hidden_states is not None and attn.norm_cross is not None:
+        context = attn.norm_encoder_hidden_states(encoder_hidden_states)
     if not attn.fused_projections:
-        return attn.to_q(hidden_states), attn.to_k(encoder_hidden_states), attn.to_v(encoder_hidden_states)
+        return attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
     if attn.is_cross_attention:
-        key, value = attn.to_kv(encoder_hidden_states).chunk(2, dim=-1)
+        key, value = attn.to_kv(context).chunk(2, dim=-1)
         return attn.to_q(hidden_states), key, value
+    if encoder_hidden_states is not None:
+        raise ValueError("self-attention, whose q, k and v are fused, was given something else to attend to")
     query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
     return query, key, value
 
