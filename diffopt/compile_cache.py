@@ -26,6 +26,7 @@ from diffopt.errors import Refusal, UsageError
 from diffopt.hardware import cpu_model
 from diffopt.step import Frozen
 
+MAPS = Path("/proc/self/maps")  # what Linux tells a process of the files that it has mapped
 MANIFEST, TORCH, KERNELS = "manifest.json", "torch.bin", "kernels/"
 # of these, what was compiled with another version is not found again, or not loaded
 DECISIVE = ("python", "torch", "triton", "diffusers", "transformers", "torchao", "diffopt-toolkit")
@@ -35,7 +36,8 @@ def root() -> Path:
     """diffopt's own cache: ``DIFFOPT_CACHE_DIR``, else ``diffopt`` in the user's cache folder (``XDG_CACHE_HOME``)."""
     if own := os.environ.get("DIFFOPT_CACHE_DIR"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diffopt"
+    folder = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(folder) if os.path.isabs(folder) else Path.home() / ".cache") / "diffopt"  # relative: ignored (XDG)
 
 
 def private_caches(folder: Path) -> dict[str, str]:
@@ -180,8 +182,7 @@ def _loaded_kernels() -> dict[str, Path]:
     Torch's own artifacts have none of a CPU's, which C++ compilers take most of a cold start to make again.
     """
     folder = _inductor_folder()
-    mapped = Path("/proc/self/maps")
-    lines = mapped.read_text().splitlines() if mapped.exists() else []
+    lines = MAPS.read_text(encoding="utf-8").splitlines() if MAPS.exists() else []
     libraries = {Path(line.split(maxsplit=5)[5]) for line in lines if line.endswith(".so")}
     return {str(path.relative_to(folder)): path for path in sorted(libraries) if path.is_relative_to(folder)}
 

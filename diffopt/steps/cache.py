@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Threshold = Annotated[float, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
+_UNLIKE = "its first and last block give different things, and this cache cannot subtract them"
 _TRAITS = frozenset({Trait.CACHES, Trait.CACHES_BLOCKS})
 
 
@@ -39,9 +40,8 @@ class FirstBlock(Step):
         return _TRAITS
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        name = site.model.denoiser_class
-        if name in FUSED_BLOCKS:
-            return (f"the first and the last block of {name} give different things, which it cannot subtract",)
+        if site.model.denoiser_class in FUSED_BLOCKS:
+            return (f"{site.model.denoiser_class}: {_UNLIKE}",)
         return lacking(site, context=True) or too_short(site, 1)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
@@ -49,8 +49,10 @@ class FirstBlock(Step):
 
         from diffopt.steps.cache_hooks import install
 
-        config = FirstBlockCacheConfig(threshold=self.threshold)
-        install(pipe, site, config, key="cache=first_block").note_contexts(needed=True)
+        watch = install(pipe, site, FirstBlockCacheConfig(threshold=self.threshold), key="cache=first_block")
+        if len({one.hook._metadata.return_encoder_hidden_states_index is None for one in watch.hooked}) > 1:
+            raise Refusal(f"cache=first_block: {type(getattr(pipe, site.model.denoiser)).__name__}: {_UNLIKE}")
+        watch.note_contexts(needed=True)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         from diffopt.steps.cache_hooks import proof

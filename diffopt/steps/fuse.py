@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import nn
 
-# Transformers whose processors read the separate projections alone.
+# Transformers whose processors read the separate projections alone; and those of them whose VAE has none to fuse either.
 SEPARATE = frozenset({"LTXVideoTransformer3DModel", "QwenImageTransformer2DModel", "ZImageTransformer2DModel"})
+SEPARATE_WITH_VAE = SEPARATE - {"ZImageTransformer2DModel"}
 
 
 @register("fuse")
@@ -37,9 +38,10 @@ class QKV(Step):
         lacking = missing(site, self.components, "fuse.components")
         if len(lacking) == len(self.components):
             return lacking
-        others = [word for word in self.components if word != "denoiser" and attributes(site.model, word)]
-        if site.model.denoiser_class in SEPARATE and not others:
-            return (f"the attention of {site.model.denoiser_class} reads separate projections alone",)
+        denoiser = site.model.denoiser_class
+        vae = "vae" in self.components and site.model.vae is not None
+        if denoiser in (SEPARATE_WITH_VAE if vae else SEPARATE) and "denoiser" in self.components:
+            return (f"the attention of {denoiser} reads separate projections alone",)
         return ()
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:

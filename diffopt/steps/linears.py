@@ -1,13 +1,15 @@
 """Which Linears a quantizing step takes, and the proof that it took them.
 
-A Linear is chosen when its path contains none of the words in ``skip``, both its sizes are at least ``min_features``
-and multiples of 16 (the kernels' tiles), and its inputs divide into groups where the scheme has groups. Projections
-that fusion replaced are no Linears of the pipeline any more: they stay as they are and are not counted.
+A Linear is chosen when its path contains none of the words in ``skip`` and does not begin with one of the model's
+``quant_skip`` (whole parts of the path: ``proj_out`` is the last layer, and not one inside a block), both its sizes are
+at least ``min_features`` and multiples of 16 (the kernels' tiles), and its inputs divide into groups where the scheme
+has groups. Projections that fusion replaced are no Linears of the pipeline any more: they stay as they are and are not
+counted. Output embeddings that share their weight with the input ones stay too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diffopt.components import Component, modules
@@ -24,7 +26,9 @@ _FUSED = {  # diffusers' names: the fused matrix, and what it replaces
     "to_qkv": ("to_q", "to_k", "to_v"),
     "to_kv": ("to_k", "to_v"),
     "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+    "to_added_kv": ("add_k_proj", "add_v_proj"),
 }
+_CONFIG = "_diffopt_quantized_with"  # attribute of a quantized component: torchao's config, what a saved one needs
 
 
 class Selection(Protocol):
@@ -45,7 +49,13 @@ def quantize(step: Selection, pipe: DiffusionPipeline, site: Site, config: Any, 
     from torchao.quantization import quantize_
 
     for module in modules(pipe, site, step.components, "quant.components").values():
-        quantize_(module, config, filter_fn=_chooser(step, multiple, replaced(module)))
+        quantize_(module, config, filter_fn=_chooser(step, site, multiple, _left(module)))
+        setattr(module, _CONFIG, config)
+
+
+def quantized_with(module: nn.Module) -> Any:
+    """torchao's config that :func:`quantize` used on a component; None where it was not quantized."""
+    return getattr(module, _CONFIG, None)
 
 
 def proof(
@@ -64,7 +74,7 @@ def proof(
     counts: list[str] = []
     for name, module in modules(pipe, site, step.components, "quant.components").items():
         dead = replaced(module)
-        chosen = _chooser(step, multiple, dead)
+        chosen = _chooser(step, site, multiple, _left(module))
         linears = [(p, part) for p, part in module.named_modules() if isinstance(part, nn.Linear) and part not in dead]
         wanted = [part for path, part in linears if chosen(part, path)]
         done = sum(quantized(part.weight) for part in wanted)
@@ -88,12 +98,30 @@ def replaced(module: nn.Module) -> frozenset[nn.Module]:
     )
 
 
-def _chooser(step: Selection, multiple: int, dead: frozenset[nn.Module]) -> Callable[[nn.Module, str], bool]:
+def begins_with(path: str, words: Iterable[str]) -> bool:
+    """Whether a path begins with one of the words, by whole parts."""
+    return any(f"{path}.".startswith(f"{word}.") for word in words)
+
+
+def _left(module: nn.Module) -> frozenset[nn.Module]:
+    """Linears that are none of the component's own: replaced by fusion, or tied to an embedding."""
+    from torch import nn
+
+    embeddings = {part.weight for part in module.modules() if isinstance(part, nn.Embedding)}
+    tied = {part for part in module.modules() if isinstance(part, nn.Linear) and part.weight in embeddings}
+    return replaced(module) | tied
+
+
+def _chooser(
+    step: Selection, site: Site, multiple: int, left: frozenset[nn.Module]
+) -> Callable[[nn.Module, str], bool]:
     """torchao's ``filter_fn``: module and path to whether it is chosen."""
     from torch import nn
 
     def chosen(module: nn.Module, path: str) -> bool:
-        if not isinstance(module, nn.Linear) or module in dead or any(word in path for word in step.skip):
+        if not isinstance(module, nn.Linear) or module in left:
+            return False
+        if any(word in path for word in step.skip) or begins_with(path, site.model.quant_skip):
             return False
         sizes = (module.in_features, module.out_features)
         if min(sizes) < step.min_features or any(size % 16 for size in sizes):

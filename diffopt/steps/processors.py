@@ -38,8 +38,8 @@ PLAIN: dict[type, type] = {
     AddedKVDispatchProcessor: stock.AttnAddedKVProcessor,
 }
 
-# What reads fused projections in place of a stock processor. For Stable Diffusion 3 diffusers has one too, but it leaves
-# out the norms of query and key, which 3.5 has, and cannot do without text, as the dual blocks of 3.5 medium do.
+# What reads fused projections in place of a stock processor. For Stable Diffusion 3 diffusers has one too, but that
+# leaves out the norms of query and key, which 3.5 has, and needs text, which the dual blocks of 3.5 medium do not give.
 FUSED: dict[type, type] = {
     stock.AttnProcessor2_0: stock.FusedAttnProcessor2_0,
     stock.CogVideoXAttnProcessor2_0: stock.FusedCogVideoXAttnProcessor2_0,
