@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from diffopt.api import load, optimize, run
     from diffopt.cell import Cell
     from diffopt.errors import DiffoptError, NoEffect, Refusal, UsageError
+    from diffopt.quantized_files import save_quantized
     from diffopt.recipe import Recipe
     from diffopt.result import Result
     from diffopt.study import Study
@@ -33,12 +34,14 @@ __all__ = [
     "load",
     "optimize",
     "run",
+    "save_quantized",
 ]
 
 _HOMES = {
     "api": ("load", "optimize", "run"),
     "cell": ("Cell",),
     "errors": ("DiffoptError", "NoEffect", "Refusal", "UsageError"),
+    "quantized_files": ("save_quantized",),
     "recipe": ("Recipe",),
     "result": ("Result",),
     "study": ("Study",),

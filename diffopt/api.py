@@ -45,7 +45,7 @@ def load(
     model = plan.cell.recipe.model
     if model.cascade:
         stages = ", ".join(f"model={stage.name}" for stage in model.stages)
-        raise Refusal(f"model={model.name} is a cascade of {len(model.stages)} pipelines; load each by itself: {stages}")
+        raise Refusal(f"model={model.name} is {len(model.stages)} pipelines in a row; load each by itself: {stages}")
     (pipe,) = build(plan)
     return pipe
 

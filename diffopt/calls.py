@@ -38,7 +38,7 @@ class Stage:
     final: bool  # whether its pictures come out; those of other stages stay tensors on the device
 
     def __call__(self, given: torch.Tensor | None = None) -> Any:
-        """Draw; ``given`` (batch, 3, height, width), from -1 to 1, is what another stage drew and this one scales up."""
+        """Draw; ``given`` (batch, 3, height, width), from -1 to 1, is what another stage drew."""
         arguments = dict(self.arguments)
         arguments["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in self.seeds]
         if given is not None:
@@ -154,8 +154,8 @@ def _asked(pipe: Any, model: Model, workload: Workload) -> dict[str, Any]:
         if need in PICTURES:
             value = open_picture(value, given, mode="L" if need == "mask" else "RGB")
         if need == "image" and model.embeddings is None and workload.task != "edit":
-            # One for each prompt. diffusers repeats masks, control maps, and what goes with num_images_per_prompt; of an
-            # edit several pictures would be several references for each output.
+            # One for each prompt. diffusers repeats masks, control maps, and what goes with num_images_per_prompt. An
+            # edit's several pictures would be several references for each output.
             value = [value] * workload.batch_size
         found[names[need]] = value
     return found

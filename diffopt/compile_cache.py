@@ -179,7 +179,8 @@ def _inductor_folder() -> Path:
 def _loaded_kernels() -> dict[str, Path]:
     """The shared libraries that this process loaded from inductor's folder, by their path in it.
 
-    Torch's own artifacts have none of a CPU's, which C++ compilers take most of a cold start to make again.
+    Torch's own artifacts have none of a CPU's, which C++ compilers take most of a cold start to make again. They are
+    found under hashes of the compiler's command line, so only where Python and torch lie in the same folders.
     """
     folder = _inductor_folder()
     lines = MAPS.read_text(encoding="utf-8").splitlines() if MAPS.exists() else []

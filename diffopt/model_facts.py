@@ -14,7 +14,7 @@ from diffopt import latent_sizes
 from diffopt.errors import UsageError
 from diffopt.head_sizes import NUMBER, of_denoiser, of_vae
 from diffopt.model_index import TEXT_ENCODER, ModelIndex, read_json
-from diffopt.pipeline_tasks import Family, told_by_name
+from diffopt.pipeline_tasks import Family, family, told_by_name
 from diffopt.recipe import TASKS, Task
 from diffopt.weight_files import Weights
 
@@ -84,7 +84,9 @@ def read_facts(index: ModelIndex, weights: Mapping[str, Weights] | None, data: M
     name = _denoiser(index, data)
     config = read_json(index.folder / name / "config.json")
     vae = read_json(index.folder / index.vae / "config.json") if index.vae is not None else {}
-    source = Source(index, index.family, data, name, config, vae)
+    given = [name for name in (data["pipelines"] or {}).values() if name]
+    known = index.family or next((found for found in map(family, given) if found is not None), None)
+    source = Source(index, known, data, name, config, vae)
     uses = _uses(source)
     return {**uses, **_sizes(source, uses), **_structure(source), **_numbers(source, weights)}
 
@@ -116,23 +118,23 @@ def _denoiser(index: ModelIndex, data: Mapping[str, Any]) -> str:
 
 def _uses(source: Source) -> dict[str, Any]:
     """What the pipeline is for, and how its classes are called."""
-    index, family = source.index, source.family
-    tasks = {task: name for task, name in source.data["pipelines"].items() if name} or _tasks(source)
+    index, known = source.index, source.family
+    tasks = {task: name for task, name in (source.data["pipelines"] or {}).items() if name} or _tasks(source)
     own = [task for task, name in tasks.items() if name == index.pipeline]
     return {
         "pipelines": tasks,
         "task": next(iter(own or tasks)),
-        "guidance_argument": family.scale if family is not None else "guidance_scale",
-        "embedded_guidance": family is not None and family.embeds,
-        "call": dict(family.call) if family is not None else {},
+        "guidance_argument": known.scale if known is not None else "guidance_scale",
+        "embedded_guidance": known is not None and known.embeds,
+        "call": dict(known.call) if known is not None else {},
         "upscale_factor": UPSCALES.get(index.pipeline, source.factors[0]) if "upscale" in tasks else None,
     }
 
 
 def _tasks(source: Source) -> dict[Task, str]:
     """Class by task, for the class that the index names and those that draw with the same components."""
-    pipeline, family = source.index.pipeline, source.family
-    if family is None:
+    pipeline, known = source.index.pipeline, source.family
+    if known is None:
         task = told_by_name(pipeline)
         if task is None:
             raise UsageError(
@@ -143,10 +145,10 @@ def _tasks(source: Source) -> dict[Task, str]:
     channels, latent = source.config.get("in_channels"), source.vae.get("latent_channels")
     if source.denoiser == "unet" and latent is not None and channels != latent:
         # the UNet also reads a mask, a picture or a depth map, which no other class of the family gives it
-        return {task: name for task, name in family.classes.items() if name == pipeline}
+        return {task: name for task, name in known.classes.items() if name == pipeline}
     if latent is not None and source.denoiser == "unet" and channels != INPAINTED:
-        return {task: name for task, name in family.classes.items() if task != "inpaint"}
-    return family.classes
+        return {task: name for task, name in known.classes.items() if task != "inpaint"}
+    return known.classes
 
 
 def _structure(source: Source) -> dict[str, Any]:
@@ -178,46 +180,46 @@ def _repeated_blocks(class_name: str, config: Mapping[str, Any]) -> list[str] | 
 
 def _sizes(source: Source, uses: Mapping[str, Any]) -> dict[str, Any]:
     """Pixels and frames."""
-    family, (spatial, temporal) = source.family, source.factors
+    known, (spatial, temporal) = source.family, source.factors
     height, width = _customary_size(source, spatial)
-    frames = family.frames if family is not None else None
+    frames = known.frames if known is not None else None
     is_video = bool(set(VIDEOS) & uses["pipelines"].keys())
     whole = temporal is not None and (frames is None or (frames - 1) % temporal == 0)
     multiple = None
     if spatial is not None:
         packed = spatial * source.read(source.denoiser, lambda: latent_sizes.patch(source.config, source.vae))
         scaled = spatial * (uses["upscale_factor"] or 1)
-        multiple = math.lcm(packed, scaled, family.multiple if family is not None else SIZE_STEP)
+        multiple = math.lcm(packed, scaled, known.multiple if known is not None else SIZE_STEP)
     return {
         "size_multiple": multiple,
         "height": height,
         "width": width,
         "frames": frames,
         "frame_step": temporal if is_video and whole else None,
-        "fps": family.fps if family is not None else None,
+        "fps": known.fps if known is not None else None,
     }
 
 
 def _customary_size(source: Source, factor: int | None) -> tuple[int | None, int | None]:
     """Height and width in pixels: the class's own, or the denoiser's latent size times the VAE's factor."""
-    family = source.family
-    if family is not None and family.size is not None:
-        return family.size
+    known = source.family
+    if known is not None and known.size is not None:
+        return known.size
     size = source.read(source.denoiser, lambda: latent_sizes.sample_size(source.config))
-    if size is None and family is not None and family.latent is not None:
-        size = family.latent, family.latent
+    if size is None and known is not None and known.latent is not None:
+        size = known.latent, known.latent
     return (None, None) if size is None or factor is None else (size[0] * factor, size[1] * factor)
 
 
 def _numbers(source: Source, weights: Mapping[str, Weights] | None) -> dict[str, Any]:
     """Customary settings, and what the weights are."""
-    index, family = source.index, source.family
+    index, known = source.index, source.family
     dtype = "float32" if weights is not None else None
     vae_class = index.components[index.vae].class_name if index.vae is not None else None
-    upcasts = (family is not None and family.upcasts) or source.vae.get("scaling_factor") == XL_SCALING
+    upcasts = (known is not None and known.upcasts) or source.vae.get("scaling_factor") == XL_SCALING
     return {
-        "steps": family.steps if family is not None else None,
-        "guidance": family.guidance if family is not None else None,
+        "steps": known.steps if known is not None else None,
+        "guidance": known.guidance if known is not None else None,
         "dtype": weights[source.denoiser].dtype if weights else dtype,
         "parameters": _parameters(index, weights or {}),
         "limits": {

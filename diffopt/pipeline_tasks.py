@@ -154,7 +154,8 @@ FAMILIES: dict[str, Family] = {
     "flux2-klein": Family(
         {"txt2img": "Flux2Klein", "edit": "Flux2Klein", "inpaint": "Flux2KleinInpaint"}, DIT, 50, 4.0, latent=128
     ),
-    "chroma": Family(_trio("Chroma"), DIT, 35, 5.0, latent=128),
+    # its inpainting class asks the transformer for a setting that it does not have (diffusers 0.42)
+    "chroma": Family({"txt2img": "Chroma", "img2img": "ChromaImg2Img"}, DIT, 35, 5.0, latent=128),
     "lumina": Family({"txt2img": "Lumina"}, DIT, 30, 4.0, call=PLAIN),
     "lumina2": Family({"txt2img": "Lumina2"}, DIT, 30, 4.0),
     "cogview3": Family({"txt2img": "CogView3Plus"}, DIT, 50, 5.0),

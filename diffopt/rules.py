@@ -73,10 +73,10 @@ CONFLICTS = (
     ),
     Conflict(
         Trait.CASTS_STORAGE,
-        Trait.FULLGRAPH,
-        "layerwise casting works by hooks, which break the graph",
-        "set compile.fullgraph=false",
-        "https://huggingface.co/docs/diffusers/main/en/optimization/memory#layerwise-casting",
+        Trait.GENERATES_CODE,
+        "layerwise casting has a hook on each layer, which breaks the graph there, and dynamo gives up after some",
+        "choose compile=none, or quant=fp8_weight, whose weights are widened inside the graph",
+        "https://github.com/huggingface/diffusers/blob/main/src/diffusers/hooks/layerwise_casting.py",
     ),
     Conflict(
         Trait.CACHES_BLOCKS,
@@ -117,7 +117,7 @@ CONFLICTS = (
         Trait.CASTS_STORAGE,
         Trait.EXPORTS,
         "layerwise casting replaces the weights in each call, and a package made ahead of time keeps their addresses",
-        "choose compile=default with compile.fullgraph=false",
+        "choose compile=none",
         "https://huggingface.co/docs/diffusers/main/en/optimization/memory#layerwise-casting",
     ),
     Conflict(
@@ -134,8 +134,16 @@ CONFLICTS = (
         "choose compile=regional or memory=resident",
         "https://github.com/huggingface/accelerate/issues/4253",
     ),
+    Conflict(
+        Trait.PINS_IN_PASSING,
+        Trait.QUANTIZES,
+        "diffusers keeps no copy of quantized weights that it could pin, and fails at the first call",
+        "set memory.low_cpu_mem_usage=false",
+        "https://github.com/huggingface/diffusers/issues/14433",
+    ),
 )
 
+HOOK_EVIDENCE = "https://github.com/huggingface/accelerate/issues/3885"
 EPSILON = 1e-6  # for 5 * (1 - 0.8), which floating point makes a little less than 1
 IMG2IMG_EVIDENCE = "diffusers 0.42, get_timesteps of the img2img pipelines of FLUX.1, SD3, Qwen-Image and Z-Image"
 AMPERE = (8, 0)
@@ -195,6 +203,7 @@ def _other_problems(case: Case) -> tuple[Problem, ...]:
     return (
         *_unsuited_workload(case),
         *_conflicts(case),
+        *_hooks_in_graphs(case),
         *_unmet_requirements(case),
         *_compiler_limits(case),
         *_own_problems(case),
@@ -253,6 +262,22 @@ def _conflicts(case: Case) -> Iterator[Problem]:
         for first in case.holders(conflict.first):
             for second in case.holders(conflict.second):
                 yield Problem(conflict.fact, (first, second), conflict.remedy, conflict.evidence)
+
+
+def _hooks_in_graphs(case: Case) -> Iterator[Problem]:
+    """Hooks around a component are inside of its graph where the whole component is compiled, not where blocks are."""
+    step = case.cell.recipe.compile
+    entered = Trait.WHOLE_DENOISER in step.traits or _compiled(case) - {"denoiser"}
+    if entered and Trait.FULLGRAPH in step.traits:
+        for key in case.holders(Trait.HOOKS_COMPONENTS):
+            fact = "the hooks that move a component break its graph, and a whole one is promised"
+            remedy = "choose compile=regional, or set compile.fullgraph=false for one graph inside of the hooks"
+            yield Problem(fact, (key, case.key("compile")), remedy, HOOK_EVIDENCE)
+
+
+def _compiled(case: Case) -> frozenset[str]:
+    """The words for what is compiled; empty where nothing is."""
+    return frozenset(getattr(case.cell.recipe.compile, "components", ()))
 
 
 def _unmet_requirements(case: Case) -> Iterator[Problem]:
@@ -323,6 +348,7 @@ def _notes(case: Case) -> Iterator[str]:
         if not model.pinned:
             yield f"model={model.name}: revision {model.revision or 'main'} is not pinned to a commit"
     yield from _hardly_fits(case)
+    yield from _long_compiles(case)
     if case.hardware.device == "cpu":
         for group, step in case.cell.recipe.steps:
             if Trait.CUDA_GRAPHS in step.traits:
@@ -335,6 +361,15 @@ def _notes(case: Case) -> Iterator[str]:
             yield f"{key}: {has}, and below {MIN_SMS} the compiler does not search kernels for matrix products"
     if case.holders(Trait.QUANTIZES) and not case.holders(Trait.GENERATES_CODE):
         yield f"{case.key('quant')}: without compile, quantizing mostly costs time at each call instead of saving it"
+
+
+def _long_compiles(case: Case) -> Iterator[str]:
+    """Combinations that work, and of which compiling takes long for little."""
+    for compiler in case.holders(Trait.GENERATES_CODE):
+        for key in case.holders(Trait.HOOKS_LAYERS):
+            yield f"{key} x {compiler}: hooks part every layer from the next; many graphs are compiled, little is fused"
+        for key in case.holders(Trait.DIVIDES_DECODING) if "vae_decode" in _compiled(case) else ():
+            yield f"{key} x {compiler}: the graph holds the decoder once per picture and tile, and compiles for long"
 
 
 def _dotted(capability: tuple[int, int]) -> str:

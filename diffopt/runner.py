@@ -290,7 +290,7 @@ def _refusal(plan: Plan) -> Verdict | None:
 
 
 def _shareable(cell: Cell) -> dict[str, Any]:
-    """The cell as plain data without this machine's folders, which cell.yaml has: of a picture its file's name stays."""
+    """The cell as plain data without this machine's folders, which cell.yaml has; a picture keeps its file's name."""
     data = cell.model_dump(mode="json")
     model, workload = data["recipe"]["model"], data["workload"]
     for stage in (model, *model["cascade"]):

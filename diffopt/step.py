@@ -91,7 +91,9 @@ class Trait(Enum):
     FULLGRAPH = auto()  # promises that nothing breaks the graph
     GRAPH_BREAKS = auto()  # breaks the graph
     MOVES_WEIGHTS = auto()  # weights move between host and device while the pipeline runs
+    HOOKS_COMPONENTS = auto()  # hooks that break the graph around whole components, outside of their blocks
     HOOKS_LAYERS = auto()  # a hook that breaks the graph around every layer of the denoiser
+    DIVIDES_DECODING = auto()  # calls the VAE's decoder for each picture or tile by itself
     PINS_IN_PASSING = auto()  # pins weights each time they are streamed, and so holds no copy of them
     STOCK_PROCESSOR = auto()  # installs diffusers' own attention processor, which ignores fused projections
     FUSES_QKV = auto()  # q, k, v become one matrix

@@ -18,6 +18,7 @@ import yaml
 
 from diffopt.errors import Refusal, UsageError
 from diffopt.loading import load_pipeline
+from diffopt.model_facts import REPEATED_BLOCKS
 from diffopt.model_files import packaged, resolve_model
 from diffopt.pipeline_tasks import FAMILIES, Family, family, told_by_name
 from diffopt.recipe import Limits, Model
@@ -152,6 +153,16 @@ def test_tasks_are_those_of_diffusers_own_mappings(mapping: str) -> None:
     assert missing == []
 
 
+@pytest.mark.parametrize("class_name", REPEATED_BLOCKS)
+def test_repeated_blocks_are_those_of_classes_that_declare_none(class_name: str) -> None:
+    import diffusers
+
+    cls = getattr(diffusers, class_name)
+    assert not cls._repeated_blocks
+    lists = re.findall(r"ModuleList\(\s*\[\s*(\w+)\(", inspect.getsource(cls))
+    assert sorted(REPEATED_BLOCKS[class_name]) == sorted(set(lists))
+
+
 def test_what_a_name_tells() -> None:
     assert told_by_name("StableVideoDiffusionPipeline") == "txt2video"
     assert told_by_name("FutureImageToVideoPipeline") == "img2video"
@@ -168,7 +179,7 @@ def test_what_a_name_tells() -> None:
 # What a folder of each family tells, beside what is the same for all.
 TOLD: dict[str, dict[str, Any]] = {
     "chroma": {
-        "tasks": ("txt2img", "img2img", "inpaint"),
+        "tasks": ("txt2img", "img2img"),
         "denoiser_class": "ChromaTransformer2DModel",
         "size_multiple": 16,
         "height": 1024,
@@ -292,7 +303,7 @@ def test_pretrained_weights_are_those_that_were_saved(folders: Callable[[str], P
     from any_pipelines import build
 
     model = local(folders("chroma"))
-    pipe, saved = load_pipeline(model, "inpaint", device="cpu", dtype={"default": torch.float32}), build("chroma")
+    pipe, saved = load_pipeline(model, "img2img", device="cpu", dtype={"default": torch.float32}), build("chroma")
     for name in ("transformer", "vae", "text_encoder"):
         one, other = getattr(pipe, name).state_dict(), getattr(saved, name).state_dict()
         assert one.keys() == other.keys()
@@ -307,14 +318,15 @@ def test_an_unknown_class_is_asked_for_by_key(folders: Callable[[str], Path], tm
     (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "BrandNewPipeline"}))
     with pytest.raises(UsageError, match=r"say it with model\.pipelines\.txt2img=BrandNewPipeline, or another task"):
         local(folder)
-    given = {"pipelines": {"txt2img": "AuraFlowPipeline"}}
+    known = local(folder, pipelines={"txt2img": "AuraFlowPipeline"})  # a class of a family tells the rest
+    assert (known.pipelines.tasks, known.task, known.steps, known.guidance) == (("txt2img",), "txt2img", 50, 3.5)
+    given = {"pipelines": {"txt2img": "BrandNewPipeline"}}
     with pytest.raises(UsageError, match=r"model\.steps, model\.guidance cannot be read .* such as model\.height=512"):
         local(folder, **given)
-    model = local(folder, **given, steps=2, guidance=3.0, height=64, width=64)
-    assert (model.pipelines.tasks, model.task, model.height) == (("txt2img",), "txt2img", 64)
+    model = local(folder, **given, steps=2, guidance=3.0)
+    assert (model.pipelines.tasks, model.height, model.size_multiple) == (("txt2img",), 64, 8)
     (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "BrandNewImg2ImgPipeline"}))
-    with pytest.raises(UsageError, match=r"model\.steps"):
-        local(folder)
+    assert local(folder, steps=2, guidance=3.0).pipelines.tasks == ("img2img",)
 
 
 def test_a_unet_that_reads_more_than_latents_has_one_task(tmp_path: Path) -> None:
@@ -323,15 +335,44 @@ def test_a_unet_that_reads_more_than_latents_has_one_task(tmp_path: Path) -> Non
     assert local(packaged("tiny_sd15"), weights="random").pipelines.tasks == ("txt2img", "img2img", "inpaint")
 
 
+def rows(diffopt: Callable[..., Any], tmp_path: Path, folder: Path, *words: str) -> list[dict[str, Any]]:
+    """What ``diffopt run`` makes of a saved pipeline."""
+    common = ("model=local", f"model.path={folder}", "hardware=cpu", "measure=quick", "precision=fp32", "study=any")
+    diffopt("run", "-m", *common, "workload.height=64", "workload.width=64", *words)
+    paths = sorted((tmp_path / "studies").rglob("result.json"))
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["lumina2", "auraflow", "chroma", "kandinsky3"])
 def test_any_pipeline_runs_compiled_and_quantized(
-    name: str, folders: Callable[[str], Path], diffopt: Callable[..., Any], tmp_path: Path
+    folders: Callable[[str], Path], diffopt: Callable[..., Any], tmp_path: Path
 ) -> None:
-    words = ("model=local", f"model.path={folders(name)}", "hardware=cpu", "measure=quick", "precision=fp32")
-    size = ("workload.height=64", "workload.width=64", "workload.steps=2", "study=any")
-    done = diffopt("run", "-m", *words, *size, "compile=none,default", "quant=none,int8_dynamic")
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in (tmp_path / "studies").rglob("result.json")]
-    assert len(rows) == 4
-    assert {(row["status"], row["reason"]) for row in rows if row["status"] != "ok"} == set()
-    assert done.returncode == 0
+    found = rows(
+        diffopt, tmp_path, folders("auraflow"), "workload.steps=2", "compile=none,default", "quant=none,int8_dynamic"
+    )
+    assert [(row["status"], row["reason"]) for row in found if row["status"] != "ok"] == []
+    effects = [{effect["group"] for effect in row["effects"]} for row in found]
+    assert sorted(("compile" in names, "quant" in names) for names in effects) == [
+        (False, False),
+        (False, True),
+        (True, False),
+        (True, True),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("chroma", ("workload=txt2img,img2img", "workload.steps=6")),
+        ("kandinsky3", ("workload=txt2img,img2img", "workload.steps=4")),
+        ("lumina2", ("quant=none,int8_dynamic", "workload.steps=2")),
+        ("mochi", ("workload.frames=7", "workload.steps=2")),
+    ],
+)
+def test_any_pipeline_runs_in_its_tasks(
+    name: str, words: tuple[str, ...], folders: Callable[[str], Path], diffopt: Callable[..., Any], tmp_path: Path
+) -> None:
+    found = rows(diffopt, tmp_path, folders(name), *words)
+    assert found
+    assert [(row["status"], row["reason"]) for row in found if row["status"] != "ok"] == []

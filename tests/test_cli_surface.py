@@ -17,7 +17,7 @@ Cli = Callable[..., tuple[int, str, str]]
 def test_public_names() -> None:
     assert diffopt.__all__ == [
         "Cell", "DiffoptError", "NoEffect", "Recipe", "Refusal", "Result", "Study", "UsageError", "load", "optimize",
-        "run",
+        "run", "save_quantized",
     ]  # fmt: skip
     for name in diffopt.__all__:
         assert getattr(diffopt, name).__name__ == name
@@ -32,6 +32,7 @@ def test_verbs_and_their_flags() -> None:
         "show": ("--recipe", "--config-dir"),
         "diff": ("--config-dir",),
         "report": ("--csv", "--pictures"),
+        "prefetch": ("--multirun", "--recipe", "--config-dir"),
         "env": ("--json", "--config-dir"),
     }
 
@@ -40,8 +41,8 @@ def test_groups() -> None:
     from diffopt.compose import Composer
 
     assert set(Composer().groups) == {
-        "attention", "compile", "fuse", "hardware", "launch", "layout", "measure", "memory", "model", "precision",
-        "quant", "recipe", "scheduler", "sweep", "workload",
+        "attention", "cache", "compile", "fuse", "hardware", "launch", "layout", "lora", "measure", "memory", "model",
+        "precision", "quant", "recipe", "scheduler", "sweep", "vae", "workload",
     }  # fmt: skip
 
 
@@ -62,6 +63,8 @@ WITHOUT_TORCH = {
     "ls": ["ls"],
     "ls attention": ["ls", "attention"],
     "ls hardware": ["ls", "hardware"],
+    "ls model": ["ls", "model"],
+    "prefetch": ["prefetch", "model=tiny"],
     "show": ["show", "recipe=pytorch2"],
     "diff": ["diff", "baseline", "pytorch2"],
     "plan": ["plan", "model=sd15", "hardware=a100"],

@@ -185,7 +185,7 @@ from diffopt.compile_cache import load_artifact, save_artifact
 
 built = []
 build = CppBuilder.build
-CppBuilder.build = lambda self: (built.append(self), build(self))[1]
+CppBuilder.build = lambda self: (built.append(self.get_target_file_path()), build(self))[1]
 torch.set_num_threads(1)
 file = Path(sys.argv[2])
 if len(sys.argv) == 4:
@@ -194,7 +194,8 @@ pipe = pipeline()
 step("compile", "regional").apply(pipe, site())
 picture(pipe, 1)
 found = counters["inductor"]
-print("FOUND", found["fxgraph_cache_hit"], found["fxgraph_cache_miss"], len(built))
+kernels = [path for path in built if path.endswith(".main.so")]  # others probe what compiler and processor can do
+print("FOUND", found["fxgraph_cache_hit"], found["fxgraph_cache_miss"], len(kernels))
 if len(sys.argv) == 3:
     print("SAVED", save_artifact(file, "cpu").sha256)
 """
@@ -218,4 +219,4 @@ def test_a_fresh_folder_and_the_artifact_start_warm(tmp_path):
     assert built >= 1
     digest = re.search(r"SAVED (\w+)", cold)[1]
     warm = start("second", digest)
-    assert re.search(r"FOUND (.*)", warm)[1] == f"{misses} 0 0", "all hits, and nothing was built by a C++ compiler"
+    assert re.search(r"FOUND (.*)", warm)[1] == f"{misses} 0 0", "all hits, and no kernel was built by a C++ compiler"

@@ -6,6 +6,7 @@ The real command runs in processes of its own against a stand-in of the hub on 1
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -116,27 +117,50 @@ def test_a_branch_is_shown_as_unpinned_and_a_commit_is_not(online: Diffopt) -> N
     assert model_of(commit)["revision"] == COMMIT
 
 
-FAILURES = [
-    (("org/none",), 2, r"org/none (revision main) is not on the hub, or is private"),
-    (("org/tiny", "model.revision=v9"), 2, "org/tiny (revision v9): the hub has no such revision of it"),
-    (("org/gated",), 1, "org/gated (revision main) is gated on the hub: accept its terms"),
-    (("org/pickles",), 2, "org/pickles/text_encoder has its weights only as a pickle, model.bin"),
-    (("org/malformed",), 2, "org/malformed/model_index.json is not JSON"),
-    (("org/weights",), 2, "org/weights (revision main) has no model_index.json, so it is not a diffusers pipeline"),
-    (("org/tiny", "model.variant=bf16"), 2, "org/tiny has no files of the variant 'bf16'"),
-    (("org/spoiled",), 2, "org/spoiled/text_encoder/model.safetensors is not a safetensors file"),
-    (("not an id",), 2, "model.id: Repo id must use alphanumeric chars"),
-]
+FAILURES = {
+    ("org/none",): (2, "org/none (revision main) is not on the hub, or is private"),
+    ("org/tiny", "model.revision=v9"): (2, "org/tiny (revision v9): the hub has no such revision of it"),
+    ("org/gated",): (1, "org/gated (revision main) is gated on the hub: accept its terms"),
+    ("org/pickles",): (2, "org/pickles/text_encoder has its weights only as a pickle, model.bin"),
+    ("org/malformed",): (2, "org/malformed/model_index.json is not JSON"),
+    ("org/weights",): (2, "org/weights (revision main) has no model_index.json, so it is not a diffusers pipeline"),
+    ("org/tiny", "model.variant=bf16"): (2, "org/tiny has no files of the variant 'bf16'"),
+    ("org/spoiled",): (2, "org/spoiled/text_encoder/model.safetensors is not a safetensors file"),
+    ("'not an id'",): (2, "model.id: Repo id must use alphanumeric chars"),
+}
+# One process for all of them: starting Python takes longer than failing.
+EACH = """
+import contextlib, io, json, sys
+from diffopt.cli import main
+found = []
+for words in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(words)
+    found.append([code, out.getvalue(), err.getvalue()])
+print(json.dumps(found))
+"""
 
 
-@pytest.mark.parametrize(("words", "code", "message"), FAILURES, ids=[words[-1] for words, *_ in FAILURES])
-def test_failures_are_one_paragraph(words: tuple[str, ...], code: int, message: str, online: Diffopt) -> None:
-    model_id, *more = words
-    done = online("prefetch", "model=hub", f"model.id='{model_id}'", "hardware=cpu", *more)
-    assert done.returncode == code
-    assert done.stdout == ""
-    assert message in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+@pytest.mark.parametrize("verb", ["plan", "prefetch"])
+def test_failures_are_one_paragraph(verb: str, hub: Hub, tmp_path: Path) -> None:
+    lines = [[verb, *asked(*words)] for words in FAILURES]
+    env = {
+        **os.environ,
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_OFFLINE": "0",
+        "HF_TOKEN": TOKEN,
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", EACH, json.dumps(lines)], env=env, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stderr == ""
+    assert TOKEN not in done.stdout
+    for (code, out, err), (expected, message) in zip(json.loads(done.stdout), FAILURES.values(), strict=True):
+        assert (code, out) == (expected, "")
+        assert message in err
+        assert len(err.splitlines()) == 1
 
 
 def test_a_broken_download_is_told_and_nothing_stays_of_it(hub: Hub, online: Diffopt) -> None:

@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from diffopt import loading
 from diffopt.compose import Composer
 from diffopt.errors import DiffoptError, Refusal
 from diffopt.failure import describe
 from diffopt.loading import load_pipeline
 from diffopt.model_files import PACKAGED, resolve_model
+from diffopt.prefetch import Fetched, Target
 from diffopt.recipe import Model
 
+COMMIT = "c" * 40
 FLOAT32 = {"default": torch.float32}
 
 
@@ -178,6 +181,31 @@ def test_a_controlnet_in_the_folder_comes_along(tmp_path):
     assert mine.parameters.denoiser == drawn.unet.num_parameters() + drawn.controlnet.num_parameters()
     pipe = load_pipeline(mine, "controlnet", device="cpu", dtype=FLOAT32)
     assert torch.equal(pipe.controlnet.conv_in.weight, drawn.controlnet.conv_in.weight)
+
+
+def test_a_controlnet_of_its_own_repository_is_put_beside(monkeypatch, tmp_path):
+    drawn = load_pipeline(model("tiny_sd15_controlnet"), "controlnet", device="cpu", dtype=FLOAT32)
+    drawn.controlnet.save_pretrained(tmp_path / "control", safe_serialization=True)
+    plain = load_pipeline(model("tiny_sd15"), "txt2img", device="cpu", dtype=FLOAT32)
+    plain.save_pretrained(tmp_path / "mine", safe_serialization=True)
+    asked = []
+
+    def fetch(target):
+        asked.append(target)
+        return Fetched(target, tmp_path / "control", 0)
+
+    monkeypatch.setattr(loading, "fetch", fetch)
+    mine = model(
+        "local",
+        path=str(tmp_path / "mine"),
+        pipelines={"txt2img": "StableDiffusionPipeline", "controlnet": "StableDiffusionControlNetPipeline"},
+        controlnet={"class_name": "ControlNetModel", "id": "org/control", "revision": COMMIT, "variant": None},
+    )
+    pipe = load_pipeline(mine, "controlnet", device="cpu", dtype={**FLOAT32, "controlnet": torch.bfloat16})
+    assert torch.equal(pipe.controlnet.conv_in.weight, drawn.controlnet.conv_in.weight.bfloat16())
+    assert pipe.unet.dtype == torch.float32
+    assert asked == [Target("org/control", COMMIT, None, "ControlNetModel", False)]
+    assert "controlnet" not in load_pipeline(mine, "txt2img", device="cpu", dtype=FLOAT32).components
 
 
 def test_offline_without_a_cache_is_a_refusal(monkeypatch, tmp_path):

@@ -497,13 +497,23 @@ def test_caches_skip_blocks_that_group_offloading_moves(option: str, kind: str) 
 
 
 COMPILED = [
-    *((option, "regional", True) for option in ("first_block", "mag", "sea", "taylorseer_lite")),
-    *((option, "regional", False) for option in ("taylorseer", "pab", "faster")),
-    ("first_block", "regions", True),
-    ("sea", "regions", True),
-    ("taylorseer", "regions", False),
-    ("pab", "default", False),
-    ("taylorseer", "default", False),
+    ("first_block", "regional", True),
+    ("sea", "regional", True),
+    ("pab", "regional", False),
+    *(
+        pytest.param(option, compile, fullgraph, marks=pytest.mark.slow)
+        for option, compile, fullgraph in [
+            ("mag", "regional", True),
+            ("taylorseer_lite", "regional", True),
+            ("taylorseer", "regional", False),
+            ("faster", "regional", False),
+            ("first_block", "regions", True),
+            ("sea", "regions", True),
+            ("taylorseer", "regions", False),
+            ("pab", "default", False),
+            ("taylorseer", "default", False),
+        ]
+    ),
 ]
 
 
@@ -524,6 +534,7 @@ def test_a_cache_and_compiled_blocks_do_both(option: str, compile: str, fullgrap
         assert (cell() - expected).abs().max() <= 1e-4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("option", "graphs"), [("first_block", 3), ("pab", 5)])
 def test_many_blocks_share_graphs_beneath_a_cache(option: str, graphs: int) -> None:
     """As many as without a cache, plus the parts around attention; dynamo gives a function up after eight."""
@@ -542,10 +553,8 @@ def test_many_blocks_share_graphs_beneath_a_cache(option: str, graphs: int) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("option", "fullgraph"), [("first_block", True), ("pab", False)])
-def test_generated_code_beneath_a_cache(option: str, fullgraph: bool) -> None:
-    cell = cached(option, None, "compile=regional", f"compile.fullgraph={str(fullgraph).lower()}")
-    plain = cached(option)
+def test_generated_code_beneath_a_cache() -> None:
+    cell, plain = cached("first_block", None, "compile=regional"), cached("first_block")
     expected = plain()
     cell()
     cell()

@@ -1,17 +1,38 @@
-"""Samplers, and the promise that no sampling step waits for the device."""
+"""Samplers on UNets and on transformers, and the promise that no sampling step waits for the device."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import diffusers
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionImg2ImgPipeline
-from option_steps import step
+import yaml
+from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionImg2ImgPipeline, UniPCMultistepScheduler
+from option_steps import CONF, step, values
+from pydantic import ValidationError
 from tiny_pipelines import SIZE, picture, pipeline, site
 
+from diffopt import calls
+from diffopt.build import build
 from diffopt.errors import NoEffect, Refusal
+from diffopt.model_files import PACKAGED
+from diffopt.packages import missing
+from diffopt.plan import make_plan
+from diffopt.resolve import requests
+from diffopt.steps import host_schedule
+from diffopt.steps.sampler_support import FLOW_DENOISERS, PIPELINES, SAMPLERS
 
-SAMPLERS = ["euler", "dpmpp_2m", "unipc", "ddim", "pndm"]
+OPTIONS = sorted(path.stem for path in (CONF / "scheduler").glob("*.yaml") if path.stem != "default")
+HERE = [name for name in OPTIONS if not missing(step("scheduler", name).requires().packages)]
+FLOW = [name for name in OPTIONS if name.startswith("flow_")]
+DIFFUSION = [name for name in HERE if name not in FLOW and not name.startswith("cogvideox_")]
 
 
 @pytest.fixture(autouse=True)
@@ -22,22 +43,55 @@ def one_thread():
 def plain(name: str):
     """The pipeline with the same sampler, as a user of diffusers would write it."""
     pipe, chosen = pipeline(), step("scheduler", name)
-    classes = {c.__name__: c for c in pipe.scheduler.compatibles}
-    pipe.scheduler = classes[chosen.class_name].from_config(pipe.scheduler.config, **chosen._arguments())
+    pipe.scheduler = getattr(diffusers, chosen.class_name).from_config(pipe.scheduler.config, **chosen._given)
     return pipe
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+class Family:
+    """A tiny pipeline of any family, drawn once, that is sampled in several ways."""
+
+    def __init__(self, option: str, *words: str) -> None:
+        (request,) = requests([f"model={option}", "hardware=cpu", "measure=quick", *words])
+        self.request, self.cell, self.site = request, request.cell, request.cell.sites[0]
+        (self.pipe,) = build(make_plan(request.cell, request.choices))
+        self.pipe.set_progress_bar_config(disable=True)
+        self.own = self.pipe.scheduler
+
+    def draw(self, scheduler: Any = None) -> np.ndarray:
+        """All pictures or frames, with this scheduler instead of the one in place."""
+        if scheduler is not None:
+            self.pipe.scheduler = scheduler
+        (output,) = calls.run(calls.stages([self.pipe], self.cell))
+        return np.stack(
+            [np.asarray(frame, dtype=float) for frame in (output if isinstance(output, list) else [output])]
+        )
+
+    def sample(self, name: str, **changes: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        """What the option draws, and the numbers of its proof."""
+        chosen = step("scheduler", name, **changes)
+        assert chosen.problems(self.site) == ()
+        self.pipe.scheduler = self.own
+        chosen.apply(self.pipe, self.site)
+        drawn = self.draw()
+        return drawn, dict(chosen.verify(self.pipe, self.site).numbers)
+
+
+@functools.cache
+def family(option: str, *words: str) -> Family:
+    return Family(option, *words)
+
+
+@pytest.mark.parametrize("name", DIFFUSION)
 def test_pictures_are_those_of_the_plain_sampler_in_repeated_calls(name):
     pipe, chosen = pipeline(), step("scheduler", name)
     chosen.apply(pipe, site())
-    expected = {steps: picture(plain(name), steps) for steps in (4, 7)}
-    for steps in (4, 7, 4):
+    expected = {steps: picture(plain(name), steps) for steps in (4, 6)}
+    for steps in (4, 6, 4):
         np.testing.assert_array_equal(picture(pipe, steps), expected[steps])
         assert chosen.verify(pipe, site()).numbers["steps"] == steps
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", DIFFUSION)
 def test_image_to_image_begins_where_the_pipeline_says(name):
     def later(pipe) -> np.ndarray:
         pipe = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
@@ -47,22 +101,78 @@ def test_image_to_image_begins_where_the_pipeline_says(name):
         call = {"image": start, "strength": 0.5, "num_inference_steps": 6, "generator": noise, "output_type": "np"}
         return pipe("a fox", **call).images[0]
 
-    pipe = pipeline()
-    step("scheduler", name).apply(pipe, site())
-    np.testing.assert_array_equal(later(pipe), later(plain(name)))
-
-
-@pytest.mark.parametrize("name", ["ddim", "pndm"])
-def test_the_table_is_indexed_with_host_numbers(name, monkeypatch):
     pipe, chosen = pipeline(), step("scheduler", name)
-    cls = {c.__name__: c for c in pipe.scheduler.compatibles}[chosen.class_name]
-    seen: list[object] = []
-    original = cls.step
-    monkeypatch.setattr(cls, "step", lambda self, out, t, *a, **k: (seen.append(t), original(self, out, t, *a, **k))[1])
     chosen.apply(pipe, site())
-    picture(pipe, 3)
-    assert seen == pipe.scheduler.timesteps.tolist()
-    assert all(type(t) is int for t in seen)
+    np.testing.assert_array_equal(later(pipe), later(plain(name)))
+    numbers = chosen.verify(pipe, site()).numbers
+    assert numbers["steps"] == 6
+    assert numbers["iterations"] == {"heun": 5, "kdpm2": 5, "pndm": 4}.get(name, 3)
+
+
+@pytest.mark.parametrize("option", ["tiny_sd35_medium_img2img", "tiny_flux_dev_img2img"])
+def test_so_does_it_on_a_transformer(option):
+    drawn = family(option, "workload.steps=4", "workload.strength=0.5")
+    pictures, numbers = drawn.sample("flow_euler")
+    np.testing.assert_array_equal(pictures, drawn.draw(FlowMatchEulerDiscreteScheduler.from_config(drawn.own.config)))
+    assert numbers == {"steps": 4, "iterations": 2}
+
+
+ON_TRANSFORMERS = [
+    *(("tiny_sd35_medium", name) for name in FLOW),
+    *(("tiny_wan21_t2v_1_3b", name) for name in ("flow_euler", "flow_unipc")),
+    *(("tiny_flux_dev", name) for name in ("flow_euler", "flow_unipc", "flow_dpmpp_2m")),
+    ("tiny_flux_schnell", "flow_dpmpp_2m"),  # the pipeline gives a mu that this sampler would assert to be of use
+    ("tiny_z_image", "flow_unipc"),  # the pipeline gives sigmas as a list
+    ("tiny_ltx_video", "flow_unipc"),
+    *(("tiny_cogvideox_5b", name) for name in ("cogvideox_ddim", "cogvideox_dpm", "dpmpp_2m")),
+    ("tiny_pixart_sigma", "euler"),
+]
+
+
+@pytest.mark.parametrize(("option", "name"), ON_TRANSFORMERS)
+def test_every_family_is_sampled_by_what_fits_it(option, name):
+    drawn = family(option)
+    pictures, numbers = drawn.sample(name)
+    assert np.isfinite(pictures).all()
+    assert pictures.std() > 1
+    assert numbers["steps"] == 2
+    own = drawn.draw(type(drawn.own).from_config(drawn.own.config))
+    same = type(drawn.own).__name__ == step("scheduler", name).class_name
+    assert np.array_equal(pictures, own) == same  # the model's own sampler draws the same, another draws another
+
+
+def test_a_shift_is_taken_over_by_whatever_name_the_class_has_for_it():
+    sd3, wan = family("tiny_sd35_medium"), family("tiny_wan21_t2v_1_3b")
+    pictures, _ = sd3.sample("flow_unipc")
+    config = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0, "solver_order": 2}
+    np.testing.assert_array_equal(pictures, sd3.draw(UniPCMultistepScheduler.from_config(sd3.own.config, **config)))
+    wan.sample("flow_euler")
+    assert wan.own.config.flow_shift == 3.0
+    assert wan.pipe.scheduler.config.shift == 3.0
+    wan.sample("flow_euler", shift=5.0)
+    assert wan.pipe.scheduler.config.shift == 5.0
+
+
+def test_a_solver_needs_not_be_told_that_the_model_matches_a_flow():
+    drawn = family("tiny_sd35_medium")
+    first, second = (drawn.sample(name)[0] for name in ("flow_unipc", "unipc"))
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("name", ["ddim", "pndm", "euler", "heun", "dpmpp_2m"])
+def test_a_step_never_sees_the_timesteps_of_the_device(name, monkeypatch):
+    pipe, chosen = pipeline(), step("scheduler", name)
+    cls = getattr(diffusers, chosen.class_name)
+    seen: list[Any] = []
+    original = cls.step
+    monkeypatch.setattr(
+        cls, "step", lambda self, out, t, *a, **k: (seen.append((t, self)), original(self, out, t, *a, **k))[1]
+    )
+    chosen.apply(pipe, site())
+    picture(pipe, 4)
+    shown = pipe.scheduler.timesteps
+    assert [float(t) for t, _ in seen] == shown.tolist()
+    assert all(t.data_ptr() != shown[i].data_ptr() for i, (t, _) in enumerate(seen))
 
 
 def test_a_timestep_read_from_the_device_breaks_the_promise():
@@ -72,17 +182,32 @@ def test_a_timestep_read_from_the_device_breaks_the_promise():
     chosen.verify(pipe, site())
     sample = torch.zeros(1, 4, 8, 8)
     pipe.scheduler.step(sample, pipe.scheduler.timesteps[1].clone(), sample)
-    with pytest.raises(NoEffect, match="read from the device"):
+    with pytest.raises(NoEffect, match="1 timesteps were read from the device"):
         chosen.verify(pipe, site())
 
 
-def test_a_begin_index_that_is_not_set_breaks_the_promise():
-    pipe, chosen = pipeline(), step("scheduler", "euler")
-    chosen.apply(pipe, site())
-    pipe.scheduler._begin_index = None
-    pipe.scheduler.num_inference_steps = 3
-    with pytest.raises(NoEffect, match="begin index"):
-        chosen.verify(pipe, site())
+def scheduler_of(name: str) -> Any:
+    """A scheduler of this class, as the first process that it samples would have it."""
+    flow = {"shift": 3.0} if SAMPLERS[name].process == {"flow"} else {}
+    return getattr(diffusers, name).from_config({"num_train_timesteps": 1000, **flow})
+
+
+@pytest.mark.parametrize("name", [name for name, known in SAMPLERS.items() if not missing(known.packages)])
+def test_the_table_says_which_samplers_wait(name):
+    """With noise from a generator on the host, as workloads have it; tensors without data stand for the device."""
+    if SAMPLERS[name].waits or SAMPLERS[name].noise:
+        with pytest.raises((NoEffect, RuntimeError)):
+            host_schedule.rehearse(scheduler_of(name), "cpu")
+    else:
+        host_schedule.rehearse(scheduler_of(name), "cpu")
+
+
+def test_a_schedule_on_the_device_makes_the_host_wait(monkeypatch):
+    """What the rehearsal would say of a sampler as diffusers leaves it."""
+    monkeypatch.setattr(host_schedule, "Schedule", lambda probe, on_the_host: None)
+    for name in ("DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler"):
+        with pytest.raises(NoEffect, match="waits for the device"):
+            host_schedule.rehearse(scheduler_of(name), "cpu")
 
 
 def test_a_sampler_that_ran_no_step_is_found_out():
@@ -92,11 +217,20 @@ def test_a_sampler_that_ran_no_step_is_found_out():
         chosen.verify(pipe, site())
 
 
-def test_pndm_calls_the_denoiser_once_more():
+@pytest.mark.parametrize("name", ["pndm", "ddim"])
+def test_the_models_own_class_must_have_been_put_in_anew(name):
+    pipe, chosen = pipeline(), step("scheduler", name)
+    pipe.scheduler = getattr(diffusers, chosen.class_name).from_config(pipe.scheduler.config, **chosen._given)
+    picture(pipe)
+    with pytest.raises(NoEffect):
+        chosen.verify(pipe, site())
+
+
+def test_pndm_steps_once_more():
     pipe, chosen = pipeline(), step("scheduler", "pndm")
     chosen.apply(pipe, site())
     picture(pipe, 3)
-    assert chosen.verify(pipe, site()).numbers == {"steps": 3, "denoiser_calls": 4}
+    assert chosen.verify(pipe, site()).numbers == {"steps": 3, "iterations": 4}
 
 
 def test_settings_reach_the_sampler_and_null_keeps_the_models():
@@ -108,10 +242,64 @@ def test_settings_reach_the_sampler_and_null_keeps_the_models():
     assert pipe.scheduler.config.beta_end == 0.012
 
 
-def test_unipc_cannot_promise_it():
-    assert step("scheduler", "unipc").problems(site()) == ()
-    (reason,) = step("scheduler", "unipc", sync_free=True).problems(site())
+@pytest.mark.parametrize("name", ["unipc", "euler_ancestral", "dpmpp_sde", "lcm"])
+def test_what_waits_cannot_promise_otherwise(name):
+    assert step("scheduler", name).problems(site()) == ()
+    (reason,) = step("scheduler", name, sync_free=True).problems(site())
     assert "set it to false" in reason
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "reason"),
+    [
+        ("tiny_flux_dev", "ddim", "samples diffusion, but this model is made for flow matching"),
+        ("tiny_sana_1600m", "heun", "samples diffusion, but this model is made for flow matching"),
+        ("tiny_pixart_sigma", "flow_euler", "samples flow matching, but this model is made for diffusion"),
+        ("tiny_sd15", "flow_unipc", "use_flow_sigmas=true: this model is made for diffusion"),
+        ("tiny_flux_dev", "flow_heun", "FluxPipeline gives its sampler sigmas"),
+        ("tiny_qwen_image", "flow_dpmpp_2m", "QwenImagePipeline gives its sampler sigmas"),
+        ("tiny_flux_dev_img2img", "flow_dpmpp_2m", "FluxImg2ImgPipeline gives its sampler sigmas"),
+        ("tiny_sd35_medium", "dpmpp_sde", "no generator, so that no seed holds"),
+        ("tiny_wan21_t2v_1_3b", "dpmpp_2m_karras", "would sample diffusion"),
+        ("tiny_sd15", "cogvideox_dpm", "made for CogVideoX"),
+    ],
+)
+def test_a_plan_refuses_what_does_not_fit_the_family(option, name, reason):
+    (request,) = requests([f"model={option}", f"scheduler={name}", "hardware=cpu", "measure=quick"])
+    (told,) = (text for text in make_plan(request.cell, request.choices).reasons if f"scheduler={name}" in text)
+    assert reason in told
+
+
+REFUSED = [
+    ("tiny_cogvideox_2b", "euler", {}, "has no snr_shift_scale=3.0"),
+    ("tiny_cogvideox_5b", "pndm", {}, "has no rescale_betas_zero_snr=True"),
+    ("tiny_deepfloyd_if_i_m", "ddim", {}, "has no variance_type=learned_range"),
+    ("tiny_flux_dev", "flow_euler", {"shift": 2.0}, "does nothing while the shift follows the size"),
+    ("tiny_flux_dev", "flow_dpmpp_2m", {"flow_shift": 2.0}, "does nothing while the shift follows the size"),
+    ("tiny_sd35_medium", "flow_euler", {"solver_order": 2}, "FlowMatchEulerDiscreteScheduler has no such argument"),
+]
+
+
+@pytest.mark.parametrize(("option", "name", "changes", "reason"), REFUSED)
+def test_a_sampler_that_would_drop_what_the_model_needs_is_refused(option, name, changes, reason):
+    drawn = family(option)
+    with pytest.raises(Refusal, match=reason):
+        drawn.sample(name, **changes)
+
+
+def test_a_shift_by_size_that_no_pipeline_computes_is_refused_in_words():
+    with pytest.raises(Refusal, match=r"WanPipeline gives none; set scheduler\.use_dynamic_shifting=false"):
+        family("tiny_wan21_t2v_1_3b").sample("flow_euler", use_dynamic_shifting=True)
+
+
+def test_so_are_sigmas_that_an_unknown_pipeline_gives(monkeypatch):
+    monkeypatch.delitem(PIPELINES, "ZImagePipeline")
+    with pytest.raises(Refusal, match="ZImagePipeline gives its sampler sigmas, which this one does not take"):
+        family("tiny_z_image").sample("flow_heun")
+
+
+def test_deepfloyds_samplers_split_the_predicted_variance():
+    assert family("tiny_deepfloyd_if_i_m").sample("dpmpp_2m")[1] == {"steps": 2, "iterations": 2}
 
 
 def test_a_setting_that_the_class_lacks_is_refused():
@@ -119,16 +307,21 @@ def test_a_setting_that_the_class_lacks_is_refused():
         step("scheduler", "euler", solver_order=2).apply(pipeline(), site())
 
 
-@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "NoSuchScheduler"])
+@pytest.mark.parametrize("name", ["IPNDMScheduler", "NoSuchScheduler"])
 def test_an_incompatible_or_unknown_class_is_refused(name):
     with pytest.raises(Refusal, match=f"{name}: not compatible with this model's PNDMScheduler"):
         step("scheduler", "euler", class_name=name).apply(pipeline(), site())
 
 
-def test_a_flow_matching_model_keeps_its_own_sampler():
+def test_a_value_that_the_class_does_not_know_is_refused():
+    with pytest.raises(Refusal, match="no_such_solver"):
+        step("scheduler", "dpmpp_2m", algorithm_type="no_such_solver").apply(pipeline(), site())
+
+
+def test_a_flow_matching_pipeline_is_known_by_its_own_sampler():
     pipe = pipeline()
     pipe.scheduler = FlowMatchEulerDiscreteScheduler()
-    with pytest.raises(Refusal, match="not compatible"):
+    with pytest.raises(Refusal, match="made for flow matching"):
         step("scheduler", "ddim").apply(pipe, site())
 
 
@@ -137,3 +330,64 @@ def test_a_prediction_type_that_it_cannot_sample_is_refused():
     pipe.scheduler.register_to_config(prediction_type="sample")
     with pytest.raises(Refusal, match="sample prediction"):
         step("scheduler", "pndm").apply(pipe, site())
+
+
+def test_sigmas_are_spaced_in_one_way():
+    with pytest.raises(ValidationError, match="choose one"):
+        step("scheduler", "euler", use_karras_sigmas=True, use_exponential_sigmas=True)
+
+
+def test_what_needs_scipy_says_so():
+    assert step("scheduler", "lms").requires().packages == ("scipy",)
+    assert step("scheduler", "euler", use_beta_sigmas=True).requires().packages == ("scipy",)
+    assert step("scheduler", "euler").requires().packages == ()
+
+
+@pytest.mark.skipif(not missing(["scipy"]), reason="scipy is here")
+def test_a_class_whose_packages_are_missing_is_refused_with_the_way_to_get_them():
+    with pytest.raises(Refusal, match="pip install 'scipy'"):
+        step("scheduler", "lms").apply(pipeline(), site())
+
+
+@pytest.mark.parametrize("name", [name for name, known in SAMPLERS.items() if not missing(known.packages)])
+def test_the_table_of_samplers_is_what_the_installed_diffusers_has(name):
+    cls, known = getattr(diffusers, name), SAMPLERS[name]
+    assert ("sigmas" in inspect.signature(cls.set_timesteps).parameters) == known.sigmas
+    assert ("use_flow_sigmas" in inspect.signature(cls).parameters) == known.solves_both
+    if known.noise:
+        assert "randn_tensor" in inspect.getsource(inspect.getmodule(cls))
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_the_table_of_pipelines_is_what_the_installed_diffusers_has(name):
+    cls, known = getattr(diffusers, name), PIPELINES[name]
+    source = inspect.getsource(cls.__call__)
+    gives = re.search(r"^ +sigmas = (np\.linspace|get_default)", source, re.MULTILINE)
+    spares = "use_flow_sigmas" in source
+    assert known.sigmas == ("unless_flow" if gives and spares else "always" if gives else "never")
+    assert known.generator == hasattr(cls, "prepare_extra_step_kwargs")
+
+
+def test_every_pipeline_of_an_option_is_in_the_table():
+    named = (yaml.safe_load(path.read_text()).get("pipelines") or {} for path in (CONF / "model").glob("*.yaml"))
+    assert {name for tasks in named for name in tasks.values() if name} <= PIPELINES.keys()
+
+
+def test_denoisers_that_match_a_flow_are_those_whose_schedulers_do():
+    found = {}
+    for index in PACKAGED.glob("*/model_index.json"):
+        parts = json.loads(index.read_text())
+        config = json.loads((Path(index).parent / "scheduler" / "scheduler_config.json").read_text())
+        denoiser = (parts.get("transformer") or parts["unet"])[1]
+        flow = "FlowMatch" in config["_class_name"] or config.get("prediction_type") == "flow_prediction"
+        assert found.setdefault(denoiser, flow) == flow
+    assert {name for name, flow in found.items() if flow} == FLOW_DENOISERS
+
+
+def test_options_differ_from_their_parent_alone():
+    """One list of all settings, with what they mean: the others extend it."""
+    fields = set(values("scheduler", "euler"))
+    for name in OPTIONS:
+        own = yaml.safe_load((CONF / "scheduler" / f"{name}.yaml").read_text())
+        assert (name == "euler") == ("kind" in own)
+        assert set(values("scheduler", name)) == fields

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +50,8 @@ class Drawn:
 
 
 @pytest.fixture(scope="module", params=OPTIONS)
-def drawn(request: pytest.FixtureRequest) -> Iterator[Drawn]:
-    yield Drawn(request.param)
+def drawn(request: pytest.FixtureRequest) -> Drawn:
+    return Drawn(request.param)
 
 
 def test_the_same_seed_gives_the_same_picture_and_another_another(drawn: Drawn) -> None:

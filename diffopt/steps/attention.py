@@ -172,7 +172,8 @@ class Vanilla(Step):
     def problems(self, site: Site) -> tuple[str, ...]:
         found = [*missing(site, self.components, "attention.components")]
         model = site.model
-        if "denoiser" in self.components and model.denoiser != "unet" and model.denoiser_class not in STOCK_ATTENTION:
+        transformer = model.denoiser == "transformer" and model.denoiser_class not in STOCK_ATTENTION
+        if "denoiser" in self.components and transformer:
             found.append(
                 f"diffusers has no plain processor for {model.denoiser_class}; attention=math computes the same"
             )

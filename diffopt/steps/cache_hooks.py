@@ -28,7 +28,7 @@ class Tally:
 
     called: int = 0  # calls of hooked modules
     computed: int = 0  # those that ran the module
-    contexts: set[str | None] = field(default_factory=set)  # names that the pipeline gave to calls of the denoiser
+    contexts: set[str] = field(default_factory=set)  # names that the pipeline gave to calls of the denoiser
     ratios: dict[str, list[float]] = field(default_factory=dict)  # of calls by that name, where they are measured
 
 
@@ -75,7 +75,7 @@ class Watch:
                 raise Refusal(
                     "the pipeline names no cache context, by which this cache keeps the calls of a step apart"
                 )
-            self.current.contexts.add(None if context is None else context.name)
+            self.current.contexts.add("inference" if context is None else context.name)  # as MagCache then names it
             return forward(*args, **kwargs)
 
         reference.forward = noting

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import nn
 
-# Transformers whose processors read the separate projections alone; and those of them whose VAE has none to fuse either.
+# Transformers whose processors read the separate projections alone; and those whose VAE has none to fuse either.
 SEPARATE = frozenset({"LTXVideoTransformer3DModel", "QwenImageTransformer2DModel", "ZImageTransformer2DModel"})
 SEPARATE_WITH_VAE = SEPARATE - {"ZImageTransformer2DModel"}
 

@@ -1,180 +1,217 @@
-"""A sampler whose schedule stays on the host, so that no step waits for the device; and the proof of it. Imports torch.
+"""A sampler whose calls are counted and whose schedule may stay on the host, so that no step waits for the device.
 
 diffusers gives a step its timestep as one element of ``scheduler.timesteps``, which lies on the device. Samplers then
 index a table by it, search the schedule for it, or compare it with zero, and each of that makes the host wait until
 the device has caught up. Here the schedule is made and read on the host, and the denoiser is given a copy on the
-device: what a sampler computes stays the same, wherever a pipeline begins.
+device: what a sampler computes stays the same, wherever a pipeline begins. Imports torch.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from diffopt.errors import NoEffect
+from diffopt.errors import NoEffect, Refusal
 
-_ATTRIBUTE = "_diffopt_host_schedule"  # of the scheduler
-_STEPS = 4  # of a rehearsal: enough for every order that a multistep sampler has
+_ATTRIBUTE = "_diffopt_schedule"  # of the scheduler
+_GIVEN = ("sigmas", "timesteps", "mu")  # what pipelines may give to set_timesteps, beside steps and device
+_STEPS = 4  # of a rehearsal: more than the order of any multistep sampler
+# in what CUDA's debug mode says, what tensors without data say that are asked for it, and what is raised below
+_WAITING = ("synchronizing", "meta tensor", "register_meta", "copies from the host", "reads from the device")
 
 
-class HostSchedule:
-    """Wraps the methods of one scheduler; :func:`of` finds it there."""
+class Schedule:
+    """Wraps the methods of one scheduler object; :func:`of` finds it there.
 
-    def __init__(self, scheduler: Any) -> None:
-        self.host: torch.Tensor | None = None  # timesteps
-        self.shown: torch.Tensor | None = None  # the same on the device, which is what pipelines see
-        self.lookups = 0  # in this call of the pipeline: timesteps that were read from the device
-        self._scheduler = scheduler
+    Args:
+        on_the_host: keep the schedule on the host.
+        pipeline: name of the class that calls the scheduler, for messages.
+    """
+
+    def __init__(self, scheduler: Any, *, on_the_host: bool, pipeline: str = "the pipeline") -> None:
+        self.iterations = 0  # steps in the last call of the pipeline
+        self.lookups = 0  # of these, timesteps that had to be read from the device
+        self._scheduler, self._on_the_host, self._pipeline = scheduler, on_the_host, pipeline
+        self._host: torch.Tensor | None = None  # timesteps
+        self._shown: torch.Tensor | None = None  # the same on the device, which is what pipelines see
         scheduler.set_timesteps = self._set_timesteps(scheduler.set_timesteps)
-        for name in ("step", "scale_model_input"):
-            if (method := getattr(scheduler, name, None)) is not None:
-                setattr(scheduler, name, self._on_the_host(method))
+        scheduler.step = self._step(scheduler.step)
+        if on_the_host and hasattr(scheduler, "scale_model_input"):
+            scheduler.scale_model_input = self._with_host_timesteps(scheduler.scale_model_input)
         setattr(scheduler, _ATTRIBUTE, self)
 
     def _set_timesteps(self, inner: Callable[..., None]) -> Callable[..., None]:
-        signature = inspect.signature(inner)
+        taken = inspect.signature(inner)
 
-        @functools.wraps(inner)  # pipelines read its signature
+        @functools.wraps(inner)
         def set_timesteps(*args: Any, **kwargs: Any) -> None:
-            call = signature.bind(*args, **kwargs)
+            self._check(taken, kwargs)
+            call = taken.bind(*args, **kwargs)
             device = call.arguments.get("device") or "cpu"
-            call.arguments["device"] = "cpu"
+            if isinstance(sigmas := call.arguments.get("sigmas"), list):  # Z-Image's, with which UniPC computes
+                call.arguments["sigmas"] = np.array(sigmas)
+            if self._on_the_host:
+                call.arguments["device"] = "cpu"
             inner(*call.args, **call.kwargs)
-            self.host = self._scheduler.timesteps
-            self.shown = self.host.to(device, copy=True)
-            self._scheduler.timesteps = self.shown
-            self.lookups = 0
+            self.iterations = self.lookups = 0
+            if self._on_the_host:
+                self._host = self._scheduler.timesteps
+                self._shown = self._scheduler.timesteps = self._host.to(device, copy=True)
 
+        set_timesteps.__signature__ = _with(taken, _GIVEN)  # type: ignore[attr-defined]  # pipelines read it
         return set_timesteps
 
-    def _on_the_host(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+    def _check(self, taken: inspect.Signature, given: dict[str, Any]) -> None:
+        """Refuse what this class does not take. ``mu`` means something with dynamic shifting alone; several pipelines
+        give it in any case, and several classes assert that it means something."""
+        name = type(self._scheduler).__name__
+        if not self._scheduler.config.get("use_dynamic_shifting"):
+            given.pop("mu", None)
+        elif given.get("mu") is None:
+            raise Refusal(
+                f"scheduler.class_name={name}: use_dynamic_shifting wants a shift from the size of the picture, and "
+                f"{self._pipeline} gives none; set scheduler.use_dynamic_shifting=false"
+            )
+        if unknown := [key for key, value in given.items() if key not in taken.parameters and value is not None]:
+            raise Refusal(
+                f"scheduler.class_name={name}: {self._pipeline} gives its sampler {', '.join(unknown)}, which this one "
+                "does not take"
+            )
+        for key in given.keys() - taken.parameters:
+            del given[key]
+
+    def _step(self, inner: Callable[..., Any]) -> Callable[..., Any]:
+        called = self._with_host_timesteps(inner) if self._on_the_host else inner
+
+        @functools.wraps(inner)
+        def step(*args: Any, **kwargs: Any) -> Any:
+            self.iterations += 1
+            return called(*args, **kwargs)
+
+        return step
+
+    def _with_host_timesteps(self, inner: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(inner)
         def called(*args: Any, **kwargs: Any) -> Any:
-            self._scheduler.timesteps = self.host
+            self._scheduler.timesteps = self._host
             try:
                 return inner(*map(self._found, args), **{name: self._found(value) for name, value in kwargs.items()})
             finally:
-                self._scheduler.timesteps = self.shown
+                self._scheduler.timesteps = self._shown
 
         return called
 
     def _found(self, value: Any) -> Any:
         """A timestep as it is on the host; anything else as it is.
 
-        Pipelines pass one element of ``timesteps``, which is a view: its place in the storage says which one without
-        asking the device.
+        What pipelines pass is a view of ``timesteps``: its place in the storage says which one without asking the
+        device.
         """
         if not isinstance(value, torch.Tensor) or value.ndim:
             return value
-        assert self.host is not None, "set_timesteps comes first"
-        assert self.shown is not None
-        if value.untyped_storage()._cdata == self.shown.untyped_storage()._cdata:
-            return self.host[value.storage_offset() - self.shown.storage_offset()]
+        assert self._host is not None, "set_timesteps comes first"
+        assert self._shown is not None
+        if value.untyped_storage()._cdata == self._shown.untyped_storage()._cdata:
+            return self._host[value.storage_offset() - self._shown.storage_offset()]
         self.lookups += 1  # a copy from elsewhere: correct, but it waits
         return value.cpu()
 
 
-def of(scheduler: Any) -> HostSchedule | None:
-    """The host schedule of a scheduler that has one."""
-    found: HostSchedule | None = getattr(scheduler, _ATTRIBUTE, None)
+def of(scheduler: Any) -> Schedule | None:
+    """What was wrapped around a scheduler."""
+    found: Schedule | None = getattr(scheduler, _ATTRIBUTE, None)
     return found
 
 
 def rehearse(scheduler: Any, device: str) -> None:
     """Sample nothing for a few steps with a scheduler of the same config, where nothing may wait for the device.
 
-    On CUDA the driver reports every synchronisation. Elsewhere tensors without data (``meta``) stand for those on a
-    device: they cannot be read, and copies to and from them are seen. Raises NoEffect where a step waits.
+    On CUDA torch reports every synchronisation. Elsewhere tensors without data (``meta``) stand for those on a device:
+    they cannot be read, and copies to them are seen. Raises NoEffect where a step waits.
     """
     probe = type(scheduler).from_config(scheduler.config)
-    HostSchedule(probe)
+    Schedule(probe, on_the_host=True)
+    learned = str(probe.config.get("variance_type")).startswith("learned")
+    # those samplers that split a variance off split it after three channels
+    sample = torch.zeros(1, 3 if learned else 4, 8, 8, device="cuda" if device == "cuda" else "meta")
+    mu = {"mu": 1.0} if probe.config.get("use_dynamic_shifting") else {}
+    probe.set_timesteps(_STEPS, device=sample.device, **mu)
     try:
-        with _SyncsAreErrors() if device == "cuda" else _Watch() as watch:
-            _sample(probe, "cuda" if device == "cuda" else "meta", watch.begin)
+        with _waiting_is_an_error(device):
+            _sample(probe, sample, twice=learned)
     except (RuntimeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
+        if not any(word in reason for word in _WAITING):
+            raise
         raise NoEffect(f"scheduler.sync_free: {type(scheduler).__name__} waits for the device: {reason}") from error
 
 
-def _sample(scheduler: Any, device: str, begin: Callable[[], None]) -> None:
-    told = inspect.signature(scheduler.set_timesteps).parameters
-    scheduler.set_timesteps(_STEPS, device=device, **({"mu": 1.0} if "mu" in told else {}))
-    sample = torch.zeros(1, 4, 8, 8, device=device)
-    begin()
+def _sample(scheduler: Any, sample: torch.Tensor, *, twice: bool) -> None:
+    """As pipelines do, which give the noise a generator on the host; ``twice``: with a variance beside the noise."""
+    taken = inspect.signature(scheduler.step).parameters
+    given: dict[str, Any] = {"generator": torch.Generator("cpu")} if "generator" in taken else {}
     for timestep in scheduler.timesteps:
         out = scheduler.scale_model_input(sample, timestep) if hasattr(scheduler, "scale_model_input") else sample
-        if "old_pred_original_sample" in inspect.signature(scheduler.step).parameters:  # CogVideoX's own
-            sample = scheduler.step(out, None, timestep, None, sample, return_dict=False)[0]
-        else:
-            sample = scheduler.step(out, timestep, sample, return_dict=False)[0]
+        out = torch.cat([out, out], dim=1) if twice else out
+        between = (None, timestep, None) if "old_pred_original_sample" in taken else (timestep,)
+        sample = scheduler.step(out, *between, sample, return_dict=False, **given)[0]
 
 
-class _SyncsAreErrors:
-    def begin(self) -> None:
-        torch.cuda.set_sync_debug_mode("error")
+@contextmanager
+def _waiting_is_an_error(device: str) -> Iterator[None]:
+    """Raise RuntimeError, or NotImplementedError, where the host would wait."""
+    if device != "cuda":
+        with _NumbersWatch(), _CopiesWatch():  # type: ignore[no-untyped-call]
+            yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
 
-    def __enter__(self) -> _SyncsAreErrors:
-        self._before = torch.cuda.get_sync_debug_mode()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        torch.cuda.set_sync_debug_mode(self._before)
-
-
-class _Watch(TorchDispatchMode):
-    """Raises RuntimeError for what would make the host wait if ``meta`` were a device."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._watching = False
-        self._made = _MadeThere(self)
-
-    def begin(self) -> None:
-        self._watching = True
-
-    def __enter__(self) -> _Watch:
-        self._made.__enter__()
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        self._made.__exit__(*error)
-
-    def fail(self, what: str) -> None:
-        if self._watching:
-            raise RuntimeError(what)
+class _CopiesWatch(TorchDispatchMode):
+    """Raises where a tensor without data would be copied to the device, or read there."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        given, made = (_devices(values) for values in ((args, kwargs), out))
+        given, made = _devices((args, kwargs)), _devices(out)
         if "copy" in func.name() and "cpu" in given and "meta" in made:
-            self.fail(f"{func.name()} copies from the host")
+            raise RuntimeError(f"{func.name()} copies from the host")
         if "meta" in given and "cpu" in made:
-            self.fail(f"{func.name()} reads from the device")
+            raise RuntimeError(f"{func.name()} reads from the device")
         return out
 
 
-class _MadeThere(TorchFunctionMode):  # type: ignore[no-untyped-call]
-    """torch.tensor copies its numbers to the device, which no dispatch shows."""
-
-    def __init__(self, watch: _Watch) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._watch = watch
+class _NumbersWatch(TorchFunctionMode):  # type: ignore[no-untyped-call]
+    """The same for numbers that become a tensor on the device, whose copy no dispatch shows."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func in (torch.tensor, torch.as_tensor) and "meta" in _devices(out) and not isinstance(args[0], torch.Tensor):
-            self._watch.fail(f"{func.__name__} copies from the host")
+        if func in (torch.tensor, torch.as_tensor) and "meta" in _devices(out) and not _devices(args):
+            raise RuntimeError(f"torch.{func.__name__} copies from the host")
         return out
 
 
 def _devices(values: Any) -> set[str]:
     return {leaf.device.type for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)}
+
+
+def _with(signature: inspect.Signature, names: tuple[str, ...]) -> inspect.Signature:
+    """The signature with these as further keywords, unless it has them."""
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    more = [inspect.Parameter(name, keyword, default=None) for name in names if name not in signature.parameters]
+    own = list(signature.parameters.values())
+    rest = [parameter for parameter in own if parameter.kind is inspect.Parameter.VAR_KEYWORD]
+    return signature.replace(parameters=[*(p for p in own if p not in rest), *more, *rest])

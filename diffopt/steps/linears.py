@@ -103,13 +103,17 @@ def begins_with(path: str, words: Iterable[str]) -> bool:
     return any(f"{path}.".startswith(f"{word}.") for word in words)
 
 
-def _left(module: nn.Module) -> frozenset[nn.Module]:
-    """Linears that are none of the component's own: replaced by fusion, or tied to an embedding."""
+def tied(module: nn.Module) -> dict[str, nn.Module]:
+    """Linears that share their weight with an embedding, by path: the output embeddings of language models."""
     from torch import nn
 
-    embeddings = {part.weight for part in module.modules() if isinstance(part, nn.Embedding)}
-    tied = {part for part in module.modules() if isinstance(part, nn.Linear) and part.weight in embeddings}
-    return replaced(module) | tied
+    shared = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
+    linears = ((path, part) for path, part in module.named_modules() if isinstance(part, nn.Linear))
+    return {path: part for path, part in linears if id(part.weight) in shared}
+
+
+def _left(module: nn.Module) -> frozenset[nn.Module]:
+    return replaced(module) | frozenset(tied(module).values())
 
 
 def _chooser(

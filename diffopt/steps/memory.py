@@ -66,7 +66,7 @@ class ModelOffload(Step):
 
     @property
     def traits(self) -> frozenset[Trait]:
-        return frozenset({Trait.MOVES_WEIGHTS, Trait.GRAPH_BREAKS})
+        return frozenset({Trait.MOVES_WEIGHTS, Trait.HOOKS_COMPONENTS})
 
     def requires(self) -> Requirements:
         return _ON_CUDA

@@ -163,11 +163,12 @@ def _check_decoded(name: str, vae: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _plain_floats(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Floating parameters by path; tensor subclasses (quantized weights) are left out."""
+    """Floating parameters by path; left out are quantized weights: tensor subclasses, and what is stored in float8."""
     import torch
 
     for path, parameter in module.named_parameters():
-        if type(parameter) in (torch.nn.Parameter, torch.Tensor) and parameter.is_floating_point():
+        plain = type(parameter) in (torch.nn.Parameter, torch.Tensor) and parameter.is_floating_point()
+        if plain and parameter.dtype.itemsize > 1:
             yield path, parameter
 
 

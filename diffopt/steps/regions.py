@@ -59,21 +59,21 @@ class Regional(Step):
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         denoiser: Any = getattr(pipe, site.model.denoiser)
         named = site.model.repeated_blocks or getattr(denoiser, "_repeated_blocks", None) or ()
+        module: Any
         for name, module in modules(pipe, site, self.components, "compile.components").items():
-            repeat: Any = getattr(module, "compile_repeated_blocks", None)
-            if repeat is None:
-                raise Refusal(f"compile=regional: {name} ({type(module).__name__}) declares no repeated blocks")
+            if not hasattr(module, "compile_repeated_blocks"):
+                raise Refusal(f"compile=regional: {name} ({type(module).__name__}) is no model of diffusers")
             if module is denoiser or not getattr(module, "_repeated_blocks", ()):  # a ControlNet is built of the same
-                module._repeated_blocks = [*named]  # type: ignore[assignment]
+                module._repeated_blocks = [*named]
             try:
-                repeat(
+                module.compile_repeated_blocks(
                     backend=self.backend,
                     fullgraph=self.fullgraph,
                     dynamic=self.dynamic,
                     options=inductor_options(self.mode, self.options),
                 )
-            except ValueError as error:  # no repeated blocks declared, or none of that name in this model
-                raise Refusal(f"compile=regional: {name}: {error}") from error
+            except ValueError as error:  # none declared, or none of that name in this model
+                raise Refusal(_nothing_repeats(name, module)) from error
             blocks = [part for part in module.modules() if part._compiled_call_impl is not None]
             _count_calls(module, blocks)
 
@@ -130,6 +130,20 @@ class Regions(Step):
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         return _proof_of_regions(self, pipe, site)
+
+
+def _nothing_repeats(name: str, module: Any) -> str:
+    """Why no block was compiled, and the classes of which a list in the module has several, and nothing else."""
+    from torch import nn
+
+    lists = [part for part in module.modules() if isinstance(part, nn.ModuleList) and len(part) > 1]
+    classes = [{type(part).__name__ for part in found} for found in lists]
+    seen = sorted(set().union(*(names for names in classes if len(names) == 1)))
+    return (
+        f"compile=regional: {name} ({type(module).__name__}) has no blocks of the classes named for it "
+        f"({', '.join(module._repeated_blocks) or 'none'}); name them in model.repeated_blocks. "
+        f"Those that repeat in it: {', '.join(seen) or 'none'}"
+    )
 
 
 def _count_calls(module: Any, parts: Iterable[Any]) -> None:

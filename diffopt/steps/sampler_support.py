@@ -20,7 +20,7 @@ NAMES: dict[Process, str] = {"diffusion": "diffusion", "flow": "flow matching", 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampler:
+class Known:
     """One class of sampler."""
 
     process: frozenset[Process] = frozenset({"diffusion"})
@@ -40,33 +40,33 @@ _FLOW: frozenset[Process] = frozenset({"flow"})
 _BOTH: frozenset[Process] = frozenset({"diffusion", "flow"})
 _EDM: frozenset[Process] = frozenset({"edm"})
 SAMPLERS = {
-    "CogVideoXDDIMScheduler": Sampler(pipelines="CogVideoX"),
-    "CogVideoXDPMScheduler": Sampler(pipelines="CogVideoX", noise=True),
-    "DDIMParallelScheduler": Sampler(),
-    "DDIMScheduler": Sampler(),
-    "DDPMScheduler": Sampler(noise=True),
-    "DEISMultistepScheduler": Sampler(process=_BOTH),
-    "DPMSolverMultistepScheduler": Sampler(process=_BOTH),
-    "DPMSolverSDEScheduler": Sampler(noise=True, packages=("torchsde",)),
-    "DPMSolverSinglestepScheduler": Sampler(process=_BOTH),
-    "EDMDPMSolverMultistepScheduler": Sampler(process=_EDM),
-    "EDMEulerScheduler": Sampler(process=_EDM, sigmas=True),
-    "EulerAncestralDiscreteScheduler": Sampler(noise=True),
-    "EulerDiscreteScheduler": Sampler(sigmas=True),
-    "FlowMatchEulerDiscreteScheduler": Sampler(process=_FLOW, sigmas=True),
-    "FlowMatchHeunDiscreteScheduler": Sampler(process=_FLOW),
-    "FlowMatchLCMScheduler": Sampler(process=_FLOW, sigmas=True, noise=True),
-    "HeunDiscreteScheduler": Sampler(),
-    "KDPM2AncestralDiscreteScheduler": Sampler(noise=True),
-    "KDPM2DiscreteScheduler": Sampler(),
-    "LCMScheduler": Sampler(noise=True),
-    "LMSDiscreteScheduler": Sampler(packages=("scipy",)),
-    "LTXEulerAncestralRFScheduler": Sampler(process=_FLOW, sigmas=True, noise=True, waits=True),
-    "PNDMScheduler": Sampler(),
-    "SASolverScheduler": Sampler(process=_BOTH, noise=True),
-    "TCDScheduler": Sampler(noise=True),
+    "CogVideoXDDIMScheduler": Known(pipelines="CogVideoX"),
+    "CogVideoXDPMScheduler": Known(pipelines="CogVideoX", noise=True),
+    "DDIMParallelScheduler": Known(),
+    "DDIMScheduler": Known(),
+    "DDPMScheduler": Known(noise=True),
+    "DEISMultistepScheduler": Known(process=_BOTH),
+    "DPMSolverMultistepScheduler": Known(process=_BOTH),
+    "DPMSolverSDEScheduler": Known(noise=True, packages=("torchsde",)),
+    "DPMSolverSinglestepScheduler": Known(process=_BOTH),
+    "EDMDPMSolverMultistepScheduler": Known(process=_EDM),
+    "EDMEulerScheduler": Known(process=_EDM, sigmas=True),
+    "EulerAncestralDiscreteScheduler": Known(noise=True),
+    "EulerDiscreteScheduler": Known(sigmas=True),
+    "FlowMatchEulerDiscreteScheduler": Known(process=_FLOW, sigmas=True),
+    "FlowMatchHeunDiscreteScheduler": Known(process=_FLOW),
+    "FlowMatchLCMScheduler": Known(process=_FLOW, sigmas=True, noise=True),
+    "HeunDiscreteScheduler": Known(),
+    "KDPM2AncestralDiscreteScheduler": Known(noise=True),
+    "KDPM2DiscreteScheduler": Known(),
+    "LCMScheduler": Known(noise=True),
+    "LMSDiscreteScheduler": Known(packages=("scipy",)),
+    "LTXEulerAncestralRFScheduler": Known(process=_FLOW, sigmas=True, noise=True, waits=True),
+    "PNDMScheduler": Known(),
+    "SASolverScheduler": Known(process=_BOTH, noise=True),
+    "TCDScheduler": Known(noise=True),
     # copies sigmas to the device and solves a small linear system there
-    "UniPCMultistepScheduler": Sampler(process=_BOTH, sigmas=True, waits=True),
+    "UniPCMultistepScheduler": Known(process=_BOTH, sigmas=True, waits=True),
 }
 
 # Denoisers whose published weights match a flow.
@@ -154,10 +154,10 @@ def process_of_model(site: Site) -> Process | None:
 
 def process_of_config(class_name: str, config: Mapping[str, Any]) -> Process | None:
     """What the scheduler that a model came with samples, told by its class and config."""
-    known = SAMPLERS.get(class_name)
-    if "FlowMatch" in class_name or config.get("prediction_type") == "flow_prediction":
+    known = SAMPLERS.get(class_name, Known(process=frozenset())).process
+    if config.get("prediction_type") == "flow_prediction" or known == _FLOW:
         return "flow"
-    return None if known is None else "diffusion" if "diffusion" in known.process else "edm"
+    return "diffusion" if "diffusion" in known else "edm" if known else None
 
 
 def lost(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[str]:

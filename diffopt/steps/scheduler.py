@@ -1,31 +1,47 @@
-"""The sampler, and the rule that a sampling step never makes the host wait for the device."""
+"""The sampler, and the promise that no sampling step makes the host wait for the device."""
 
 from __future__ import annotations
 
-import functools
 import inspect
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from diffopt.errors import NoEffect, Refusal
-from diffopt.step import Effect, Order, Site, Step, register
+from diffopt.packages import how_to_install
+from diffopt.step import Effect, Order, Requirements, Site, Step, register
+from diffopt.steps.sampler_support import (
+    NAMES,
+    PIPELINES,
+    SAMPLERS,
+    Calls,
+    Known,
+    Process,
+    lost,
+    process_of_config,
+    process_of_model,
+)
 
 if TYPE_CHECKING:
-    import torch
     from diffusers import DiffusionPipeline
 
-# copies sigmas to the device and solves a small linear system there in every step (diffusers 0.42, multistep_uni_*)
-_ALWAYS_SYNCS = frozenset({"UniPCMultistepScheduler"})
+_SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
+_SUITED = {
+    "flow": "scheduler=flow_euler and the others that begin with flow_",
+    "diffusion": "scheduler=euler and others without flow_",
+    "edm": "EDMEulerScheduler and EDMDPMSolverMultistepScheduler",
+}
 
 
 @register("scheduler")
 class Sampler(Step):
     """Replace the sampler by diffusers' ``class_name``, built from the config of the model's own scheduler.
 
-    The nullable fields are constructor arguments; null keeps what the model's config says. ``sync_free`` promises that
-    no ``step`` waits for the device: sigmas stay on the host, the begin index is set (the first step would search the
-    timesteps on the device for it), and samplers that index a host table by timestep are given it as a host number.
+    The nullable fields are constructor arguments; null keeps what the model's config says, and on a model that matches
+    a flow its shift, by whatever name the class has for it. What would sample something else than the model was
+    trained for is refused, since it ends in noise and not in an error. ``sync_free`` promises that no ``step`` waits
+    for the device (see ``host_schedule``).
     """
 
     order: ClassVar[Order] = Order.SCHEDULE
@@ -34,136 +50,178 @@ class Sampler(Step):
     sync_free: bool
     timestep_spacing: Literal["linspace", "leading", "trailing"] | None
     use_karras_sigmas: bool | None
+    use_exponential_sigmas: bool | None
+    use_beta_sigmas: bool | None
+    use_flow_sigmas: bool | None
+    flow_shift: Annotated[float, Field(gt=0)] | None
+    shift: Annotated[float, Field(gt=0)] | None
+    use_dynamic_shifting: bool | None
     algorithm_type: str | None
     solver_order: Annotated[int, Field(ge=1, le=3)] | None
+    final_sigmas_type: Literal["zero", "sigma_min"] | None
     clip_sample: bool | None
     skip_prk_steps: bool | None
 
+    @model_validator(mode="after")
+    def _one_spacing(self) -> Sampler:
+        if len(chosen := [name for name in _SPACINGS if getattr(self, name)]) > 1:
+            raise ValueError(f"scheduler.{' and scheduler.'.join(chosen)}: sigmas are spaced in one way; choose one")
+        return self
+
+    def requires(self) -> Requirements:
+        known = SAMPLERS.get(self.class_name)
+        scipy = ("scipy",) if self.use_beta_sigmas else ()
+        return Requirements(packages=tuple(dict.fromkeys((*(known.packages if known else ()), *scipy))))
+
     def problems(self, site: Site) -> tuple[str, ...]:
-        if self.sync_free and self.class_name in _ALWAYS_SYNCS:
-            return (f"scheduler.sync_free=true: {self.class_name} waits for the device in every step; set it to false",)
-        return ()
+        task = site.model.task if site.workload is None else site.workload.task
+        pipeline = getattr(site.model.pipelines, task) or getattr(site.model.pipelines, site.model.task)
+        return self._reasons(process_of_model(site), str(pipeline), PIPELINES.get(str(pipeline)))
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
+        from diffopt.steps.host_schedule import Schedule
+
         old: Any = pipe.scheduler
-        cls = {c.__name__: c for c in old.compatibles}.get(self.class_name)
-        if cls is None:
-            name = type(old).__name__
-            raise Refusal(f"scheduler.class_name={self.class_name}: not compatible with this model's {name}")
-        self._check_arguments(cls, old.config.get("prediction_type"))
-        scheduler = cls.from_config(old.config, **self._arguments())
-        if self.sync_free:
-            _free_of_syncs(scheduler)
+        name, pipeline = type(old).__name__, type(pipe).__name__
+        process = process_of_config(name, old.config)
+        known = PIPELINES.get(pipeline, Calls(generator=hasattr(pipe, "prepare_extra_step_kwargs")))
+        if reasons := self._reasons(process, pipeline, known):
+            raise Refusal("; ".join(reasons))
+        cls = self._class(old, process)
+        arguments = self._arguments(old.config, _parameters(cls), process)
+        self._check(cls, old.config, arguments)
+        try:
+            scheduler = cls.from_config(old.config, **arguments)
+        except (ValueError, NotImplementedError, ImportError) as error:
+            raise Refusal(f"scheduler.class_name={self.class_name}: {' '.join(str(error).split())}") from error
+        Schedule(scheduler, on_the_host=self.sync_free, pipeline=pipeline)
         pipe.scheduler = scheduler
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
+        from diffopt.steps.host_schedule import of, rehearse
+
         scheduler: Any = pipe.scheduler
         if (name := type(scheduler).__name__) != self.class_name:
             raise NoEffect(f"scheduler.class_name={self.class_name}: the pipeline samples with {name}")
-        for key, value in self._arguments().items():
+        for key, value in self._given.items():
             if scheduler.config.get(key) != value:
                 raise NoEffect(f"scheduler.{key}={value}: the sampler has {scheduler.config.get(key)}")
-        steps = scheduler.num_inference_steps
-        if not steps:
+        schedule = of(scheduler)
+        if schedule is None or not schedule.iterations:
             raise NoEffect(f"scheduler.class_name={self.class_name}: the pipeline ran no step with it")
         if self.sync_free:
-            _check_free_of_syncs(scheduler, site.hardware.device)
-        summary = f"{steps} steps of {self.class_name}" + (", no step waits for the device" if self.sync_free else "")
-        return Effect(summary, {"steps": steps, "denoiser_calls": len(scheduler.timesteps)})
+            if schedule.lookups:
+                raise NoEffect(f"scheduler.sync_free: {schedule.lookups} timesteps were read from the device")
+            rehearse(scheduler, site.hardware.device)
+        steps, iterations = scheduler.num_inference_steps, schedule.iterations
+        summary = f"{iterations} steps of {self.class_name}" + (", none waits for the device" if self.sync_free else "")
+        return Effect(summary, {"steps": steps, "iterations": iterations})
 
-    def _arguments(self) -> dict[str, Any]:
+    @property
+    def _given(self) -> dict[str, Any]:
         given = self.model_dump(exclude={"kind", "class_name", "sync_free"})
         return {name: value for name, value in given.items() if value is not None}
 
-    def _check_arguments(self, cls: Any, prediction: str | None) -> None:
-        known = inspect.signature(cls).parameters
-        if unknown := [name for name in self._arguments() if name not in known]:
+    @property
+    def _noisy(self) -> bool:
+        known = SAMPLERS.get(self.class_name)
+        return (known is not None and known.noise) or (self.algorithm_type or "").startswith("sde-")
+
+    def _reasons(self, process: Process | None, pipeline: str, calls: Calls | None) -> tuple[str, ...]:
+        """Why this sampler cannot sample ``process``, or not in this pipeline; ``None``: not known."""
+        known = SAMPLERS.get(self.class_name)
+        if known is None:
+            return ()
+        misfits = tuple(self._misfits(known, process, pipeline))
+        return misfits or (*self._miscalls(known, pipeline, calls), *self._broken_promises(known))
+
+    def _misfits(self, known: Known, process: Process | None, pipeline: str) -> Iterator[str]:
+        """What it would sample otherwise than the model was trained for."""
+        said = f"scheduler.class_name={self.class_name}"
+        if not pipeline.startswith(known.pipelines):
+            yield f"{said}: it is made for {known.pipelines}, {pipeline} calls it otherwise"
+        if process is not None and process not in known.process:
+            can = " or ".join(NAMES[one] for one in sorted(known.process))
+            yield f"{said} samples {can}, but this model is made for {NAMES[process]}, as are {_SUITED[process]}"
+        elif process is not None and known.solves_both:
+            yield from self._contradictions(process)
+
+    def _miscalls(self, known: Known, pipeline: str, calls: Calls | None) -> Iterator[str]:
+        said = f"scheduler.class_name={self.class_name}"
+        if calls is None:
+            return
+        spared = calls.sigmas == "never" or (calls.sigmas == "unless_flow" and known.solves_both)
+        if not known.sigmas and not spared:
+            yield f"{said}: {pipeline} gives its sampler sigmas, which this one does not take"
+        if self._noisy and not calls.generator:
+            yield f"{said}: it draws noise in every step, and {pipeline} gives it no generator, so that no seed holds"
+
+    def _broken_promises(self, known: Known) -> Iterator[str]:
+        said = f"scheduler.sync_free=true: {self.class_name}"
+        if self.sync_free and known.waits:
+            yield f"{said} waits for the device in every step; set it to false"
+        elif self.sync_free and self._noisy:
+            yield f"{said} copies noise of the seed's generator from the host in every step; set it to false"
+
+    def _contradictions(self, process: Process) -> Iterator[str]:
+        """Settings of a solver for both that sample something else than the model was trained for."""
+        flow = process == "flow"
+        if self.use_flow_sigmas is not None and self.use_flow_sigmas != flow:
+            yield f"scheduler.use_flow_sigmas={str(not flow).lower()}: this model is made for {NAMES[process]}"
+        spaced = [name for name in _SPACINGS if getattr(self, name)]
+        if flow and spaced and (self.class_name, spaced) != ("UniPCMultistepScheduler", ["use_karras_sigmas"]):
+            yield (
+                f"scheduler.{spaced[0]}=true: {self.class_name} would sample diffusion with it, but this model is made "
+                "for flow matching; take scheduler=flow_euler"
+            )
+
+    def _class(self, old: Any, process: Process | None) -> Any:
+        """diffusers' class. Raises Refusal for one that neither diffopt nor the model's own sampler knows."""
+        import diffusers
+
+        known = self.class_name in SAMPLERS and process is not None
+        cls = getattr(diffusers, self.class_name, None) if known else None
+        cls = cls or {c.__name__: c for c in old.compatibles}.get(self.class_name)
+        if hasattr(cls, "_backends"):  # diffusers' stand-in for a class whose packages are missing
+            raise Refusal(f"scheduler.class_name={self.class_name}: {how_to_install(self.requires().packages)}")
+        if cls is None:
+            name = type(old).__name__
+            raise Refusal(f"scheduler.class_name={self.class_name}: not compatible with this model's {name}")
+        return cls
+
+    def _arguments(
+        self, config: Mapping[str, Any], parameters: Mapping[str, Any], process: Process | None
+    ) -> dict[str, Any]:
+        """Constructor arguments beside the model's config: those given, and what a flow is called in this class."""
+        arguments = dict(self._given)
+        if process == "flow":
+            shift = config.get("flow_shift") if config.get("use_flow_sigmas") else config.get("shift")
+            own = {"prediction_type": "flow_prediction", "flow_shift": shift, "shift": shift}
+            if "use_flow_sigmas" in parameters:
+                own["use_flow_sigmas"] = True
+            known = {key: value for key, value in own.items() if key in parameters and value is not None}
+            arguments = {**known, **arguments}
+        return arguments
+
+    def _check(self, cls: Any, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
+        """Raise Refusal for settings that the class lacks, or that would do nothing."""
+        said, parameters = f"scheduler.class_name={self.class_name}", _parameters(cls)
+        if unknown := [name for name in self._given if name not in parameters]:
             raise Refusal(f"scheduler.{unknown[0]}: {self.class_name} has no such argument")
+        if dropped := lost(config, parameters):
+            raise Refusal(f"{said}: it has no {', no '.join(dropped)}, which belongs to this model's noise schedule")
+        dynamic = {**config, **arguments}.get("use_dynamic_shifting")
+        for key in ("shift", "flow_shift"):
+            if dynamic and key in self._given:
+                raise Refusal(
+                    f"scheduler.{key}: it does nothing while the shift follows the size of the picture; set "
+                    "scheduler.use_dynamic_shifting=false"
+                )
+        prediction = arguments.get("prediction_type", config.get("prediction_type"))
         choices = get_args(inspect.get_annotations(cls.__init__, eval_str=True).get("prediction_type"))
         if prediction is not None and choices and prediction not in choices:
-            raise Refusal(f"scheduler.class_name={self.class_name}: it cannot sample {prediction} prediction")
+            raise Refusal(f"{said}: it cannot sample {prediction} prediction")
 
 
-def _free_of_syncs(scheduler: Any) -> None:
-    """Wrap the methods of this one object; ``set_timesteps`` resets the begin index in each call of the pipeline."""
-    if hasattr(scheduler, "set_begin_index"):
-        _begin_at_zero(scheduler)
-    else:
-        _take_timesteps_from_the_host(scheduler)
-
-
-def _begin_at_zero(scheduler: Any) -> None:
-    """Text-to-image begins at index 0; pipelines that begin later say so themselves, after ``set_timesteps``."""
-    set_timesteps = scheduler.set_timesteps
-
-    @functools.wraps(set_timesteps)
-    def set_timesteps_and_begin(*args: Any, **kwargs: Any) -> None:
-        set_timesteps(*args, **kwargs)
-        if scheduler.begin_index is None:
-            scheduler.set_begin_index(0)
-
-    scheduler.set_timesteps = set_timesteps_and_begin
-
-
-def _take_timesteps_from_the_host(scheduler: Any) -> None:
-    """Give ``step`` the timestep as an int.
-
-    Pipelines pass one element of ``scheduler.timesteps``, which is a view: its offset in the storage says which one
-    without asking the device, and a host copy says its value.
-    """
-    set_timesteps, step = scheduler.set_timesteps, scheduler.step
-
-    @functools.wraps(set_timesteps)
-    def set_timesteps_and_copy(num_inference_steps: int, *args: Any, **kwargs: Any) -> None:
-        set_timesteps(num_inference_steps, *args, **kwargs)
-        scheduler.host_timesteps = scheduler.timesteps.tolist()
-        scheduler.device_lookups = 0
-
-    @functools.wraps(step)
-    def step_with_host_timestep(model_output: torch.Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
-        return step(model_output, _on_the_host(scheduler, timestep), *args, **kwargs)
-
-    scheduler.set_timesteps, scheduler.step = set_timesteps_and_copy, step_with_host_timestep
-
-
-def _on_the_host(scheduler: Any, timestep: torch.Tensor | int) -> int:
-    if isinstance(timestep, int):
-        return timestep
-    table: torch.Tensor = scheduler.timesteps
-    if timestep.untyped_storage().data_ptr() == table.untyped_storage().data_ptr():
-        return int(scheduler.host_timesteps[timestep.storage_offset() - table.storage_offset()])
-    scheduler.device_lookups += 1  # a copy from elsewhere: correct, but it waits; verify reports it
-    return int(timestep)
-
-
-def _check_free_of_syncs(scheduler: Any, device: str) -> None:
-    """Raise NoEffect where the promise does not hold for the call that was just made."""
-    sigmas = getattr(scheduler, "sigmas", None)
-    if sigmas is not None and sigmas.device.type != "cpu":
-        raise NoEffect(f"scheduler.sync_free: the sigmas are on {sigmas.device}")
-    if hasattr(scheduler, "set_begin_index"):
-        if scheduler.begin_index is None:
-            raise NoEffect("scheduler.sync_free: the begin index is not set")
-    elif getattr(scheduler, "device_lookups", None) != 0:
-        raise NoEffect("scheduler.sync_free: timesteps were read from the device")
-    if device == "cuda":
-        _probe(scheduler)
-
-
-def _probe(scheduler: Any) -> None:
-    """Sample nothing for a few steps while CUDA reports every synchronisation as an error."""
-    import torch
-
-    probe = type(scheduler).from_config(scheduler.config)
-    _free_of_syncs(probe)
-    probe.set_timesteps(4, device="cuda")
-    sample = torch.zeros(1, 4, 8, 8, device="cuda")
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for timestep in probe.timesteps:
-            sample = probe.step(probe.scale_model_input(sample, timestep), timestep, sample).prev_sample
-    except RuntimeError as error:
-        raise NoEffect(f"scheduler.sync_free: {type(scheduler).__name__} waits for the device: {error}") from error
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
+def _parameters(cls: Any) -> Mapping[str, Any]:
+    return inspect.signature(cls).parameters

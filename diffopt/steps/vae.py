@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from diffopt.errors import NoEffect, Refusal
-from diffopt.step import Effect, Order, Site, Step, register
+from diffopt.step import Effect, Order, Site, Step, Trait, register
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -40,6 +40,10 @@ class Split(Step):
         if not self.tiling and (self.tile is not None or self.overlap is not None):
             raise ValueError("tile and overlap do nothing without tiling=true; set them to null")
         return self
+
+    @property
+    def traits(self) -> frozenset[Trait]:
+        return frozenset({Trait.DIVIDES_DECODING})
 
     def problems(self, site: Site) -> tuple[str, ...]:
         if site.model.vae is None:
