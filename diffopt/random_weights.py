@@ -89,7 +89,7 @@ def _component(folder: Path, part: Component, *, device: str, dtype: torch.dtype
 
 
 def _class(part: Component) -> Any:
-    return getattr(importlib.import_module(part.library), part.class_name)
+    return getattr(importlib.import_module(part.module), part.class_name)
 
 
 def _has_weights(part: Component) -> bool:

@@ -100,6 +100,7 @@ class Trait(Enum):
     QUANTIZES = auto()  # Linear weights become 8 or 4 bit
     FLOAT8 = auto()  # weights are float8 (e4m3)
     LIVE_LORA = auto()  # LoRA layers stay separate
+    HOT_SWAPS = auto()  # weights of LoRA layers are replaced in place between calls
     CASTS_STORAGE = auto()  # weights are stored narrow and widened for each call
     HALF_PRECISION_BF16 = auto()  # computes in bfloat16; with neither of the two it is float32
     HALF_PRECISION_FP16 = auto()  # computes in float16

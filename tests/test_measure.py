@@ -57,9 +57,7 @@ def test_a_pipeline_that_never_steps_cannot_be_timed():
 
 
 def test_summaries():
-    samples = [
-        Sample(s, (Part("denoise", 8, r, 0.1, 0.5, 0.2),)) for s, r in ((1.0, 4.0), (2.0, 5.0), (4.0, 9.0))
-    ]
+    samples = [Sample(s, (Part("denoise", 8, r, 0.1, 0.5, 0.2),)) for s, r in ((1.0, 4.0), (2.0, 5.0), (4.0, 9.0))]
     assert measure.latency(samples).model_dump() == {"samples": (1.0, 2.0, 4.0), "median": 2.0, "q1": 1.5, "q3": 3.0}
     (speed,) = measure.stage_speeds(samples)
     assert (speed.name, speed.steps, speed.iterations_per_second) == ("denoise", 8, 5.0)

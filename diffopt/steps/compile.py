@@ -96,12 +96,12 @@ class Full(Step):
             vae.decode = CompiledCall(torch.compile(vae.decode, **settings), cuda_graphs=graphs)
         module: Any
         for module in modules(pipe, site, _whole(self.components), "compile.components").values():
-            _install_output_hooks(module)
             if not self.fullgraph:  # the pieces between graph breaks may share their code, as those of hooks do
                 let_compile(sum(1 for _ in module.modules()))
             module.compile(**settings)
-            compiled = {type(module)}
-            module._compiled_call_impl = CompiledCall(module._compiled_call_impl, cuda_graphs=graphs, classes=compiled)
+            module._compiled_call_impl = CompiledCall(
+                module._compiled_call_impl, cuda_graphs=graphs, classes={type(module)}, settle=module._call_impl
+            )
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         from diffopt.steps.compiled_call import proof, with_cuda_graphs
@@ -140,20 +140,6 @@ def refuse_untunable(backend: Backend, mode: Mode, options: Inductor) -> None:
 
 def _whole(targets: Iterable[Target]) -> tuple[Any, ...]:
     return tuple(target for target in targets if target != "vae_decode")
-
-
-def _install_output_hooks(module: Any) -> None:
-    """Call a text encoder once, eagerly, as pipelines call it.
-
-    On the first call that asks for hidden states, transformers installs its hooks under a lock, which dynamo cannot
-    trace (transformers 5, utils/output_capturing.py).
-    """
-    import torch
-    from transformers import PreTrainedModel
-
-    if isinstance(module, PreTrainedModel):
-        with torch.no_grad():
-            module(torch.zeros(1, 2, dtype=torch.long, device=module.device), output_hidden_states=True)
 
 
 def let_compile(times: int) -> None:

@@ -23,14 +23,26 @@ class CompiledCall:
 
     With ``cuda_graphs``, each call begins a new step of the CUDA-graph pool and returns copies: the next replay writes
     into the same addresses (https://docs.pytorch.org/docs/stable/torch.compiler_cudagraph_trees.html).
+
+    Args:
+        classes: of the modules that ``function`` has compiled.
+        settle: called once, before ``function``. Dynamo cannot trace how transformers installs its hooks for recorded
+            outputs (under a lock: utils/output_capturing.py), and how Z-Image makes its rotary tables (on a device of
+            its own); both do so in their first call.
     """
 
     def __init__(
-        self, function: Callable[..., Any], *, cuda_graphs: bool, classes: Iterable[type[nn.Module]] = ()
+        self,
+        function: Callable[..., Any],
+        *,
+        cuda_graphs: bool,
+        classes: Iterable[type[nn.Module]] = (),
+        settle: Callable[..., Any] | None = None,
     ) -> None:
         self.function = function
         self.cuda_graphs = cuda_graphs
-        self.classes = frozenset(classes)  # of the modules that are compiled
+        self.classes = frozenset(classes)
+        self.settle = settle
         self.calls = 0
         self.graphs = 0
         self.breaks: list[str] = []
@@ -41,6 +53,9 @@ class CompiledCall:
         self.parts_entered = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.settle is not None:
+            self.settle(*args, **kwargs)
+            self.settle = None
         graphs, breaks, given_up = counters["stats"]["unique_graphs"], len(graph_break_reasons), _given_up()
         out = self._replay(*args, **kwargs) if self.cuda_graphs else self.function(*args, **kwargs)
         self.calls += 1

@@ -181,7 +181,7 @@ def _waiting_is_an_error(device: str) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode(before)
 
 
-class _CopiesWatch(TorchDispatchMode):
+class _CopiesWatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Raises where a tensor without data would be copied to the device, or read there."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

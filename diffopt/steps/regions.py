@@ -74,8 +74,7 @@ class Regional(Step):
                 )
             except ValueError as error:  # none declared, or none of that name in this model
                 raise Refusal(_nothing_repeats(name, module)) from error
-            blocks = [part for part in module.modules() if part._compiled_call_impl is not None]
-            _count_calls(module, blocks)
+            _count_calls(module, [part for part in module.modules() if part._compiled_call_impl])
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         return _proof_of_regions(self, pipe, site)
@@ -114,17 +113,15 @@ class Regions(Step):
         from accelerate.utils import compile_regions
         from torch._dynamo.eval_frame import OptimizedModule
 
+        settings: dict[str, Any] = {
+            "backend": self.backend,
+            "fullgraph": self.fullgraph,
+            "dynamic": self.dynamic,
+            "options": inductor_options(self.mode, self.options),
+        }
         for name, module in modules(pipe, site, self.components, "compile.components").items():
-            regions: Any = compile_regions(
-                module,
-                backend=self.backend,
-                fullgraph=self.fullgraph,
-                dynamic=self.dynamic,
-                options=inductor_options(self.mode, self.options),
-            )
-            for leaf in _ASKED_FOR_TRUTH:
-                if (wrapped := getattr(regions, leaf, None)) is not None:
-                    setattr(regions, leaf, wrapped._orig_mod)
+            regions: Any = compile_regions(module, **settings)
+            _unwrap(regions, settings)
             _count_calls(regions, [part for part in regions.modules() if isinstance(part, OptimizedModule)])
             setattr(pipe, name, regions)
 
@@ -144,6 +141,30 @@ def _nothing_repeats(name: str, module: Any) -> str:
         f"({', '.join(module._repeated_blocks) or 'none'}); name them in model.repeated_blocks. "
         f"Those that repeat in it: {', '.join(seen) or 'none'}"
     )
+
+
+def _unwrap(owner: Any, settings: dict[str, Any]) -> None:
+    """Put right what a model does more with than to call it: a wrapper of torch.compile can only be called.
+
+    Z-Image looks its embedders up in a dictionary; others go through a list whose members differ.
+    """
+    import torch
+    from torch import nn
+    from torch._dynamo.eval_frame import OptimizedModule
+
+    for name, child in owner.named_children():
+        if not isinstance(child, OptimizedModule):
+            _unwrap(child, settings)
+            continue
+        wrapped: Any = child._orig_mod
+        if isinstance(wrapped, nn.ModuleDict):
+            owner._modules[name] = nn.ModuleDict(
+                {key: torch.compile(part, **settings) for key, part in wrapped.items()}
+            )
+        elif isinstance(wrapped, nn.ModuleList):
+            owner._modules[name] = nn.ModuleList(torch.compile(part, **settings) for part in wrapped)
+        elif name in _ASKED_FOR_TRUTH:
+            owner._modules[name] = wrapped
 
 
 def _count_calls(module: Any, parts: Iterable[Any]) -> None:

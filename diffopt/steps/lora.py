@@ -1,0 +1,184 @@
+"""A LoRA: low-rank changes of a model's weights from one safetensors file; needs peft (the extra ``lora``).
+
+``path`` and ``swap_path`` only describe: a file counts by its SHA-256, which ``lora_files`` fills in when a recipe is
+composed, with the components and the rank that the file's header tells. How layers are loaded and looked at is in
+``lora_layers``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
+
+from pydantic import Field
+
+from diffopt.step import Descriptive, Effect, Order, Requirements, Site, Step, Trait, register
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+File = Annotated[str | None, Descriptive()]
+Content = Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None
+Told = Annotated[tuple[str, ...] | None, Descriptive()]  # by the file's header
+Rank = Annotated[int, Field(ge=1)]
+Name = Annotated[str, Field(pattern=r"^\w+$")]
+
+_PEFT = Requirements(
+    packages=("peft>=0.18",),
+    install="pip install 'diffopt-toolkit[lora]'",
+    evidence="https://huggingface.co/docs/diffusers/main/en/tutorials/using_peft_for_inference",
+)
+_WITHOUT = frozenset({"PixArtAlphaPipeline", "PixArtSigmaPipeline"})  # pipelines without load_lora_weights
+
+
+class Source(Protocol):
+    """The fields that every kind has."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def path(self) -> str | None: ...
+    @property
+    def content(self) -> str | None: ...
+    @property
+    def components(self) -> tuple[str, ...] | None: ...
+    @property
+    def scale(self) -> float: ...
+
+
+@register("lora")
+class Fused(Step):
+    """Add ``scale`` times the LoRA's change to the weights and drop its layers: what comes after sees plain weights."""
+
+    order: ClassVar[Order] = Order.ADAPT
+    kind: Literal["fused"]
+    path: File
+    content: Content
+    components: Told
+    rank: Annotated[Rank | None, Descriptive()]
+    scale: float
+
+    def requires(self) -> Requirements:
+        return _PEFT
+
+    def problems(self, site: Site) -> tuple[str, ...]:
+        return tuple(_problems(self, site))
+
+    def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
+        from diffopt.steps import lora_layers
+
+        lora_layers.load(pipe, self, adapter="diffopt")
+        lora_layers.fuse(pipe, adapter="diffopt", scale=self.scale)
+
+    def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
+        from diffopt.steps import lora_layers
+
+        return lora_layers.proof_of_fusion(pipe)
+
+
+@register("lora")
+class Live(Step):
+    """Keep the LoRA's layers beside the weights, computed in each call; the pipeline can scale them or switch them off.
+
+    ``adapter`` is the name that diffusers' ``set_adapters`` knows them by.
+    """
+
+    order: ClassVar[Order] = Order.ADAPT
+    kind: Literal["live"]
+    path: File
+    content: Content
+    components: Told
+    rank: Annotated[Rank | None, Descriptive()]
+    scale: float
+    adapter: Name
+
+    @property
+    def traits(self) -> frozenset[Trait]:
+        return frozenset({Trait.LIVE_LORA})
+
+    def requires(self) -> Requirements:
+        return _PEFT
+
+    def problems(self, site: Site) -> tuple[str, ...]:
+        return tuple(_problems(self, site))
+
+    def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
+        from diffopt.steps import lora_layers
+
+        lora_layers.load(pipe, self, adapter=self.adapter)
+        pipe.set_adapters([self.adapter], [self.scale])
+
+    def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
+        from diffopt.steps import lora_layers
+
+        return lora_layers.proof(pipe, self.kind, self.adapter, self.scale)
+
+
+@register("lora")
+class HotSwap(Step):
+    """Live layers that are ready for other files: padded to ``target_rank``, with scales that compiled code reads anew.
+
+    :func:`diffopt.steps.lora_swap.swap` puts another file's weights in their place, without compiling again. Where
+    ``swap_path`` names one, ``verify`` swaps it in, draws once, counts what was compiled, and swaps back.
+    """
+
+    order: ClassVar[Order] = Order.ADAPT
+    kind: Literal["hotswap"]
+    path: File
+    content: Content
+    components: Told
+    rank: Annotated[Rank | None, Descriptive()]
+    scale: float
+    adapter: Name
+    target_rank: Rank | None
+    swap_path: File
+    swap_content: Content
+
+    @property
+    def traits(self) -> frozenset[Trait]:
+        return frozenset({Trait.LIVE_LORA, Trait.HOT_SWAPS})
+
+    def requires(self) -> Requirements:
+        return _PEFT
+
+    def problems(self, site: Site) -> tuple[str, ...]:
+        return (*_problems(self, site), *self._unswappable(site))
+
+    def _unswappable(self, site: Site) -> Iterator[str]:
+        if self.path is None:
+            return
+        texts = [name for name in self.components or () if name not in ("denoiser", site.model.denoiser)]
+        if texts:
+            yield f"lora.path: the file changes {', '.join(texts)}, and diffusers swaps layers of the denoiser alone"
+        if self.rank is None:
+            yield "lora.path: the file holds no pairs of LoRA's matrices, and others cannot be swapped"
+        elif self.target_rank is not None and self.target_rank < self.rank:
+            yield f"lora.target_rank={self.target_rank}: the file's rank is {self.rank}; take that or more"
+
+    def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
+        from diffopt.steps import lora_swap
+
+        lora_swap.prepare(pipe, site, self)
+
+    def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
+        from diffopt.steps import lora_swap
+
+        return lora_swap.proof(pipe, site, self)
+
+
+def _problems(step: Source, site: Site) -> Iterator[str]:
+    model = site.model
+    if step.path is None:
+        yield "lora.path=null: name the LoRA's file with lora.path=FILE.safetensors"
+        return
+    if model.cascade:
+        yield f"model {model.name} is a cascade, and a LoRA is made for one pipeline; run its stages one by one"
+    task = model.task if site.workload is None else site.workload.task
+    pipeline = getattr(model.pipelines, task) or getattr(model.pipelines, model.task)
+    if pipeline in _WITHOUT:
+        yield f"{pipeline} has no load_lora_weights"
+    if step.scale == 0:
+        yield "lora.scale=0 switches the LoRA off; choose lora=none"
+    parts = {"denoiser", model.denoiser, *model.text_encoders}
+    if unknown := [name for name in step.components or () if name not in parts]:
+        yield f"lora.path: the file changes {', '.join(unknown)}, which model {model.name} does not have"
