@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
 from pathlib import Path
@@ -181,6 +182,42 @@ def test_functions_that_dynamo_gave_up_are_found_out(name):
         pipe("a fox", num_inference_steps=1, height=side, width=side, output_type="latent")
     with pytest.raises(NoEffect, match=r"its limit of recompiles in \d+ functions of unet"):
         chosen.verify(pipe, site())
+
+
+class LikeZImage(torch.nn.Module):
+    """Looks one part up by name, goes through a list of two kinds, and makes a table in its first call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = torch.nn.ModuleList(torch.nn.Sequential(torch.nn.Linear(4, 4)) for _ in range(2))
+        self.by_name = torch.nn.ModuleDict({"a": torch.nn.Linear(4, 4), "b": torch.nn.Linear(4, 4)})
+        self.mixed = torch.nn.ModuleList([torch.nn.Linear(4, 4), torch.nn.ReLU()])
+        self.table: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.table:
+            with torch.device("cpu"):
+                self.table.append(torch.arange(4.0))
+        for part in (*self.blocks, self.by_name["a"], *self.mixed):
+            x = part(x)
+        return x * self.table[0]
+
+
+@pytest.mark.parametrize(("name", "parts"), [("default", None), ("regions", (5, 1))])
+@torch.no_grad()
+def test_a_model_that_does_more_with_its_parts_than_to_call_them(name, parts):
+    """Its table is made under a context that dynamo cannot enter, so the first call runs once without it."""
+    pipe = SimpleNamespace(unet=LikeZImage())
+    given = torch.ones(1, 4)
+    expected = LikeZImage.forward(copy.deepcopy(pipe.unet), given)
+    chosen = step("compile", name, backend="eager")
+    chosen.apply(pipe, site())
+    for _ in range(2):
+        torch.testing.assert_close(pipe.unet(given), expected)
+    numbers = chosen.verify(pipe, site()).numbers
+    assert numbers["graph_breaks"] == 0
+    if parts:
+        assert (numbers["unet_regions"], numbers["unet_regions_never_entered"]) == parts
 
 
 def test_regions_of_a_hooked_module_are_found_out():

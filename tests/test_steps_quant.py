@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
-from option_steps import step
+import yaml
+from diffusers.hooks.layerwise_casting import _LAYERWISE_CASTING_HOOK
+from option_steps import CONF, apply, step, values
 from pydantic import ValidationError
-from tiny_pipelines import picture, pipeline, site
+from tiny_families import cell, drawn, pipelines
+from tiny_pipelines import picture, pipeline, site, xl_pipeline, xl_site
 from torch import nn
 from torchao.quantization import Float8Tensor, Int8Tensor
 
-from diffopt.errors import NoEffect
+from diffopt.errors import NoEffect, Refusal
+from diffopt.step import Order, Trait
 
 
 @pytest.fixture(autouse=True)
@@ -104,7 +111,8 @@ def test_what_has_no_cpu_path_says_so():
     assert step("quant", "fp8_dynamic").requires().devices == {"cuda"}
     assert step("quant", "fp8_dynamic").requires().compute_capability == (8, 9)
     assert step("quant", "fp8_dynamic").requires().dtypes is None
-    assert step("quant", "fp8_dynamic", granularity="row").requires().dtypes == {"bfloat16"}
+    assert step("quant", "fp8_dynamic_row").requires().dtypes == {"bfloat16"}
+    assert step("quant", "fp8_dynamic_row").requires().devices == {"cuda"}
 
 
 def test_int4_takes_only_inputs_that_divide_into_groups():
@@ -112,7 +120,7 @@ def test_int4_takes_only_inputs_that_divide_into_groups():
     from diffopt.steps.linears import _chooser
 
     int4 = step("quant", "int4_weight", group_size=64)
-    chosen = _chooser(int4, int4.group_size, frozenset())
+    chosen = _chooser(int4, site(), int4.group_size, frozenset())
     assert chosen(nn.Linear(128, 48), "to_q")
     assert not chosen(nn.Linear(96, 48), "to_q")
 
@@ -123,3 +131,163 @@ def test_int4_takes_only_inputs_that_divide_into_groups():
 def test_values_that_no_kernel_takes_are_refused(name, change):
     with pytest.raises(ValidationError):
         step("quant", name, **change)
+
+
+# --- which layers: a model's own list, and what is tied or has one row ---
+
+
+def test_layers_that_the_model_names_stay_by_whole_parts_of_the_path():
+    pipe, quant = xl_pipeline(), step("quant", "int8_weight")
+    named = xl_site(quant_skip=("time_embedding", "mid_block.attentions", "proj_out", "down_blocks.1.att"))
+    quant.apply(pipe, named)
+    plain = {path for path, w in weights(pipe).items() if not isinstance(w, Int8Tensor)}
+    beginnings = ("time_embedding.", "mid_block.attentions.")
+    assert plain == {path for path in weights(pipe) if path.startswith(beginnings)}
+    assert any(path.endswith(".proj_out") for path in weights(pipe)), "proj_out would be the last layer's name"
+    assert quant.verify(pipe, named).numbers["unet_plain"] == len(plain)
+
+
+def models_with_lists() -> list[str]:
+    names = [path.stem for path in sorted((CONF / "model").glob("*.yaml"))]
+    return [name for name in names if yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text()).get("quant_skip")]
+
+
+@pytest.mark.parametrize("name", models_with_lists())
+def test_each_name_in_a_models_list_is_one_of_its_layers(name):
+    option = name if name.startswith("tiny") else f"tiny_{name}"
+    asked = cell(option)
+    for pipe, of in zip(pipelines(asked), asked.sites, strict=True):
+        parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+        paths = {path for part in parts for path, _ in part.named_modules()}
+        assert set(of.model.quant_skip) <= paths
+
+
+ONE_OF_EACH = ["tiny_sdxl", "tiny_flux_dev", "tiny_flux2_klein", "tiny_sd35_medium", "tiny_sana_1600m"]
+ONE_OF_EACH += ["tiny_pixart_sigma", "tiny_qwen_image", "tiny_z_image", "tiny_wan21_t2v_1_3b", "tiny_ltx_video"]
+ONE_OF_EACH += ["tiny_cogvideox_2b", "tiny_hunyuan_video"]
+
+
+@pytest.mark.parametrize("family", ONE_OF_EACH)
+def test_dynamic_quantization_leaves_the_layers_that_see_one_row_per_picture(family):
+    """Their products are too small for int8 kernels, and one scale per tensor would take their range from the rest."""
+    asked = cell(family)
+    (pipe,) = pipelines(asked)
+    denoiser = getattr(pipe, asked.recipe.model.denoiser)
+    rows: dict[str, int] = {}
+
+    def seen(path: str) -> Any:
+        return lambda module, given: rows.__setitem__(path, given[0].numel() // module.in_features)
+
+    linears = {path: part for path, part in denoiser.named_modules() if isinstance(part, nn.Linear)}
+    for path, part in linears.items():
+        part.register_forward_pre_hook(seen(path))
+    drawn([pipe], asked)
+    quant = step("quant", "int8_dynamic")
+    quant.apply(pipe, asked.sites[0])
+    chosen = {path for path, part in linears.items() if isinstance(part.weight, Int8Tensor)}
+    assert chosen
+    assert min(rows[path] for path in chosen) > 2  # two with guidance
+    assert {path for path, count in rows.items() if count > 2} - chosen <= {"norm_out.linear"}
+
+
+def test_the_lists_of_both_dynamic_schemes_are_the_same():
+    assert values("quant", "int8_dynamic")["skip"] == values("quant", "fp8_dynamic")["skip"]
+
+
+def test_text_encoders_are_quantized_but_for_tied_output_embeddings():
+    asked, quant = cell("tiny_flux2_klein"), step("quant", "int8_weight_text")
+    (pipe,) = pipelines(asked)
+    head, words = pipe.text_encoder.lm_head, pipe.text_encoder.get_input_embeddings()
+    assert head.weight is words.weight
+    quant.apply(pipe, asked.sites[0])
+    drawn([pipe], asked)
+    assert head.weight is words.weight
+    numbers = quant.verify(pipe, asked.sites[0]).numbers
+    assert numbers["text_encoder_plain"] == 1
+    assert numbers["text_encoder"] > 20
+
+
+def test_the_controlnet_is_quantized_beside_the_unet():
+    asked, quant = cell("tiny_sd15_controlnet"), step("quant", "int8_dynamic")
+    pipes = pipelines(asked)
+    apply(pipes[0], asked.sites[0], quant)
+    drawn(pipes, asked)
+    assert {"unet", "controlnet"} <= quant.verify(pipes[0], asked.sites[0]).numbers.keys()
+
+
+# --- float8 storage ---
+
+
+def stored(module: nn.Module) -> dict[str, torch.dtype]:
+    return {path: weight.dtype for path, weight in module.named_parameters()}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_are_stored_in_float8_and_computed_in_the_precision_of_the_pipeline(dtype):
+    pipe, quant = pipeline(dtype), step("quant", "fp8_storage")
+    assert quant.order is Order.CAST
+    assert quant.traits == {Trait.CASTS_STORAGE}
+    quant.apply(pipe, site())
+    outputs = []
+    pipe.unet.register_forward_hook(lambda module, given, out: outputs.append(out[0].dtype))
+    assert np.isfinite(picture(pipe)).all()
+    assert set(outputs) == {dtype}
+    kept = {path for path, found in stored(pipe.unet).items() if found != torch.float8_e4m3fn}
+    assert kept
+    assert all("norm" in path for path in kept)
+    assert set(stored(pipe.vae).values()) == {dtype}
+    effect = quant.verify(pipe, site())
+    assert effect.numbers["unet"] > 50
+    assert effect.numbers["unet_share"] > 0.9
+    assert f"computed in {str(dtype).removeprefix('torch.')}" in effect.summary
+
+
+def test_float8_storage_and_the_precision_step_bear_each_other():
+    pipe, precision, quant = pipeline(), step("precision", "fp32"), step("quant", "fp8_storage")
+    apply(pipe, site(), precision, quant)
+    picture(pipe)
+    precision.verify(pipe, site())
+    quant.verify(pipe, site())
+
+
+def test_float8_storage_leaves_what_the_step_and_the_model_name():
+    pipe, quant = pipeline(), step("quant", "fp8_storage", skip=["attn2.to_q"])
+    named = site(quant_skip=("time_embedding", "conv_out"))
+    quant.apply(pipe, named)
+    plain = {path.rpartition(".")[0] for path, dtype in stored(pipe.unet).items() if dtype == torch.float32}
+    expected = {path for path in plain if "norm" in path or "attn2.to_q" in path}
+    assert plain == {*expected, "time_embedding.linear_1", "time_embedding.linear_2", "conv_out"}
+
+
+def test_a_layer_that_was_widened_for_good_is_found():
+    pipe, quant = pipeline(), step("quant", "fp8_storage")
+    quant.apply(pipe, site())
+    pipe.unet.conv_in.to(torch.float32)
+    with pytest.raises(NoEffect, match=r"quant=fp8_storage: (\d+) of"):
+        quant.verify(pipe, site())
+
+
+def test_a_layer_that_lost_its_hook_cannot_compute():
+    pipe = pipeline()
+    step("quant", "fp8_storage").apply(pipe, site())
+    pipe.unet.conv_in._diffusers_hook._fn_refs[-1].forward = pipe.unet.conv_in.forward
+    pipe.unet.conv_in.forward = type(pipe.unet.conv_in).forward.__get__(pipe.unet.conv_in)
+    assert pipe.unet.conv_in._diffusers_hook.get_hook(_LAYERWISE_CASTING_HOOK) is not None
+    with pytest.raises(RuntimeError):
+        picture(pipe)
+
+
+def test_a_weight_beyond_the_range_of_float8_is_refused():
+    pipe = pipeline()
+    pipe.unet.conv_in.weight.data[0, 0, 0, 0] = 500.0
+    with pytest.raises(Refusal, match="unet.conv_in has weights beyond the range of float8_e4m3fn"):
+        step("quant", "fp8_storage").apply(pipe, site())
+    wide = pipeline()
+    wide.unet.conv_in.weight.data[0, 0, 0, 0] = 500.0
+    step("quant", "fp8_storage", storage="float8_e5m2").apply(wide, site())
+
+
+def test_text_encoders_are_not_stored_in_float8():
+    """Pipelines draw their noise in the dtype that the text encoder says it has."""
+    with pytest.raises(ValidationError, match="components"):
+        step("quant", "fp8_storage", components=["text_encoders"])

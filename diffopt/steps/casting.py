@@ -23,7 +23,7 @@ _LEFT = ("lora_", "post_quant_conv")
 class Float8Storage(Step):
     """diffusers' layerwise casting of Linears, convolutions and embeddings, on any device.
 
-    There is no scale, so a value beyond what ``storage`` can hold (448 in e4m3fn) would become NaN: refused. Left are
+    There is no scale, so a weight beyond what ``storage`` can hold (448 in e4m3fn) would be clipped: refused. Left are
     layers whose path has one of the words in ``skip``, begins with one of the model's ``quant_skip``, or belongs to
     what diffusers itself leaves (norms, patch and position embedders, modules kept in float32). A float8 weight that
     was not widened cannot be multiplied at all, so that a call that succeeded has widened it.
@@ -59,6 +59,7 @@ class Float8Storage(Step):
 
         storage = getattr(torch, self.storage)
         for name, module in modules(pipe, site, self.components, "quant.components").items():
+            largest = _largest(module)
             apply_layerwise_casting(
                 module,
                 storage_dtype=storage,
@@ -66,9 +67,9 @@ class Float8Storage(Step):
                 skip_modules_pattern=self._patterns(module, site),
                 non_blocking=self.non_blocking,
             )
-            for path, (layer, _) in _cast(module).items():
-                if not all(weight.to(torch.float32).isfinite().all() for weight in layer.parameters()):
-                    raise Refusal(f"quant={self.kind}: {name}.{path} has weights beyond the range of {self.storage}")
+            beyond = [path for path in _cast(module) if largest[path] > torch.finfo(storage).max]
+            if beyond:
+                raise Refusal(f"quant={self.kind}: {name}.{beyond[0]} has weights beyond the range of {self.storage}")
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         numbers: dict[str, int | float | str] = {}
@@ -107,6 +108,15 @@ def _computing(module: nn.Module) -> torch.dtype:
     for weight in module.parameters():
         counts[weight.dtype] += weight.numel()
     return counts.most_common(1)[0][0]
+
+
+def _largest(module: nn.Module) -> dict[str, float]:
+    """The largest absolute value of each layer's own parameters, by path."""
+    return {
+        path: max(float(weight.abs().max()) for weight in weights)
+        for path, layer in module.named_modules()
+        if (weights := list(layer.parameters(recurse=False)))
+    }
 
 
 def _cast(module: nn.Module) -> dict[str, tuple[nn.Module, Any]]:

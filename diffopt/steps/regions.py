@@ -152,17 +152,18 @@ def _unwrap(owner: Any, settings: dict[str, Any]) -> None:
     from torch import nn
     from torch._dynamo.eval_frame import OptimizedModule
 
+    def compiled(part: nn.Module) -> Any:
+        return torch.compile(part, **settings)
+
     for name, child in owner.named_children():
         if not isinstance(child, OptimizedModule):
             _unwrap(child, settings)
             continue
         wrapped: Any = child._orig_mod
         if isinstance(wrapped, nn.ModuleDict):
-            owner._modules[name] = nn.ModuleDict(
-                {key: torch.compile(part, **settings) for key, part in wrapped.items()}
-            )
+            owner._modules[name] = nn.ModuleDict({key: compiled(part) for key, part in wrapped.items()})
         elif isinstance(wrapped, nn.ModuleList):
-            owner._modules[name] = nn.ModuleList(torch.compile(part, **settings) for part in wrapped)
+            owner._modules[name] = nn.ModuleList(map(compiled, wrapped))
         elif name in _ASKED_FOR_TRUTH:
             owner._modules[name] = wrapped
 
