@@ -8,6 +8,7 @@ a GPU shows it. ``scripts/coverage`` writes the page; a test compares.
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import shlex
 from collections.abc import Iterator, Sequence
@@ -53,6 +54,7 @@ def _entry(path: Path, row: Any) -> Entry:
     return Entry(row["what"], tuple(shlex.split(row["select"])), row["test"])
 
 
+@functools.cache
 def plans(entry: Entry, hardware: str) -> str | None:
     """Why the entry's overrides do not work on ``hardware``; None when they do. Raises UsageError for wrong ones."""
     own = [word for word in entry.overrides if word.startswith("hardware=")]

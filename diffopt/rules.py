@@ -65,6 +65,27 @@ CONFLICTS = (
         "https://github.com/huggingface/diffusers/blob/main/src/diffusers/models/attention.py",
     ),
     Conflict(
+        Trait.HOT_SWAPS,
+        Trait.COPIES_MODULES,
+        "compile_regions puts wrapped modules in the place of those that a LoRA's file names",
+        "choose compile=regional",
+        "https://github.com/huggingface/accelerate/blob/main/src/accelerate/utils/other.py",
+    ),
+    Conflict(
+        Trait.HOT_SWAPS,
+        Trait.EXPORTS,
+        "a package keeps the scales of the first LoRA, and a swap changes them",
+        "choose compile=regional, or lora=live",
+        "https://huggingface.co/docs/peft/main/en/package_reference/hotswap",
+    ),
+    Conflict(
+        Trait.HOT_SWAPS,
+        Trait.MOVES_WEIGHTS,
+        "diffusers takes off the hooks that move weights to swap a LoRA, and puts on others that it chooses",
+        "choose memory=resident",
+        "https://github.com/huggingface/diffusers/blob/main/src/diffusers/loaders/lora_base.py",
+    ),
+    Conflict(
         Trait.STOCK_PROCESSOR,
         Trait.FUSES_QKV,
         "diffusers' vanilla processor calls to_q, to_k and to_v and so undoes the fusion",

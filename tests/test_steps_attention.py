@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+import sys
+import types
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from diffusers.models.attention_dispatch import AttentionBackendName, _AttentionBackendRegistry
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0, IPAdapterAttnProcessor2_0
+from diffusers.models.attention_processor import (
+    Attention,
+    AttnAddedKVProcessor,
+    AttnAddedKVProcessor2_0,
+    AttnProcessor2_0,
+    IPAdapterAttnProcessor2_0,
+    SanaLinearAttnProcessor2_0,
+)
+from diffusers.models.transformers.transformer_flux import FluxAttnProcessor
+from diffusers.models.transformers.transformer_flux2 import Flux2AttnProcessor
+from diffusers.models.transformers.transformer_ltx import LTXVideoAttnProcessor
+from diffusers.models.transformers.transformer_qwenimage import QwenDoubleStreamAttnProcessor2_0
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
+from diffusers.models.transformers.transformer_z_image import ZSingleStreamAttnProcessor
 from option_steps import CONF, apply, step, values
 from pydantic import ValidationError
 from tiny_pipelines import picture, pipeline, site
 
 from diffopt.errors import NoEffect, Refusal
 from diffopt.step import Trait
-from diffopt.steps.unet_attention import DispatchAttnProcessor
+from diffopt.steps.processors import FUSED, OURS, reads_fused
+from diffopt.steps.unet_attention import AddedKVDispatchProcessor, DispatchAttnProcessor
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +45,12 @@ def reference() -> np.ndarray:
 
 
 BACKENDS = [p.stem for p in sorted((CONF / "attention").glob("*.yaml")) if values("attention", p.stem).get("backend")]
+SEPARATE = (
+    LTXVideoAttnProcessor,
+    QwenDoubleStreamAttnProcessor2_0,
+    SanaLinearAttnProcessor2_0,
+    ZSingleStreamAttnProcessor,
+)
 CASES = {
     "self": {"query_dim": 32, "heads": 2, "dim_head": 16},
     "cross": {"query_dim": 32, "cross_attention_dim": 24, "heads": 2, "dim_head": 16},
@@ -148,6 +172,49 @@ def test_a_kernel_that_is_missing_raises_instead_of_falling_back():
         picture(pipe)
 
 
+@pytest.mark.parametrize("only_cross", [False, True])
+@pytest.mark.parametrize("stock", [AttnAddedKVProcessor, AttnAddedKVProcessor2_0])
+def test_our_processor_computes_what_that_of_deepfloyd_if_does(stock, only_cross):
+    torch.manual_seed(0)
+    attn = Attention(
+        query_dim=32,
+        cross_attention_dim=32,
+        heads=2,
+        dim_head=16,
+        added_kv_proj_dim=24,
+        norm_num_groups=8,
+        bias=True,
+        only_cross_attention=only_cross,
+        processor=stock(),
+    ).eval()
+    given = {"hidden_states": torch.randn(2, 32, 6, 4), "encoder_hidden_states": torch.randn(2, 7, 24)}
+    with torch.no_grad():
+        expected = attn(**given)
+        attn.set_processor(AddedKVDispatchProcessor(AttentionBackendName.NATIVE))
+        torch.testing.assert_close(attn(**given), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_self_attention_with_fused_projections_refuses_something_else_to_attend_to():
+    attn = Attention(**CASES["self"], processor=DispatchAttnProcessor(AttentionBackendName.NATIVE)).eval()
+    attn.fuse_projections()
+    with pytest.raises(ValueError, match="was given something else to attend to"):
+        attn(torch.randn(2, 24, 32), encoder_hidden_states=torch.randn(2, 24, 32))
+
+
+def test_which_processors_read_fused_projections_is_told_by_their_code():
+    """By module: what diffusers' classes do is compared with what stands in their source."""
+    told = {type_.__name__: reads_fused(type_()) for type_ in (*OURS, *FUSED, *OURS.values(), *SEPARATE)}
+    assert {name for name, reads in told.items() if reads} == {
+        "FusedAttnProcessor2_0",
+        "FusedCogVideoXAttnProcessor2_0",
+        "DispatchAttnProcessor",
+        "JointDispatchProcessor",
+        "CogVideoXDispatchProcessor",
+        "SanaDispatchProcessor",
+    }
+    assert all(map(reads_fused, (FluxAttnProcessor(), Flux2AttnProcessor(), WanAttnProcessor())))
+
+
 @pytest.mark.parametrize(("change", "words"), [({"backend": "warp"}, "warp"), ({"backend": "flash"}, "flash-attn")])
 def test_an_unknown_or_missing_backend_is_refused(change, words):
     with pytest.raises(Refusal, match=words):
@@ -187,7 +254,7 @@ def test_a_stock_processor_undoes_the_fusion_and_is_found_out():
     pipe, fuse = pipeline(), step("fuse", "qkv")
     fuse.apply(pipe, site())
     pipe.vae.set_attn_processor(AttnProcessor2_0())
-    with pytest.raises(NoEffect, match="none of the 2 attention modules of vae"):
+    with pytest.raises(NoEffect, match="2 of 2 attention modules of vae use separate projections"):
         fuse.verify(pipe, site())
     assert fuse.traits == {Trait.FUSES_QKV}
     assert step("attention", "vanilla").traits == {Trait.STOCK_PROCESSOR}
@@ -234,3 +301,87 @@ def test_the_vaes_one_head_is_too_large_for_them(name):
 def test_a_backend_that_breaks_graphs_says_so():
     assert step("attention", "sage").traits == {Trait.GRAPH_BREAKS}
     assert step("attention", "flash").traits == set()
+
+
+# --- kernels from the hub ---
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def consent(name: str, **changes: Any) -> Any:
+    """The option with a commit and leave to run its code."""
+    hub = {**values("attention", name)["hub"], "revision": COMMIT, "trust_remote_code": True, **changes}
+    return step("attention", name, hub=hub)
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A stand-in for the package kernels and its hub: what it was asked for; the kernel is torch's own."""
+    from diffusers.models import attention_dispatch
+
+    asked: list[dict[str, Any]] = []
+    made = types.ModuleType("flash_attn")
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **given: Any) -> torch.Tensor:
+        asked[-1]["calls"] = asked[-1].get("calls", 0) + 1
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        scale = given.get("softmax_scale", given.get("sm_scale"))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2)
+
+    interface = types.SimpleNamespace(_flash_attn_forward=attend, _flash_attn_backward=attend)
+    made.__dict__.update(flash_attn_func=attend, sageattn=attend, flash_attn_interface=interface)
+
+    def get_kernel(repository: str, **given: Any) -> types.ModuleType:
+        asked.append({"repository": repository, **given})
+        if repository.endswith("/broken"):
+            raise ValueError("no build for this machine")
+        return made
+
+    package = types.ModuleType("kernels")
+    package.__dict__["get_kernel"] = get_kernel
+    monkeypatch.setitem(sys.modules, "kernels", package)
+    monkeypatch.setattr(attention_dispatch, "is_kernels_available", lambda: True)
+    monkeypatch.setattr(attention_dispatch, "is_kernels_version", lambda operation, version: True)
+    for entry in attention_dispatch._HUB_KERNELS_REGISTRY.values():
+        for name in ("kernel_fn", "wrapped_forward_fn", "wrapped_backward_fn"):
+            monkeypatch.setattr(entry, name, None)
+    return asked
+
+
+HUB = [name for name in BACKENDS if values("attention", name)["hub"] is not None]
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_a_hub_kernel_is_the_commit_that_was_named_and_is_what_computes(name, kernels, reference):
+    pipe, chosen = pipeline(), consent(name)
+    apply(pipe, site(), chosen)
+    assert np.abs(picture(pipe) - reference).max() < 1e-4
+    (asked,) = kernels
+    assert asked.pop("calls") >= 8
+    repository = values("attention", name)["hub"]["repository"]
+    assert asked == {"repository": repository, "revision": COMMIT, "trust_remote_code": True}
+    assert chosen.verify(pipe, site()).summary.endswith(f"at commit {COMMIT}")
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_a_hub_kernel_needs_a_commit_and_consent(name):
+    unpinned, untrusted = step("attention", name).problems(site())
+    assert "set attention.hub.revision to a commit of https://huggingface.co/" in unpinned
+    assert "set attention.hub.trust_remote_code=true" in untrusted
+    assert step("attention", name).requires().packages == ("kernels>=0.14",)
+    assert consent(name).problems(site()) == ()
+    for branch in ("main", "v1", COMMIT[:12]):
+        with pytest.raises(ValidationError, match="revision"):
+            consent(name, revision=branch)
+
+
+def test_a_hub_kernel_that_cannot_be_had_is_refused(kernels):
+    broken = consent("flash3_hub", repository="somebody/broken")
+    with pytest.raises(Refusal, match=f"somebody/broken at {COMMIT} cannot be loaded: no build for this machine"):
+        broken.apply(pipeline(), site())
+
+
+def test_without_the_package_kernels_a_hub_kernel_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kernels", None)
+    with pytest.raises(Refusal, match="kernels"):
+        consent("flash4").apply(pipeline(), site())

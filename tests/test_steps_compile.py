@@ -115,7 +115,11 @@ CONTROLLED = site(controlnet=ControlNet(class_name="ControlNetModel", id=None, r
 
 @pytest.mark.parametrize(
     ("name", "graphs", "regions"),
-    [("default", (1, 1), None), ("regional", (0, 1), (4, 2)), ("regions", None, (19, 19))],
+    [
+        ("default", (1, 1), None),
+        ("regional", (0, 1), (4, 2)),
+        pytest.param("regions", None, (19, 19), marks=pytest.mark.slow),
+    ],
 )
 def test_a_controlnet_is_compiled_with_the_unet(name, graphs, regions):
     """Equal blocks share graphs: the ControlNet comes first, and leaves nothing to compile in the UNet."""

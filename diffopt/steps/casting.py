@@ -113,7 +113,7 @@ def _computing(module: nn.Module) -> torch.dtype:
 def _largest(module: nn.Module) -> dict[str, float]:
     """The largest absolute value of each layer's own parameters, by path."""
     return {
-        path: max(float(weight.abs().max()) for weight in weights)
+        path: max(float(weight.detach().abs().max()) for weight in weights)
         for path, layer in module.named_modules()
         if (weights := list(layer.parameters(recurse=False)))
     }

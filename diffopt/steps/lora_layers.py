@@ -19,6 +19,8 @@ import torch
 from diffusers import DiffusionPipeline
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers.utils import logging as of_transformers
 
 from diffopt.components import parts
 from diffopt.errors import NoEffect, Refusal
@@ -69,7 +71,9 @@ def load(pipe: Any, step: Source, *, adapter: str) -> None:
         try:
             pipe.load_lora_weights(str(file), adapter_name=adapter, use_safetensors=True, local_files_only=True)
         except (ValueError, RuntimeError, LookupError, TypeError) as error:
-            raise Refusal(f"{said}: {file.name} does not fit this {type(pipe).__name__}: {one_line(error)}") from error
+            first = min(min(paths) for paths in wanted.values())
+            reason = f"nothing is called {first}" if "not found in the base model" in str(error) else _brief(error)
+            raise Refusal(f"{said}: {file.name} does not fit this {type(pipe).__name__}: {reason}") from error
     found = layers(pipe, adapter)
     for component, paths in wanted.items():
         if len(found.get(component, {})) < len(paths):
@@ -90,7 +94,7 @@ def targets(pipe: Any, file: Path, said: str) -> dict[str, set[str]]:
             state = pipe.lora_state_dict(str(file), use_safetensors=True, local_files_only=True)
         except (ValueError, RuntimeError, LookupError, TypeError) as error:
             raise Refusal(
-                f"{said}: {file.name} is in no format that {type(pipe).__name__} knows: {one_line(error)}"
+                f"{said}: {file.name} is in no format that {type(pipe).__name__} knows: {_brief(error)}"
             ) from error
     found: dict[str, set[str]] = {}
     for name in state[0] if isinstance(state, tuple) else state:
@@ -132,17 +136,17 @@ def proof_of_fusion(pipe: DiffusionPipeline) -> Effect:
         raise NoEffect("lora=fused: no LoRA was fused into this pipeline")
     if any(_adapted(part) for part in parts(pipe).values()):
         raise NoEffect("lora=fused: LoRA layers still stand beside the weights")
-    shown = [part for sample in samples if (part := _shown(pipe, sample)) is not None]
-    if not shown and samples:
-        raise NoEffect("lora=fused: the weights are not where they can be read")
-    for sample, part in zip(samples, shown, strict=False):
+    size = fmean(float(sample.change.norm() / sample.before.norm()) for sample in samples)
+    if not size:
+        raise NoEffect("lora=fused: the LoRA's matrices are zero and change nothing")
+    shown = {component: _shown(pipe, samples, component) for component in {sample.component for sample in samples}}
+    for component, part in shown.items():
         if not _LEAST <= part <= _MOST:
             raise NoEffect(
-                f"lora=fused: the weights of {sample.component}.{sample.path} show {part:.0%} of the change; where "
-                "they are too coarse for it, as half precision may be, choose lora=live"
+                f"lora=fused: the weights of {component} show {part:.0%} of a change by {size:.2%}; where they are too "
+                "coarse for it, as half precision may be, choose lora=live"
             )
-    size = fmean(float(sample.change.norm() / sample.before.norm()) for sample in samples)
-    numbers = {**vars(pipe)[_COUNTS], "change": size, "shown": fmean(shown)}
+    numbers = {**vars(pipe)[_COUNTS], "change": size, "shown": min(shown.values())}
     counts = _told(vars(pipe)[_COUNTS])
     return Effect(f"{counts} changed by {size:.2%}, of which the weights show {numbers['shown']:.0%}", numbers)
 
@@ -159,7 +163,9 @@ def proof(pipe: DiffusionPipeline, kind: str, adapter: str, scale: float) -> Eff
         off = [path for path, layer in there.items() if not _works(layer, adapter) or layer in dead]
         if len(there) < count or off:
             raise NoEffect(f"lora={kind}: {len(there) - len(off)} of {count} layers of {component} are on{_such(off)}")
-    if not any(bool(up.any()) for one in found.values() for layer in one.values() for up in _ups(layer, adapter)):
+    if not any(
+        bool(_plain(up).any()) for one in found.values() for layer in one.values() for up in _ups(layer, adapter)
+    ):
         raise NoEffect(f"lora={kind}: the LoRA's matrices are zero and change nothing")
     ranks = [rank for one in found.values() for layer in one.values() if (rank := layer.r.get(adapter)) is not None]
     numbers: dict[str, int | float | str] = {**wanted, "scale": scale}
@@ -182,18 +188,25 @@ def _samples(component: str, found: Mapping[str, Any], adapter: str) -> list[Sam
     ]
 
 
-def _shown(pipe: Any, sample: Sample) -> float | None:
-    """Which part of the change the weight shows now, measured along the change; None where it cannot be read."""
-    weight: Any = getattr(pipe, sample.component).get_submodule(sample.path).weight
-    if weight.is_meta:  # a memory step keeps it elsewhere
-        return None
-    plain = weight.dequantize() if hasattr(type(weight), "dequantize") and type(weight) not in _PLAIN else weight
-    moved = plain[: len(sample.before)].detach().float().cpu() - sample.before
-    length = float((sample.change * sample.change).sum())
-    return float((moved * sample.change).sum()) / length if length else 0.0
+def _shown(pipe: Any, samples: Sequence[Sample], component: str) -> float:
+    """Which part of the changes the weights of a component show now, measured along the changes."""
+    along = length = 0.0
+    for sample in (sample for sample in samples if sample.component == component):
+        weight: Any = getattr(pipe, component).get_submodule(sample.path).weight
+        if weight.is_meta:  # a memory step keeps it elsewhere
+            continue
+        moved = _plain(weight)[: len(sample.before)].float().cpu() - sample.before
+        along += float((moved * sample.change).sum())
+        length += float((sample.change * sample.change).sum())
+    if not length:
+        raise NoEffect(f"lora=fused: the weights of {component} are nowhere that they can be read")
+    return along / length
 
 
-_PLAIN = (torch.Tensor, nn.Parameter)
+def _plain(weight: Any) -> Any:
+    """The weight as numbers, also where a quantizing step packed it."""
+    quantized: bool = is_traceable_wrapper_subclass(weight)
+    return (weight.dequantize() if quantized else weight).detach()
 
 
 def _adapted(part: nn.Module) -> list[tuple[str, Any]]:
@@ -225,13 +238,25 @@ def _such(paths: Sequence[str]) -> str:
     return f", {paths[0]} is not" if paths else ""
 
 
+def _brief(error: Exception) -> str:
+    """The beginning of what a library says of a file; it goes on for each of its tensors."""
+    said = one_line(error)
+    return said if len(said) <= 300 else f"{said[:297]}..."
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without diffusers' warning for each part that a file does not change; what it misses is counted here."""
-    logger = logging.getLogger("diffusers.loaders")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without a warning for each part that a file does not change, and without bars; what it misses is counted here."""
+    loggers = {logger: logger.level for logger in map(logging.getLogger, ("diffusers.loaders", "diffusers.utils"))}
+    bars = of_transformers.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    if bars:
+        of_transformers.disable_progress_bar()
     try:
         yield
     finally:
-        logger.setLevel(before)
+        for logger, level in loggers.items():
+            logger.setLevel(level)
+        if bars:
+            of_transformers.enable_progress_bar()

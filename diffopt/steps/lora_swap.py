@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from diffopt.errors import NoEffect, Refusal
 from diffopt.hub import one_line
-from diffopt.lora_files import checked
+from diffopt.lora_files import checked, read_lora
 from diffopt.step import Effect
 from diffopt.steps import lora_layers
 
@@ -49,9 +49,12 @@ def swap(pipe: Any, file: str | Path, *, adapter: str, scale: float = 1.0) -> No
     path, name = Path(file), type(pipe).__name__
     if path.suffix != ".safetensors" or not path.is_file():
         raise Refusal(f"{said} is no safetensors file here")
-    found = lora_layers.layers(pipe, adapter)
+    found, rank = lora_layers.layers(pipe, adapter), read_lora(path, said).rank
     if not found:
         raise Refusal(f"{said}: this {name} has no LoRA called {adapter} to put it in the place of")
+    room = max(len(layer.lora_A[adapter].weight) for _, layer in _all(pipe, adapter))
+    if rank is None or rank > room:
+        raise Refusal(f"{said} has rank {rank}, and the layers were prepared for {room}; set lora.target_rank")
     for component, wanted in lora_layers.targets(pipe, path, "lora=hotswap").items():
         if new := sorted(wanted - found.get(component, {}).keys()):
             raise Refusal(f"{said} changes {component}.{new[0]}, for which the first file made no layer")
