@@ -39,7 +39,8 @@ class Stage:
 
     def __call__(self, given: torch.Tensor | None = None) -> Any:
         """Draw; ``given`` (batch, 3, height, width), from -1 to 1, is what another stage drew."""
-        arguments = dict(self.arguments)
+        # lists are copied: ZImagePipeline writes its chat template into the prompts that it is given
+        arguments = {key: list(value) if isinstance(value, list) else value for key, value in self.arguments.items()}
         arguments["generator"] = [torch.Generator("cpu").manual_seed(seed) for seed in self.seeds]
         if given is not None:
             arguments |= self._scaled_up(given[: len(self.seeds)])

@@ -156,6 +156,13 @@ CONFLICTS = (
         "https://github.com/huggingface/accelerate/issues/4253",
     ),
     Conflict(
+        Trait.PACKS_ON_DEVICE,
+        Trait.MOVES_WEIGHTS,
+        "int4 weights are packed by a kernel of the GPU, but the weights are on the host when they are quantized",
+        "choose quant=int8_weight or memory=resident",
+        "torch 2.13, _convert_weight_to_int4pack is not implemented for the CPU",
+    ),
+    Conflict(
         Trait.PINS_IN_PASSING,
         Trait.QUANTIZES,
         "diffusers keeps no copy of quantized weights that it could pin, and fails at the first call",

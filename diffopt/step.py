@@ -94,6 +94,7 @@ class Trait(Enum):
     HOOKS_COMPONENTS = auto()  # hooks that break the graph around whole components, outside of their blocks
     HOOKS_LAYERS = auto()  # a hook that breaks the graph around every layer of the denoiser
     DIVIDES_DECODING = auto()  # calls the VAE's decoder for each picture or tile by itself
+    PACKS_ON_DEVICE = auto()  # rewrites weights with a kernel of the GPU, so they must be there when it does
     PINS_IN_PASSING = auto()  # pins weights each time they are streamed, and so holds no copy of them
     STOCK_PROCESSOR = auto()  # installs diffusers' own attention processor, which ignores fused projections
     FUSES_QKV = auto()  # q, k, v become one matrix

@@ -144,3 +144,29 @@ class TextAndImage(Pipe):
         output_type="pil",
     ):
         return self._drawn({k: v for k, v in locals().items() if k != "self"})
+
+
+def test_what_a_pipeline_writes_into_its_prompts_is_gone_in_the_next_call() -> None:
+    """As ZImagePipeline does, which puts the chat template around them in place."""
+
+    class Writes(TextToImage):
+        def __call__(
+            self,
+            prompt=None,
+            height=None,
+            width=None,
+            num_inference_steps=50,
+            guidance_scale=7.5,
+            negative_prompt=None,
+            generator=None,
+            output_type="pil",
+        ):
+            self.calls.append({"prompt": list(prompt)})
+            prompt[0] = f"<user>{prompt[0]}"
+            return ([Image.new("RGB", (8, 8))],)
+
+    pipe = Writes()
+    made = calls.stages((pipe,), a_cell("workload.prompt=fox"))  # type: ignore[arg-type]
+    calls.run(made)
+    calls.run(made)
+    assert [call["prompt"] for call in pipe.calls] == [["fox"], ["fox"]]

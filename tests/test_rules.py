@@ -137,3 +137,10 @@ def test_small_gpus_do_not_search_matrix_products(gpu: str, noted: bool) -> None
     notes = plan(*words, "compile=max_autotune").notes
     assert any("does not search kernels for matrix products" in note for note in notes) is noted
     assert not any("matrix products" in note for note in plan(*words, "compile=default").notes)
+
+
+def test_int4_is_packed_where_the_weights_are() -> None:
+    words = ("model=sdxl", "hardware=a100", "precision=bf16", "quant=int4_weight", "memory=model_offload")
+    (request,) = requests(list(words))
+    reasons = make_plan(request.cell, request.choices).reasons
+    assert any("packed by a kernel of the GPU" in reason for reason in reasons)

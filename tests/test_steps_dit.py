@@ -314,3 +314,17 @@ def test_float8_storage_is_refused_with_what_generates_code():
     (problem,) = problems(asked, {"quant": "fp8_storage", "compile": "regional"})
     assert problem.keys == ("quant=fp8_storage", "compile=regional")
     assert step("quant", "fp8_storage").traits == {Trait.CASTS_STORAGE}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["tiny_deepfloyd_if", "tiny_sd35_medium", "tiny_sana_1600m", "tiny_cogvideox_5b"])
+def test_our_processors_are_traced_in_one_graph(family):
+    """Those that take the place of stock ones; the graph is run as it stands."""
+    asked = cell(family)
+    pipes, fuse = pipelines(asked), [] if family == "tiny_deepfloyd_if" else [step("fuse", "qkv")]
+    apply(pipes, asked, *fuse, step("attention", "math"))
+    torch._dynamo.reset()
+    for pipe, of in zip(pipes, asked.sites, strict=True):
+        getattr(pipe, of.model.denoiser).compile(backend="eager", fullgraph=True)
+    assert error(drawn(pipes, asked), reference(family)) <= EXACT
+    torch._dynamo.reset()

@@ -158,6 +158,16 @@ def test_weights_that_were_put_back_are_found_out(toy):
         chosen.verify(pipe, site())
 
 
+def test_weights_that_sequential_offload_keeps_on_the_host_are_looked_at_there(toy):
+    from accelerate import cpu_offload
+
+    pipe, chosen = pipeline(), lora("fused", toy)
+    chosen.apply(pipe, site())
+    cpu_offload(pipe.unet, execution_device=torch.device("cpu"))
+    assert all(weight.is_meta for weight in pipe.unet.parameters())
+    assert chosen.verify(pipe, site()).numbers["shown"] == pytest.approx(1)
+
+
 def test_layers_left_beside_fused_weights_are_found_out(toy):
     pipe, chosen = pipeline(), lora("fused", toy)
     chosen.apply(pipe, site())

@@ -256,7 +256,7 @@ def graphs():
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize(("name", "dynamic"), [("slicing", True), ("tiling", None)])
+@pytest.mark.parametrize(("name", "dynamic"), [("slicing", True), pytest.param("tiling", None, marks=pytest.mark.slow)])
 def test_a_compiled_decoder_is_watched_without_breaking_its_graph(graphs, name, dynamic):
     """The loops over pictures and squares are inside of the graph."""
     pipe, chosen = pipeline(), tiling() if name == "tiling" else step("vae", name)

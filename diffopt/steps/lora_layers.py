@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +27,7 @@ from diffopt.hub import one_line
 from diffopt.lora_files import checked
 from diffopt.step import Effect
 from diffopt.steps.linears import replaced
+from diffopt.steps.offload import layer_hooks
 
 if TYPE_CHECKING:
     from diffopt.steps.lora import Source
@@ -136,7 +136,7 @@ def proof_of_fusion(pipe: DiffusionPipeline) -> Effect:
         raise NoEffect("lora=fused: no LoRA was fused into this pipeline")
     if any(_adapted(part) for part in parts(pipe).values()):
         raise NoEffect("lora=fused: LoRA layers still stand beside the weights")
-    size = fmean(float(sample.change.norm() / sample.before.norm()) for sample in samples)
+    size = _length(sample.change for sample in samples) / _length(sample.before for sample in samples)
     if not size:
         raise NoEffect("lora=fused: the LoRA's matrices are zero and change nothing")
     shown = {component: _shown(pipe, samples, component) for component in {sample.component for sample in samples}}
@@ -192,15 +192,16 @@ def _shown(pipe: Any, samples: Sequence[Sample], component: str) -> float:
     """Which part of the changes the weights of a component show now, measured along the changes."""
     along = length = 0.0
     for sample in (sample for sample in samples if sample.component == component):
-        weight: Any = getattr(pipe, component).get_submodule(sample.path).weight
-        if weight.is_meta:  # a memory step keeps it elsewhere
-            continue
+        layer = getattr(pipe, component).get_submodule(sample.path)
+        weight = next(layer_hooks(layer)).weights_map["weight"] if layer.weight.is_meta else layer.weight
         moved = _plain(weight)[: len(sample.before)].float().cpu() - sample.before
         along += float((moved * sample.change).sum())
         length += float((sample.change * sample.change).sum())
-    if not length:
-        raise NoEffect(f"lora=fused: the weights of {component} are nowhere that they can be read")
-    return along / length
+    return along / length if length else 0.0
+
+
+def _length(values: Iterable[torch.Tensor]) -> float:
+    return sum(float((value * value).sum()) for value in values) ** 0.5
 
 
 def _plain(weight: Any) -> Any:

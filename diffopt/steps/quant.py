@@ -109,7 +109,7 @@ class Int4Weight(Step):
 
     @property
     def traits(self) -> frozenset[Trait]:
-        return frozenset({Trait.QUANTIZES})
+        return frozenset({Trait.QUANTIZES, Trait.PACKS_ON_DEVICE})
 
     def requires(self) -> Requirements:
         return Requirements(

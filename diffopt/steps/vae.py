@@ -49,7 +49,7 @@ class Split(Step):
         if site.model.vae is None:
             return (f"model {site.model.name} has no VAE",)
         idle = list(self._idle(site))
-        return (" and ".join(idle),) if len(idle) == self.slicing + self.tiling else ()
+        return (" and ".join(idle),) if len(idle) == len(self._asked) else ()
 
     def activation_share(self, working: str, *, batch: int, height: int, width: int) -> float:
         if working != "vae":
@@ -61,9 +61,7 @@ class Split(Step):
         from diffopt.steps.decoding import set_tile, watch
 
         vae: Any = getattr(pipe, str(site.model.vae))
-        for name, asked in (("slicing", self.slicing), ("tiling", self.tiling)):
-            if not asked:
-                continue
+        for name in self._asked:
             try:
                 getattr(vae, f"enable_{name}")()
             except (AttributeError, NotImplementedError) as error:
@@ -76,15 +74,14 @@ class Split(Step):
         from diffopt.steps.decoding import seen
 
         vae: Any = getattr(pipe, str(site.model.vae))
-        for name, asked in (("slicing", self.slicing), ("tiling", self.tiling)):
-            if asked and not getattr(vae, f"use_{name}", False):
+        for name in self._asked:
+            if not getattr(vae, f"use_{name}", False):
                 raise NoEffect(f"vae.{name}: it is switched off in {type(vae).__name__}")
         last = seen(vae)
         if last is None or not last.calls:
             raise NoEffect("vae: its decoder was never called through decode()")
-        acting = [name for name, asked, done in self._outcomes(last) if asked and done]
-        idle = [name for name, asked, done in self._outcomes(last) if asked and not done]
-        if not acting:
+        idle = [name for name in self._asked if not {"slicing": last.sliced, "tiling": last.tiled}[name]]
+        if len(idle) == len(self._asked):
             raise NoEffect(
                 f"vae.{' and vae.'.join(idle)}: nothing to divide, the decoder took all {last.pictures} pictures at "
                 f"their full size of {last.height} x {last.width} latents; choose a larger batch or size, or a "
@@ -95,9 +92,9 @@ class Split(Step):
         told += f"; {idle[0]} had nothing to divide" if idle else ""
         return Effect(told, last.numbers())
 
-    def _outcomes(self, last: Any) -> Iterator[tuple[str, bool, bool]]:
-        yield "slicing", self.slicing, last.sliced
-        yield "tiling", self.tiling, last.tiled
+    @property
+    def _asked(self) -> tuple[str, ...]:
+        return tuple(name for name in ("slicing", "tiling") if getattr(self, name))
 
     def _idle(self, site: Site) -> Iterator[str]:
         """What certainly has nothing to divide, as far as the workload tells."""
