@@ -79,7 +79,7 @@ def stages(pipes: Sequence[DiffusionPipeline], cell: Cell) -> tuple[Stage, ...]:
         if index == 0:
             arguments |= _asked(pipe, model, workload)
         seeds = tuple(range(workload.seed, workload.seed + batch))
-        _check(pipe, task, arguments)
+        _check(pipe, task, {*arguments, "generator", *(["image"] if index else [])})
         made.append(
             Stage(
                 name=model.name if len(models) > 1 else "denoise",
@@ -116,7 +116,10 @@ def _prompts(pipe: Any, model: Model, workload: Workload, batch: int) -> dict[st
 
 
 def _embeddings(model: Model, size: Embeddings, pipe: Any, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of the prompt and the negative prompt, each (1, tokens, width), where and in what the denoiser computes."""
+    """Of the prompt and the negative prompt, each (1, tokens, width), where and in what the denoiser computes.
+
+    Drawn with the first picture's seed, and the same for the whole batch: they stand for one prompt.
+    """
     denoiser = getattr(pipe, model.denoiser)
     generator = torch.Generator("cpu").manual_seed(seed)
     drawn = torch.randn((2, size.tokens, size.width), generator=generator).to(pipe._execution_device, denoiser.dtype)
@@ -162,8 +165,8 @@ def _asked(pipe: Any, model: Model, workload: Workload) -> dict[str, Any]:
     return found
 
 
-def _check(pipe: Any, task: Task, arguments: dict[str, Any]) -> None:
-    if unknown := sorted(arguments.keys() - _accepted(pipe)):
+def _check(pipe: Any, task: Task, arguments: set[str]) -> None:
+    if unknown := sorted(arguments - _accepted(pipe)):
         raise Refusal(f"workload.task={task}: {type(pipe).__name__} takes no {', '.join(unknown)}")
 
 

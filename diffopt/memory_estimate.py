@@ -151,10 +151,11 @@ def _asked(cell: Cell) -> Iterator[_Asked]:
 
 def _activations(recipe: Recipe, stage: _Stage, part: str, customary: int | None) -> int:
     """Bytes of the activations of ``part``, in proportion to what is customary."""
-    model, asked = stage.model, stage.asked
-    pixels = asked.height * asked.width / (model.height * model.width)
-    frames = asked.frames / (model.frames or 1)
-    halves = denoiser_batch(model, asked.guidance) / denoiser_batch(model, model.guidance) if part == "denoiser" else 1
+    model, asked, counted = stage.model, stage.asked, stage.model.activations
+    pixels = asked.height * asked.width / ((counted.height or model.height) * (counted.width or model.width))
+    frames = asked.frames / (counted.frames or model.frames or 1)
+    guidance = model.guidance if counted.guidance is None else counted.guidance
+    halves = denoiser_batch(model, asked.guidance) / denoiser_batch(model, guidance) if part == "denoiser" else 1
     share = prod(
         step.activation_share(part, batch=asked.batch, height=asked.height, width=asked.width)
         for _, step in recipe.steps

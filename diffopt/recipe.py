@@ -86,13 +86,18 @@ class Parameters(Frozen):
 
 
 class Activations(Frozen):
-    """Values alive at once beside the weights, at the customary size and one picture; ``None`` where not known.
+    """Values alive at once beside the weights, for one picture of the size given here; ``None`` where not known.
 
-    Counted by running the parts on the meta device; the attention never keeps its score matrix.
+    Counted by running the parts on the meta device; the attention never keeps its score matrix. What they were counted
+    with stands here too: an option that extends another may change the model's customary size and guidance.
     """
 
     denoise: int | None = None  # in one call of the denoiser, with the batch doubled where guidance does so
     decode: int | None = None  # in the VAE's decoder
+    height: Positive | None = None  # counted with this size in pixels; None: the model's customary one, as the next
+    width: Positive | None = None
+    frames: Positive | None = None
+    guidance: Annotated[float, Field(ge=0)] | None = None
 
 
 class Model(Frozen):

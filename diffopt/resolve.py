@@ -21,6 +21,7 @@ from diffopt.compose.sweep import expand, split_sweep
 from diffopt.errors import UsageError
 from diffopt.explain import explain, groups_in
 from diffopt.launch import Launch, make_launch
+from diffopt.lora_files import resolve_lora
 from diffopt.paths import user_path
 from diffopt.recipe import Recipe
 from diffopt.resolve_workload import UNSAID, resolve_workload
@@ -103,6 +104,8 @@ class Resolver:
         recipe = {name: data[name] for name in Recipe.model_fields if name in data}
         recipe["model"] = self._model(data["model"])
         recipe["hardware"] = self._hardware(data["hardware"], composed.typed)
+        if isinstance(data.get("lora"), dict):
+            recipe["lora"] = resolve_lora(data["lora"], Path.cwd())
         workload = resolve_workload(data["workload"], recipe["model"], composed.typed)
         study = data["study"]
         if study is not None and not isinstance(study, str):
@@ -121,7 +124,7 @@ class Resolver:
         key = json.dumps(data, sort_keys=True)
         if key not in self._models:
             resolved = model_files.resolve_model({**data, "cascade": []}, Path.cwd())
-            stages = [self._model(self._stage(stage, data)) for stage in data.get("cascade") or []]
+            stages = [self._model(self._stage(stage, data)) for stage in _stages(data.get("cascade"))]
             self._models[key] = {**resolved, "cascade": stages}
         return self._models[key]
 
@@ -153,6 +156,14 @@ class Resolver:
         files = [self._composer.own_file(group, choices[group]) for group in groups_in(error) if group in choices]
         named = ", ".join(str(path) for path in dict.fromkeys(files) if path is not None)
         return f" (see {named})" if named else ""
+
+
+def _stages(cascade: Any) -> list[Any]:
+    if cascade is None:
+        return []
+    if not isinstance(cascade, list) or not all(isinstance(stage, str | dict) for stage in cascade):
+        raise UsageError("model.cascade: the later stages are a list of names of model options, such as [a, b].")
+    return cascade
 
 
 def make_cell(data: dict[str, Any]) -> Cell:

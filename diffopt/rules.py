@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from diffopt.cell import Cell
 from diffopt.memory_estimate import GIB, NOTED, estimate
 from diffopt.memory_remedies import Remedy, remedies
-from diffopt.recipe import Hardware
+from diffopt.recipe import Hardware, Model
 from diffopt.step import Requirements, Trait
 
 
@@ -128,13 +128,6 @@ CONFLICTS = (
         "https://huggingface.co/blog/zerogpu-aoti",
     ),
     Conflict(
-        Trait.LIVE_LORA,
-        Trait.EXPORTS,
-        "the scale of a live LoRA becomes a constant of a package made ahead of time, which no swap can change",
-        "choose compile=default or fuse the LoRA",
-        "https://huggingface.co/docs/peft/main/en/package_reference/hotswap",
-    ),
-    Conflict(
         Trait.CASTS_STORAGE,
         Trait.EXPORTS,
         "layerwise casting replaces the weights in each call, and a package made ahead of time keeps their addresses",
@@ -160,7 +153,7 @@ CONFLICTS = (
         Trait.MOVES_WEIGHTS,
         "int4 weights are packed by a kernel of the GPU, but the weights are on the host when they are quantized",
         "choose quant=int8_weight or memory=resident",
-        "torch 2.13, _convert_weight_to_int4pack is not implemented for the CPU",
+        "https://github.com/pytorch/pytorch/blob/main/aten/src/ATen/native/native_functions.yaml",
     ),
     Conflict(
         Trait.PINS_IN_PASSING,
@@ -248,7 +241,7 @@ def _does_not_fit(case: Case) -> Iterator[Problem]:
         changed = Case(remedy.cell, {**case.choices, **dict(remedy.options)})
         return len(_other_problems(changed)) <= len(_other_problems(case))
 
-    found = [str(remedy) for remedy in remedies(case.cell, has * GIB, works)]
+    found = [str(remedy) for remedy in remedies(case.cell, NOTED * has * GIB, works)]
     remedy = f"it would fit with {', or with '.join(found)}" if found else "no option that diffopt has makes it fit"
     keys = (f"model={case.cell.recipe.model.name}", case.place)
     yield Problem(f"needs about {needed}, {case.hardware.name} has {has:g}", keys, remedy)
@@ -268,11 +261,25 @@ def _unsuited_workload(case: Case) -> Iterator[Problem]:
         can = " or ".join(f"workload={task}" for task in model.pipelines.tasks)
         fact = f"model {model.name} has no pipeline for {workload.task}"
         yield Problem(fact, (f"model={model.name}", f"workload.task={workload.task}"), f"choose {can}")
-    if workload.task == "img2img" and model.denoiser == "transformer":
+    elif workload.task == "img2img" and model.denoiser == "transformer":
         yield from _ignored_picture(case)
-    if model.embedded_guidance and workload.negative_prompt:
-        fact = "its guidance is embedded, so that no negative prompt is read"
+    if workload.negative_prompt and not any(map(_reads_negative_prompt, model.stages, _guidances(case))):
+        fact = "its guidance is embedded, or not above 1, so that no negative prompt is read"
         yield Problem(fact, (f"model={model.name}", "workload.negative_prompt"), "leave the negative prompt empty")
+    for stage in model.cascade:
+        if stage.task != "upscale":
+            fact = f"a later stage of a cascade scales pictures up, but {stage.name} is for {stage.task}"
+            yield Problem(fact, ("model.cascade",), "name models with the task upscale")
+
+
+def _reads_negative_prompt(model: Model, guidance: float) -> bool:
+    return guidance > 1 and not model.embedded_guidance and model.embeddings is None
+
+
+def _guidances(case: Case) -> list[float]:
+    """The guidance of each stage."""
+    workload = case.cell.workload
+    return [workload.guidance, *(stage.guidance for stage in workload.later_stages)]
 
 
 def _ignored_picture(case: Case) -> Iterator[Problem]:

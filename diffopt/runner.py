@@ -19,6 +19,7 @@ from diffopt.errors import Interrupted, Refusal, UsageError
 from diffopt.hardware import Gpu
 from diffopt.labels import labels, one_line
 from diffopt.launch import Launch, default_launch
+from diffopt.lora_files import FILES
 from diffopt.plan import Plan, make_plan
 from diffopt.progress import (
     CellFinished,
@@ -295,6 +296,9 @@ def _shareable(cell: Cell) -> dict[str, Any]:
     model, workload = data["recipe"]["model"], data["workload"]
     for stage in (model, *model["cascade"]):
         stage["path"] = None
+    for key in {*FILES} & data["recipe"]["lora"].keys():
+        named = data["recipe"]["lora"][key]
+        data["recipe"]["lora"][key] = named and Path(named).name
     for name in PICTURES:
         if workload[name] is not None:
             workload[name]["path"] = Path(workload[name]["path"]).name

@@ -230,9 +230,9 @@ def _import_libraries(cell: Cell) -> None:
     """Import what every cell of this pipeline needs, before the clock of ``load_s`` starts."""
     import diffusers
 
-    getattr(diffusers, str(getattr(cell.recipe.model.pipelines, cell.workload.task)))
-    for later in cell.recipe.model.cascade:
-        getattr(diffusers, str(getattr(later.pipelines, later.task)))
+    tasks = (cell.workload.task, *(later.task for later in cell.recipe.model.cascade))
+    for model, task in zip(cell.recipe.model.stages, tasks, strict=True):
+        getattr(diffusers, str(getattr(model.pipelines, task)), None)  # loading says what is wrong with a name
 
 
 if __name__ == "__main__":

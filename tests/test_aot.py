@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from option_steps import step
+from peft import LoraConfig, inject_adapter_in_model
 from tiny_pipelines import picture, pipeline, site
 from torch import nn
 from torch._dynamo.utils import counters
@@ -25,8 +26,9 @@ from torch._functorch._aot_autograd.subclass_parametrization import unwrap_tenso
 from diffopt.errors import NoEffect, Refusal
 from diffopt.rules import CONFLICTS
 from diffopt.step import Order, Trait
-from diffopt.steps import packaged_call
-from diffopt.steps.packaged_call import PackagedCall, constants, fingerprint, proof
+from diffopt.steps import module_fingerprint, packaged_call
+from diffopt.steps.module_fingerprint import constants, fingerprint
+from diffopt.steps.packaged_call import PackagedCall, proof
 
 
 @pytest.fixture(autouse=True)
@@ -149,11 +151,15 @@ def other_strides(toy: Toy) -> None:
     toy.linear.weight = nn.Parameter(toy.linear.weight.t().contiguous().t(), requires_grad=False)
 
 
+def other_constant(toy: Toy) -> None:
+    toy.plain = torch.arange(4.0) + 2
+
+
 def other_class(toy: Toy) -> None:
     toy.norm = nn.RMSNorm(16)
 
 
-@pytest.mark.parametrize("change", [other_setting, other_type, other_strides, other_class])
+@pytest.mark.parametrize("change", [other_setting, other_type, other_strides, other_constant, other_class])
 def test_another_module_gets_another_package(inductor, tmp_path, change):
     called(Toy(), tmp_path).module(*INPUTS)
     changed = Toy()
@@ -161,6 +167,16 @@ def test_another_module_gets_another_package(inductor, tmp_path, change):
     assert fingerprint(changed) != fingerprint(Toy())
     called(changed, tmp_path).module(*INPUTS)
     assert len(inductor.programs) == 2
+
+
+def test_another_attention_backend_gets_another_package():
+    """diffusers keeps it in a private attribute of the processor."""
+    pipe, other = pipeline(), pipeline()
+    assert fingerprint(pipe.unet) == fingerprint(other.unet)
+    step("attention", "math").apply(other, site())
+    third = pipeline()
+    step("attention", "flash").apply(third, site())
+    assert len({fingerprint(one.unet) for one in (pipe, other, third)}) == 3
 
 
 def test_another_recipe_gets_another_package(inductor, tmp_path):
@@ -173,7 +189,7 @@ def test_a_package_does_not_outlive_the_code_of_the_module(tmp_path, monkeypatch
     before = fingerprint(Toy())
     changed = tmp_path / "code.py"
     changed.write_text("other")
-    monkeypatch.setattr(packaged_call.inspect, "getsourcefile", lambda cls: str(changed))
+    monkeypatch.setattr(module_fingerprint.inspect, "getsourcefile", lambda cls: str(changed))
     assert fingerprint(Toy()) != before
 
 
@@ -326,6 +342,18 @@ def test_a_pipeline_goes_through_its_package(inductor):
     assert counters["aot_packages"] == {"compiled": 1, "loaded": 1}
 
 
+def test_the_scale_of_a_live_lora_is_a_part_of_the_package(inductor, tmp_path):
+    for scale in (1.0, 3.0, 1.0):
+        torch.manual_seed(0)
+        toy = inject_adapter_in_model(LoraConfig(r=2, target_modules=["linear"], init_lora_weights="gaussian"), Toy())
+        torch.nn.init.ones_(toy.linear.lora_B["default"].weight)
+        toy.linear.set_scale("default", scale)
+        expected = toy.forward(*INPUTS)[0]
+        called(toy, tmp_path)
+        torch.testing.assert_close(toy(*INPUTS)[0], expected)
+    assert len(inductor.programs) == 2
+
+
 def test_a_pipeline_without_packages_is_found_out():
     pipe = pipeline()
     with pytest.raises(NoEffect, match="unet is not called through a package"):
@@ -338,7 +366,7 @@ def test_the_step_says_what_it_cannot_bear():
     assert chosen.traits == {Trait.GENERATES_CODE, Trait.EXPORTS}
     assert step("compile", "aot", mode="max-autotune-no-cudagraphs").traits == chosen.traits | {Trait.SEARCHES_GEMM}
     against = {conflict.first for conflict in CONFLICTS if conflict.second is Trait.EXPORTS}
-    assert against >= {Trait.MOVES_WEIGHTS, Trait.CASTS_STORAGE, Trait.GRAPH_BREAKS, Trait.LIVE_LORA}
+    assert against >= {Trait.MOVES_WEIGHTS, Trait.CASTS_STORAGE, Trait.GRAPH_BREAKS, Trait.CACHES}
 
 
 SECOND_PROCESS = """

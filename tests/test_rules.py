@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from diffopt import rules
+from diffopt.errors import UsageError
 from diffopt.plan import Plan, make_plan
 from diffopt.recipe import STEP_GROUPS
 from diffopt.resolve import requests
@@ -144,3 +145,36 @@ def test_int4_is_packed_where_the_weights_are() -> None:
     (request,) = requests(list(words))
     reasons = make_plan(request.cell, request.choices).reasons
     assert any("packed by a kernel of the GPU" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("model=tiny_z_image", "workload.negative_prompt=ugly"), "no negative prompt is read"),
+        (("model=tiny_sd15", "workload.negative_prompt=ugly", "workload.guidance=1.0"), "no negative prompt is read"),
+        (("model=tiny_deepfloyd_if", "model.cascade=[tiny_sd15]"), "tiny_sd15 is for txt2img"),
+        (("model=tiny_sd15", "workload=txt2video"), "has no pipeline for txt2video"),
+        (
+            ("model=tiny_flux_dev", "workload=img2img", "workload.steps=2"),
+            "begins at the first one, which is pure noise",
+        ),
+    ],
+)
+def test_what_would_change_nothing_is_refused(words: tuple[str, ...], reason: str) -> None:
+    (request,) = requests([*words, "hardware=cpu"])
+    (told,) = make_plan(request.cell, request.choices).reasons
+    assert reason in told
+
+
+def test_activations_count_by_the_size_that_they_were_counted_with() -> None:
+    """Not by the model's customary one, which a fine-tune may have changed, and which is in no id."""
+    same = ("model=sd15", "hardware=t4", "precision=fp16", "workload.height=512", "workload.width=512")
+    (plain,), (small,) = requests(list(same)), requests([*same, "model.height=64", "model.width=64"])
+    assert plain.cell.id == small.cell.id
+    assert make_plan(small.cell).reasons == make_plan(plain.cell).reasons == []
+
+
+@pytest.mark.parametrize("cascade", ["5", "tiny_sd_x4_upscaler", "{a: b}"])
+def test_a_cascade_is_a_list_of_names(cascade: str) -> None:
+    with pytest.raises(UsageError, match="list of names of model options"):
+        requests(["model=tiny_deepfloyd_if", f"model.cascade={cascade}", "hardware=cpu"])

@@ -236,8 +236,8 @@ def test_regions_of_a_hooked_module_are_found_out():
 
 def test_regions_go_with_nothing_that_moves_weights():
     assert Trait.COPIES_MODULES in step("compile", "regions").traits
-    joined = [conflict for conflict in CONFLICTS if conflict.second is Trait.COPIES_MODULES]
-    assert [conflict.first for conflict in joined] == [Trait.MOVES_WEIGHTS]
+    against = {conflict.first for conflict in CONFLICTS if conflict.second is Trait.COPIES_MODULES}
+    assert Trait.MOVES_WEIGHTS in against
 
 
 def test_components_of_one_class_may_share_graphs():

@@ -168,6 +168,15 @@ def test_weights_that_sequential_offload_keeps_on_the_host_are_looked_at_there(t
     assert chosen.verify(pipe, site()).numbers["shown"] == pytest.approx(1)
 
 
+def test_so_are_those_of_live_layers(toy):
+    from accelerate import cpu_offload
+
+    pipe, chosen = pipeline(), lora("live", toy)
+    chosen.apply(pipe, site())
+    cpu_offload(pipe.unet, execution_device=torch.device("cpu"))
+    assert chosen.verify(pipe, site()).numbers["rank"] == 4
+
+
 def test_layers_left_beside_fused_weights_are_found_out(toy):
     pipe, chosen = pipeline(), lora("fused", toy)
     chosen.apply(pipe, site())

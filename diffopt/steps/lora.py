@@ -1,8 +1,8 @@
 """A LoRA: low-rank changes of a model's weights from one safetensors file; needs peft (the extra ``lora``).
 
 ``path`` and ``swap_path`` only describe: a file counts by its SHA-256, which ``lora_files`` fills in when a recipe is
-composed, with the components and the rank that the file's header tells. How layers are loaded and looked at is in
-``lora_layers``.
+composed, with the components and the rank that the file's header tells. How layers are loaded, proven and swapped is
+in ``lora_layers``, ``lora_proof`` and ``lora_swap``.
 """
 
 from __future__ import annotations
@@ -65,15 +65,16 @@ class Fused(Step):
         return tuple(_problems(self, site))
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        from diffopt.steps import lora_layers
+        from diffopt.steps.lora_layers import load
+        from diffopt.steps.lora_proof import fuse
 
-        lora_layers.load(pipe, self, adapter="diffopt")
-        lora_layers.fuse(pipe, adapter="diffopt", scale=self.scale)
+        load(pipe, self, adapter="diffopt")
+        fuse(pipe, adapter="diffopt", scale=self.scale)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffopt.steps import lora_layers
+        from diffopt.steps.lora_proof import proof_of_fusion
 
-        return lora_layers.proof_of_fusion(pipe)
+        return proof_of_fusion(pipe)
 
 
 @register("lora")
@@ -103,15 +104,15 @@ class Live(Step):
         return tuple(_problems(self, site))
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        from diffopt.steps import lora_layers
+        from diffopt.steps.lora_layers import load
 
-        lora_layers.load(pipe, self, adapter=self.adapter)
+        load(pipe, self, adapter=self.adapter)
         pipe.set_adapters([self.adapter], [self.scale])
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffopt.steps import lora_layers
+        from diffopt.steps.lora_proof import proof
 
-        return lora_layers.proof(pipe, self.kind, self.adapter, self.scale)
+        return proof(pipe, self.kind, self.adapter, self.scale)
 
 
 @register("lora")

@@ -18,7 +18,7 @@ from diffopt.errors import NoEffect, Refusal
 from diffopt.hub import one_line
 from diffopt.lora_files import checked, read_lora
 from diffopt.step import Effect
-from diffopt.steps import lora_layers
+from diffopt.steps import lora_layers, lora_proof
 
 if TYPE_CHECKING:
     from diffopt.step import Site
@@ -70,7 +70,7 @@ def swap(pipe: Any, file: str | Path, *, adapter: str, scale: float = 1.0) -> No
 
 def proof(pipe: Any, site: Site, step: HotSwap) -> Effect:
     """That the layers are there, that they can be swapped, and, with a second file, that a swap compiles nothing."""
-    effect = lora_layers.proof(pipe, step.kind, step.adapter, step.scale)
+    effect = lora_proof.proof(pipe, step.kind, step.adapter, step.scale)
     rank = step.target_rank or step.rank
     for path, layer in _all(pipe, step.adapter):
         weights = [layer.lora_A[step.adapter].weight, layer.lora_B[step.adapter].weight]

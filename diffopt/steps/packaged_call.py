@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import inspect
 import json
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -27,11 +26,11 @@ from torch._dynamo import eval_frame
 from torch._dynamo.utils import counters
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from torch.utils._pytree import TreeSpec, tree_flatten
 
 from diffopt.errors import NoEffect, Refusal
 from diffopt.step import Effect
+from diffopt.steps.module_fingerprint import Constants, constants, fingerprint
 
 PACKAGE, CONSTANTS, INPUTS = "package.pt2", "constants.pt", "inputs.json"
 # of one module; as with dynamo's limit of recompiles, more of them mean that an input changes from call to call
@@ -41,7 +40,6 @@ MOST_PACKAGES = 8
 WITHOUT_WEIGHTS = {"aot_inductor.package_constants_in_so": False, "always_keep_tensor_constants": True}
 
 Signature = tuple[TreeSpec, tuple[Any, ...]]
-Constants = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -122,8 +120,7 @@ class PackagedCall:
                 )
             torch.save(own, partial / CONSTANTS)
             (partial / INPUTS).write_text(json.dumps(inputs, indent=1), encoding="utf-8")
-            if not folder.is_dir():  # else another process was faster, and its package is as good
-                partial.rename(folder)
+            _publish(partial, folder)
         finally:
             self.module._compiled_call_impl = call
             shutil.rmtree(partial, ignore_errors=True)
@@ -141,42 +138,6 @@ class PackagedCall:
         run.load_constants({name: known[name] for name in wanted}, check_full_update=True, user_managed=True)
         given = {name: known[name].data_ptr() for name in wanted if name not in own}
         return Package(run, own, given, compiled=compiled, bytes=(folder / PACKAGE).stat().st_size)
-
-
-def constants(module: nn.Module) -> Constants:
-    """The module's parameters and buffers by the names that a package knows them by.
-
-    A quantized weight is a tensor made of plain ones, which export takes apart (torch's subclass_parametrization.py).
-    """
-    found: Constants = {}
-    named = chain(module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
-    for name, tensor in named:
-        if is_traceable_wrapper_subclass(tensor):
-            owner, _, leaf = name.rpartition(".")
-            stem = f"{owner}.parametrizations.{leaf}" if owner else f"parametrizations.{leaf}"
-            found |= {f"{stem}.original{index}": part for index, part in enumerate(_plain(tensor))}
-        else:
-            found[name] = tensor
-    return found
-
-
-def fingerprint(module: nn.Module) -> str:
-    """A hash of what a module's graph is made of, which is everything but the values of its weights.
-
-    That is the classes, their source files, their plain settings, those of attention processors, and of each weight
-    its kind, shape, strides and type.
-    """
-    facts: list[str] = []
-    sources: set[str] = set()
-    for name, part in module.named_modules():
-        for owner in (part, getattr(part, "processor", None)):
-            if owner is not None:
-                facts.append(f"{name}: {type(owner).__qualname__} {_settings(owner)}")
-                sources.add(_source(type(owner)))
-    for name, tensor in constants(module).items():
-        facts.append(f"{name}: {tuple(tensor.shape)} {tensor.stride()} {tensor.dtype} {tensor.device.type}")
-    facts += [f"{name}: {type(tensor).__qualname__}" for name, tensor in module.named_parameters()]
-    return hashlib.sha256("\n".join([*facts, *sorted(sources)]).encode()).hexdigest()
 
 
 def proof(calls: Mapping[str, Any]) -> Effect:
@@ -198,6 +159,14 @@ def proof(calls: Mapping[str, Any]) -> Effect:
     ways = {"loaded": len(packages) - compiled, "compiled and saved": compiled}
     told = ", ".join(f"{count} {'packages' if count > 1 else 'package'} {way}" for way, count in ways.items() if count)
     return Effect(f"{told} ({size / 1e6:.1f} MB)", numbers)
+
+
+def _publish(partial: Path, folder: Path) -> None:
+    try:
+        partial.rename(folder)
+    except OSError:
+        if not folder.is_dir():  # else another process was faster, and its package is as good
+            raise
 
 
 def _signature(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Signature:
@@ -236,31 +205,3 @@ def _name_constants(program: ExportedProgram, module: nn.Module) -> Constants:
     if odd := sorted(name for name, value in found.items() if not isinstance(value, torch.Tensor)):
         raise Refusal(f"compile=aot: {type(module).__name__} has constants that are no tensors: {', '.join(odd)}")
     return {name: value.detach() for name, value in found.items()}
-
-
-def _plain(tensor: Any) -> Iterator[torch.Tensor]:
-    if not is_traceable_wrapper_subclass(tensor):
-        yield tensor
-        return
-    for name in tensor.__tensor_flatten__()[0]:
-        yield from _plain(getattr(tensor, name))
-
-
-def _settings(owner: Any) -> dict[str, str]:
-    """Attributes that are numbers, words or tuples of such, by name."""
-
-    def is_plain(value: Any) -> bool:
-        if isinstance(value, (tuple, list)):
-            return all(map(is_plain, value))
-        return value is None or isinstance(value, (bool, int, float, str, torch.dtype))
-
-    return {name: repr(value) for name, value in sorted(vars(owner).items()) if is_plain(value)}
-
-
-def _source(cls: type) -> str:
-    """A hash of the file that defines the class, so that a package does not outlive the code that it was made of."""
-    try:
-        file = inspect.getsourcefile(cls)
-    except TypeError:  # built in
-        file = None
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else cls.__qualname__
