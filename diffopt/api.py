@@ -67,7 +67,8 @@ def optimize(
     """
     request = _request(recipe, overrides, config_dirs)
     plan = _workable(request)
-    site = Site(model=request.cell.recipe.model, hardware=request.cell.recipe.hardware, workload=None)
+    wanted = request.cell.recipe
+    site = Site(model=wanted.model, hardware=wanted.hardware, workload=None, recipe_id=wanted.id)
     for group, step in plan.steps:
         if step.order is not Order.LOAD:
             continue

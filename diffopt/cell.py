@@ -65,5 +65,6 @@ class Cell(Frozen):
         """What steps see of each stage of the pipeline; one, unless the model is a cascade."""
         recipe = self.recipe
         return tuple(
-            Site(model=model, hardware=recipe.hardware, workload=self.workload) for model in recipe.model.stages
+            Site(model=model, hardware=recipe.hardware, workload=self.workload, recipe_id=recipe.id)
+            for model in recipe.model.stages
         )

@@ -279,12 +279,12 @@ def frames(outputs: Sequence[Output]) -> int:
 
 
 def compile_cache() -> CompileCache | None:
-    """What inductor's cache gave in this process so far; None when inductor compiled nothing."""
+    """What inductor's cache, or a package of compile=aot, gave in this process so far; None: nothing was compiled."""
     from torch._dynamo.utils import counters
 
-    found = counters["inductor"]
-    hits = int(found["fxgraph_cache_hit"])
-    misses = int(found["fxgraph_cache_miss"] + found["fxgraph_cache_bypass"])
+    found, packages = counters["inductor"], counters["aot_packages"]
+    hits = int(found["fxgraph_cache_hit"] + packages["loaded"])
+    misses = int(found["fxgraph_cache_miss"] + found["fxgraph_cache_bypass"] + packages["compiled"])
     return CompileCache(hits=hits, misses=misses) if hits or misses else None
 
 

@@ -10,8 +10,11 @@ from pathlib import Path
 from diffopt.cell import Cell
 from diffopt.child import Stop, Verdict, run_child
 from diffopt.compile_cache import private_caches
-from diffopt.launch import Launch
+from diffopt.launch import CompileArtifact, Launch
 from diffopt.result import Metrics, Stage, Start, Starts
+
+
+_NO_ARTIFACT = CompileArtifact(save=False, load=None, sha256=None)
 
 
 def run_worker(
@@ -26,6 +29,7 @@ def run_worker(
         return run_child(folder, launch, stop, gpu=gpu, on_stage=on_stage)
     with tempfile.TemporaryDirectory(prefix="diffopt-") as place:
         caches = private_caches(Path(place))
+        launch = launch.model_copy(update={"compile_artifact": _NO_ARTIFACT})  # with one, nothing would start cold
         starts = []
         for _ in ("cold", "warm"):
             verdict = run_child(folder, launch, stop, gpu=gpu, on_stage=on_stage, caches=caches, start_only=True)

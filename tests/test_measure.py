@@ -181,6 +181,7 @@ def test_the_device_is_looked_at_while_it_works_and_nothing_is_left(pipe):
 def test_what_the_compile_cache_gave(monkeypatch):
     found = Counter()
     monkeypatch.setitem(counters, "inductor", found)
+    monkeypatch.setitem(counters, "aot_packages", Counter())
     assert measure.compile_cache() is None
     found.update(fxgraph_cache_hit=3)
     assert measure.compile_cache() == CompileCache(hits=3, misses=0)
