@@ -101,6 +101,10 @@ def count_activations(model: Model, modules: Mapping[str, nn.Module]) -> Activat
     return Activations(
         denoise=live_values(lambda: _denoise(model, parts, asked), parts),
         decode=None if vae is None else live_values(lambda: _decode(vae, asked), vae),
+        height=model.height,
+        width=model.width,
+        frames=model.frames,
+        guidance=model.guidance,
     )
 
 
@@ -159,7 +163,7 @@ def report(names: list[str]) -> None:
         print(_line("activations", activations.model_dump()), flush=True)
 
 
-def _line(key: str, values: Mapping[str, int | None]) -> str:
+def _line(key: str, values: Mapping[str, float | None]) -> str:
     inside = ", ".join(f"{name}: {'null' if value is None else value}" for name, value in values.items())
     return f"  {key}: {{{inside}}}"
 

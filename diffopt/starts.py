@@ -13,7 +13,6 @@ from diffopt.compile_cache import private_caches
 from diffopt.launch import CompileArtifact, Launch
 from diffopt.result import Metrics, Stage, Start, Starts
 
-
 _NO_ARTIFACT = CompileArtifact(save=False, load=None, sha256=None)
 
 

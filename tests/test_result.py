@@ -17,6 +17,7 @@ KEYS = {
 METRICS = {
     *("load_s", "first_call_s", "warmup_s", "latency_s", "stages", "images_per_second", "split_s"),
     *("peak_memory_bytes", "peak_reserved_bytes", "compile_cache"),
+    "starts",
 }
 
 
