@@ -143,6 +143,7 @@ def test_bytes_of_quantized_weights(quant: str, weight: float) -> None:
     assert needed(many).weights == (4000 * weight + 1100 * 2) * MILLION
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of a step made up here
 def test_offloading_keeps_what_works_and_what_was_quantized_before_it() -> None:
     base = cell("precision=bf16", "quant=int8_weight")
     moved = with_recipe(base, memory=Offloading())
@@ -151,6 +152,7 @@ def test_offloading_keeps_what_works_and_what_was_quantized_before_it() -> None:
     assert found.activations == 500 * MILLION * 2
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")  # of a step made up here
 def test_a_step_may_save_activations() -> None:
     base = cell("precision=fp16", "workload.batch_size=3")
     assert needed(with_recipe(base, vae=Halving())).activations == 3 * 500 * MILLION * 2
