@@ -12,6 +12,7 @@ from diffopt.step import Effect, Frozen, Order, Site, Step, Trait, register
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+    from torch import nn
 
 Target = Literal["denoiser", "vae_decode", "text_encoders"]
 Targets = Annotated[tuple[Target, ...], Field(min_length=1)]
@@ -100,7 +101,10 @@ class Full(Step):
                 let_compile(sum(1 for _ in module.modules()))
             module.compile(**settings)
             module._compiled_call_impl = CompiledCall(
-                module._compiled_call_impl, cuda_graphs=graphs, classes={type(module)}, settle=module._call_impl
+                module._compiled_call_impl,
+                cuda_graphs=graphs,
+                classes={type(module)},
+                settle=module._call_impl if _untraceable_at_first(module) else None,
             )
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
@@ -136,6 +140,17 @@ def compiler_traits(backend: Backend, mode: Mode, *, fullgraph: bool) -> frozens
 def refuse_untunable(backend: Backend, mode: Mode, options: Inductor) -> None:
     if backend != "inductor" and (mode != "default" or options.chosen):
         raise ValueError(f"backend={backend} generates no code, so mode must be default and every option null")
+
+
+def _untraceable_at_first(module: nn.Module) -> bool:
+    """Whether the first call does what dynamo cannot trace, and no later one does.
+
+    transformers then installs its hooks for recorded outputs, under a lock (utils/output_capturing.py); Z-Image makes
+    its rotary tables, on a device of its own. Nothing else is called twice: a cache would count the call as a step.
+    """
+    from transformers import PreTrainedModel
+
+    return isinstance(module, PreTrainedModel) or type(module).__name__ == "ZImageTransformer2DModel"
 
 
 def _whole(targets: Iterable[Target]) -> tuple[Any, ...]:

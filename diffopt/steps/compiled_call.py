@@ -26,9 +26,8 @@ class CompiledCall:
 
     Args:
         classes: of the modules that ``function`` has compiled.
-        settle: called once, before ``function``. Dynamo cannot trace how transformers installs its hooks for recorded
-            outputs (under a lock: utils/output_capturing.py), and how Z-Image makes its rotary tables (on a device of
-            its own); both do so in their first call.
+        settle: called once, before ``function``, with the same arguments: the uncompiled call, where the first one does
+            what dynamo cannot trace.
     """
 
     def __init__(
