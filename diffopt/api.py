@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffopt.cell import Cell
-from diffopt.errors import NoEffect, Refusal
+from diffopt.errors import NoEffect, Refusal, UsageError
 from diffopt.plan import Plan, make_plan
 from diffopt.resolve import Request, requests
+from diffopt.runtime import CURRENT
 from diffopt.step import Order, Site
 
 if TYPE_CHECKING:
@@ -104,6 +105,11 @@ def _request(recipe: str | Path, overrides: Sequence[str], config_dirs: Sequence
     lock = Path(recipe) if isinstance(recipe, Path) or recipe.endswith((".yaml", ".yml")) else None
     chosen = list(overrides) if lock else [f"recipe={recipe}", *overrides]
     (request,) = requests(chosen, lock=lock, folders=folders)
+    if request.cell.runtime != CURRENT:
+        raise UsageError(
+            f"runtime={request.cell.runtime.name} is another Python, and the pipeline would be made in this one. "
+            f"Choose runtime={CURRENT.name}, or use diffopt.run, whose workers it starts."
+        )
     return request
 
 

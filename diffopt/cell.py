@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from diffopt.recipe import Recipe, digest
+from diffopt.runtime import CURRENT, Runtime
 from diffopt.step import Frozen, Site, identity
 from diffopt.workload import Workload
 
@@ -40,6 +41,7 @@ class Cell(Frozen):
     recipe: Recipe
     workload: Workload
     measure: Measure
+    runtime: Runtime = CURRENT
 
     @model_validator(mode="after")
     def _workload_fits_the_model(self) -> Cell:

@@ -19,6 +19,7 @@ from typing import Literal, get_args
 
 from pydantic import ValidationError
 
+from diffopt.interpreter import Interpreter
 from diffopt.launch import Launch
 from diffopt.oom_killer import oom_kills
 from diffopt.result import Outcome, Stage, Status
@@ -98,6 +99,7 @@ def run_child(
     *,
     gpu: str | None,
     on_stage: Callable[[Stage], None],
+    interpreter: Interpreter | None = None,
     caches: Mapping[str, str] | None = None,
     start_only: bool = False,
 ) -> Verdict:
@@ -106,6 +108,7 @@ def run_child(
     Args:
         gpu: NVML uuid of the only GPU that the worker sees; None for the CPU.
         on_stage: called with each stage as it begins.
+        interpreter: what runs the worker; None: the Python that runs this.
         caches: environment variables that say where compile caches lie; None: where they always do.
         start_only: end after the first call.
     """
@@ -113,8 +116,10 @@ def run_child(
     kills = oom_kills()
     process = None
     try:
-        command = _command(folder, write, launch, gpu) + (["--start-only"] if start_only else [])
-        process = _start(folder, command, write, gpu, caches)
+        python = sys.executable if interpreter is None else interpreter.python
+        command = _command(folder, write, launch, gpu, python) + (["--start-only"] if start_only else [])
+        variables = {**(interpreter.variables if interpreter is not None else {}), **(caches or {})}
+        process = _start(folder, command, write, gpu, variables)
         os.close(write)
         with stop.covering(process.pid):
             cause, stage = _follow(process, read, launch, stop, on_stage)
@@ -134,10 +139,10 @@ def run_child(
     return _verdict(folder, cause, stage, code, launch, killed_by_kernel=oom_kills() > kills)
 
 
-def _command(folder: Path, progress: int, launch: Launch, gpu: str | None) -> list[str]:
+def _command(folder: Path, progress: int, launch: Launch, gpu: str | None, python: str = sys.executable) -> list[str]:
     # -P: a file in the user's directory must not stand in for a library
     # -X: a crash leaves its Python frames in the log
-    command = [sys.executable, "-P", "-X", "faulthandler", "-m", "diffopt.worker"]
+    command = [python, "-P", "-X", "faulthandler", "-m", "diffopt.worker"]
     command += [str(folder / "cell.yaml"), str(folder / "outcome.json"), "--progress-fd", str(progress)]
     if launch.compile_artifact.save:
         command += ["--save-artifact"]
@@ -147,14 +152,14 @@ def _command(folder: Path, progress: int, launch: Launch, gpu: str | None) -> li
 
 
 def _start(
-    folder: Path, command: Sequence[str], progress: int, gpu: str | None, caches: Mapping[str, str] | None
+    folder: Path, command: Sequence[str], progress: int, gpu: str | None, variables: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
     environment = {
         **{name: value for name, value in os.environ.items() if name not in FALSIFYING},
         "CUDA_VISIBLE_DEVICES": gpu or "",  # a cell for the CPU must not touch a GPU that another cell is measured on
         "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
         "TOKENIZERS_PARALLELISM": "false",
-        **(caches or {}),
+        **variables,
     }
     with open(folder / "log.txt", "wb") as log:
         return subprocess.Popen(

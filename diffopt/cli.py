@@ -38,6 +38,17 @@ FLAGS: dict[str, dict[str, object]] = {
     "--json": {"action": "store_true", "help": "print JSON"},
     "--pictures": {"metavar": "FILE", "type": Path, "help": "write a contact sheet of the pictures instead (PNG)"},
     "--csv": {"action": "store_true", "help": "print CSV with every column"},
+    "--like": {
+        "metavar": "PAGE",
+        "help": "print the study as that page does: pytorch2 with its figures beside, accelerate_inference, flux",
+    },
+    "--published": {"metavar": "PAGE", "help": "print the figures of that page instead of a study: pytorch2"},
+    "--charts": {
+        "metavar": "DIR",
+        "type": Path,
+        "help": "draw the charts of --like or --published into DIR (PNG) instead of printing them as text",
+    },
+    "--gpu": {"metavar": "NAME", "help": "whose pipelines the second chart shows; else the first GPU of the tables"},
 }
 
 VERBS: dict[str, Verb] = {
@@ -80,11 +91,17 @@ VERBS: dict[str, Verb] = {
         example="diffopt diff baseline pytorch2",
     ),
     "report": Verb(
-        "a study as a table",
+        "a study as a table, also beside published figures",
         commands.report,
-        ("--csv", "--pictures"),
+        ("--csv", "--pictures", "--like", "--published", "--charts", "--gpu"),
         words="study",
-        example="diffopt report first --csv > first.csv",
+        example="diffopt report first --csv > first.csv; diffopt report --published pytorch2 --charts .",
+    ),
+    "doctor": Verb(
+        "a first look at a machine: do compile, CUDA graphs, attention kernels, int8 and fp8 work here",
+        commands.doctor,
+        ("--json",),
+        words="",
     ),
     "env": Verb("versions, GPUs, which options can work here", commands.env, ("--json", "--config-dir"), words=""),
 }

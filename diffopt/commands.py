@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from diffopt.errors import UsageError
 from diffopt.paths import user_path
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from diffopt.compose import Composer
     from diffopt.resolve import Request
@@ -48,10 +49,14 @@ def _composer(args: argparse.Namespace) -> Composer:
 def plan(args: argparse.Namespace) -> int:
     """Exit code 0: a plan that lists refusals has done its work."""
     from diffopt import show
+    from diffopt.interpreter import absent
     from diffopt.plan import make_plan
 
     requests = _requests(args)
     plans = [make_plan(request.cell, request.choices) for request in requests]
+    for index, found in enumerate(plans):
+        if (note := absent(found.cell.runtime)) is not None:
+            plans[index] = replace(found, notes=(*found.notes, note))
     if args.json:
         cells = [plan.to_json(request.choices) for plan, request in zip(plans, requests, strict=True)]
         print(json.dumps({"cells": cells}, indent=2, ensure_ascii=False))
@@ -105,12 +110,14 @@ def diff(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     from diffopt import show
+    from diffopt.interpreter import check_present
     from diffopt.progress import progress
     from diffopt.report import table
     from diffopt.runner import run_all
     from diffopt.study import Study
 
     requests = _requests(args)
+    check_present(request.cell.runtime for request in requests)  # before there is a study
     name = requests[0].study
     study = Study.fresh() if name is None else Study.create(name)
     with progress() as listener:
@@ -140,6 +147,11 @@ def report(args: argparse.Namespace) -> int:
     from diffopt.report import table, to_csv, to_markdown
     from diffopt.study import Study
 
+    _check_report(args)
+    if args.published is not None:
+        from diffopt.published.pages import published_page
+
+        return _print_parts(published_page(args.published, args.charts, args.gpu))
     if len(args.study) != 1:
         raise UsageError("report takes one study: its name, or the path of its directory.")
     study = Study.open(args.study[0])
@@ -155,10 +167,38 @@ def report(args: argparse.Namespace) -> int:
             f"takes them up again ({', '.join(unfinished)})",
             file=sys.stderr,
         )
+    if args.like is not None:
+        from diffopt.published.pages import layout_of
+
+        return _print_parts(layout_of(args.like)(results, args.charts, args.gpu))
     if args.pictures is not None:
         _write_sheet(study, results, args.pictures)
     else:
         print(to_csv(results) if args.csv else to_markdown(table(results)), end="")
+    return 0
+
+
+def _check_report(args: argparse.Namespace) -> None:
+    """Raises UsageError for flags that do not go together."""
+    own = ("csv", "pictures", "like", "published")  # each is a report of its own
+    given = [f"--{flag}" for flag in own if getattr(args, flag) not in (None, False)]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} are different reports: give one of them.")
+    if args.published is not None and args.study:
+        raise UsageError("--published takes no study, it prints others' figures; --like puts a study beside them.")
+    drawn = [f"--{flag}" for flag in ("charts", "gpu") if getattr(args, flag) is not None]
+    if drawn and args.like is None and args.published is None:
+        raise UsageError(f"{' and '.join(drawn)}: the charts are those of --like and --published.")
+    if args.like is not None:
+        from diffopt.published.pages import layout_of
+
+        layout_of(args.like)
+
+
+def _print_parts(parts: Iterator[str]) -> int:
+    """Parts of a Markdown page, with an empty line between them."""
+    for index, part in enumerate(parts):
+        print(f"\n{part}" if index else part, end="")
     return 0
 
 
@@ -188,3 +228,15 @@ def env(args: argparse.Namespace) -> int:
     else:
         show.print_environment(here, gpus, options)
     return 0
+
+
+def doctor(args: argparse.Namespace) -> int:
+    """Exit code 1 when something fails that this machine should be able to do."""
+    from diffopt import doctor as doctor_module
+
+    found = doctor_module.examine((lambda finding: None) if args.json else doctor_module.print_finding)
+    if args.json:
+        print(json.dumps({"works": doctor_module.works(found), "checks": [f.model_dump() for f in found]}, indent=2))
+    else:
+        print(doctor_module.summary(found))
+    return 0 if doctor_module.works(found) else 1

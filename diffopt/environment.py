@@ -9,17 +9,17 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
-from diffopt import hardware
+from diffopt import __version__, hardware, packages
 from diffopt.errors import Refusal
 from diffopt.hardware import cpu_model
+from diffopt.interpreter import DISTRIBUTION, Interpreter
 from diffopt.recipe import digest
 from diffopt.step import Frozen
 
 PACKAGES = (
-    *("diffopt-toolkit", "torch", "diffusers", "transformers", "accelerate", "torchao"),
+    *(DISTRIBUTION, "torch", "diffusers", "transformers", "accelerate", "torchao"),
     *("triton", "nvidia-cudnn-cu12", "nvidia-cudnn-cu13"),
     *("xformers", "flash-attn", "flash-attn-3", "sageattention", "kernels"),
 )
@@ -92,20 +92,30 @@ class Environment(Frozen):
         return digest(facts)
 
 
-def environment(device: Literal["cuda", "cpu"], *, gpu: str | None = None, git: Git | None = None) -> Environment:
+def environment(
+    device: Literal["cuda", "cpu"],
+    *,
+    gpu: str | None = None,
+    git: Git | None = None,
+    interpreter: Interpreter | None = None,
+) -> Environment:
     """The environment of a cell.
 
     Args:
         device: what the recipe is for.
         gpu: NVML's uuid of the GPU that runs it; None where there is none.
         git: what :func:`git_state` found; asked for once per command, since it starts processes.
+        interpreter: what runs the cell, where that is another one than runs diffopt.
 
     Raises:
         Refusal: NVML cannot read that GPU.
     """
     found = cpu_device() if device == "cpu" else gpu_device(gpu) if gpu else absent_gpu()
     return Environment(
-        versions=versions(), device=found, cpu=Cpu(model=cpu_model(), cores=_cores(), threads=_threads()), git=git
+        versions=versions(interpreter),
+        device=found,
+        cpu=Cpu(model=cpu_model(), cores=_cores(), threads=_threads()),
+        git=git,
     )
 
 
@@ -115,15 +125,15 @@ def capture() -> Environment:
     return environment("cuda", gpu=gpus[0].uuid, git=git_state()) if gpus else environment("cpu", git=git_state())
 
 
-def versions() -> dict[str, str]:
-    """Installed versions of Python and of the packages that decide speed; those that are absent are left out."""
-    found = {"python": platform.python_version()}
+def versions(there: Interpreter | None = None) -> dict[str, str]:
+    """Versions of Python, of this diffopt and of the packages that decide speed; those that are absent are left out.
+
+    Another interpreter runs the code of this diffopt, whatever is installed there.
+    """
+    found: dict[str, str | None] = {"python": platform.python_version() if there is None else there.version}
     for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+        found[package] = __version__ if package == DISTRIBUTION else packages.installed(package, there)
+    return {name: version for name, version in found.items() if version is not None}
 
 
 def cpu_device() -> Device:

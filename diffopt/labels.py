@@ -10,10 +10,15 @@ from diffopt.recipe import STEP_GROUPS
 from diffopt.workload import PICTURES
 
 # Groups in the order a reader meets them: what is run, on what, how it is optimized, how it is measured and kept.
-GROUP_ORDER = ("recipe", "model", "workload", "hardware", *STEP_GROUPS, "measure", "launch", "sweep")
+GROUP_ORDER = ("recipe", "model", "workload", "hardware", *STEP_GROUPS, "measure", "runtime", "launch", "sweep")
 
-_PICTURE_PATHS = tuple(f"workload.{name}.path" for name in PICTURES)
-_PICTURE_CONTENTS = {f"workload.{name}.content": f"workload.{name}.path" for name in PICTURES}
+# What explains a value that a file decides: its name tells the content, and the content tells the rest.
+_FILES = {"lora.content": "lora.path", "lora.swap_content": "lora.swap_path"} | {
+    f"workload.{name}.content": f"workload.{name}.path" for name in PICTURES
+}
+_FOLLOWS = {content: (path,) for content, path in {"model.content": "model.path", **_FILES}.items()} | dict.fromkeys(
+    ("lora.components", "lora.rank", "lora.target_rank"), ("lora.content", "lora.swap_content")
+)
 
 Point = tuple[Mapping[str, str], Mapping[str, Any]]  # choices, and the cell as plain data
 
@@ -37,10 +42,10 @@ def labels(points: Sequence[Point]) -> list[dict[str, str]]:
 
 
 def _short(key: str, value: Any) -> str:
-    """A value as a label: a hash by its beginning, a picture by its file's name."""
-    if key.endswith(".content"):
+    """A value as a label: a hash by its beginning, a picture or a LoRA by its file's name."""
+    if key.endswith("content"):
         return text(value)[:12]
-    return PurePath(value).name if key in _PICTURE_PATHS and value is not None else text(value)
+    return PurePath(value).name if key in _FILES.values() and value is not None else text(value)
 
 
 def one_line(label: Mapping[str, str]) -> str:
@@ -71,17 +76,14 @@ def _unexplained(key: str, points: Sequence[Point], flat: Sequence[Mapping[str, 
     """Whether ``key`` differs between points of the same options (its own group's, and the model's).
 
     What a local folder decides is explained by the folder, which is named by its path or else by its content; so is
-    a picture.
+    a picture, and what is read from a LoRA's file.
     """
     group = key.split(".")[0]
-    if key in _PICTURE_CONTENTS and len({data.get(_PICTURE_CONTENTS[key]) for data in flat}) > 1:
-        return False
-    if key == "model.content" and len({data.get("model.path") for data in flat}) > 1:
-        return False
     seen: dict[tuple[Any, ...], str] = {}
     for (choices, _), data in zip(points, flat, strict=True):
         folder = None if key in ("model.path", "model.content") else data.get("model.content")
-        same = (choices.get(group), choices.get("model"), folder)
+        file = tuple(_short(name, data.get(name)) for name in _FOLLOWS.get(key, ()))
+        same = (choices.get(group), choices.get("model"), folder, file)
         value = text(data.get(key))
         if seen.setdefault(same, value) != value:
             return True

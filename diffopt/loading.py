@@ -40,8 +40,17 @@ def load_pipeline(model: Model, task: str, *, device: str, dtype: Mapping[str, t
         raise Refusal(f"{cls.__name__} needs packages that are not here: pip install {' '.join(lacking)}")
     with _explaining(model):
         pipe = _random(model, cls, device, dtype) if model.weights == "random" else _pretrained(model, cls, dtype)
+    _refuse_unknown_parts(model, pipe)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _refuse_unknown_parts(model: Model, pipe: Any) -> None:
+    vae = () if model.vae is None else (model.vae,)
+    for key, names in {"denoiser": (model.denoiser,), "vae": vae, "text_encoders": model.text_encoders}.items():
+        if unknown := [name for name in names if name not in pipe.components]:
+            parts = ", ".join(sorted(pipe.components))
+            raise Refusal(f"model.{key} names {unknown[0]}, which {type(pipe).__name__} has not; its parts: {parts}")
 
 
 def _class(name: str, base: str) -> Any:

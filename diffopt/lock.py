@@ -17,7 +17,7 @@ def to_yaml(cell: Cell, choices: Mapping[str, str]) -> str:
     if not cell.recipe.model.pinned:
         header += f"# model.revision={cell.recipe.model.revision}: not pinned to a commit, its weights may change\n"
     data = cell.model_dump(mode="json")
-    body = {"choices": dict(sorted(choices.items())), **{key: data[key] for key in ("recipe", "workload", "measure")}}
+    body = {"choices": dict(sorted(choices.items())), **data}
     return header + yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=120)
 
 

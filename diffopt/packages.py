@@ -9,36 +9,44 @@ from typing import TYPE_CHECKING
 from packaging.requirements import Requirement
 
 if TYPE_CHECKING:
+    from diffopt.interpreter import Interpreter
     from diffopt.step import Requirements
 
 
-def installed(name: str) -> str | None:
-    """The version of a distribution, or None."""
+def installed(name: str, there: Interpreter | None = None) -> str | None:
+    """The version of a distribution, or None; ``there``: in another interpreter, as in the functions below."""
+    if there is not None:
+        return there.installed(name)
     try:
         return version(name)
     except PackageNotFoundError:
         return None
 
 
-def missing(requirements: Iterable[str]) -> tuple[str, ...]:
+def missing(requirements: Iterable[str], there: Interpreter | None = None) -> tuple[str, ...]:
     """Those of the PEP 508 requirements that this environment does not meet, in their order, each once."""
-    return tuple(dict.fromkeys(text for text in requirements if not _met(Requirement(text))))
+    return tuple(dict.fromkeys(text for text in requirements if not _met(Requirement(text), there)))
 
 
-def _met(requirement: Requirement) -> bool:
-    if requirement.marker is not None and not requirement.marker.evaluate():
+def _met(requirement: Requirement, there: Interpreter | None) -> bool:
+    markers = None if there is None else there.markers
+    if requirement.marker is not None and not requirement.marker.evaluate(markers):
         return True  # not for this platform
-    found = installed(requirement.name)
+    found = installed(requirement.name, there)
     return found is not None and requirement.specifier.contains(found, prereleases=True)
 
 
-def lacking(needs: Iterable[Requirements]) -> str | None:
+def lacking(needs: Iterable[Requirements], there: Interpreter | None = None) -> str | None:
     """The reason of a row that missing packages keep from running, and how to get them; None where all are here."""
-    reasons = [how_to_install(absent, need.install) for need in needs if (absent := missing(need.packages))]
-    return "\n".join(dict.fromkeys(reasons)) or None
+    pip, place = ("pip", "") if there is None else (there.pip, f"runtime={there.name} ")
+    absent: dict[str | None, list[str]] = {}  # by how to get them, which pip does in one command
+    for need in needs:
+        absent.setdefault(need.install, []).extend(missing(need.packages, there))
+    reasons = [how_to_install(dict.fromkeys(texts), how, pip) for how, texts in absent.items() if texts]
+    return "\n".join(place + reason for reason in reasons) or None
 
 
-def how_to_install(requirements: Iterable[str], install: str | None = None) -> str:
+def how_to_install(requirements: Iterable[str], install: str | None = None, pip: str = "pip") -> str:
     """``install`` says how, where pip alone would not do."""
     texts = list(requirements)
-    return f"needs {', '.join(texts)}: {install or 'pip install ' + ' '.join(repr(text) for text in texts)}"
+    return f"needs {', '.join(texts)}: {install or pip + ' install ' + ' '.join(repr(text) for text in texts)}"

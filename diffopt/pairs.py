@@ -8,22 +8,21 @@ generates no code.
 
 from __future__ import annotations
 
-import argparse
+import atexit
+import functools
 import itertools
-import json
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from diffopt import packages
 from diffopt.compose import Composer
-from diffopt.errors import DiffoptError, Refusal, UsageError
+from diffopt.errors import DiffoptError, Refusal
 from diffopt.plan import Plan, make_plan
 from diffopt.recipe import STEP_GROUPS
 from diffopt.resolve import requests
-from diffopt.result import write_json, write_text
 
 FAMILIES = {"UNet": "tiny_sd15", "DiT": "tiny_flux_dev"}
 # Options that change nothing, and what they are the absence of.
@@ -41,7 +40,27 @@ BASE = {
     "cache": "none",
 }
 CAPTURE = ("compile.backend=eager", "compile.mode=default")  # what makes any torch.compile quick
-ROWS_PER_PROCESS = 20  # then a fresh one, so that nothing piles up in dynamo
+# What an option needs besides its name to do something on random weights, on small pictures and in few steps.
+NEEDS = {
+    "cache=first_block": ("workload.steps=6", "cache.threshold=0.9"),
+    "cache=mag": ("workload.steps=6", "cache.threshold=0.5", "cache.max_skip_steps=2", "cache.mag_ratios=[1.0]"),
+    "cache=mag_calibrate": ("workload.steps=6",),
+    "cache=sea": ("workload.steps=6", "cache.threshold=5.0"),
+    "cache=taylorseer": ("workload.steps=6", "cache.cache_interval=2", "cache.disable_cache_before_step=2"),
+    "cache=taylorseer_lite": ("workload.steps=6", "cache.cache_interval=2", "cache.disable_cache_before_step=2"),
+    "cache=pab": ("workload.steps=6", "cache.spatial_attention_timestep_skip_range=[-1,1001]"),
+    "cache=faster": (
+        "workload.steps=6",
+        "cache.spatial_attention_timestep_skip_range=[-1,990]",
+        "cache.unconditional_batch_timestep_skip_range=[-1,990]",
+        "cache.unconditional_batch_skip_range=2",
+    ),
+    "vae=slicing": ("workload.batch_size=2",),
+    "vae=tiling": ("vae.tile=32",),
+    "vae=slicing_tiling": ("workload.batch_size=2", "vae.tile=32"),
+}
+# Options that need another transformer than FLUX's, and a tiny model that has it.
+ELSEWHERE = {"cache=sea": "tiny_wan21_t2v_1_3b", "cache=faster": "tiny_cogvideox_2b"}
 
 Option = tuple[str, str]  # group, option
 
@@ -54,8 +73,9 @@ class Pair:
     first: str  # group=option
     second: str
     status: str  # ok, refused, or error
-    stage: str  # where it ended: plan or run
+    stage: str  # where it ended: alone (one of the two does not work without the other either), plan or run
     reason: str
+    on_gpu: str | None = None  # where the CPU takes one of the two not at all: what an H100's plan says; empty: nothing
 
 
 def options() -> list[Option]:
@@ -78,41 +98,98 @@ def try_pair(family: str, first: Option, second: Option) -> Pair:
 
     try:
         plan = _plan(family, words)
-    except UsageError as error:
-        return pair("error", "plan", str(error))
-    if plan.problems:
-        return pair("refused", "plan", "; ".join(plan.reasons))
+        if reasons := _reasons(plan):
+            if not (lacking := [reason for word in words if (reason := alone(family, word))]):
+                return pair("refused", "plan", reasons)
+            on_gpu = "; ".join(_plan(family, words, "h100").reasons)
+            return replace(pair("refused", "alone", lacking[0]), on_gpu=" ".join(on_gpu.split()))
+    except Exception as error:  # the table shows it, and scripts/pairs fails
+        return pair("error", "plan", _words(error))
+    status, reason = _OUTCOMES[plan.cell.id] = _OUTCOMES.get(plan.cell.id) or _outcome(plan)
+    return pair(status, "run", reason)
+
+
+# What became of cells in this process: without generated code, some ways of compiling ask for the very same.
+_OUTCOMES: dict[str, tuple[str, str]] = {}
+
+
+def _outcome(plan: Plan) -> tuple[str, str]:
+    """Status and reason."""
     try:
-        return pair("ok", "run", _run(plan))
+        return "ok", _run(plan)
     except Refusal as error:
-        return pair("refused", "run", str(error))
-    except Exception as error:  # the table shows it, and `main` fails
-        said = str(error) if isinstance(error, DiffoptError) else f"{type(error).__name__}: {error}"
-        return pair("error", "run", "; ".join([*getattr(error, "__notes__", []), said]))
+        return "refused", str(error)
+    except Exception as error:  # as above
+        return "error", _words(error)
 
 
-def _plan(family: str, words: Sequence[str]) -> Plan:
-    asked = [f"model={FAMILIES[family]}", "hardware=cpu", "measure=quick", "workload.steps=4", *words]
+def _words(error: Exception) -> str:
+    said = str(error) if isinstance(error, DiffoptError) else f"{type(error).__name__}: {error}"
+    return "; ".join([*getattr(error, "__notes__", []), said])
+
+
+@functools.cache
+def alone(family: str, word: str) -> str:
+    """Why an option cannot be planned on a family even without another one; empty where it can."""
+    return _reasons(_plan(family, [word]))
+
+
+def _reasons(plan: Plan) -> str:
+    """What speaks against a plan, and what this machine lacks for it."""
+    lacking = packages.lacking(step.requires() for _, step in plan.steps)
+    return "; ".join([*plan.reasons, *([lacking] if lacking else [])])
+
+
+def _plan(family: str, words: Sequence[str], hardware: str = "cpu") -> Plan:
+    model = FAMILIES[family]
+    more = {"workload.steps": "4"}
+    for word in words:
+        model = ELSEWHERE.get(word, model) if family == "DiT" else model
+        more |= dict(need.split("=", 1) for need in NEEDS.get(word, ()))
+        if word.startswith("lora="):
+            more["lora.path"] = str(lora_file(model))
+    asked = [f"model={model}", f"hardware={hardware}", "measure=quick", *words, *(f"{k}={v}" for k, v in more.items())]
     (request,) = requests(asked)
     data = request.cell.recipe.compile
-    if hasattr(data, "backend") and data.backend == "inductor":
+    if hardware == "cpu" and hasattr(data, "backend") and data.backend == "inductor":
         tuned = [f"compile.options.{name}=null" for name in data.options.model_dump()]  # type: ignore[attr-defined]
         (request,) = requests([*asked, *CAPTURE, *tuned])
     return make_plan(request.cell, request.choices)
+
+
+@functools.cache
+def lora_file(model: str) -> Path:
+    """A random LoRA of rank 4 for the attention of the model's denoiser, in a folder that goes with this process."""
+    import torch
+    from safetensors.torch import save_file
+
+    from diffopt.build import build
+
+    (request,) = requests([f"model={model}", "hardware=cpu", "measure=quick"])
+    (pipe,) = build(make_plan(request.cell, request.choices))
+    name = request.cell.recipe.model.denoiser
+    noise = torch.Generator().manual_seed(0)
+    matrices = {}
+    for path, part in getattr(pipe, name).named_modules():
+        if isinstance(part, torch.nn.Linear) and path.endswith(("to_q", "to_k", "to_v")):
+            matrices[f"{name}.{path}.lora_A.weight"] = torch.randn(4, part.in_features, generator=noise)
+            up = torch.randn(part.out_features, 4, generator=noise)
+            matrices[f"{name}.{path}.lora_B.weight"] = up / (4 * part.in_features) ** 0.5
+    folder = Path(tempfile.mkdtemp(prefix="diffopt-pairs-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    save_file(matrices, folder / f"{model}.safetensors")
+    return folder / f"{model}.safetensors"
 
 
 def _run(plan: Plan) -> str:
     """The effects of both steps, in words."""
     import torch
 
-    from diffopt import packages
     from diffopt.build import build, verify
     from diffopt.measure import Meter
 
     torch.set_num_threads(1)  # more on tensors this small only wait for each other
     torch._dynamo.reset()
-    if (reason := packages.lacking(step.requires() for _, step in plan.steps)) is not None:
-        raise Refusal(reason)
     pipes = build(plan)
     meter = Meter(pipes, plan.cell)
     for _ in range(2):
@@ -121,87 +198,5 @@ def _run(plan: Plan) -> str:
     return "; ".join(f"{e.group}: {e.summary}" for e in effects if e.group not in ("precision", "memory"))
 
 
-def _try(task: tuple[str, Option, Option]) -> Pair:
+def try_task(task: tuple[str, Option, Option]) -> Pair:
     return try_pair(*task)
-
-
-def markdown(found: Sequence[Pair]) -> str:
-    """One table per family: options against options, refusals and errors by number, explained below."""
-    parts = [
-        "# Pairs of options\n",
-        "Generated by `scripts/pairs`, which plans and runs every pair of options from two groups on a tiny model on "
-        "the CPU (torch.compile captures with `backend=eager`). What is not listed as refused ran, and both steps "
-        "proved their effect. A number is the reason, below the table; ✗ marks a failure.\n",
-    ]
-    for family, model in FAMILIES.items():
-        rows = [pair for pair in found if pair.family == family]
-        if rows:
-            parts += [f"## {family} (`model={model}`)\n", _matrix(rows)]
-    return "\n".join(parts)
-
-
-def _matrix(rows: Sequence[Pair]) -> str:
-    cells = {(pair.first, pair.second): pair for pair in rows}
-    names = list(dict.fromkeys([*(pair.first for pair in rows), *(pair.second for pair in rows)]))
-    reasons: dict[str, int] = {}
-    out = []
-    for first in names:
-        marks = []
-        for second in names:
-            pair = cells.get((first, second))
-            if pair is not None and pair.status != "ok":
-                reasons.setdefault(pair.reason, len(reasons) + 1)
-                marks.append(f"{second} {'✗' if pair.status == 'error' else ''}{reasons[pair.reason]}")
-        ran = sum(1 for (a, b), pair in cells.items() if first in (a, b) and pair.status == "ok")
-        out.append(f"| `{first}` | {ran} | {', '.join(f'`{m.split()[0]}` {m.split()[1]}' for m in marks)} |")
-    head = ["| option | ran with | not with (reason) |", "|---|---:|---|"]
-    notes = [f"{number}. {reason}" for reason, number in reasons.items()]
-    return "\n".join([*head, *out, "", *notes, ""])
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """``scripts/pairs``: run all pairs, or those of some options; exit code 1 when one ends in an error."""
-    parser = argparse.ArgumentParser(description="Plan and run every pair of options from two groups.")
-    parser.add_argument(
-        "--only", action="append", default=[], help="group=option: pairs with this one; may be repeated"
-    )
-    parser.add_argument("--family", choices=sorted(FAMILIES), action="append")
-    parser.add_argument("--output", type=Path, help="JSON file to write")
-    parser.add_argument("--table", type=Path, help="Markdown file to write")
-    parser.add_argument("--processes", type=int, default=2)
-    args = parser.parse_args(argv)
-    tasks = [
-        (family, a, b)
-        for family in args.family or FAMILIES
-        for a, b in pairs(options())
-        if not args.only or {"=".join(a), "=".join(b)} & set(args.only)
-    ]
-    found = list(_shown(_all(tasks, args.processes), len(tasks)))
-    if args.output:
-        write_json(args.output, [asdict(pair) for pair in found])
-    if args.table:
-        write_text(args.table, markdown(found))
-    failed = [pair for pair in found if pair.status == "error"]
-    for pair in failed:
-        print(f"{pair.family}: {pair.first} x {pair.second}: {pair.reason}", file=sys.stderr)
-    sys.exit(1 if failed else 0)
-
-
-def _all(tasks: Sequence[tuple[str, Option, Option]], processes: int) -> Iterator[Pair]:
-    with ProcessPoolExecutor(processes, get_context("spawn"), max_tasks_per_child=ROWS_PER_PROCESS) as pool:
-        yield from pool.map(_try, tasks)
-
-
-def _shown(found: Iterable[Pair], total: int) -> Iterator[Pair]:
-    for number, pair in enumerate(found, 1):
-        print(f"{number}/{total} {pair.family}: {pair.first} x {pair.second}: {pair.status}", flush=True)
-        yield pair
-
-
-def read(path: Path) -> list[Pair]:
-    """What ``--output`` wrote."""
-    return [Pair(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
-
-
-if __name__ == "__main__":
-    main()

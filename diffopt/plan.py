@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from diffopt import rules
 from diffopt.cell import Cell
-from diffopt.rules import Problem
+from diffopt.rules_case import Problem
 from diffopt.step import Step
 
 

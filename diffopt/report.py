@@ -12,6 +12,7 @@ from typing import Any
 from diffopt.labels import flatten, labels, text
 from diffopt.recipe import STEP_GROUPS, Hardware, Model
 from diffopt.result import Metrics, Result
+from diffopt.runtime import CURRENT
 from diffopt.step import descriptive
 from diffopt.workload import PICTURES
 
@@ -35,10 +36,12 @@ def table(results: Sequence[Result]) -> Table:
     by nothing where it compiled nothing. "peak MiB" is memory allocated while steady; where CUDA graphs were recorded,
     memory reserved, since a replay's activations are not allocated.
     """
-    results = _useful(results)
+    results = useful(results)
     names = labels([(result.choices, result.cell) for result in results])
     if len({result.env_id for result in results}) > 1:
         names = [{**name, "device": _where(result)} for name, result in zip(names, results, strict=True)]
+    if len({_torch(result) for result in results}) > 1:
+        names = [{**name, "torch": _torch(result)} for name, result in zip(names, results, strict=True)]
     keys = list(dict.fromkeys(key for name in names for key in name))
     figures = ("status", "latency s", "it/s", "images/s", "speed-up", "first call s", "peak MiB", "reason")
     rows = [
@@ -49,7 +52,7 @@ def table(results: Sequence[Result]) -> Table:
     return Table(("cell", *keys, *figures), tuple(rows), frozenset(range(first + 1, first + len(figures) - 1)))
 
 
-def _useful(results: Sequence[Result]) -> list[Result]:
+def useful(results: Sequence[Result]) -> list[Result]:
     """Without the refusals for want of a device or a package of cells that have a row from elsewhere."""
     rows = Counter(result.cell_id for result in results)
     return [r for r in results if rows[r.cell_id] == 1 or (r.status, r.stage) != ("refused", "load")]
@@ -57,6 +60,10 @@ def _useful(results: Sequence[Result]) -> list[Result]:
 
 def _where(result: Result) -> str:
     return f"{result.environment.device.name or 'none'} ({result.env_id})"
+
+
+def _torch(result: Result) -> str:
+    return result.environment.versions.get("torch", "none")
 
 
 def _figures(result: Result, results: Sequence[Result]) -> tuple[str, ...]:
@@ -103,8 +110,9 @@ def _number(value: float | None, form: str) -> str:
 def reference_of(result: Result, results: Sequence[Result]) -> Result | None:
     """The cell of the same study that an optimized one is compared with, or None.
 
-    Valid, same model, workload, sampler and hardware, measured alike in the same environment, customary dtype (the VAE
-    as the model needs it), no other optimization. What only describes a model or a GPU may differ.
+    Valid, same model, workload, sampler and hardware, measured alike in the same environment by the same interpreter,
+    customary dtype (the VAE as the model needs it), no other optimization. What only describes a model or a GPU may
+    differ.
     """
     for other in results:
         recipe, mine = other.cell["recipe"], result.cell["recipe"]
@@ -112,6 +120,7 @@ def reference_of(result: Result, results: Sequence[Result]) -> Result | None:
             other.status == "ok"
             and other.valid
             and other.env_id == result.env_id
+            and _runtime(other.cell) == _runtime(result.cell)
             and other.cell["measure"] == result.cell["measure"]
             and _asked(other.cell["workload"]) == _asked(result.cell["workload"])
             and _deciding(recipe) == _deciding(mine)
@@ -123,6 +132,10 @@ def reference_of(result: Result, results: Sequence[Result]) -> Result | None:
         ):
             return other
     return None
+
+
+def _runtime(cell: Mapping[str, Any]) -> str:
+    return str(cell["runtime"]["name"] if "runtime" in cell else CURRENT.name)  # rows of before there was a choice
 
 
 def _asked(workload: Mapping[str, Any]) -> dict[str, Any]:

@@ -25,9 +25,10 @@ from diffopt.lora_files import resolve_lora
 from diffopt.paths import user_path
 from diffopt.recipe import Recipe
 from diffopt.resolve_workload import UNSAID, resolve_workload
+from diffopt.runtime import CURRENT, check_names, resolve_runtime
 from diffopt.study import locate
 
-LOCK_KEYS = ("choices", "recipe", "workload", "measure")
+LOCK_KEYS = ("choices", "recipe", "workload", "measure", "runtime")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,12 @@ def requests(
     found = [resolver.request(point) for point in composed]
     if any((request.study, request.launch) != (found[0].study, found[0].launch) for request in found):
         raise UsageError("study and launch are the same for a whole sweep: give each of them one value.")
+    if found[0].launch.compile_artifact.load is not None and any(request.cell.measure.starts for request in found):
+        raise UsageError(
+            "measure.starts=true begins with empty compile caches, and launch.compile_artifact.load fills them: choose "
+            "another measure, or leave the artifact out."
+        )
+    check_names(request.cell.runtime for request in found)
     return list({request.cell.id: request for request in reversed(found)}.values())[::-1]
 
 
@@ -73,6 +80,7 @@ def read_lock(path: Path) -> Composed:
     if not user_path(path, "--recipe").exists() or path.is_dir():
         raise UsageError(f"--recipe {path}: there is no such file. `diffopt show … > FILE` writes one.")
     data, _ = plain_yaml.read(path)
+    data.setdefault("runtime", CURRENT.model_dump())  # files of before there was a choice
     if set(data) != set(LOCK_KEYS) or not all(isinstance(section, dict) for section in data.values()):
         raise UsageError(
             f"--recipe {path} is not a file that `diffopt show` printed: it must have the keys "
@@ -85,7 +93,8 @@ def read_lock(path: Path) -> Composed:
     if not all(isinstance(option, str) for option in data["choices"].values()):
         raise UsageError(f"--recipe {path}: 'choices' gives the name of an option for each group.")
     workload = {**UNSAID, **data["workload"]}
-    return Composed({**data["recipe"], "workload": workload, "measure": data["measure"]}, data["choices"])
+    outside = {"workload": workload, "measure": data["measure"], "runtime": data["runtime"]}
+    return Composed({**data["recipe"], **outside}, data["choices"])
 
 
 class Resolver:
@@ -98,7 +107,7 @@ class Resolver:
 
     def request(self, composed: Composed) -> Request:
         data = composed.data
-        for section in ("model", "hardware", "workload", "measure", "launch"):
+        for section in ("model", "hardware", "workload", "measure", "runtime", "launch"):
             if not isinstance(data.get(section), dict):
                 raise UsageError(f"'{section}' is missing, or is not a mapping of keys to values.")
         recipe = {name: data[name] for name in Recipe.model_fields if name in data}
@@ -107,6 +116,7 @@ class Resolver:
         if isinstance(data.get("lora"), dict):
             recipe["lora"] = resolve_lora(data["lora"], Path.cwd())
         workload = resolve_workload(data["workload"], recipe["model"], composed.typed)
+        runtime = resolve_runtime(data["runtime"], composed.choices["runtime"])
         study = data["study"]
         if study is not None and not isinstance(study, str):
             raise UsageError(
@@ -115,7 +125,8 @@ class Resolver:
         if study is not None:
             locate(study)
         try:
-            cell = _validate({"recipe": recipe, "workload": workload, "measure": data["measure"]})
+            asked = {"recipe": recipe, "workload": workload, "measure": data["measure"], "runtime": runtime}
+            cell = _validate(asked)
         except ValidationError as error:
             raise UsageError(f"{explain(error)}{self._origin(error, composed.choices)}") from error
         return Request(cell=cell, choices=composed.choices, launch=make_launch(data["launch"]), study=study)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from diffopt import hardware, lock, packages
 from diffopt.cell import Cell
@@ -17,6 +17,7 @@ from diffopt.child import Stop, Verdict
 from diffopt.environment import Environment, Git, environment, git_state
 from diffopt.errors import Interrupted, Refusal, UsageError
 from diffopt.hardware import Gpu
+from diffopt.interpreter import Interpreter, interpreters, steps_from_elsewhere, worker_requirements
 from diffopt.labels import labels, one_line
 from diffopt.launch import Launch, default_launch
 from diffopt.lora_files import FILES
@@ -35,6 +36,7 @@ from diffopt.progress import (
 from diffopt.result import Artifacts, Outcome, Result, Stage, write_text
 from diffopt.shipped import shipped_conf
 from diffopt.starts import run_worker
+from diffopt.step import Requirements
 from diffopt.study import Study
 from diffopt.workload import PICTURES
 
@@ -91,15 +93,15 @@ def run_all(
 
     Raises:
         Interrupted: SIGINT or SIGTERM came. The rows so far, those of the interrupted cells among them, are kept.
-        UsageError: the study cannot be used.
+        UsageError: the study cannot be used, or a cell's interpreter.
     """
     if launch is None:
         launch = default_launch(shipped_conf())
-    if not isinstance(study, Study):
-        study = Study.fresh() if study is None else Study.create(study)
     distinct = list({request.cell.id: request for request in requests}.values())
-    with _stopping() as stop:
-        sweep = _Sweep(study, launch, listener, stop, names=_names(distinct))
+    with interpreters(request.cell.runtime for request in requests) as others, _stopping() as stop:
+        if not isinstance(study, Study):
+            study = Study.fresh() if study is None else Study.create(study)
+        sweep = _Sweep(study, launch, listener, stop, names=_names(distinct), others=others)
         sweep.run(distinct)
     if stop.signal is not None:
         raise Interrupted(stop.signal)
@@ -135,9 +137,10 @@ class _Sweep:
     listener: Listener
     stop: Stop
     names: Mapping[str, str]
+    others: Mapping[str, Interpreter]  # by the runtime's name; the Python that runs this is not among them
     git: Git | None = field(default_factory=git_state)
     rows: dict[str, Result] = field(default_factory=dict)
-    places: dict[tuple[str, str | None], Environment] = field(default_factory=dict)
+    places: dict[tuple[str, str | None, str], Environment] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def run(self, requests: Sequence[Request]) -> None:
@@ -169,13 +172,13 @@ class _Sweep:
 
     def one(self, request: Request, gpu: Gpu | None) -> None:
         """Take one cell to its row."""
-        cell, device = request.cell, request.cell.recipe.hardware.device
+        cell = request.cell
         plan = make_plan(cell, request.choices)
         unreadable = None
         try:
-            where = self.where(device, gpu)
+            where = self.where(cell, gpu)
         except Refusal as error:  # the GPU was there when the sweep began
-            where, unreadable = self.where(device, None), Verdict("refused", "load", str(error))
+            where, unreadable = self.where(cell, None), Verdict("refused", "load", str(error))
         with self.study.claim(cell.id, where.id, self.stop.wait) as claimed:
             if claimed:
                 self.one_claimed(request, gpu, plan, where, unreadable)
@@ -190,7 +193,7 @@ class _Sweep:
             return
         folder = self.study.folder(cell.id, where.id)
         _prepare(folder, request)
-        refusal = _refusal(plan) or unreadable
+        refusal = _refusal(plan, self.others.get(cell.runtime.name)) or unreadable
         if refusal is not None:
             self.keep(request, where, refusal)
             return
@@ -199,7 +202,8 @@ class _Sweep:
         def on_stage(stage: Stage) -> None:
             self.tell(StageStarted(cell.id, stage))
 
-        verdict = run_worker(cell, folder, self.launch, self.stop, gpu.uuid if gpu else None, on_stage)
+        place, interpreter = gpu.uuid if gpu else None, self.others.get(cell.runtime.name)
+        verdict = run_worker(cell, folder, self.launch, self.stop, place, on_stage, interpreter)
         (folder / "outcome.json").unlink(missing_ok=True)
         self.keep(request, where, verdict)
 
@@ -211,14 +215,15 @@ class _Sweep:
             self.tell(RowUnreadable(self.names[cell.id], str(error)))
             return None
 
-    def where(self, device: Literal["cuda", "cpu"], gpu: Gpu | None) -> Environment:
+    def where(self, cell: Cell, gpu: Gpu | None) -> Environment:
         """The environment of a cell, asked for once: a GPU that dies during the sweep still has rows that say so.
 
         Raises Refusal when NVML cannot read the GPU.
         """
-        key = (device, gpu.uuid if gpu else None)
+        device, runtime = cell.recipe.hardware.device, cell.runtime.name
+        key = (device, gpu.uuid if gpu else None, runtime)
         if key not in self.places:
-            self.places[key] = environment(device, gpu=key[1], git=self.git)
+            self.places[key] = environment(device, gpu=key[1], git=self.git, interpreter=self.others.get(runtime))
         return self.places[key]
 
     def keep(self, request: Request, where: Environment, verdict: Verdict) -> None:
@@ -272,11 +277,14 @@ def _gpus(cell: Cell) -> Sequence[Gpu]:
         return ()
 
 
-def _refusal(plan: Plan) -> Verdict | None:
+def _refusal(plan: Plan, there: Interpreter | None) -> Verdict | None:
     """Why a cell cannot run here, as far as it can be known without a worker.
 
     The stage tells what to make of it: ``plan`` is final; ``load`` is for want of a device or a package, and the cell
     is tried again the next time.
+
+    Args:
+        there: the interpreter that is to run it, where it is another one than this.
     """
     if plan.problems:
         return Verdict("refused", "plan", "\n".join(problem.text for problem in plan.problems))
@@ -286,13 +294,16 @@ def _refusal(plan: Plan) -> Verdict | None:
         absent = str(broken)
     if absent is not None:
         return Verdict("refused", "load", absent)
-    lacking = packages.lacking(step.requires() for _, step in plan.steps)
+    steps = [step for _, step in plan.steps]
+    asked = () if there is None else (*worker_requirements(), *steps_from_elsewhere(steps))
+    lacking = packages.lacking([Requirements(packages=asked), *(step.requires() for step in steps)], there)
     return None if lacking is None else Verdict("refused", "load", lacking)
 
 
 def _shareable(cell: Cell) -> dict[str, Any]:
     """The cell as plain data without this machine's folders, which cell.yaml has; a picture keeps its file's name."""
     data = cell.model_dump(mode="json")
+    data["runtime"]["python"] = None
     model, workload = data["recipe"]["model"], data["workload"]
     for stage in (model, *model["cascade"]):
         stage["path"] = None

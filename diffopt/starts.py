@@ -6,10 +6,12 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from diffopt.cell import Cell
 from diffopt.child import Stop, Verdict, run_child
 from diffopt.compile_cache import private_caches
+from diffopt.interpreter import Interpreter
 from diffopt.launch import CompileArtifact, Launch
 from diffopt.result import Metrics, Stage, Start, Starts
 
@@ -17,26 +19,36 @@ _NO_ARTIFACT = CompileArtifact(save=False, load=None, sha256=None)
 
 
 def run_worker(
-    cell: Cell, folder: Path, launch: Launch, stop: Stop, gpu: str | None, on_stage: Callable[[Stage], None]
+    cell: Cell,
+    folder: Path,
+    launch: Launch,
+    stop: Stop,
+    gpu: str | None,
+    on_stage: Callable[[Stage], None],
+    interpreter: Interpreter | None = None,
 ) -> Verdict:
     """One cell's worker; where ``measure.starts`` asks for it, a cold and a warm start before it.
 
     All three share compile caches of their own, which are empty at first. Where a start does not end well, that is how
     the cell ended.
     """
+
+    def child(launch: Launch = launch, **starting: Any) -> Verdict:
+        return run_child(folder, launch, stop, gpu=gpu, on_stage=on_stage, interpreter=interpreter, **starting)
+
     if not cell.measure.starts:
-        return run_child(folder, launch, stop, gpu=gpu, on_stage=on_stage)
+        return child()
     with tempfile.TemporaryDirectory(prefix="diffopt-") as place:
         caches = private_caches(Path(place))
-        launch = launch.model_copy(update={"compile_artifact": _NO_ARTIFACT})  # with one, nothing would start cold
+        bare = launch.model_copy(update={"compile_artifact": _NO_ARTIFACT})
         starts = []
         for _ in ("cold", "warm"):
-            verdict = run_child(folder, launch, stop, gpu=gpu, on_stage=on_stage, caches=caches, start_only=True)
+            verdict = child(bare, caches=caches, start_only=True)
             if verdict.outcome is None or verdict.status != "ok":
                 return verdict
             (folder / "outcome.json").unlink()
             starts.append(_start(verdict.outcome.metrics))
-        verdict = run_child(folder, launch, stop, gpu=gpu, on_stage=on_stage, caches=caches)
+        verdict = child(caches=caches)
     if verdict.outcome is None:
         return verdict
     metrics = verdict.outcome.metrics.model_copy(update={"starts": Starts(cold=starts[0], warm=starts[1])})

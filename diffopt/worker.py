@@ -149,6 +149,9 @@ class Work:
         self._metrics["first_call_s"] = meter.call().latency
         self._metrics["compile_cache"] = measure.compile_cache()
         self._note_peak()
+        if self._load_artifact is not None and not _cached_graphs():
+            name = self._load_artifact[0].name
+            self._complaints.append(f"the compile artifact {name} was loaded, but no graph came from it")
 
     def _warm_up(self, meter: Meter, calls: int) -> None:
         self._enter("warmup")
@@ -171,7 +174,7 @@ class Work:
         }
         fps = cell.recipe.model.fps
         self._pictures = save_pictures(meter.outputs, self._folder, cell.id, cell.workload.seed, fps=fps)
-        self._complaints = meter.complaints(samples)
+        self._complaints += meter.complaints(samples)
         if self._gpu is not None:
             self._look_at_gpu(meter, self._gpu)
 
@@ -212,6 +215,13 @@ class Work:
             compile_cache_sha256=None if self._artifact is None else self._artifact.sha256,
             device=self._device,
         )
+
+
+def _cached_graphs() -> int:
+    """Graphs that inductor took from its cache in this process; packages of compile=aot are none of them."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["inductor"]["fxgraph_cache_hit"])
 
 
 def _plan(cell_file: Path) -> Plan:

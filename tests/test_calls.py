@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import Parameter, Signature
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,53 +32,27 @@ class Pipe:
         return ([Image.new("RGB", (self.size, self.size))],)
 
 
-class TextToImage(Pipe):
-    def __call__(
-        self,
-        prompt=None,
-        height=None,
-        width=None,
-        num_inference_steps=50,
-        guidance_scale=7.5,
-        negative_prompt=None,
-        generator=None,
-        output_type="pil",
-    ):
-        return self._drawn({k: v for k, v in locals().items() if k != "self"})
+def pipe_class(name: str, *taken: str) -> type[Pipe]:
+    """A class whose calls take these arguments by name, beside those that every pipeline here takes."""
+    common = ("num_inference_steps", "guidance_scale", "generator", "output_type")
+
+    def call(self: Pipe, **arguments: Any) -> tuple[Any]:
+        signature.bind(self, **arguments)  # as a function with this signature would, it refuses any other
+        return self._drawn(arguments)
+
+    parameters = [Parameter("self", Parameter.POSITIONAL_ONLY)]
+    parameters += [Parameter(word, Parameter.KEYWORD_ONLY, default=None) for word in (*taken, *common)]
+    signature = call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    return type(name, (Pipe,), {"__call__": call})
 
 
-class ImageToImage(Pipe):
-    def __call__(
-        self,
-        prompt=None,
-        image=None,
-        strength=0.8,
-        num_inference_steps=50,
-        guidance_scale=7.5,
-        negative_prompt=None,
-        generator=None,
-        output_type="pil",
-    ):
-        return self._drawn({k: v for k, v in locals().items() if k != "self"})
-
-
-class Upscale(Pipe):
-    def __call__(
-        self,
-        prompt_embeds=None,
-        negative_prompt_embeds=None,
-        height=None,
-        width=None,
-        image=None,
-        num_inference_steps=50,
-        guidance_scale=4.0,
-        num_images_per_prompt=1,
-        generator=None,
-        output_type="pil",
-        noise_level=250,
-        clean_caption=True,
-    ):
-        return self._drawn({k: v for k, v in locals().items() if k != "self"})
+TextToImage = pipe_class("TextToImage", "prompt", "negative_prompt", "height", "width")
+ImageToImage = pipe_class("ImageToImage", "prompt", "negative_prompt", "image", "strength")
+TextAndImage = pipe_class("TextAndImage", "prompt", "negative_prompt", "image", "noise_level")
+Upscale = pipe_class(
+    "Upscale", "prompt_embeds", "negative_prompt_embeds", "num_images_per_prompt", "height", "width", "image",
+    "noise_level", "clean_caption",
+)  # fmt: skip
 
 
 def test_arguments_follow_the_workload() -> None:
@@ -131,39 +106,15 @@ def test_a_cascade_hands_its_pictures_on() -> None:
     assert (base["output_type"], second["output_type"], third["output_type"]) == ("pt", "pt", "pil")
 
 
-class TextAndImage(Pipe):
-    def __call__(
-        self,
-        prompt=None,
-        image=None,
-        num_inference_steps=75,
-        guidance_scale=9.0,
-        noise_level=20,
-        negative_prompt=None,
-        generator=None,
-        output_type="pil",
-    ):
-        return self._drawn({k: v for k, v in locals().items() if k != "self"})
-
-
 def test_what_a_pipeline_writes_into_its_prompts_is_gone_in_the_next_call() -> None:
     """As ZImagePipeline does, which puts the chat template around them in place."""
 
-    class Writes(TextToImage):
-        def __call__(
-            self,
-            prompt=None,
-            height=None,
-            width=None,
-            num_inference_steps=50,
-            guidance_scale=7.5,
-            negative_prompt=None,
-            generator=None,
-            output_type="pil",
-        ):
-            self.calls.append({"prompt": list(prompt)})
+    class Writes(TextToImage):  # type: ignore[misc,valid-type]
+        def _drawn(self, arguments: dict[str, Any]) -> tuple[Any]:
+            prompt = arguments["prompt"]
+            drawn: tuple[Any] = super()._drawn({**arguments, "prompt": list(prompt)})
             prompt[0] = f"<user>{prompt[0]}"
-            return ([Image.new("RGB", (8, 8))],)
+            return drawn
 
     pipe = Writes()
     made = calls.stages((pipe,), a_cell("workload.prompt=fox"))  # type: ignore[arg-type]

@@ -151,7 +151,7 @@ def test_the_kernels_count_can_be_read():
 
 def test_a_worker_sees_its_gpu_only_and_no_remote_code(tmp_path):
     for gpu, seen in (("GPU-7", "GPU-7"), (None, "")):
-        process = child._start(tmp_path, ["env"], os.dup(2), gpu, None)
+        process = child._start(tmp_path, ["env"], os.dup(2), gpu, {})
         process.wait()
         process.stdin.close()
         log = (tmp_path / "log.txt").read_text().splitlines()
@@ -163,7 +163,7 @@ def test_nothing_that_falsifies_a_recipe_is_inherited(tmp_path, monkeypatch):
     switches = ("NVIDIA_TF32_OVERRIDE", "DIFFUSERS_ATTN_BACKEND", "TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE")
     for name in (*switches, "TORCHINDUCTOR_CACHE_DIR"):
         monkeypatch.setenv(name, "1")
-    process = child._start(tmp_path, ["env"], os.dup(2), None, None)
+    process = child._start(tmp_path, ["env"], os.dup(2), None, {})
     process.wait()
     process.stdin.close()
     seen = {line.split("=")[0] for line in (tmp_path / "log.txt").read_text().splitlines()}

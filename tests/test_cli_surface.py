@@ -31,8 +31,9 @@ def test_verbs_and_their_flags() -> None:
         "ls": ("--config-dir",),
         "show": ("--recipe", "--config-dir"),
         "diff": ("--config-dir",),
-        "report": ("--csv", "--pictures"),
+        "report": ("--csv", "--pictures", "--like", "--published", "--charts", "--gpu"),
         "prefetch": ("--multirun", "--recipe", "--config-dir"),
+        "doctor": ("--json",),
         "env": ("--json", "--config-dir"),
     }
 
@@ -42,7 +43,7 @@ def test_groups() -> None:
 
     assert set(Composer().groups) == {
         "attention", "cache", "compile", "fuse", "hardware", "launch", "layout", "lora", "measure", "memory", "model",
-        "precision", "quant", "recipe", "scheduler", "sweep", "vae", "workload",
+        "precision", "quant", "recipe", "runtime", "scheduler", "sweep", "vae", "workload",
     }  # fmt: skip
 
 
@@ -69,6 +70,7 @@ WITHOUT_TORCH = {
     "diff": ["diff", "baseline", "pytorch2"],
     "plan": ["plan", "model=sd15", "hardware=a100"],
     "plan -m": ["plan", "-m", "compile=none,default", "--json"],
+    "report --published": ["report", "--published", "pytorch2"],
     "env": ["env"],
     "cfg": ["show", "--cfg", "job"],
     "info": ["show", "--info", "defaults"],

@@ -15,6 +15,7 @@ from diffopt.loading import load_pipeline
 from diffopt.model_files import PACKAGED, resolve_model
 from diffopt.prefetch import Fetched, Target
 from diffopt.recipe import Model
+from diffopt.resolve import requests
 
 COMMIT = "c" * 40
 FLOAT32 = {"default": torch.float32}
@@ -215,3 +216,10 @@ def test_offline_without_a_cache_is_a_refusal(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(Refusal, match="the hub cannot be reached"):
         load_pipeline(model("sd15"), "txt2img", device="cpu", dtype=FLOAT32)
+
+
+@pytest.mark.parametrize("word", ["model.vae=nix", "model.text_encoders=[nix]"])
+def test_a_part_that_the_pipeline_has_not_is_refused(word: str) -> None:
+    (request,) = requests(["model=tiny_sd15", "hardware=cpu", word])
+    with pytest.raises(Refusal, match=r"names nix, which StableDiffusionPipeline has not; its parts: .*unet, vae"):
+        load_pipeline(request.cell.recipe.model, "txt2img", device="cpu", dtype=FLOAT32)

@@ -179,7 +179,7 @@ def test_a_refused_plan_is_a_row_at_once_with_every_reason_and_is_kept():
 
 
 def test_a_missing_package_is_refused_with_the_remedy_and_tried_again(monkeypatch):
-    monkeypatch.setattr(runner.packages, "missing", lambda texts: ("xformers>=0.0.29",))
+    monkeypatch.setattr(runner.packages, "missing", lambda texts, there: ("xformers>=0.0.29",))
     row = run_one(stubbed("ok"), study="s", launch=launch())
     assert (row.status, row.stage) == ("refused", "load")
     assert row.reason == "needs xformers>=0.0.29: pip install 'xformers>=0.0.29'"
@@ -192,7 +192,7 @@ def test_each_gpu_runs_one_cell_at_a_time_and_the_cpu_comes_last(monkeypatch):
     monkeypatch.setattr("diffopt.environment.gpu_device", described)
     running, most, order = [], [], []
 
-    def work(cell, folder, launch, stop, gpu, on_stage):
+    def work(cell, folder, launch, stop, gpu, on_stage, interpreter):
         assert gpu not in running
         running.append(gpu)
         time.sleep(0.05)

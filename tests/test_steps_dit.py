@@ -11,6 +11,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 from option_steps import step
 from tiny_families import apply, cell, drawn, error, pipelines, verify
+from tolerances import EXACT, EXACT_OPTIONS, LOSSY_OPTIONS
 
 from diffopt.errors import NoEffect, Refusal
 from diffopt.rules import problems
@@ -20,7 +21,6 @@ from diffopt.steps.processors import attentions
 # it runs unfused without compile, as its option says
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
-EXACT = 1e-4
 # one of each denoiser class, with other VAEs and tasks among them
 FAMILIES = [
     "tiny_sd15_controlnet",
@@ -55,23 +55,7 @@ def reference(family: str) -> np.ndarray:
 
 # --- each option alone, on a UNet and on a transformer ---
 
-# largest difference for what is exact, mean difference of pictures in [0, 1] for what is not
-ALONE = {
-    ("layout", "channels_last"): EXACT,
-    ("layout", "channels_last_vae"): EXACT,
-    ("fuse", "qkv"): EXACT,
-    ("attention", "vanilla"): EXACT,
-    ("attention", "sdpa"): EXACT,
-    ("attention", "math"): EXACT,
-    ("attention", "flash"): EXACT,
-    ("attention", "flex"): EXACT,
-    ("quant", "int8_dynamic"): 0.02,
-    ("quant", "int8_dynamic_vae"): 0.02,
-    ("quant", "int8_weight"): 0.01,
-    ("quant", "int8_weight_text"): 0.01,
-    ("quant", "fp8_weight"): 0.04,
-    ("quant", "fp8_storage"): 0.08,
-}
+ALONE = [*EXACT_OPTIONS, ("attention", "flex"), *LOSSY_OPTIONS]
 REFUSED = {("tiny_flux_dev", "layout", "channels_last"), ("tiny_flux_dev", "attention", "vanilla")}
 
 
@@ -88,10 +72,10 @@ def test_an_option_alone_shows_its_effect_and_keeps_its_tolerance(family, group,
     picture = drawn(pipes, asked)
     (effect,) = verify(pipes, asked, chosen)
     assert effect.numbers
-    if (limit := ALONE[group, name]) == EXACT:
+    if (lossy := LOSSY_OPTIONS.get((group, name))) is None:
         assert error(picture, reference(family)) <= EXACT
     else:
-        assert 0 < np.abs(picture - reference(family)).mean() <= limit
+        assert 0 < np.abs(picture - reference(family)).mean() <= lossy.mean
 
 
 @pytest.mark.parametrize(("group", "name"), [pair for pair in ALONE if ("tiny_flux_dev", *pair) not in REFUSED])
@@ -106,7 +90,7 @@ def test_steps_that_go_together_prove_their_effects_on_a_transformer():
     options = {"fuse": "qkv", "quant": "int8_weight", "attention": "math", "layout": "channels_last_vae"}
     pipes, steps = pipelines(asked), [step(group, name) for group, name in options.items()]
     apply(pipes, asked, *steps)
-    assert np.abs(drawn(pipes, asked) - reference("tiny_flux_dev")).mean() < 0.01
+    assert np.abs(drawn(pipes, asked) - reference("tiny_flux_dev")).mean() < LOSSY_OPTIONS["quant", "int8_weight"].mean
     for one in steps:
         verify(pipes, asked, one)
 
@@ -257,7 +241,7 @@ def test_fused_weights_are_the_ones_that_are_quantized():
     pipes = pipelines(asked)
     apply(pipes, asked, fuse, quant)
     picture = drawn(pipes, asked)
-    assert np.abs(picture - reference("tiny_sd35_medium")).mean() < 0.01
+    assert np.abs(picture - reference("tiny_sd35_medium")).mean() < LOSSY_OPTIONS["quant", "int8_weight"].mean
     attention = next(part for part in pipes[0].transformer.modules() if isinstance(part, Attention))
     kinds = {name: type(getattr(attention, name).weight).__name__ for name in ("to_qkv", "to_added_qkv", "to_q")}
     assert kinds == {"to_qkv": "Int8Tensor", "to_added_qkv": "Int8Tensor", "to_q": "Parameter"}
@@ -304,7 +288,7 @@ def test_float8_storage_goes_with_fusion_attention_and_layout(family):
     steps = [step("fuse", "qkv"), step("quant", "fp8_storage"), step("attention", "math"), step("layout", layout)]
     pipes = pipelines(asked)
     apply(pipes, asked, *steps)
-    assert np.abs(drawn(pipes, asked) - reference(family)).mean() < 0.08
+    assert np.abs(drawn(pipes, asked) - reference(family)).mean() < LOSSY_OPTIONS["quant", "fp8_storage"].mean
     for one in steps:
         verify(pipes, asked, one)
 

@@ -238,6 +238,23 @@ def test_a_live_one_works_on_quantized_weights(tmp_path):
     quant.verify(pipe, one.site)
 
 
+@pytest.mark.parametrize("kind", ["live", "hotswap"])
+def test_quantizing_leaves_its_matrices_alone_however_high_their_rank(kind, tmp_path):
+    one, file = case("transformer"), case("transformer").file(tmp_path, rank=32)
+    pipe, chosen, quant = one.pipe(), lora(kind, file), step("quant", "int8_weight")
+    apply(pipe, one.site, chosen, quant)
+    weights = {
+        name: type(part.weight).__name__ for name, part in pipe.transformer.named_modules() if hasattr(part, "weight")
+    }
+    assert {kind for name, kind in weights.items() if "lora_" in name} == {"Parameter"}
+    assert "Int8Tensor" in {kind for name, kind in weights.items() if name.endswith("base_layer")}
+    one.draw(pipe)
+    chosen.verify(pipe, one.site)
+    alone = one.pipe()
+    apply(alone, one.site, quant)
+    assert quant.verify(pipe, one.site) == quant.verify(alone, one.site), "its matrices are not counted either"
+
+
 def test_a_live_one_under_fused_projections_is_found_out_too(toy):
     """The plan refuses the two; this is what would happen."""
     pipe, chosen = pipeline(), lora("live", toy)
@@ -492,7 +509,7 @@ def test_pipelines_without_loras_are_those_that_the_plan_names():
 
 
 def test_without_peft_it_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(packages, "installed", lambda name: None)
+    monkeypatch.setattr(packages, "installed", lambda name, there=None: None)
     for kind in KINDS:
         told = packages.lacking([step("lora", kind).requires()])
         assert told == "needs peft>=0.18: pip install 'diffopt-toolkit[lora]'"

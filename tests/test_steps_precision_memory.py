@@ -8,7 +8,11 @@ import torch
 from option_steps import apply, step
 from tiny_pipelines import picture, pipeline, site
 
+from diffopt.build import build, verify
 from diffopt.errors import NoEffect
+from diffopt.measure import Meter
+from diffopt.plan import make_plan
+from diffopt.resolve import requests
 from diffopt.step import Trait
 
 
@@ -128,3 +132,14 @@ def test_one_convolution_in_the_old_layout_is_found():
     pipe.unet.conv_in.weight.data = pipe.unet.conv_in.weight.data.contiguous()
     with pytest.raises(NoEffect, match="^layout=channels_last: 1 of "):
         layout.verify(pipe, site())
+
+
+@pytest.mark.parametrize("family", ["tiny_flux_dev", "tiny_flux_kontext", "tiny_sana_1600m"])
+def test_text_encoders_that_overflow_hand_on_what_the_denoiser_reads(family):
+    (request,) = requests([f"model={family}", "hardware=cpu", "measure=quick", "precision=fp16"])
+    plan = make_plan(request.cell, request.choices)
+    pipes = build(plan)
+    (drawn,) = Meter(pipes, request.cell).call().outputs
+    assert np.asarray(drawn).std() > 0
+    (proof,) = [effect for effect in verify(plan, pipes) if effect.group == "precision"]
+    assert (proof.numbers["text_encoder"], proof.numbers["transformer"]) == ("bfloat16", "float16")

@@ -248,8 +248,9 @@ def test_float8_storage_and_the_precision_step_bear_each_other():
     pipe, precision, quant = pipeline(), step("precision", "fp32"), step("quant", "fp8_storage")
     apply(pipe, site(), precision, quant)
     picture(pipe)
-    precision.verify(pipe, site())
-    quant.verify(pipe, site())
+    layers = [path for path, held in stored(pipe.unet).items() if held == torch.float8_e4m3fn and ".weight" in path]
+    assert quant.verify(pipe, site()).numbers["unet"] == len(layers) > 50
+    assert "unet float32" in precision.verify(pipe, site()).summary, "what it computes in, not what is stored"
 
 
 def test_float8_storage_leaves_what_the_step_and_the_model_name():

@@ -19,12 +19,25 @@ Scalar = str | int | float | bool
 WORDS = {"true", "false", "null", "nan", "inf"}  # which Hydra does not take for texts
 
 
+class Amendment(Frozen):
+    """What the points that match all keys of ``where`` choose besides."""
+
+    where: Annotated[dict[str, Scalar], Field(min_length=1)]
+    choose: Annotated[dict[str, Scalar], Field(min_length=1)]
+
+
 class Matrix(Frozen):
     """A named sweep. Keys are those of the command line: groups (``compile``) or values (``workload.batch_size``)."""
 
     axes: dict[str, Annotated[tuple[Scalar, ...], Field(min_length=1)]]  # every combination
     zip: tuple[dict[str, Scalar], ...]  # rows whose keys change together; combined with the axes
     exclude: tuple[dict[str, Scalar], ...]  # a point that matches all keys of one of these is left out
+    amend: tuple[Amendment, ...] = ()  # where some points need one choice more; of two for a key, the later one
+
+    @property
+    def keys(self) -> frozenset[str]:
+        """Keys of the axes and of the rows."""
+        return frozenset(self.axes) | {key for row in self.zip for key in row}
 
     def points(self, fixed: frozenset[str]) -> list[list[str]]:
         """All points as overrides, without the keys in ``fixed`` (the command line's choice beats the matrix)."""
@@ -35,10 +48,18 @@ class Matrix(Frozen):
             point: dict[str, Scalar] = {}
             for part in parts:
                 point.update(part)
-            overrides = [f"{key}={_literal(value)}" for key, value in point.items()]
+            overrides = _overrides(point)
             if overrides not in points:
                 points.append(overrides)
         return points
+
+    def amendments(self, composed: Composed, fixed: frozenset[str]) -> list[str]:
+        """Overrides that ``composed`` needs besides, without the keys in ``fixed``."""
+        chosen: dict[str, Scalar] = {}
+        for rule in self.amend:
+            if all(_matches(composed, key, value) for key, value in rule.where.items()):
+                chosen.update((key, value) for key, value in rule.choose.items() if key not in fixed)
+        return _overrides(chosen)
 
     def excludes(self, composed: Composed) -> bool:
         return any(all(_matches(composed, key, value) for key, value in rule.items()) for rule in self.exclude)
@@ -56,6 +77,8 @@ def read_matrix(composer: Composer, name: str) -> Matrix:
         raise UsageError(f"{place}: an empty exclude rule would leave nothing.")
     if twice := sorted(set(matrix.axes) & {key for row in matrix.zip for key in row}):
         raise UsageError(f"{place}: '{twice[0]}' is an axis and stands in a row of zip; one of the two must go.")
+    if twice := sorted(matrix.keys & {key for rule in matrix.amend for key in rule.choose}):
+        raise UsageError(f"{place}: amend chooses '{twice[0]}', which every point has from an axis or a row.")
     return matrix
 
 
@@ -77,11 +100,21 @@ def expand(composer: Composer, overrides: Sequence[str]) -> list[Composed]:
         return [composer.compose(point) for point in typed]
     matrix = read_matrix(composer, name)
     keys = frozenset(override.get_key_element() for override in composer.parse(rest))
-    composed = [composer.compose([*point, *more]) for point in matrix.points(keys) for more in typed]
+    composed = [_point(composer, matrix, [*point, *more], keys) for point in matrix.points(keys) for more in typed]
     kept = [point for point in composed if not matrix.excludes(point)]
     if not kept:
         raise UsageError(f"sweep={name} leaves no cell: its exclude rules match all {len(composed)} points.")
     return kept
+
+
+def _point(composer: Composer, matrix: Matrix, overrides: list[str], fixed: frozenset[str]) -> Composed:
+    composed = composer.compose(overrides)
+    more = matrix.amendments(composed, fixed)
+    return composer.compose([*overrides, *more]) if more else composed
+
+
+def _overrides(point: Mapping[str, Scalar]) -> list[str]:
+    return [f"{key}={_literal(value)}" for key, value in point.items()]
 
 
 def _literal(value: Scalar) -> str:
@@ -99,6 +132,8 @@ def _matches(composed: Composed, key: str, value: Scalar) -> bool:
         if not isinstance(node, Mapping) or part not in node:
             if node is not composed.data:
                 return False  # an option without this key, such as compile.mode where compile=none
-            raise UsageError(f"A sweep excludes by '{key}', which is neither a group nor a key of the configuration.")
+            raise UsageError(
+                f"A sweep excludes or amends by '{key}', which is neither a group nor a key of the configuration."
+            )
         node = node[part]
     return bool(node == value)

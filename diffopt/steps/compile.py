@@ -104,7 +104,7 @@ class Full(Step):
                 module._compiled_call_impl,
                 cuda_graphs=graphs,
                 classes={type(module)},
-                settle=module._call_impl if _untraceable_at_first(module) else None,
+                settle=module._call_impl if _may_be_called_twice(module) else None,
             )
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
@@ -142,15 +142,15 @@ def refuse_untunable(backend: Backend, mode: Mode, options: Inductor) -> None:
         raise ValueError(f"backend={backend} generates no code, so mode must be default and every option null")
 
 
-def _untraceable_at_first(module: nn.Module) -> bool:
-    """Whether the first call does what dynamo cannot trace, and no later one does.
+def _may_be_called_twice(module: nn.Module) -> bool:
+    """Whether a first call that is not compiled changes nothing but what dynamo cannot trace.
 
     transformers then installs its hooks for recorded outputs, under a lock (utils/output_capturing.py); Z-Image makes
-    its rotary tables, on a device of its own. Nothing else is called twice: a cache would count the call as a step.
+    its rotary tables, on a device of its own. A denoiser that takes caches is not: they would count the call as a step.
     """
-    from transformers import PreTrainedModel
+    from diffusers import CacheMixin
 
-    return isinstance(module, PreTrainedModel) or type(module).__name__ == "ZImageTransformer2DModel"
+    return not isinstance(module, CacheMixin)
 
 
 def _whole(targets: Iterable[Target]) -> tuple[Any, ...]:

@@ -4,7 +4,8 @@ A Linear is chosen when its path contains none of the words in ``skip`` and does
 ``quant_skip`` (whole parts of the path: ``proj_out`` is the last layer, and not one inside a block), both its sizes are
 at least ``min_features`` and multiples of 16 (the kernels' tiles), and its inputs divide into groups where the scheme
 has groups. Projections that fusion replaced are no Linears of the pipeline any more: they stay as they are and are not
-counted. Output embeddings that share their weight with the input ones stay too.
+counted. Output embeddings that share their weight with the input ones stay too, and so do the matrices of a live LoRA:
+they are small, and another file may replace them.
 """
 
 from __future__ import annotations
@@ -75,7 +76,11 @@ def proof(
     for name, module in modules(pipe, site, step.components, "quant.components").items():
         dead = replaced(module)
         chosen = _chooser(step, site, multiple, _left(module))
-        linears = [(p, part) for p, part in module.named_modules() if isinstance(part, nn.Linear) and part not in dead]
+        linears = [
+            (path, part)
+            for path, part in module.named_modules()
+            if isinstance(part, nn.Linear) and part not in dead and not _of_lora(path)
+        ]
         wanted = [part for path, part in linears if chosen(part, path)]
         done = sum(quantized(part.weight) for part in wanted)
         if not done or done < len(wanted):
@@ -112,6 +117,11 @@ def tied(module: nn.Module) -> dict[str, nn.Module]:
     return {path: part for path, part in linears if id(part.weight) in shared}
 
 
+def _of_lora(path: str) -> bool:
+    """Whether a path leads into the layers that PEFT puts beside a Linear: lora_A, lora_B and their kin."""
+    return any(part.startswith("lora_") for part in path.split("."))
+
+
 def _left(module: nn.Module) -> frozenset[nn.Module]:
     return replaced(module) | frozenset(tied(module).values())
 
@@ -123,7 +133,7 @@ def _chooser(
     from torch import nn
 
     def chosen(module: nn.Module, path: str) -> bool:
-        if not isinstance(module, nn.Linear) or module in left:
+        if not isinstance(module, nn.Linear) or module in left or _of_lora(path):
             return False
         if any(word in path for word in step.skip) or begins_with(path, site.model.quant_skip):
             return False

@@ -8,7 +8,7 @@ in ``lora_layers``, ``lora_proof`` and ``lora_swap``.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -31,27 +31,10 @@ _PEFT = Requirements(
 _WITHOUT = frozenset({"PixArtAlphaPipeline", "PixArtSigmaPipeline"})  # pipelines without load_lora_weights
 
 
-class Source(Protocol):
-    """The fields that every kind has."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def path(self) -> str | None: ...
-    @property
-    def content(self) -> str | None: ...
-    @property
-    def components(self) -> tuple[str, ...] | None: ...
-    @property
-    def scale(self) -> float: ...
-
-
-@register("lora")
-class Fused(Step):
-    """Add ``scale`` times the LoRA's change to the weights and drop its layers: what comes after sees plain weights."""
+class Lora(Step):
+    """The fields that every kind has, and what all of them need; no option by itself."""
 
     order: ClassVar[Order] = Order.ADAPT
-    kind: Literal["fused"]
     path: File
     content: Content
     components: Told
@@ -62,7 +45,31 @@ class Fused(Step):
         return _PEFT
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return tuple(_problems(self, site))
+        return tuple(self._unsuited(site))
+
+    def _unsuited(self, site: Site) -> Iterator[str]:
+        model = site.model
+        if self.path is None:
+            yield "lora.path=null: name the LoRA's file with lora.path=FILE.safetensors"
+            return
+        if model.cascade:
+            yield f"model {model.name} is a cascade, and a LoRA is made for one pipeline; run its stages one by one"
+        task = model.task if site.workload is None else site.workload.task
+        pipeline = getattr(model.pipelines, task) or getattr(model.pipelines, model.task)
+        if pipeline in _WITHOUT:
+            yield f"{pipeline} has no load_lora_weights"
+        if self.scale == 0:
+            yield "lora.scale=0 switches the LoRA off; choose lora=none"
+        parts = {"denoiser", model.denoiser, *model.text_encoders}
+        if unknown := [name for name in self.components or () if name not in parts]:
+            yield f"lora.path: the file changes {', '.join(unknown)}, which model {model.name} does not have"
+
+
+@register("lora")
+class Fused(Lora):
+    """Add ``scale`` times the LoRA's change to the weights and drop its layers: what comes after sees plain weights."""
+
+    kind: Literal["fused"]
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from diffopt.steps.lora_layers import load
@@ -78,30 +85,18 @@ class Fused(Step):
 
 
 @register("lora")
-class Live(Step):
+class Live(Lora):
     """Keep the LoRA's layers beside the weights, computed in each call; the pipeline can scale them or switch them off.
 
     ``adapter`` is the name that diffusers' ``set_adapters`` knows them by.
     """
 
-    order: ClassVar[Order] = Order.ADAPT
     kind: Literal["live"]
-    path: File
-    content: Content
-    components: Told
-    rank: Annotated[Rank | None, Descriptive()]
-    scale: float
     adapter: Name
 
     @property
     def traits(self) -> frozenset[Trait]:
         return frozenset({Trait.LIVE_LORA})
-
-    def requires(self) -> Requirements:
-        return _PEFT
-
-    def problems(self, site: Site) -> tuple[str, ...]:
-        return tuple(_problems(self, site))
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from diffopt.steps.lora_layers import load
@@ -116,20 +111,14 @@ class Live(Step):
 
 
 @register("lora")
-class HotSwap(Step):
+class HotSwap(Lora):
     """Live layers that are ready for other files: padded to ``target_rank``, with scales that compiled code reads anew.
 
     :func:`diffopt.steps.lora_swap.swap` puts another file's weights in their place, without compiling again. Where
     ``swap_path`` names one, ``verify`` swaps it in, draws once, counts what was compiled, and swaps back.
     """
 
-    order: ClassVar[Order] = Order.ADAPT
     kind: Literal["hotswap"]
-    path: File
-    content: Content
-    components: Told
-    rank: Annotated[Rank | None, Descriptive()]
-    scale: float
     adapter: Name
     target_rank: Rank | None
     swap_path: File
@@ -139,11 +128,8 @@ class HotSwap(Step):
     def traits(self) -> frozenset[Trait]:
         return frozenset({Trait.LIVE_LORA, Trait.HOT_SWAPS})
 
-    def requires(self) -> Requirements:
-        return _PEFT
-
     def problems(self, site: Site) -> tuple[str, ...]:
-        return (*_problems(self, site), *self._unswappable(site))
+        return (*super().problems(site), *self._unswappable(site))
 
     def _unswappable(self, site: Site) -> Iterator[str]:
         if self.path is None:
@@ -165,21 +151,3 @@ class HotSwap(Step):
         from diffopt.steps import lora_swap
 
         return lora_swap.proof(pipe, site, self)
-
-
-def _problems(step: Source, site: Site) -> Iterator[str]:
-    model = site.model
-    if step.path is None:
-        yield "lora.path=null: name the LoRA's file with lora.path=FILE.safetensors"
-        return
-    if model.cascade:
-        yield f"model {model.name} is a cascade, and a LoRA is made for one pipeline; run its stages one by one"
-    task = model.task if site.workload is None else site.workload.task
-    pipeline = getattr(model.pipelines, task) or getattr(model.pipelines, model.task)
-    if pipeline in _WITHOUT:
-        yield f"{pipeline} has no load_lora_weights"
-    if step.scale == 0:
-        yield "lora.scale=0 switches the LoRA off; choose lora=none"
-    parts = {"denoiser", model.denoiser, *model.text_encoders}
-    if unknown := [name for name in step.components or () if name not in parts]:
-        yield f"lora.path: the file changes {', '.join(unknown)}, which model {model.name} does not have"

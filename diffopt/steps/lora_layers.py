@@ -23,7 +23,7 @@ from diffopt.hub import one_line
 from diffopt.lora_files import checked
 
 if TYPE_CHECKING:
-    from diffopt.steps.lora import Source
+    from diffopt.steps.lora import Lora
 
 Layers = dict[str, dict[str, Any]]  # component: path of the layer: the layer
 
@@ -31,7 +31,7 @@ _LAYER = re.compile(r"(\.lora_[AB]|\.lora\.(down|up)|_lora\.(down|up)|\.lora_(do
 _COUNTS = "_diffopt_lora_layers"  # attribute of the pipeline
 
 
-def load(pipe: Any, step: Source, *, adapter: str) -> None:
+def load(pipe: Any, step: Lora, *, adapter: str) -> None:
     """Put the layers of the step's file into the pipeline, active, and remember how many there are.
 
     Raises Refusal where the file is not the recipe's, the pipeline takes none, or a layer fits none of its modules.

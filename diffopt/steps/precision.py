@@ -87,6 +87,9 @@ class Precision(Step):
 
         torch.backends.cuda.matmul.allow_tf32 = self.tf32
         torch.backends.cudnn.allow_tf32 = self.tf32
+        if self._text_in_bfloat16(site):
+            asked: Any = pipe
+            asked.encode_prompt = _casting_prompts(asked.encode_prompt, getattr(torch, self.dtype))
         if site.model.vae is None:
             return
         vae: Any = getattr(pipe, site.model.vae)
@@ -119,9 +122,27 @@ class Precision(Step):
         dtypes = {"default": getattr(torch, self.dtype)}
         if site.model.vae is not None:
             dtypes[site.model.vae] = getattr(torch, self.vae_dtype(site))
-        if self.dtype == "float16" and site.model.limits.fp16_text_overflows:
+        if self._text_in_bfloat16(site):
             dtypes |= dict.fromkeys(site.model.text_encoders, torch.bfloat16)
         return dtypes
+
+    def _text_in_bfloat16(self, site: Site) -> bool:
+        return self.dtype == "float16" and site.model.limits.fp16_text_overflows
+
+
+def _casting_prompts(encode: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
+    """``pipe.encode_prompt`` that gives embeddings in the denoiser's dtype; Flux hands on those of its encoders."""
+    import torch
+    from torch.utils._pytree import tree_map_only
+
+    def cast(found: torch.Tensor) -> torch.Tensor:
+        return found.to(dtype) if found.is_floating_point() else found
+
+    @functools.wraps(encode)
+    def encode_and_cast(*args: Any, **kwargs: Any) -> Any:
+        return tree_map_only(torch.Tensor, cast, encode(*args, **kwargs))
+
+    return encode_and_cast
 
 
 def _casting(vae: Any, dtype: torch.dtype) -> Callable[..., Any]:

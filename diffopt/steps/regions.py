@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -28,12 +28,10 @@ if TYPE_CHECKING:
 _ASKED_FOR_TRUTH = ("conv_norm_out",)
 
 
-@register("compile")
-class Regional(Step):
-    """Compile the blocks that repeat (diffusers' ``compile_repeated_blocks``); equal blocks share one graph."""
+class Divided(Step):
+    """The fields and the proof of both ways of compiling parts; no option by itself."""
 
     order: ClassVar[Order] = Order.COMPILE
-    kind: Literal["regional"]
     components: Divisible
     backend: Backend
     mode: GraphFreeMode
@@ -42,7 +40,7 @@ class Regional(Step):
     options: Inductor
 
     @model_validator(mode="after")
-    def _only_inductor_is_tuned(self) -> Regional:
+    def _only_inductor_is_tuned(self) -> Self:
         refuse_untunable(self.backend, self.mode, self.options)
         return self
 
@@ -50,8 +48,35 @@ class Regional(Step):
     def traits(self) -> frozenset[Trait]:
         return compiler_traits(self.backend, self.mode, fullgraph=self.fullgraph)
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Arguments of ``torch.compile``."""
+        return {
+            "backend": self.backend,
+            "fullgraph": self.fullgraph,
+            "dynamic": self.dynamic,
+            "options": inductor_options(self.mode, self.options),
+        }
+
     def problems(self, site: Site) -> tuple[str, ...]:
-        lacking = missing(site, self.components, "compile.components")
+        return missing(site, self.components, "compile.components")
+
+    def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
+        from diffopt.steps.compiled_call import proof_of_regions
+
+        found = modules(pipe, site, self.components, "compile.components")
+        calls = {name: module._compiled_call_impl for name, module in found.items()}
+        return proof_of_regions(calls, fullgraph=self.fullgraph)
+
+
+@register("compile")
+class Regional(Divided):
+    """Compile the blocks that repeat (diffusers' ``compile_repeated_blocks``); equal blocks share one graph."""
+
+    kind: Literal["regional"]
+
+    def problems(self, site: Site) -> tuple[str, ...]:
+        lacking = super().problems(site)
         if site.model.repeated_blocks == ():
             lacking += (f"the {site.model.denoiser} of {site.model.name} has no blocks that repeat",)
         return lacking
@@ -66,67 +91,35 @@ class Regional(Step):
             if module is denoiser or not getattr(module, "_repeated_blocks", ()):  # a ControlNet is built of the same
                 module._repeated_blocks = [*named]
             try:
-                module.compile_repeated_blocks(
-                    backend=self.backend,
-                    fullgraph=self.fullgraph,
-                    dynamic=self.dynamic,
-                    options=inductor_options(self.mode, self.options),
-                )
+                module.compile_repeated_blocks(**self.settings)
             except ValueError as error:  # none declared, or none of that name in this model
                 raise Refusal(_nothing_repeats(name, module)) from error
             _count_calls(module, [part for part in module.modules() if part._compiled_call_impl])
 
-    def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        return _proof_of_regions(self, pipe, site)
-
 
 @register("compile")
-class Regions(Step):
+class Regions(Divided):
     """Compile repeated blocks one by one and every other part by itself (accelerate's ``compile_regions``).
 
     It copies every module that has repeated blocks below it; a hook on one, which replaced its ``forward``, goes on
     calling the original, of which nothing is compiled.
     """
 
-    order: ClassVar[Order] = Order.COMPILE
     kind: Literal["regions"]
-    components: Divisible
-    backend: Backend
-    mode: GraphFreeMode
-    fullgraph: bool
-    dynamic: bool | None
-    options: Inductor
-
-    @model_validator(mode="after")
-    def _only_inductor_is_tuned(self) -> Regions:
-        refuse_untunable(self.backend, self.mode, self.options)
-        return self
 
     @property
     def traits(self) -> frozenset[Trait]:
-        return compiler_traits(self.backend, self.mode, fullgraph=self.fullgraph) | {Trait.COPIES_MODULES}
-
-    def problems(self, site: Site) -> tuple[str, ...]:
-        return missing(site, self.components, "compile.components")
+        return super().traits | {Trait.COPIES_MODULES}
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from accelerate.utils import compile_regions
         from torch._dynamo.eval_frame import OptimizedModule
 
-        settings: dict[str, Any] = {
-            "backend": self.backend,
-            "fullgraph": self.fullgraph,
-            "dynamic": self.dynamic,
-            "options": inductor_options(self.mode, self.options),
-        }
         for name, module in modules(pipe, site, self.components, "compile.components").items():
-            regions: Any = compile_regions(module, **settings)
-            _unwrap(regions, settings)
+            regions: Any = compile_regions(module, **self.settings)
+            _unwrap(regions, self.settings)
             _count_calls(regions, [part for part in regions.modules() if isinstance(part, OptimizedModule)])
             setattr(pipe, name, regions)
-
-    def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        return _proof_of_regions(self, pipe, site)
 
 
 def _nothing_repeats(name: str, module: Any) -> str:
@@ -177,11 +170,3 @@ def _count_calls(module: Any, parts: Iterable[Any]) -> None:
     call = CompiledCall(module._call_impl, cuda_graphs=False, classes=map(class_of, parts))
     call.watch(parts)
     module._compiled_call_impl = call
-
-
-def _proof_of_regions(step: Regional | Regions, pipe: DiffusionPipeline, site: Site) -> Effect:
-    from diffopt.steps.compiled_call import proof_of_regions
-
-    found = modules(pipe, site, step.components, "compile.components")
-    calls = {name: module._compiled_call_impl for name, module in found.items()}
-    return proof_of_regions(calls, fullgraph=step.fullgraph)

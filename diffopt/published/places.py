@@ -1,0 +1,165 @@
+"""Where the rows of a study stand in the tables of a published benchmark.
+
+Everything is read from the rows: model, task, batch size and compile mode from the cell, torch's version and the
+device from the environment.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from packaging.version import InvalidVersion, Version
+
+from diffopt.labels import labels, one_line
+from diffopt.published import Figure
+from diffopt.published.layout import COMPILED, PLAIN
+from diffopt.result import Result
+from diffopt.runtime import CURRENT
+
+TINY = "tiny_"  # prefix of the options that stand for a family in tests
+TOLD_ELSEWHERE = ("hardware", "compile", "runtime")  # groups whose choice is a table or a column
+
+
+@dataclass(frozen=True)
+class Place:
+    """A row of a study: the published pipeline that it is ``like``, and its table, row and column among ours."""
+
+    result: Result
+    like: Figure
+    gpu: str
+    pipeline: str
+    torch: str
+    mode: str
+
+    @property
+    def hardware(self) -> str:
+        return str(self.result.cell["recipe"]["hardware"]["name"])
+
+    @property
+    def batch_size(self) -> int:
+        return int(self.result.cell["workload"]["batch_size"])
+
+    @property
+    def compiled(self) -> bool:
+        return self.mode != PLAIN
+
+    @property
+    def spot(self) -> tuple[object, ...]:
+        """What no two rows share in the end."""
+        return self.gpu, self.batch_size, self.pipeline, self.torch, self.mode
+
+    @property
+    def column(self) -> tuple[object, ...]:
+        """Sorts as on the page: without compile first, then from the oldest torch to the newest."""
+        try:
+            version = Version(self.torch.split()[1])
+        except InvalidVersion:
+            version = Version("0")
+        return self.compiled, self.mode, version, self.torch
+
+
+def places(results: Sequence[Result], figures: Sequence[Figure]) -> list[Place]:
+    """The places of those rows whose pipeline is on the page; tables and rows in the page's order."""
+    known = [(result, like) for result in results if (like := _like(result, figures)) is not None]
+    mine = [result for result, _ in known]
+    gpus, torches, modes = _gpus(mine), _torches(mine), _modes(mine)
+    found = []
+    for (result, like), *column in zip(known, gpus, torches, modes, strict=True):
+        gpu, torch, mode = column
+        option = result.cell["recipe"]["model"]["name"]
+        pipeline = like.pipeline if option == like.option else f"{like.pipeline} ({option})"
+        found.append(Place(result, like, gpu, pipeline, torch, mode))
+    gpu_order = list(dict.fromkeys(figure.hardware for figure in figures))
+    row_order = list(dict.fromkeys((figure.model, figure.task) for figure in figures))
+
+    def order(place: Place) -> tuple[object, ...]:
+        gpu = gpu_order.index(place.hardware) if place.hardware in gpu_order else len(gpu_order)
+        row = row_order.index((place.like.model, place.like.task))
+        return gpu, place.hardware, place.gpu, place.batch_size, row, place.pipeline, place.column
+
+    return sorted(_told_apart(found), key=order)
+
+
+def _like(result: Result, figures: Sequence[Figure]) -> Figure | None:
+    """A published figure of the row's model family and task; None when the page has none."""
+    model = result.cell["recipe"]["model"]
+    name = model["name"].removeprefix(TINY)
+    task = "cascade" if model.get("cascade") else result.cell["workload"]["task"]
+    for figure in figures:
+        if task == figure.task and (name == figure.model or name.startswith(f"{figure.model}_")):
+            return figure
+    return None
+
+
+def _gpus(results: Sequence[Result]) -> list[str]:
+    """The device of each row by its name; one that never met its device is put with the only one of its hardware."""
+    met: dict[str, set[str]] = {}
+    for result in results:
+        if result.environment.device.name:
+            met.setdefault(result.cell["recipe"]["hardware"]["name"], set()).add(result.environment.device.name)
+    found = []
+    for result in results:
+        hardware = result.cell["recipe"]["hardware"]["name"]
+        devices = sorted(met.get(hardware, ()))
+        found.append(result.environment.device.name or (devices[0] if len(devices) == 1 else hardware))
+    return found
+
+
+def _torches(results: Sequence[Result]) -> list[str]:
+    """The torch of each row by its version, with its runtime where the study has several.
+
+    A refused row did not start its runtime; it is put with the only version that the runtime's other rows have.
+    """
+    runtimes = [result.cell.get("runtime", {}).get("name", CURRENT.name) for result in results]
+    versions = [result.environment.versions.get("torch", "not installed") for result in results]
+    started: dict[str, set[str]] = {}
+    for result, runtime, version in zip(results, runtimes, versions, strict=True):
+        if result.status != "refused":
+            started.setdefault(runtime, set()).add(version)
+    found = []
+    for result, runtime, version in zip(results, runtimes, versions, strict=True):
+        known = sorted(started.get(runtime, ()))
+        name = f"torch {known[0] if result.status == 'refused' and len(known) == 1 else version}"
+        found.append(name if len(set(runtimes)) == 1 else f"{name} ({runtime})")
+    return found
+
+
+def _modes(results: Sequence[Result]) -> list[str]:
+    """``no compile`` and ``compile`` as on the page; with several ways to compile, the option's name."""
+    kinds = [result.cell["recipe"]["compile"]["kind"] for result in results]
+    options = [
+        PLAIN if kind == "none" else result.choices.get("compile", kind)
+        for result, kind in zip(results, kinds, strict=True)
+    ]
+    several = len({option for option in options if option != PLAIN}) > 1
+    return [option if option == PLAIN else f"compile={option}" if several else COMPILED for option in options]
+
+
+def _told_apart(found: Sequence[Place]) -> list[Place]:
+    """Rows that would stand in one cell get what tells them apart into their name, at last the environment."""
+    named = []
+    for pipeline in dict.fromkeys(place.pipeline for place in found):
+        members = [place for place in found if place.pipeline == pipeline]
+        if _crowded(members):
+            differing = labels([(place.result.choices, place.result.cell) for place in members])
+            members = [_renamed(place, _more(label)) for place, label in zip(members, differing, strict=True)]
+        if _crowded(members):
+            members = [_renamed(place, f"env {place.result.env_id}") for place in members]
+        named += members
+    return named
+
+
+def _crowded(members: Sequence[Place]) -> bool:
+    return max(Counter(place.spot for place in members).values()) > 1
+
+
+def _renamed(place: Place, label: str) -> Place:
+    return replace(place, pipeline=f"{place.pipeline}, {label}" if label else place.pipeline)
+
+
+def _more(label: dict[str, str]) -> str:
+    """Without what the table and the column already say."""
+    told = ("workload.batch_size", "workload.task")
+    return one_line({k: v for k, v in label.items() if k.split(".")[0] not in TOLD_ELSEWHERE and k not in told})

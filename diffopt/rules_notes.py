@@ -1,0 +1,45 @@
+"""What works, but not as a newcomer may think: it is merely slow, or does nothing special on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from diffopt.rules_case import Case
+from diffopt.rules_hardware import AMPERE
+from diffopt.rules_memory import hardly_fits
+from diffopt.step import Trait
+
+MIN_SMS = 68  # torch/_inductor/utils.py, is_big_gpu: with fewer, inductor logs a warning and searches no product
+
+
+def notes_on(case: Case) -> Iterator[str]:
+    """All notes, one sentence each."""
+    workload = case.cell.workload
+    if len(workload.prompts) > workload.batch_size:
+        yield f"workload: {len(workload.prompts)} prompts, but a batch of {workload.batch_size} draws only the first"
+    for model in case.cell.recipe.model.stages:
+        if not model.pinned:
+            yield f"model={model.name}: revision {model.revision or 'main'} is not pinned to a commit"
+    yield from hardly_fits(case)
+    yield from _long_compiles(case)
+    if case.hardware.device == "cpu":
+        for group, step in case.cell.recipe.steps:
+            if Trait.CUDA_GRAPHS in step.traits:
+                yield f"{case.key(group)}: there are no CUDA graphs on the CPU; it compiles and claims no more"
+    elif case.dtype == "bfloat16" and (case.hardware.compute_capability or AMPERE) < AMPERE:
+        yield f"{case.key('precision')}: {case.hardware.name} emulates bfloat16"
+    if case.hardware.sms is not None and case.hardware.sms < MIN_SMS:
+        for key in case.holders(Trait.SEARCHES_GEMM):
+            has = f"{case.hardware.name} has {case.hardware.sms} SMs"
+            yield f"{key}: {has}, and below {MIN_SMS} the compiler does not search kernels for matrix products"
+    if case.holders(Trait.QUANTIZES) and not case.holders(Trait.GENERATES_CODE):
+        yield f"{case.key('quant')}: without compile, quantizing mostly costs time at each call instead of saving it"
+
+
+def _long_compiles(case: Case) -> Iterator[str]:
+    """Combinations that work, and of which compiling takes long for little."""
+    for compiler in case.holders(Trait.GENERATES_CODE):
+        for key in case.holders(Trait.HOOKS_LAYERS):
+            yield f"{key} x {compiler}: hooks part every layer from the next; many graphs are compiled, little is fused"
+        for key in case.holders(Trait.DIVIDES_DECODING) if "vae_decode" in case.compiled else ():
+            yield f"{key} x {compiler}: the graph holds the decoder once per picture and tile, and compiles for long"

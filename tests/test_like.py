@@ -1,0 +1,255 @@
+"""A study as the published page prints it: rows, columns, what stands where there is no figure, what is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rows import ENVIRONMENT, a_result
+
+from diffopt.environment import Device, Environment
+from diffopt.errors import UsageError
+from diffopt.published import published
+from diffopt.published.layout import tables
+from diffopt.published.like import Likeness, likeness
+from diffopt.resolve import Request, requests
+from diffopt.result import Metrics, Result, StageSpeed
+from diffopt.study import Study
+
+FIGURES = published("pytorch2")
+A100 = "NVIDIA A100-SXM4-80GB"
+
+
+@cache
+def asked(*words: str) -> Request:
+    return requests(["hardware=a100", "measure=quick", "precision=fp16", *words])[0]
+
+
+def where(torch: str = "2.13.0", device: str | None = A100) -> Environment:
+    found = Device(kind="cuda", name=device, memory_bytes=2**36, gpu=None)
+    versions = {**ENVIRONMENT.versions, "torch": torch}
+    return ENVIRONMENT.model_copy(update={"versions": versions, "device": found})
+
+
+def row(*words: str, speeds: tuple[float, ...] = (), at: Environment | None = None, **changes: Any) -> Result:
+    """A row of a study; with ``speeds`` it is ok, with one iteration per second for each stage."""
+    request, at = asked(*words), at or where()
+    stages = tuple(StageSpeed(name=f"s{i}", steps=8, iterations_per_second=speed) for i, speed in enumerate(speeds))
+    changes = {"metrics": Metrics(stages=stages), "environment": at, "env_id": at.id, **changes}
+    return a_result(request.cell, choices=dict(request.choices), **changes)
+
+
+def failed(*words: str, status: str, stage: str, reason: str = "because", **more: Any) -> Result:
+    return row(*words, status=status, stage=stage, reason=reason, valid=False, **more)
+
+
+def shown(found: Likeness) -> dict[str, dict[str, dict[str, str]]]:
+    """Table, then row, then column."""
+    pages = tables([*found.ours, *found.beside], found.columns)
+    return {
+        heading: {line[0]: dict(zip(table.headers[1:], line[1:], strict=True)) for line in table.rows}
+        for heading, table in pages
+    }
+
+
+def like(*results: Result) -> dict[str, dict[str, dict[str, str]]]:
+    return shown(likeness(sorted(results, key=lambda result: result.cell_id), FIGURES))
+
+
+COMPILED = ("compile=reduce_overhead", "layout=channels_last")
+PLAIN_COLUMN, COMPILED_COLUMN = "torch 2.13.0 - <br>no compile", "torch 2.13.0 - <br>compile"
+
+
+def test_published_figures_and_ratios_stand_beside_ours() -> None:
+    page = like(
+        row("model=sd15", *COMPILED, speeds=(99.48,)),
+        row("model=sd15", speeds=(23.13,)),
+        row("model=sd15", "workload.batch_size=4", speeds=(6.56,)),
+    )
+    assert list(page) == [f"{A100} (batch size: 1)", f"{A100} (batch size: 4)"]
+    assert page[f"{A100} (batch size: 1)"]["SD - txt2img"] == {
+        PLAIN_COLUMN: "23.13",
+        COMPILED_COLUMN: "99.48",
+        "published nightly - <br>no compile": "23.13",
+        "published nightly - <br>compile": "49.74",
+        "torch 2.13.0 / published - <br>no compile": "1.00x",
+        "torch 2.13.0 / published - <br>compile": "2.00x",
+    }
+    assert page[f"{A100} (batch size: 4)"]["SD - txt2img"]["torch 2.13.0 / published - <br>no compile"] == "0.50x"
+
+
+def test_pipelines_stand_in_the_order_of_the_page_whatever_the_order_of_the_study() -> None:
+    rows = [
+        row("model=sdxl", speeds=(1.0,)),
+        row("model=deepfloyd_if", speeds=(1.0, 2.0, 3.0)),
+        row("model=sd15_controlnet", speeds=(2.0,)),
+        row("model=sd15_inpaint", speeds=(3.0,)),
+        row("model=sd15", "workload=img2img", speeds=(4.0,)),
+        row("model=sd15", speeds=(5.0,)),
+    ]
+    (table,) = like(*rows).values()
+    assert list(table) == list(dict.fromkeys(figure.pipeline for figure in FIGURES if figure.gpu == "A100"))
+
+
+def test_a_cascade_has_three_figures_and_three_ratios_and_a_batch_only_the_first_ones() -> None:
+    page = like(
+        row("model=deepfloyd_if", speeds=(40.24, 13.7, 12.015)),
+        row("model=deepfloyd_if", "workload.batch_size=4", speeds=(36.08, 13.7, 12.015)),
+    )
+    first, fourth = page[f"{A100} (batch size: 1)"]["IF"], page[f"{A100} (batch size: 4)"]["IF"]
+    ratio = "torch 2.13.0 / published - <br>no compile"
+    assert first[PLAIN_COLUMN] == "40.24 / <br>13.70 / <br>12.02"
+    assert first[ratio] == "2.00x / <br>1.00x / <br>0.50x"
+    assert fourth[PLAIN_COLUMN] == "36.08 / <br>13.70 / <br>12.02"
+    assert fourth[ratio] == "2.00x"
+
+
+def test_what_stands_where_there_is_no_figure() -> None:
+    found = likeness(
+        [
+            row("model=sd15", speeds=(20.0,)),
+            failed("model=sd15", *COMPILED, status="oom", stage="warmup", reason="out of\nmemory"),
+            failed("model=sd15_inpaint", status="refused", stage="plan", reason="no such kernel"),
+            failed("model=sd15_controlnet", status="crashed", stage="compile"),
+            failed("model=sd15_controlnet", *COMPILED, status="timeout", stage="measure"),
+            row("model=sdxl", speeds=(10.0,), valid=False, reason="latency varies"),
+        ],
+        FIGURES,
+    )
+    (table,) = shown(found).values()
+    assert table["SD - txt2img"][COMPILED_COLUMN] == "OOM at warmup"
+    assert table["SD - inpaint"][PLAIN_COLUMN] == "❌"
+    assert table["SD - inpaint"][COMPILED_COLUMN] == "-"
+    assert table["SD - controlnet"][PLAIN_COLUMN] == "crashed at compile"
+    assert table["SD - controlnet"][COMPILED_COLUMN] == "timeout at measure"
+    assert table["SDXL - txt2img"][PLAIN_COLUMN] == "10.00 (not valid)"
+    assert table["SDXL - txt2img"]["torch 2.13.0 / published - <br>no compile"] == "-"
+    notes = "\n".join(found.notes)
+    assert f"refused at plan: no such kernel (SD - inpaint, batch 1, torch 2.13.0 - no compile, {A100})" in notes
+    assert "oom at warmup: out of memory (SD - txt2img" in notes
+    assert "not valid: latency varies" in notes
+
+
+def test_two_versions_of_torch_are_columns_the_older_one_first() -> None:
+    (table,) = like(
+        row("model=sd15", speeds=(1.0,), at=where("2.13.0")),
+        row("model=sd15", *COMPILED, speeds=(2.0,), at=where("2.13.0")),
+        row("model=sd15", speeds=(3.0,), at=where("2.9.1")),
+        row("model=sd15", *COMPILED, speeds=(4.0,), at=where("2.9.1")),
+    ).values()
+    columns = [column for column in table["SD - txt2img"] if "published" not in column]
+    order = [("2.9.1", "no compile"), ("2.13.0", "no compile"), ("2.9.1", "compile"), ("2.13.0", "compile")]
+    assert columns == [f"torch {version} - <br>{mode}" for version, mode in order]
+    assert list(table["SD - txt2img"].values())[:4] == ["3.00", "1.00", "4.00", "2.00"]
+
+
+def test_runtimes_are_named_and_a_refused_row_stands_with_its_own() -> None:
+    def by(name: str, result: Result) -> Result:
+        return result.model_copy(update={"cell": {**result.cell, "runtime": {"name": name, "python": None}}})
+
+    (table,) = like(
+        by("current", row("model=sd15", speeds=(1.0,))),
+        by("old", row("model=sd15", speeds=(2.0,), at=where("2.10.0"))),
+        by("old", failed("model=sd15", *COMPILED, status="refused", stage="plan")),
+    ).values()
+    assert {k: v for k, v in table["SD - txt2img"].items() if "published" not in k} == {
+        "torch 2.10.0 (old) - <br>no compile": "2.00",
+        "torch 2.13.0 (current) - <br>no compile": "1.00",
+        "torch 2.10.0 (old) - <br>compile": "❌",
+    }
+
+
+def test_tiny_models_stand_for_their_family_without_a_ratio() -> None:
+    words = ("precision=fp32", "layout=default")
+    (table,) = like(
+        row("model=tiny_sd15", *words, speeds=(1.0,)),
+        row("model=tiny_sd15_img2img", *words, speeds=(1.0,)),
+        row("model=tiny_deepfloyd_if", *words, speeds=(1.0, 2.0, 3.0)),
+    ).values()
+    names = ["SD - txt2img (tiny_sd15)", "SD - img2img (tiny_sd15_img2img)", "IF (tiny_deepfloyd_if)"]
+    assert list(table) == names
+    assert table[names[2]] == {PLAIN_COLUMN: "1.00 / <br>2.00 / <br>3.00"}
+
+
+def test_another_size_is_not_compared() -> None:
+    (table,) = like(row("model=sd15", "workload.height=256", "workload.width=256", speeds=(90.0,))).values()
+    assert table == {"SD - txt2img": {PLAIN_COLUMN: "90.00"}}
+
+
+def test_a_row_that_never_met_its_gpu_stands_with_those_that_did() -> None:
+    gone = where(device=None)
+    page = like(
+        row("model=sd15", speeds=(20.0,)),
+        failed("model=sdxl", status="refused", stage="load", at=gone),
+        failed("model=sd15", status="refused", stage="load", at=gone),  # measured elsewhere: left out
+    )
+    assert {name: list(table) for name, table in page.items()} == {
+        f"{A100} (batch size: 1)": ["SD - txt2img", "SDXL - txt2img"]
+    }
+
+
+def test_rows_of_one_cell_are_told_apart() -> None:
+    (table,) = like(row("model=sd15", speeds=(1.0,)), row("model=sd15", "attention=vanilla", speeds=(2.0,))).values()
+    assert {name: columns[PLAIN_COLUMN] for name, columns in table.items()} == {
+        "SD - txt2img, attention=auto": "1.00",
+        "SD - txt2img, attention=vanilla": "2.00",
+    }
+    twice = row("model=sd15", speeds=(1.0,)), row("model=sd15", speeds=(2.0,), env_id="1" * 12)
+    (table,) = like(*twice).values()
+    assert {name: columns[PLAIN_COLUMN] for name, columns in table.items()} == {
+        f"SD - txt2img, env {where().id}": "1.00",
+        f"SD - txt2img, env {'1' * 12}": "2.00",
+    }
+
+
+def test_several_ways_to_compile_are_named() -> None:
+    (table,) = like(
+        row("model=sd15", "compile=reduce_overhead", speeds=(1.0,)),
+        row("model=sd15", "compile=regional", speeds=(2.0,)),
+    ).values()
+    ours = [column for column in table["SD - txt2img"] if "published" not in column]
+    assert ours == [f"torch 2.13.0 - <br>compile={option}" for option in ("reduce_overhead", "regional")]
+    ratios = [table["SD - txt2img"][column.replace(" -", " / published -")] for column in ours]
+    assert ratios == [f"{speed / 49.74:.2f}x" for speed in (1.0, 2.0)]
+
+
+def test_other_pipelines_are_left_out_and_said() -> None:
+    others = row("model=tiny_flux_dev", "precision=bf16", speeds=(1.0,)), row("model=deepfloyd_if_i_m", speeds=(1.0,))
+    found = likeness([row("model=sd15", speeds=(20.0,)), *others], FIGURES)
+    assert [entry.pipeline for entry in found.ours] == ["SD - txt2img"]
+    assert found.notes == (
+        "left out, since the benchmark has no such pipeline: tiny_flux_dev txt2img, deepfloyd_if_i_m txt2img",
+    )
+    with pytest.raises(UsageError, match="No row of this study is of a pipeline that the benchmark has: sd15 txt2img"):
+        likeness(others, FIGURES)
+
+
+def test_the_command(cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    study = Study.create(tmp_path / "studies/mine")
+    for result in (row("model=sd15", speeds=(20.0,)), row("model=sd15", *COMPILED, speeds=(40.0,))):
+        study.keep(result)
+    code, out, err = cli("report", "mine", "--like", "pytorch2")
+    assert (code, err) == (0, "")
+    assert out.startswith(
+        f"### {A100} (batch size: 1)\n\n| **Pipeline** | **{PLAIN_COLUMN}** | **{COMPILED_COLUMN}** |"
+    )
+    assert "above 1x ours is faster" in out
+    assert "speed-up by torch.compile" in out
+    assert "2.00x\n" in out
+    code, _, _ = cli("report", "mine", "--like", "pytorch2", "--charts", "drawn")
+    assert code == 0
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["pipelines.png", "speedup.png"]
+
+
+def test_a_ladder_is_one_table(cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
+    study = Study.create(tmp_path / "studies/mine")
+    study.keep(row("model=sdxl", "precision=bf16", speeds=(3.0,)))
+    code, out, err = cli("report", "mine", "--like", "accelerate_inference")
+    assert (code, err) == (0, "")
+    assert "| rung" in out
+    code, out, err = cli("report", "mine", "--like", "flux", "--charts", "drawn")
+    assert (code, out) == (2, "")
+    assert "--like flux is one table" in err

@@ -1,0 +1,77 @@
+"""Pairs of options: some are run here, all of them by scripts/pairs, whose table is what its results say."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from diffopt import pairs
+from diffopt.pairs import FAMILIES, Pair, options, try_pair
+from diffopt.pairs_table import markdown, read, to_json
+
+DOCS = Path(__file__).parents[1] / "docs"
+KEPT = read(DOCS / "results" / "pairs.json")
+SAMPLE = random.Random(4).sample([(f, a, b) for f in FAMILIES for a, b in pairs.pairs(options())], 40)
+WORDS = [f"{family}: {'='.join(a)} x {'='.join(b)}" for family, a, b in SAMPLE]
+
+
+def option(word: str) -> tuple[str, str]:
+    group, _, name = word.partition("=")
+    return group, name
+
+
+def test_every_pair_has_been_tried_and_none_failed() -> None:
+    tried = {(pair.family, option(pair.first), option(pair.second)) for pair in KEPT}
+    assert tried == {(family, *pair) for family in FAMILIES for pair in pairs.pairs(options())}, "run scripts/pairs"
+    assert not [pair for pair in KEPT if pair.status not in ("ok", "refused") or not pair.reason]
+
+
+def test_the_table_is_what_the_results_say() -> None:
+    assert (DOCS / "pairs.md").read_text(encoding="utf-8") == markdown(KEPT)
+
+
+@pytest.mark.parametrize(
+    ("family", "first", "second", "status", "said"),
+    [
+        ("UNet", "lora=fused", "fuse=qkv", "ok", "lora: 60 layers"),
+        ("UNet", "lora=live", "fuse=qkv", "refused", "drops a live LoRA"),
+        ("DiT", "vae=tiling", "cache=first_block", "ok", "skipped"),
+        ("DiT", "memory=model_offload", "quant=fp8_dynamic_row", "refused", "cuda only"),
+    ],
+)
+def test_a_pair_runs_or_says_why_not(family: str, first: str, second: str, status: str, said: str) -> None:
+    found = try_pair(family, option(first), option(second))
+    assert (found.status, said in found.reason) == (status, True), found
+    assert found in KEPT or found.stage == "run"  # how many calls were skipped may depend on the machine
+
+
+@pytest.mark.parametrize(("broken", "said"), [("build", "no luck"), ("make_plan", "no luck")])
+def test_what_breaks_is_a_failure_in_the_table(broken: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*_: object, **__: object) -> None:
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(f"diffopt.{'build' if broken == 'build' else 'pairs'}.{broken}", breaks)
+    monkeypatch.setattr(pairs, "_OUTCOMES", {})
+    found = try_pair("UNet", ("precision", "bf16"), ("fuse", "qkv"))
+    assert (found.status, found.reason) == ("error", f"RuntimeError: {said}")
+    assert "| `precision=bf16` | 0 | `fuse=qkv` ✗1 |" in markdown([found])
+
+
+def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
+    found = [
+        Pair("UNet", "a=1", "b=2", "ok", "run", "fine"),
+        Pair("DiT", "a=1", "b=2", "refused", "alone", "no", "x"),
+    ]
+    (tmp_path / "pairs.json").write_text(to_json(found))
+    assert read(tmp_path / "pairs.json") == found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "first", "second"), SAMPLE, ids=WORDS)
+def test_a_sample_of_all_pairs_ends_as_the_table_says(family: str, first: pairs.Option, second: pairs.Option) -> None:
+    found = try_pair(family, first, second)
+    assert found.status in ("ok", "refused"), found
+    (kept,) = [p for p in KEPT if (p.family, p.first, p.second) == (family, "=".join(first), "=".join(second))]
+    assert found.status == kept.status, found
