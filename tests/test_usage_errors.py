@@ -52,7 +52,7 @@ MISTAKES = {
     "an unknown home": (['workload.prompts_file="~nosuch/x"'], ["cannot be a path"]),
     "unknown key in a mapping": (["compile=default", "compile.options={nope: true}"], ["no key 'nope'"]),
     "an artifact for a cold start": (
-        ["measure=starts", "launch.compile_artifact.load=README.md", f"launch.compile_artifact.sha256={'0' * 64}"],
+        ["measure=starts", f"launch.compile_artifact.load={__file__}", f"launch.compile_artifact.sha256={'0' * 64}"],
         ["measure.starts=true", "launch.compile_artifact.load"],
     ),
     "no recipe file": (["--recipe", "nowhere.yaml"], ["no such file"]),
