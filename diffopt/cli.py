@@ -48,7 +48,10 @@ FLAGS: dict[str, dict[str, object]] = {
         "type": Path,
         "help": "draw the charts of --like or --published into DIR (PNG) instead of printing them as text",
     },
-    "--gpu": {"metavar": "NAME", "help": "whose pipelines the second chart shows; else the first GPU of the tables"},
+    "--gpu": {
+        "metavar": "NAME",
+        "help": "whose pipelines the second chart shows; with --like, whose published figures stand beside every row",
+    },
 }
 
 VERBS: dict[str, Verb] = {

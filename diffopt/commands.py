@@ -110,18 +110,18 @@ def diff(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     from diffopt import show
-    from diffopt.interpreter import check_present
+    from diffopt.interpreter import interpreters
     from diffopt.progress import progress
     from diffopt.report import table
     from diffopt.runner import run_all
     from diffopt.study import Study
 
     requests = _requests(args)
-    check_present(request.cell.runtime for request in requests)  # before there is a study
     name = requests[0].study
-    study = Study.fresh() if name is None else Study.create(name)
-    with progress() as listener:
-        results = run_all(requests, study, requests[0].launch, listener)
+    with interpreters(request.cell.runtime for request in requests) as others:  # asked before there is a study
+        study = Study.fresh() if name is None else Study.create(name)
+        with progress() as listener:
+            results = run_all(requests, study, requests[0].launch, listener, others)
     shown = table(results)
     show.print_table(shown.headers, shown.rows, right=shown.right)
     show.print_whereabouts(study, results)

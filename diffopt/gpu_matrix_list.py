@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -13,12 +13,12 @@ from pydantic import Field, ValidationError
 from diffopt import plain_yaml
 from diffopt.cell import Cell
 from diffopt.compose import Composer
+from diffopt.environment import Environment
 from diffopt.errors import UsageError
 from diffopt.explain import explain
 from diffopt.resolve import Request, Resolver
 from diffopt.result import Result
 from diffopt.step import Frozen
-from diffopt.study import Study
 
 SHIPPED = Path(__file__).with_name("gpu_matrix.yaml")
 
@@ -81,18 +81,50 @@ def folder_name(hardware_name: str) -> str:
     return name if name == "cpu" or name.startswith("nvidia-") else f"nvidia-{name}"
 
 
-def ordered(todo: Sequence[Point], rows: Mapping[str, Result]) -> list[Point]:
-    """What is still to be run: first what has no row or was cut off, then what failed, which may fail again."""
-    begun = [p for p in todo if p.cell.id not in rows or rows[p.cell.id].status == "interrupted"]
-    failed = [p for p in todo if p not in begun and not _final(rows[p.cell.id])]
-    return begun + failed
+@dataclass(frozen=True)
+class Standing:
+    """What the rows of a study say of a list of cells: those that are done, and what is to be run, in its order."""
+
+    done: Mapping[str, Result]  # by the cell's id
+    waiting: tuple[Point, ...]
 
 
-def _final(result: Result) -> bool:
+def standing(todo: Sequence[Point], rows: Sequence[Result], where: Environment | None) -> Standing:
+    """Which cells are done in an environment, and in which order the others are worth running.
+
+    First what has no row or was cut off, then what failed, which may fail again. A row from another environment with
+    the same GPU, torch and diffusers, such as one with another driver, is nearly as good as one from here: its cell is
+    measured again at the end.
+
+    Args:
+        where: the environment that the cells will run in; None where there is none, and then every row is from here.
+    """
+    alike = _best(row for row in rows if where is None or _kind(row.environment) == _kind(where))
+    here = _best(row for row in rows if where is None or row.env_id == where.id)
+    done = {point.cell.id: here[point.cell.id] for point in todo if _final(here.get(point.cell.id))}
+
+    def rank(point: Point) -> int:
+        row = alike.get(point.cell.id)
+        return 2 if _final(row) else 0 if row is None or row.status == "interrupted" else 1
+
+    return Standing(done, tuple(sorted((p for p in todo if p.cell.id not in done), key=rank)))
+
+
+def _kind(where: Environment) -> tuple[str | None, ...]:
+    return (where.device.name, where.versions.get("torch"), where.versions.get("diffusers"))
+
+
+def _best(rows: Iterable[Result]) -> dict[str, Result]:
+    """A row for each cell, one that is final where there is one."""
+    found: dict[str, Result] = {}
+    for row in rows:
+        if not _final(found.get(row.cell_id)):
+            found[row.cell_id] = row
+    return found
+
+
+def _final(result: Result | None) -> bool:
     """As :meth:`Study.kept` has it."""
+    if result is None:
+        return False
     return result.status in ("ok", "oom") or (result.status == "refused" and result.stage == "plan")
-
-
-def rows_of(study: Study, env_id: str | None) -> dict[str, Result]:
-    """The study's rows by cell, of one environment; of any, where there is none to compare."""
-    return {row.cell_id: row for row in study.results() if env_id in (None, row.env_id)}

@@ -45,13 +45,15 @@ class Ladder:
         """The results of a block in the order of the rungs, what is no rung at the end.
 
         A group in which the block does not vary does not decide, since the command line may have given it one option
-        for all rungs; of several rungs that are then alike the one that agrees most counts.
+        for all rungs; of several rungs that are then alike the one that agrees most counts. In a block that does not
+        vary at all nothing would decide, so there a rung is what has all of its options.
         """
         varying = [group for group in self.groups if len({result.choices.get(group) for result in block}) > 1]
+        deciding = varying or self.groups
 
         def position(choices: Choices) -> int | None:
             agree = [{group for group in self.groups if choices.get(group) == rung[group]} for rung in self.rungs]
-            fits = [i for i, same in enumerate(agree) if same.issuperset(varying)]
+            fits = [i for i, same in enumerate(agree) if same.issuperset(deciding)]
             return max(fits, key=lambda i: len(agree[i]), default=None)
 
         placed = [(position(result.choices), result) for result in block]

@@ -8,6 +8,7 @@ memory in ``rules_memory``, what is asked of a model in ``rules_workload``, and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from itertools import product
 
 from diffopt.cell import Cell
 from diffopt.rules_case import Case, Problem
@@ -43,9 +44,10 @@ def _other_problems(case: Case) -> tuple[Problem, ...]:
 
 def _conflicts(case: Case) -> Iterator[Problem]:
     for conflict in CONFLICTS:
-        for first in case.holders(conflict.first):
-            for second in case.holders(conflict.second):
-                yield Problem(conflict.fact, (first, second), conflict.remedy, conflict.evidence)
+        for first, second in product(case.groups(conflict.first), case.groups(conflict.second)):
+            if case.meet(first, second) or not conflict.in_one_part:
+                keys = (case.key(first), case.key(second))
+                yield Problem(conflict.fact, keys, conflict.remedy, conflict.evidence)
 
 
 def _own_problems(case: Case) -> Iterator[Problem]:

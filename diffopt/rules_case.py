@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import get_args
 
 from diffopt.cell import Cell
+from diffopt.components import Component
 from diffopt.recipe import Hardware
 from diffopt.step import Trait
+
+PARTS = frozenset(get_args(Component))
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,22 @@ class Case:
         """The words for what is compiled; empty where nothing is."""
         return frozenset(getattr(self.cell.recipe.compile, "components", ()))
 
+    def groups(self, trait: Trait) -> list[str]:
+        """Groups of the steps that have this trait on this hardware."""
+        return [group for group, step in self.cell.recipe.steps if trait in step.traits_on(self.hardware)]
+
     def holders(self, trait: Trait) -> list[str]:
         """Keys of the steps that have this trait on this hardware."""
-        return [self.key(group) for group, step in self.cell.recipe.steps if trait in step.traits_on(self.hardware)]
+        return [self.key(group) for group in self.groups(trait)]
+
+    def touched(self, group: str) -> frozenset[str]:
+        """The parts that the step of a group touches: those it names, of a cache the denoiser, else all."""
+        step = getattr(self.cell.recipe, group)
+        if Trait.CACHES in step.traits:
+            return frozenset({"denoiser"})
+        named = {"vae" if word == "vae_decode" else word for word in getattr(step, "components", None) or PARTS}
+        return frozenset(named) if named <= PARTS else PARTS  # a LoRA's file has names of its own
+
+    def meet(self, one: str, other: str) -> bool:
+        """Whether the steps of two groups touch a part in common."""
+        return not self.touched(one).isdisjoint(self.touched(other))

@@ -23,6 +23,7 @@ class Conflict:
     fact: str
     remedy: str
     evidence: str
+    in_one_part: bool = False  # only where both touch the same part of the pipeline; else wherever they are
 
 
 CONFLICTS = (
@@ -32,6 +33,7 @@ CONFLICTS = (
         "CUDA graphs replay fixed addresses, but the weights move",
         "choose compile=default or memory=resident",
         "https://github.com/huggingface/diffusers/issues/4399",
+        in_one_part=True,
     ),
     Conflict(
         Trait.GRAPH_BREAKS,
@@ -39,6 +41,7 @@ CONFLICTS = (
         "one breaks the graph, the other promises a whole one",
         "set compile.fullgraph=false",
         "https://docs.pytorch.org/docs/stable/generated/torch.compile.html",
+        in_one_part=True,
     ),
     Conflict(
         Trait.LIVE_LORA,
@@ -77,10 +80,11 @@ CONFLICTS = (
     ),
     Conflict(
         Trait.CASTS_STORAGE,
-        Trait.GENERATES_CODE,
+        Trait.TRACES,
         "layerwise casting has a hook on each layer, which breaks the graph there, and dynamo gives up after some",
         "choose compile=none, or quant=fp8_weight, whose weights are widened inside the graph",
         "https://github.com/huggingface/diffusers/blob/main/src/diffusers/hooks/layerwise_casting.py",
+        in_one_part=True,
     ),
     Conflict(
         Trait.CACHES_BLOCKS,
@@ -95,6 +99,23 @@ CONFLICTS = (
         "the cache keeps tensors of earlier steps, and the replay of a CUDA graph overwrites its own",
         "choose compile=regional",
         "https://docs.pytorch.org/docs/stable/torch.compiler_cudagraph_trees.html",
+        in_one_part=True,
+    ),
+    Conflict(
+        Trait.CACHES,
+        Trait.LEARNS_ORDER,
+        "diffusers learns in the first step which group follows which, but the cache then skips some; and to take the "
+        "hooks off by which it learnt undoes those that the cache put on after them",
+        "choose memory=group_offload",
+        "https://github.com/huggingface/diffusers/blob/main/src/diffusers/hooks/group_offloading.py",
+    ),
+    Conflict(
+        Trait.COUNTS_STEPS,
+        Trait.CALLS_TWICE,
+        "the cache counts the workload's steps, but this sampler has the denoiser called twice in each but the last",
+        "set cache.num_inference_steps=2n-1, where n is workload.steps",
+        "https://github.com/huggingface/diffusers/blob/main/src/diffusers/schedulers/"
+        "scheduling_flow_match_heun_discrete.py",
     ),
     Conflict(
         Trait.CACHES,
@@ -116,6 +137,7 @@ CONFLICTS = (
         "layerwise casting replaces the weights in each call, and a package made ahead of time keeps their addresses",
         "choose compile=none",
         "https://huggingface.co/docs/diffusers/main/en/optimization/memory#layerwise-casting",
+        in_one_part=True,
     ),
     Conflict(
         Trait.GRAPH_BREAKS,
@@ -123,6 +145,7 @@ CONFLICTS = (
         "one breaks the graph, and only a whole one can be exported",
         "choose compile=default with compile.fullgraph=false",
         "https://docs.pytorch.org/docs/stable/export.html",
+        in_one_part=True,
     ),
     Conflict(
         Trait.MOVES_WEIGHTS,

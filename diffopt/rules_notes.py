@@ -32,14 +32,24 @@ def notes_on(case: Case) -> Iterator[str]:
         for key in case.holders(Trait.SEARCHES_GEMM):
             has = f"{case.hardware.name} has {case.hardware.sms} SMs"
             yield f"{key}: {has}, and below {MIN_SMS} the compiler does not search kernels for matrix products"
-    if case.holders(Trait.QUANTIZES) and not case.holders(Trait.GENERATES_CODE):
-        yield f"{case.key('quant')}: without compile, quantizing mostly costs time at each call instead of saving it"
+    yield from _quantized_eagerly(case)
+
+
+def _quantized_eagerly(case: Case) -> Iterator[str]:
+    """Quantized parts for which no code is generated."""
+    compiled = frozenset[str]().union(*map(case.touched, case.groups(Trait.GENERATES_CODE)))
+    for group in case.groups(Trait.QUANTIZES):
+        if eager := case.touched(group) - compiled:
+            of = f" of {' and '.join(sorted(eager))}" if compiled else ""
+            key = case.key(group)
+            yield f"{key}: without compile{of}, quantizing mostly costs time at each call instead of saving it"
 
 
 def _long_compiles(case: Case) -> Iterator[str]:
     """Combinations that work, and of which compiling takes long for little."""
-    for compiler in case.holders(Trait.GENERATES_CODE):
-        for key in case.holders(Trait.HOOKS_LAYERS):
+    for group in case.groups(Trait.GENERATES_CODE):
+        compiler = case.key(group)
+        for key in (case.key(hooks) for hooks in case.groups(Trait.HOOKS_LAYERS) if case.meet(hooks, group)):
             yield f"{key} x {compiler}: hooks part every layer from the next; many graphs are compiled, little is fused"
         for key in case.holders(Trait.DIVIDES_DECODING) if "vae_decode" in case.compiled else ():
             yield f"{key} x {compiler}: the graph holds the decoder once per picture and tile, and compiles for long"

@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -80,6 +80,7 @@ def run_all(
     study: str | Path | Study | None = None,
     launch: Launch | None = None,
     listener: Listener = silent,
+    others: Mapping[str, Interpreter] | None = None,
 ) -> list[Result]:
     """Measure each distinct cell once, skip those whose row the study keeps, and return the rows in the order asked.
 
@@ -90,6 +91,7 @@ def run_all(
         study: name, directory or Study; continued where it stopped. None makes a fresh one.
         launch: deadlines; None takes the shipped ``launch=local``.
         listener: called with the events of progress.py, one at a time.
+        others: what :func:`interpreters` gave for the cells' runtimes, where that lasts already; None asks them.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came. The rows so far, those of the interrupted cells among them, are kept.
@@ -98,10 +100,11 @@ def run_all(
     if launch is None:
         launch = default_launch(shipped_conf())
     distinct = list({request.cell.id: request for request in requests}.values())
-    with interpreters(request.cell.runtime for request in requests) as others, _stopping() as stop:
+    asking = interpreters(request.cell.runtime for request in requests) if others is None else nullcontext(others)
+    with asking as found, _stopping() as stop:
         if not isinstance(study, Study):
             study = Study.fresh() if study is None else Study.create(study)
-        sweep = _Sweep(study, launch, listener, stop, names=_names(distinct), others=others)
+        sweep = _Sweep(study, launch, listener, stop, names=_names(distinct), others=found)
         sweep.run(distinct)
     if stop.signal is not None:
         raise Interrupted(stop.signal)

@@ -86,6 +86,7 @@ class Order(IntEnum):
 class Trait(Enum):
     """What a step does that another step may not bear; conflicts in rules.py join traits, never names."""
 
+    TRACES = auto()  # torch.compile captures it, whatever its backend
     GENERATES_CODE = auto()  # inductor writes kernels, in Triton on a GPU; other backends of torch.compile only capture
     CUDA_GRAPHS = auto()  # records CUDA graphs, which replay fixed addresses (never on the CPU)
     FULLGRAPH = auto()  # promises that nothing breaks the graph
@@ -109,6 +110,9 @@ class Trait(Enum):
     WHOLE_DENOISER = auto()  # captures the denoiser as one graph, with its hooks
     CACHES = auto()  # keeps tensors of earlier denoising steps, and decides in each what is computed anew
     CACHES_BLOCKS = auto()  # decides so by hooks around the blocks or the denoiser
+    COUNTS_STEPS = auto()  # takes the steps of the workload for the number of calls of the denoiser
+    CALLS_TWICE = auto()  # a sampler that has the denoiser called twice in each step but the last
+    LEARNS_ORDER = auto()  # learns in the first step which group of the denoiser follows which, and relies on it
     EXPORTS = auto()  # captures the denoiser whole, for ever and with the addresses of its weights
     SEARCHES_GEMM = auto()  # lets the compiler time kernels for matrix products and take the fastest
 

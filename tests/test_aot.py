@@ -363,7 +363,7 @@ def test_a_pipeline_without_packages_is_found_out():
 def test_the_step_says_what_it_cannot_bear():
     chosen = step("compile", "aot")
     assert chosen.order is Order.COMPILE
-    assert chosen.traits == {Trait.GENERATES_CODE, Trait.EXPORTS}
+    assert chosen.traits == {Trait.TRACES, Trait.GENERATES_CODE, Trait.EXPORTS}
     assert step("compile", "aot", mode="max-autotune-no-cudagraphs").traits == chosen.traits | {Trait.SEARCHES_GEMM}
     against = {conflict.first for conflict in CONFLICTS if conflict.second is Trait.EXPORTS}
     assert against >= {Trait.MOVES_WEIGHTS, Trait.CASTS_STORAGE, Trait.GRAPH_BREAKS, Trait.CACHES}

@@ -234,6 +234,7 @@ def test_every_tiny_architecture_is_run():
     assert {name for name, *_ in RUNS} == set(FULL_SIZE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "class_name", "keys", "picture"), RUNS, ids=[f"{n}-{c or 'own'}" for n, c, *_ in RUNS]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import re
@@ -91,6 +92,28 @@ def test_the_readmes_table_of_groups_is_complete() -> None:
         told = [option for option in options if not option.startswith("tiny_")]
         told += ["tiny_*"] if told != options else []
         assert [word.strip("`, ") for word in line.split("|")[3].split()] == told, group
+
+
+def shown(command: str) -> str:
+    """What README shows below a command."""
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    found = re.search(rf"```console\n\$ diffopt {re.escape(command)}\n(.*?)```", readme, re.DOTALL)
+    assert found is not None, command
+    return found[1]
+
+
+@pytest.mark.parametrize("command", ["ls compile", "plan model=sdxl hardware=t4 recipe=accelerate_inference"])
+def test_the_readme_shows_what_is_printed(diffopt: Run, command: str) -> None:
+    assert diffopt(*command.split()).stdout == shown(command)
+
+
+def test_the_rows_of_the_readme_are_cells_of_its_sweep(diffopt: Run) -> None:
+    words = "-m compile=none,regional quant=none,int8_dynamic attention=sdpa,cudnn measure=quick study=first"
+    planned = json.loads(diffopt("plan", *words.split(), "hardware=cpu", "--json").stdout)["cells"]
+    rows = [line.split()[0] for line in shown(f"run {words}").splitlines()[1:]]
+    assert rows == [cell["cell_id"] for cell in planned]
+    with open(REPO / "docs" / "results" / "tour-cpu.csv", encoding="utf-8") as file:
+        assert rows == [row["cell_id"] for row in csv.DictReader(file)]
 
 
 def _effects(written: dict[str, str], group: str) -> list[dict[str, object]]:

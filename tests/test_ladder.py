@@ -60,7 +60,7 @@ def test_the_rungs_come_in_the_order_of_the_sweep_with_their_gains() -> None:
         "attention=sdpa",
         "layout=channels_last compile=max_autotune",
         "fuse=qkv",
-        "quant=int8_dynamic_vae compile=max_autotune_int8",
+        "quant=int8_dynamic_vae",
     ]
     assert column(lines, "latency s") == ["7.36", "4.63", "3.31", "2.54", "2.52", "2.43"]
     assert column(lines, "over the rung before") == ["", "1.59x", "1.40x", "1.30x", "1.01x", "1.04x"]
@@ -143,6 +143,17 @@ def test_a_study_that_is_no_ladder_is_a_usage_error() -> None:
     others = asked("model=sdxl", "hardware=a100", "attention=math,cudnn")
     with pytest.raises(UsageError, match="is a rung of sweep=flux"):
         ladder([row(request, 1.0) for request in others], "flux")
+
+
+@pytest.mark.parametrize("words", [("precision=bf16",), ("precision=fp16", "layout=channels_last_denoiser"), ()])
+def test_a_cell_alone_is_a_rung_only_with_all_of_its_options(words: tuple[str, ...]) -> None:
+    (other,) = asked("model=sdxl", "hardware=a100", *words)
+    with pytest.raises(UsageError, match="No cell of this study is a rung of sweep=accelerate_inference"):
+        ladder([row(other, 1.0)], "accelerate_inference")
+    rungs = [row(request, 1.0) for request in asked("sweep=accelerate_inference", "hardware=a100")]
+    lines = climbed([*rungs, row(other, 1.0)])
+    assert {line["cell"]: line["rung"] for line in lines}[other.cell.id] == ""
+    assert sorted(column(lines, "rung")) == ["", *"123456"]
 
 
 @pytest.mark.parametrize(("name", "place"), [("accelerate_inference", "a100"), ("flux", "h100")])

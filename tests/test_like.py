@@ -19,13 +19,13 @@ from diffopt.resolve import Request, requests
 from diffopt.result import Metrics, Result, StageSpeed
 from diffopt.study import Study
 
-FIGURES = published("pytorch2")
+PAGE = "pytorch2"
 A100 = "NVIDIA A100-SXM4-80GB"
 
 
 @cache
 def asked(*words: str) -> Request:
-    return requests(["hardware=a100", "measure=quick", "precision=fp16", *words])[0]
+    return requests(["hardware=a100", "measure=quick", "precision=fp16", "layout=channels_last_denoiser", *words])[0]
 
 
 def where(torch: str = "2.13.0", device: str | None = A100) -> Environment:
@@ -55,11 +55,11 @@ def shown(found: Likeness) -> dict[str, dict[str, dict[str, str]]]:
     }
 
 
-def like(*results: Result) -> dict[str, dict[str, dict[str, str]]]:
-    return shown(likeness(sorted(results, key=lambda result: result.cell_id), FIGURES))
+def like(*results: Result, gpu: str | None = None) -> dict[str, dict[str, dict[str, str]]]:
+    return shown(likeness(sorted(results, key=lambda result: result.cell_id), PAGE, gpu))
 
 
-COMPILED = ("compile=reduce_overhead", "layout=channels_last")
+COMPILED = ("compile=reduce_overhead",)
 PLAIN_COLUMN, COMPILED_COLUMN = "torch 2.13.0 - <br>no compile", "torch 2.13.0 - <br>compile"
 
 
@@ -91,7 +91,7 @@ def test_pipelines_stand_in_the_order_of_the_page_whatever_the_order_of_the_stud
         row("model=sd15", speeds=(5.0,)),
     ]
     (table,) = like(*rows).values()
-    assert list(table) == list(dict.fromkeys(figure.pipeline for figure in FIGURES if figure.gpu == "A100"))
+    assert list(table) == list(dict.fromkeys(figure.pipeline for figure in published(PAGE) if figure.gpu == "A100"))
 
 
 def test_a_cascade_has_three_figures_and_three_ratios_and_a_batch_only_the_first_ones() -> None:
@@ -113,16 +113,18 @@ def test_what_stands_where_there_is_no_figure() -> None:
             row("model=sd15", speeds=(20.0,)),
             failed("model=sd15", *COMPILED, status="oom", stage="warmup", reason="out of\nmemory"),
             failed("model=sd15_inpaint", status="refused", stage="plan", reason="no such kernel"),
+            failed("model=sd15_inpaint", *COMPILED, status="refused", stage="load", reason="no such device here"),
             failed("model=sd15_controlnet", status="crashed", stage="compile"),
             failed("model=sd15_controlnet", *COMPILED, status="timeout", stage="measure"),
             row("model=sdxl", speeds=(10.0,), valid=False, reason="latency varies"),
         ],
-        FIGURES,
+        PAGE,
     )
     (table,) = shown(found).values()
     assert table["SD - txt2img"][COMPILED_COLUMN] == "OOM at warmup"
     assert table["SD - inpaint"][PLAIN_COLUMN] == "❌"
-    assert table["SD - inpaint"][COMPILED_COLUMN] == "-"
+    assert table["SD - inpaint"][COMPILED_COLUMN] == "not here"
+    assert table["SDXL - txt2img"][COMPILED_COLUMN] == "-"
     assert table["SD - controlnet"][PLAIN_COLUMN] == "crashed at compile"
     assert table["SD - controlnet"][COMPILED_COLUMN] == "timeout at measure"
     assert table["SDXL - txt2img"][PLAIN_COLUMN] == "10.00 (not valid)"
@@ -164,19 +166,92 @@ def test_runtimes_are_named_and_a_refused_row_stands_with_its_own() -> None:
 
 def test_tiny_models_stand_for_their_family_without_a_ratio() -> None:
     words = ("precision=fp32", "layout=default")
-    (table,) = like(
+    rows = [
         row("model=tiny_sd15", *words, speeds=(1.0,)),
         row("model=tiny_sd15_img2img", *words, speeds=(1.0,)),
         row("model=tiny_deepfloyd_if", *words, speeds=(1.0, 2.0, 3.0)),
-    ).values()
+    ]
+    assert likeness(rows, PAGE).notes == ()
+    (table,) = like(*rows).values()
     names = ["SD - txt2img (tiny_sd15)", "SD - img2img (tiny_sd15_img2img)", "IF (tiny_deepfloyd_if)"]
     assert list(table) == names
     assert table[names[2]] == {PLAIN_COLUMN: "1.00 / <br>2.00 / <br>3.00"}
 
 
-def test_another_size_is_not_compared() -> None:
-    (table,) = like(row("model=sd15", "workload.height=256", "workload.width=256", speeds=(90.0,))).values()
-    assert table == {"SD - txt2img": {PLAIN_COLUMN: "90.00"}}
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("workload.height=256 workload.width=256", "workload.height=256 instead of 512, workload.width=256 instead of"),
+        ("workload.steps=30", "workload.steps=30 instead of 50"),
+        ("workload.guidance=1.0", "workload.guidance=1.0 instead of 7.5"),
+        ("workload=img2img workload.strength=0.5", "workload.strength=0.5 instead of 0.8"),
+        ("precision=fp32", "precision=fp32 instead of fp16"),
+        ("precision=fp16 precision.tf32=true", "precision.tf32=true instead of false"),
+        ("attention=vanilla", "attention=vanilla instead of auto"),
+        ("layout=channels_last", "layout=channels_last instead of channels_last_denoiser"),
+        ("scheduler=euler", "scheduler=euler instead of default"),
+        ("memory=model_offload", "memory=model_offload instead of resident"),
+        ("vae=slicing", "vae=slicing instead of default"),
+        ("quant=int8_dynamic fuse=qkv", "fuse=qkv instead of none, quant=int8_dynamic instead of none"),
+        ("compile=regional", "compile=regional instead of reduce_overhead"),
+        ("compile=reduce_overhead compile.fullgraph=false", "compile.fullgraph=false instead of true"),
+    ],
+)
+def test_what_the_page_did_not_measure_is_not_compared(words: str, says: str) -> None:
+    found = likeness([row("model=sd15", *words.split(), speeds=(90.0,))], PAGE)
+    assert found.beside == ()
+    assert found.ours[0].text == "90.00"
+    (note,) = found.notes
+    assert note.startswith(f"not compared, since sweep=pytorch2 asks otherwise: {says}")
+    assert note.endswith(f", {A100})")
+
+
+def test_what_does_not_change_a_stage_s_speed_is_compared() -> None:
+    same = ("workload.prompt=a lighthouse", "workload.seed=7", "model.weights=random", "measure=standard")
+    found = likeness([row("model=sd15", *same, speeds=(23.13,))], PAGE)
+    assert [entry.text for entry in found.beside] == ["23.13", "1.00x"]
+    assert found.notes == ()
+
+
+@pytest.mark.parametrize("vae", ["vae=slicing", "vae=default"])
+def test_slicing_is_the_sweep_s_own_where_the_page_says_nothing(vae: str) -> None:
+    found = likeness([row("model=sdxl", "workload.batch_size=4", vae, speeds=(1.0,))], PAGE)
+    assert (len(found.beside), found.notes) == (2, ())
+
+
+def test_every_cell_of_the_sweep_is_compared() -> None:
+    asked = requests(["sweep=pytorch2", "hardware=a100", "model.weights=random"], multirun=True)
+    rows = []
+    for request in asked:
+        at, speeds = where(), (1.0,) * len(request.cell.recipe.model.stages)
+        stages = tuple(StageSpeed(name=f"s{i}", steps=8, iterations_per_second=speed) for i, speed in enumerate(speeds))
+        values: dict[str, Any] = {"metrics": Metrics(stages=stages), "environment": at, "env_id": at.id}
+        rows.append(a_result(request.cell, choices=dict(request.choices), **values))
+    found = likeness(rows, PAGE)
+    notes = [note.partition(" (")[0] for note in found.notes]
+    assert notes == ["stage 2 is IF-II-M-like: random weights, of inferred widths"]
+    assert len(found.ours) == 36
+    assert len(found.beside) == 2 * 36, "and a ratio for each"
+
+
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+def test_a_gpu_that_the_page_has_not_can_stand_beside_one_that_it_has() -> None:
+    mine = [row("hardware=h100", "model=sd15", speeds=(46.26,), at=where(device=H100))]
+    alone = likeness(mine, PAGE)
+    assert alone.beside == ()
+    assert alone.notes == (
+        f"the page has no {H100}; its GPUs are A100, V100, T4, RTX 3090, RTX 4090. --gpu NAME puts the figures of one "
+        f"of them beside every row",
+    )
+    (table,) = like(*mine, gpu="A100").values()
+    assert table["SD - txt2img"] == {
+        PLAIN_COLUMN: "46.26",
+        "published nightly, A100 - <br>no compile": "23.13",
+        "torch 2.13.0 / published, A100 - <br>no compile": "2.00x",
+    }
+    assert likeness(mine, PAGE, "A100").notes == ()
 
 
 def test_a_row_that_never_met_its_gpu_stands_with_those_that_did() -> None:
@@ -191,18 +266,42 @@ def test_a_row_that_never_met_its_gpu_stands_with_those_that_did() -> None:
     }
 
 
+def plain_column(*results: Result) -> dict[str, str]:
+    (table,) = like(*results).values()
+    return {name: columns[PLAIN_COLUMN] for name, columns in table.items()}
+
+
 def test_rows_of_one_cell_are_told_apart() -> None:
-    (table,) = like(row("model=sd15", speeds=(1.0,)), row("model=sd15", "attention=vanilla", speeds=(2.0,))).values()
-    assert {name: columns[PLAIN_COLUMN] for name, columns in table.items()} == {
-        "SD - txt2img, attention=auto": "1.00",
+    assert plain_column(row("model=sd15", speeds=(1.0,)), row("model=sd15", "attention=vanilla", speeds=(2.0,))) == {
+        "SD - txt2img": "1.00",
         "SD - txt2img, attention=vanilla": "2.00",
     }
+    tiny = [row("model=tiny_sd15", f"attention={kind}", speeds=(1.0,)) for kind in ("sdpa", "vanilla")]
+    assert list(plain_column(*tiny)) == [f"SD - txt2img (tiny_sd15), attention={kind}" for kind in ("sdpa", "vanilla")]
+    seeds = [row("model=sd15", f"workload.seed={seed}", speeds=(1.0,)) for seed in (0, 1)]
+    assert list(plain_column(*seeds)) == ["SD - txt2img, workload.seed=0", "SD - txt2img, workload.seed=1"]
     twice = row("model=sd15", speeds=(1.0,)), row("model=sd15", speeds=(2.0,), env_id="1" * 12)
-    (table,) = like(*twice).values()
-    assert {name: columns[PLAIN_COLUMN] for name, columns in table.items()} == {
-        f"SD - txt2img, env {where().id}": "1.00",
-        f"SD - txt2img, env {'1' * 12}": "2.00",
+    assert plain_column(*twice) == {f"SD - txt2img, env {where().id}": "1.00", f"SD - txt2img, env {'1' * 12}": "2.00"}
+
+
+def test_the_page_s_own_rows_keep_their_name_beside_those_of_a_ladder() -> None:
+    ladder = ("model=sdxl", "workload.steps=30", "scheduler=euler", "layout=default", "attention=vanilla")
+    page = like(
+        row("model=sdxl", speeds=(1.0,)),
+        row("model=sdxl", "workload.batch_size=4", "vae=slicing", speeds=(2.0,)),
+        row(*ladder, "precision=tf32", speeds=(3.0,)),
+        row(*ladder, "precision=bf16", speeds=(4.0,)),
+    )
+    first, fourth = page.values()
+    rest = "attention=vanilla layout=default scheduler=euler workload.steps=30"
+    assert {name: columns[PLAIN_COLUMN] for name, columns in first.items()} == {
+        "SDXL - txt2img": "1.00",
+        f"SDXL - txt2img, precision=bf16 {rest}": "4.00",
+        f"SDXL - txt2img, precision=tf32 {rest}": "3.00",
     }
+    assert list(fourth) == ["SDXL - txt2img"]
+    ratios = [columns["torch 2.13.0 / published - <br>no compile"] for columns in first.values()]
+    assert [ratio == "-" for ratio in ratios] == [False, True, True]
 
 
 def test_several_ways_to_compile_are_named() -> None:
@@ -212,19 +311,19 @@ def test_several_ways_to_compile_are_named() -> None:
     ).values()
     ours = [column for column in table["SD - txt2img"] if "published" not in column]
     assert ours == [f"torch 2.13.0 - <br>compile={option}" for option in ("reduce_overhead", "regional")]
-    ratios = [table["SD - txt2img"][column.replace(" -", " / published -")] for column in ours]
-    assert ratios == [f"{speed / 49.74:.2f}x" for speed in (1.0, 2.0)]
+    ratios = [column for column in table["SD - txt2img"] if "/ published" in column]
+    assert ratios == ["torch 2.13.0 / published - <br>compile=reduce_overhead"], "the page did not compile regionally"
 
 
 def test_other_pipelines_are_left_out_and_said() -> None:
     others = row("model=tiny_flux_dev", "precision=bf16", speeds=(1.0,)), row("model=deepfloyd_if_i_m", speeds=(1.0,))
-    found = likeness([row("model=sd15", speeds=(20.0,)), *others], FIGURES)
+    found = likeness([row("model=sd15", speeds=(20.0,)), *others], PAGE)
     assert [entry.pipeline for entry in found.ours] == ["SD - txt2img"]
     assert found.notes == (
         "left out, since the benchmark has no such pipeline: tiny_flux_dev txt2img, deepfloyd_if_i_m txt2img",
     )
     with pytest.raises(UsageError, match="No row of this study is of a pipeline that the benchmark has: sd15 txt2img"):
-        likeness(others, FIGURES)
+        likeness(others, PAGE)
 
 
 def test_the_command(cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
@@ -244,9 +343,29 @@ def test_the_command(cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -
     assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["pipelines.png", "speedup.png"]
 
 
+def test_the_command_s_gpu_is_the_page_s_or_the_study_s(
+    cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    study = Study.create(tmp_path / "studies/mine")
+    study.keep(row("hardware=h100", "model=sd15", speeds=(20.0,), at=where(device=H100)))
+    code, out, err = cli("report", "mine", "--like", "pytorch2", "--gpu", "a100")
+    assert (code, err) == (0, "")
+    assert "**published nightly, A100 - <br>no compile**" in out
+    assert "the page's figure of the A100 of the newest torch" in out
+    assert f"All pipelines on {H100}" in out
+    code, out, err = cli("report", "mine", "--like", "pytorch2", "--gpu", "h100")
+    assert (code, err) == (0, "")
+    assert "published nightly" not in out
+    assert f"the page has no {H100}" in out
+    code, out, err = cli("report", "mine", "--like", "pytorch2", "--gpu", "b200")
+    assert (code, out) == (2, "")
+    assert f"--gpu b200 is not one of the study's GPUs: {H100}; and none of the page's: A100, V100" in err
+
+
 def test_a_ladder_is_one_table(cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     study = Study.create(tmp_path / "studies/mine")
-    study.keep(row("model=sdxl", "precision=bf16", speeds=(3.0,)))
+    rung = ("model=sdxl", "precision=bf16", "layout=default", "attention=sdpa")
+    study.keep(row(*rung, speeds=(3.0,)))
     code, out, err = cli("report", "mine", "--like", "accelerate_inference")
     assert (code, err) == (0, "")
     assert "| rung" in out

@@ -136,7 +136,7 @@ def test_quantizing_saves_after_loading_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("quant", "weight"), [("int8_dynamic", 1), ("int4_weight", 0.5625), ("fp8_dynamic", 1), ("fp8_weight", 1)]
+    ("quant", "weight"), [("int8_dynamic", 1), ("int4_weight", 1.16 * 0.5625), ("fp8_dynamic", 1), ("fp8_weight", 1)]
 )
 def test_bytes_of_quantized_weights(quant: str, weight: float) -> None:
     many = cell("precision=bf16", f"quant={quant}", "workload.batch_size=9", "hardware=h100")

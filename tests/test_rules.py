@@ -102,6 +102,63 @@ def test_cuda_graphs_are_not_claimed_on_the_cpu() -> None:
     assert not any("CUDA graphs" in note for note in on_gpu.notes)
 
 
+DECODER = ("compile.components=[vae_decode]",)  # beside a denoiser that runs eagerly
+FLUX = ("model=flux_dev", "hardware=h100", "precision=bf16")
+
+
+@pytest.mark.parametrize(
+    ("compile", "words", "key"),
+    [
+        ("reduce_overhead", ("cache=first_block",), "cache=first_block"),
+        ("reduce_overhead", ("cache=pab",), "cache=pab"),
+        ("default", ("cache=pab",), "cache=pab"),
+        ("default", ("attention=sage",), "attention=sage"),
+        ("default", ("quant=fp8_storage",), "quant=fp8_storage"),
+        ("reduce_overhead", ("memory=group_offload", "memory.components=[denoiser]"), "memory=group_offload"),
+    ],
+)
+def test_what_is_not_compiled_bears_what_compiled_parts_do_not(compile: str, words: tuple[str, ...], key: str) -> None:
+    asked = (*FLUX, f"compile={compile}", *words)
+    assert (key, f"compile={compile}") in keys(*asked)
+    assert (key, f"compile={compile}") in keys(*asked, "compile.components=[denoiser,vae_decode]")
+    assert keys(*asked, *DECODER) == []
+
+
+def test_a_part_that_breaks_its_graph_is_refused_where_it_is_compiled() -> None:
+    asked = (*FLUX, "quant=fp8_storage", "compile=default", *DECODER)
+    assert keys(*asked, "quant.components=[denoiser,vae]") == [("quant=fp8_storage", "compile=default")]
+    whole = keys(*FLUX, "memory=sequential_offload", "compile=default", *DECODER)  # moves every part
+    assert ("memory=sequential_offload", "compile=default") in whole
+
+
+@pytest.mark.parametrize("cache", ["first_block", "pab"])
+def test_max_autotune_compiles_the_denoiser_too(cache: str) -> None:
+    assert (f"cache={cache}", "compile=max_autotune") in keys(*FLUX, "compile=max_autotune", f"cache={cache}")
+
+
+@pytest.mark.parametrize(
+    ("words", "eager"),
+    [
+        (("compile=none",), "without compile,"),
+        (("compile=default", "compile.backend=eager"), "without compile,"),
+        (("compile=default", *DECODER), "without compile of denoiser,"),
+        (("compile=default", "quant.components=[denoiser,text_encoders,vae]"), "compile of text_encoders and vae,"),
+        (("compile=default",), None),
+        (("compile=max_autotune", "quant.components=[denoiser,vae]"), None),
+    ],
+)
+def test_quantizing_what_runs_eagerly_is_noted(words: tuple[str, ...], eager: str | None) -> None:
+    found = [note for note in plan(*FLUX, "quant=int8_dynamic", *words).notes if "quantizing mostly costs" in note]
+    assert len(found) == (eager is not None)
+    assert eager is None or eager in found[0]
+
+
+def test_layers_parted_by_hooks_are_noted_where_they_are_compiled() -> None:
+    asked = (*FLUX, "memory=group_offload_leaf", "memory.components=[denoiser]", "compile=default")
+    assert any("hooks part every layer" in note for note in plan(*asked).notes)
+    assert not any("hooks part every layer" in note for note in plan(*asked, *DECODER).notes)
+
+
 def test_every_conflict_is_of_two_known_traits_and_says_why() -> None:
     pairs = [frozenset({conflict.first, conflict.second}) for conflict in rules.CONFLICTS]
     assert len(pairs) == len(set(pairs)), "each conflict once"

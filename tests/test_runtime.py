@@ -221,6 +221,18 @@ def test_a_wrong_path_is_told_by_plan_and_stops_run(cli, tmp_path, path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("words", [["study=s1"], []], ids=["named", "fresh"])
+def test_a_program_that_is_no_python_leaves_no_study(cli, tmp_path, monkeypatch, words):
+    there = tmp_path / "there"
+    there.mkdir()
+    monkeypatch.chdir(there)
+    python = program(tmp_path / "python", "exit 0")
+    code, _, err = cli("run", "hardware=cpu", "runtime=python", f"runtime.python={python}", *words)
+    assert code == 2
+    assert err.startswith(f"diffopt: runtime=python: {python} is no Python 3.11 or newer that works")
+    assert not list(there.iterdir())
+
+
 def test_a_name_that_the_search_path_has_will_do(tmp_path, monkeypatch):
     another(tmp_path / "python9")
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")

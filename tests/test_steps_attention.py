@@ -28,7 +28,11 @@ from option_steps import CONF, apply, step, values
 from pydantic import ValidationError
 from tiny_pipelines import picture, pipeline, site
 
+from diffopt import calls
+from diffopt.build import build
 from diffopt.errors import NoEffect, Refusal
+from diffopt.plan import make_plan
+from diffopt.resolve import requests
 from diffopt.step import Trait
 from diffopt.steps.processors import FUSED, OURS, reads_fused
 from diffopt.steps.unet_attention import AddedKVDispatchProcessor, DispatchAttnProcessor
@@ -361,6 +365,29 @@ def test_a_hub_kernel_is_the_commit_that_was_named_and_is_what_computes(name, ke
     repository = values("attention", name)["hub"]["repository"]
     assert asked == {"repository": repository, "revision": COMMIT, "trust_remote_code": True}
     assert chosen.verify(pipe, site()).summary.endswith(f"at commit {COMMIT}")
+
+
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        ((), None),
+        (("workload.batch_size=2",), None),
+        (("workload.batch_size=2", "workload.prompts_file={prompts}"), "prompts that differ"),
+        (("workload.guidance=2.0",), "the prompt or the negative prompt"),
+        (("workload.guidance=0.5",), "the prompt or the negative prompt"),  # ZImagePipeline guides above 0, not above 1
+    ],
+)
+def test_z_image_masks_where_its_batch_is_uneven(words, why, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a fox\n" + "a fox in the snow beside a frozen lake at night " * 4 + "\n")
+    (request,) = requests(
+        ["model=tiny_z_image", "attention=flash", "hardware=cpu", "measure=quick"]
+        + [word.format(prompts=tmp_path / "prompts.txt") for word in words]
+    )
+    found = make_plan(request.cell, request.choices)
+    assert [why in problem.fact for problem in found.problems] == ([] if why is None else [True])
+    if why == "prompts that differ":  # so it would have failed
+        with pytest.raises(ValueError, match="attn_mask"):
+            calls.run(calls.stages(build(found), request.cell))
 
 
 @pytest.mark.parametrize("name", HUB)

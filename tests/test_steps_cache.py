@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import re
@@ -12,6 +13,7 @@ import pytest
 import torch
 import yaml
 from diffusers import CacheMixin
+from diffusers.hooks import group_offloading
 from diffusers.hooks._helpers import TransformerBlockRegistry
 from option_steps import CONF, step, values
 from pydantic import ValidationError
@@ -23,6 +25,7 @@ from diffopt.plan import Plan, make_plan
 from diffopt.resolve import requests
 from diffopt.step import Effect, kinds
 from diffopt.steps.cache_support import FRAMES, FUSED_BLOCKS, PIPELINES, UNCACHED, iterations
+from diffopt.steps.sampler_support import SAMPLERS
 
 OPTIONS = sorted(path.stem for path in (CONF / "cache").glob("*.yaml"))
 STEPS = 6
@@ -365,6 +368,25 @@ def test_hooks_that_are_passed_by_are_found_out() -> None:
         cell.effects()
 
 
+def test_hooks_that_are_passed_by_later_are_found_out() -> None:
+    cell = cached("first_block")
+    cell()
+    cell.effects()
+    for block in [*cell.denoiser.transformer_blocks, *cell.denoiser.single_transformer_blocks]:
+        block.forward = type(block).forward.__get__(block)
+    cell()
+    with pytest.raises(NoEffect, match="4 of 4 hooked modules of transformer were never called through"):
+        cell.effects()
+
+
+def test_one_hook_that_is_passed_by_is_found_out() -> None:
+    cell = cached("taylorseer_lite")
+    cell.denoiser.proj_out.forward = torch.nn.Linear.forward.__get__(cell.denoiser.proj_out)
+    cell()
+    with pytest.raises(NoEffect, match="1 of 5 hooked modules of transformer .* such as proj_out"):
+        cell.effects()
+
+
 def test_a_pipeline_that_does_not_reset_the_cache_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     cell = cached("first_block")
     monkeypatch.setattr(type(cell.pipe), "maybe_free_model_hooks", lambda self: None)
@@ -401,6 +423,32 @@ def test_a_wrong_number_of_steps_is_found_out() -> None:
     cell()
     with pytest.raises(NoEffect, match="counts 12 steps, but 6 ran"):
         cell.effects()
+
+
+TWICE = (f"model={WAN}", "cache.threshold=0.5", "scheduler=flow_heun", "hardware=cpu")
+
+
+@pytest.mark.parametrize("words", [("cache=mag", "cache.mag_ratios=[1.0]"), ("cache=mag_calibrate",)])
+def test_steps_that_call_the_denoiser_twice_must_be_counted_as_two(words: tuple[str, ...]) -> None:
+    (problem,) = plan(*TWICE, *words).problems
+    assert problem.keys == (words[0], "scheduler=flow_heun")
+    assert "cache.num_inference_steps=2n-1" in problem.remedy
+    cell = Cell(*TWICE[0].split("=")[1:], *TWICE[1:3], *words, f"cache.num_inference_steps={2 * STEPS - 1}")
+    assert cell.plan.problems == ()
+    cell()
+    assert cell.effect.numbers["called"] == (2 * STEPS - 1) * len(cell.denoiser.blocks) * 2  # with and without prompt
+
+
+def test_samplers_that_call_twice_are_known() -> None:
+    for name, known in SAMPLERS.items():
+        cls = getattr(diffusers, name)
+        if name == "SASolverScheduler" or hasattr(cls, "_backends"):  # an order that is no number of calls; no package
+            continue
+        assert (cls.order == 2) is known.twice, name
+        if known.twice:
+            sampler = cls()
+            sampler.set_timesteps(STEPS)
+            assert len(sampler.timesteps) == 2 * STEPS - 1
 
 
 # --- what only the pipeline itself can tell
@@ -491,6 +539,70 @@ def test_caches_skip_blocks_that_group_offloading_moves(option: str, kind: str) 
     chosen.apply(cell.pipe, cell.plan.cell.sites[0])
     assert torch.equal(cell(), plain())
     assert chosen.verify(cell.pipe, cell.plan.cell.sites[0]).numbers["hooks"] == plain.effect.numbers["hooks"]
+
+
+class Stream:
+    """What diffusers asks of a stream, on the CPU."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+    def stream(self, _: Any) -> Any:
+        return contextlib.nullcontext()
+
+    def current_stream(self) -> Stream:
+        return self
+
+
+@pytest.mark.parametrize(
+    ("kind", "option"),
+    [
+        ("block_level", "first_block"),
+        ("block_level", "taylorseer_lite"),
+        ("block_level", "faster"),  # the denoiser's own hook
+        ("leaf_level", "taylorseer_lite"),
+    ],
+)
+def test_hooks_that_streamed_group_offloading_undoes_are_found_out(
+    kind: str, option: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They stay registered, but what they call is no longer the cache's."""
+    monkeypatch.setattr(group_offloading, "TorchDeviceBackend", Stream)
+    monkeypatch.setattr(group_offloading.ModuleGroup, "_to_cpu", staticmethod(lambda tensor, low: tensor.data))
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    plain, cell, cpu = cached(option), Cell(HOME[option]), torch.device("cpu")
+    config = group_offloading.GroupOffloadingConfig(
+        onload_device=cpu,
+        offload_device=cpu,
+        offload_type=group_offloading.GroupOffloadingType(kind),
+        num_blocks_per_group=1 if kind == "block_level" else None,
+        non_blocking=False,
+        record_stream=False,
+        low_cpu_mem_usage=False,
+        stream=Stream(),
+    )
+    group_offloading._apply_group_offloading(cell.denoiser, config)
+    chosen = dict(plain.plan.steps)["cache"]
+    chosen.apply(cell.pipe, cell.plan.cell.sites[0])
+    registered = cell.denoiser._cache_watch.hooked
+    cell()
+    assert all(one.in_place for one in registered)
+    with pytest.raises(NoEffect, match=r"\d of \d hooks are gone from transformer"):
+        chosen.verify(cell.pipe, cell.plan.cell.sites[0])
+
+
+@pytest.mark.parametrize("option", sorted({*OPTIONS} - {"none"}))
+def test_streamed_group_offloading_of_the_denoiser_is_refused(option: str) -> None:
+    words = (f"model={HOME.get(option, FLUX)}", f"cache={option}", "hardware=h100", *SKIPS.get(option, ()))
+    for memory in ("group_offload_stream", "group_offload_leaf"):
+        (problem,) = plan(*words, f"memory={memory}").problems
+        assert problem.keys == (f"cache={option}", f"memory={memory}")
+        assert "memory=group_offload" in problem.remedy
+    assert plan(*words, "memory=group_offload").problems == ()
+    assert plan(*words, "memory=group_offload_stream", "memory.components=[text_encoders,vae]").problems == ()
 
 
 # --- compiled

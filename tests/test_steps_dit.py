@@ -293,8 +293,10 @@ def test_float8_storage_goes_with_fusion_attention_and_layout(family):
         verify(pipes, asked, one)
 
 
-def test_float8_storage_is_refused_with_what_generates_code():
-    asked = cell("tiny_flux_dev", "quant=fp8_storage", "compile=regional", "compile.fullgraph=false")
+@pytest.mark.parametrize("backend", ["inductor", "eager"])
+def test_float8_storage_is_refused_with_what_traces_it(backend):
+    words = ("compile=regional", "compile.fullgraph=false", f"compile.backend={backend}")
+    asked = cell("tiny_flux_dev", "quant=fp8_storage", *words)
     (problem,) = problems(asked, {"quant": "fp8_storage", "compile": "regional"})
     assert problem.keys == ("quant=fp8_storage", "compile=regional")
     assert step("quant", "fp8_storage").traits == {Trait.CASTS_STORAGE}

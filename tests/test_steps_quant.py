@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,20 @@ def test_what_has_no_cpu_path_says_so():
     assert step("quant", "fp8_dynamic").requires().dtypes is None
     assert step("quant", "fp8_dynamic_row").requires().dtypes == {"bfloat16"}
     assert step("quant", "fp8_dynamic_row").requires().devices == {"cuda"}
+
+
+@pytest.mark.parametrize(
+    ("denoiser_class", "size", "share"),
+    [("FluxTransformer2DModel", 64, 0.28), ("PixArtTransformer2DModel", 64, 0.45), ("Unknown", 64, 0.45),
+     ("Unknown", 32, 0.5)],
+)  # fmt: skip
+def test_int4_counts_what_is_padded(denoiser_class, size, share):
+    int4 = step("quant", "int4_weight", group_size=size, components=["denoiser", "text_encoders"])
+    known = site()
+    place = dataclasses.replace(known, model=known.model.model_copy(update={"denoiser_class": denoiser_class}))
+    assert int4.weight_bytes("denoiser", place) / 2 == pytest.approx(share, abs=0.005)
+    assert int4.weight_bytes("text_encoders", place) == 0.5 + 4 / size
+    assert int4.weight_bytes("vae", place) is None
 
 
 def test_int4_takes_only_inputs_that_divide_into_groups():

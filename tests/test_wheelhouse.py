@@ -134,6 +134,25 @@ def test_pip_takes_a_stand_in_for_the_package(tmp_path):
     assert "huggingface-hub" in missing.stderr
 
 
+def test_the_scripts_paths_are_relative_to_where_it_is_called(tmp_path, monkeypatch):
+    """In a copy of the checkout whose .venv is this Python."""
+    copy, place = tmp_path / "copy", tmp_path / "place"
+    for folder in (copy / "scripts", copy / ".venv/bin", place):
+        folder.mkdir(parents=True)
+    script = copy / "scripts/wheelhouse"
+    script.write_bytes((wheelhouse.CHECKOUT / "scripts/wheelhouse").read_bytes())
+    (copy / "scripts/venv").write_text("#!/bin/sh\n")
+    (copy / ".venv/bin/python").write_text(f'#!/bin/sh\nPYTHONPATH={wheelhouse.CHECKOUT} exec {sys.executable} "$@"\n')
+    for program in (script, copy / "scripts/venv", copy / ".venv/bin/python"):
+        program.chmod(0o755)
+    (place / "there.txt").write_text("torch 2.11\n")
+    (place / "wheels").mkdir()
+    (place / "wheels/x").touch()
+    for words, says in (["wheels", "--present", "there.txt"], "there.txt, line 1"), (["wheels"], "not an empty folder"):
+        done = subprocess.run([str(script), *words], capture_output=True, text=True, cwd=place)
+        assert (done.returncode, says in done.stderr) == (2, True), done.stderr
+
+
 @pytest.mark.slow
 def test_the_script_for_real(tmp_path):
     """Needs the package index. The folder is within its limit, and without any one of its wheels pip misses it."""

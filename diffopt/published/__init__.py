@@ -37,7 +37,12 @@ class Figure:
     @property
     def hardware(self) -> str:
         """The option of the group ``hardware``: ``rtx3090`` for "RTX 3090"."""
-        return self.gpu.replace(" ", "").lower()
+        return plain(self.gpu)
+
+
+def plain(gpu: str) -> str:
+    """A GPU's name in small letters and without blanks, as names are compared."""
+    return gpu.replace(" ", "").lower()
 
 
 def names() -> tuple[str, ...]:

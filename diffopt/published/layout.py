@@ -13,6 +13,7 @@ PLAIN, COMPILED = "no compile", "compile"
 BREAK = " / <br>"  # between the figures of a cascade
 NOTHING = "-"  # not measured
 REFUSED = "❌"  # cannot run
+NOT_HERE = "not here"  # may run where there is what this machine lacks
 
 Column = tuple[str, str]  # its two lines: which torch, and the mode
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from diffopt.errors import UsageError
-from diffopt.published import Figure
-from diffopt.published.layout import BREAK, COMPILED, NOTHING, PLAIN, REFUSED, Column, Entry, number
-from diffopt.published.places import Place, places
+from diffopt.published import Figure, plain, published
+from diffopt.published.layout import BREAK, COMPILED, NOT_HERE, NOTHING, PLAIN, REFUSED, Column, Entry, number
+from diffopt.published.places import Place, counterpart, places
 from diffopt.report import useful
 from diffopt.result import Result
 
 LONGEST_REASON = 400  # characters; `result.json` has all of it
+INFERRED = {
+    "deepfloyd_if_ii_m": "IF-II-M"
+}  # architectures of which the card tells no more than the size; whose they are
 
 
 @dataclass(frozen=True)
@@ -27,31 +30,42 @@ class Likeness:
     notes: tuple[str, ...]
 
 
-def likeness(results: Sequence[Result], figures: Sequence[Figure]) -> Likeness:
+def likeness(results: Sequence[Result], name: str, gpu: str | None = None) -> Likeness:
     """The rows of a study as cells of the benchmark's tables.
 
-    The published figure beside ours is of the newest torch of the page, and of the same GPU, batch size, model at its
-    customary size, and compile or not; where there is none, nothing stands beside it. Rows of other pipelines are left
-    out, which ``notes`` tell.
+    The published figure beside ours is of the newest torch of the page, and of the same model, settings, batch size,
+    and compile or not; where there is none, nothing stands beside it. Rows of other pipelines are left out. ``notes``
+    tell what is missing, and why.
+
+    Args:
+        results: rows of a study.
+        name: the benchmark, and the sweep that has its settings.
+        gpu: whose published figures stand beside every row, as the page writes it; None: those of the row's own GPU.
 
     Raises:
         UsageError: no row is of a pipeline that the benchmark has.
     """
-    rows = places(useful(results), figures)
+    figures = published(name)
+    rows = places(useful(results), name)
     if not rows:
         pipelines = ", ".join(dict.fromkeys(f"{figure.option} {figure.task}" for figure in figures))
         raise UsageError(f"No row of this study is of a pipeline that the benchmark has: {pipelines}.")
     ours = tuple(_entry(row) for row in rows)
-    published, ratios = [], []
-    for row, entry in zip(rows, ours, strict=True):
-        if theirs := _theirs(row, figures):
-            published.append(_their_entry(row, theirs))
-            ratios.append(_ratio(entry, theirs))
+    page = _page_column(figures, gpu)
+    beside, ratios = [], []
+    compared = [(row, entry, _theirs(row, figures, gpu)) for row, entry in zip(rows, ours, strict=True)]
+    for row, entry, theirs in compared:
+        if theirs and not row.unlike:
+            beside.append(_their_entry(row, theirs, page))
+            ratios.append(_ratio(entry, theirs, gpu))
     order = [(row.torch, row.mode) for row in sorted(rows, key=lambda row: row.column)]
-    columns = [*order, *((f"published {_newest(figures)}", mode) for mode in (PLAIN, COMPILED))]
-    columns += [(_over_published(torch), mode) for torch, mode in order]
-    notes = (*_reasons(rows), *_left_out(results, figures))
-    return Likeness(ours, (*published, *ratios), tuple(dict.fromkeys(columns)), notes)
+    columns = [*order, *((page, mode) for mode in (PLAIN, COMPILED))]
+    columns += [(_over_published(torch, gpu), mode) for torch, mode in order]
+    notes = [*_reasons(rows), *_missing_gpus(rows, figures, gpu)]
+    notes += _other_settings([row for row, _, theirs in compared if theirs], name)
+    notes += [*_inferred([row for row, _, theirs in compared if theirs and not row.unlike])]
+    notes += _left_out(results, figures)
+    return Likeness(ours, (*beside, *ratios), tuple(dict.fromkeys(columns)), tuple(notes))
 
 
 def _entry(row: Place) -> Entry:
@@ -63,8 +77,8 @@ def _entry(row: Place) -> Entry:
 
 
 def _text(result: Result, speeds: Sequence[float]) -> str:
-    if result.status == "refused":
-        return REFUSED
+    if result.status == "refused":  # what fails while loading is for want of a device, a package or a file
+        return NOT_HERE if result.stage == "load" else REFUSED
     if result.status != "ok":
         return f"{'OOM' if result.status == 'oom' else result.status} at {result.stage}"
     text = BREAK.join(map(number, speeds)) or "no figure"
@@ -75,36 +89,40 @@ def _newest(figures: Sequence[Figure]) -> str:
     return figures[-1].torch  # a page's columns go from the oldest to the newest
 
 
-def _over_published(torch: str) -> str:
-    return f"{torch} / published"
+def _page_column(figures: Sequence[Figure], gpu: str | None) -> str:
+    return f"published {_newest(figures)}" + ("" if gpu is None else f", {gpu}")
 
 
-def _theirs(row: Place, figures: Sequence[Figure]) -> list[Figure]:
-    """The published figures, one per stage, that a row can be compared with."""
-    model, workload = row.result.cell["recipe"]["model"], row.result.cell["workload"]
-    if model["name"] != row.like.option or any(workload[side] != model[side] for side in ("height", "width")):
+def _over_published(torch: str, gpu: str | None) -> str:
+    return f"{torch} / published" + ("" if gpu is None else f", {gpu}")
+
+
+def _theirs(row: Place, figures: Sequence[Figure], gpu: str | None) -> list[Figure]:
+    """The published figures, one per stage, of a row's model, batch size, and compile or not."""
+    model, hardware = row.result.cell["recipe"]["model"]["name"], row.hardware if gpu is None else plain(gpu)
+    if model != row.like.option:
         return []
-    wanted = (row.hardware, row.batch_size, row.like.option, row.like.task, _newest(figures), row.compiled)
+    wanted = (hardware, row.batch_size, row.like.option, row.like.task, _newest(figures), row.compiled)
     return [f for f in figures if (f.hardware, f.batch_size, f.option, f.task, f.torch, f.compiled) == wanted]
 
 
-def _their_entry(row: Place, theirs: Sequence[Figure]) -> Entry:
+def _their_entry(row: Place, theirs: Sequence[Figure], column: str) -> Entry:
     """All figures as iterations per second, where the page has some as seconds per iteration."""
     speeds = _speeds(theirs)
     mode = COMPILED if row.compiled else PLAIN
     text = BREAK.join(map(number, speeds)) or theirs[0].text
-    return Entry(row.gpu, row.batch_size, row.pipeline, f"published {theirs[0].torch}", mode, text, speeds)
+    return Entry(row.gpu, row.batch_size, row.pipeline, column, mode, text, speeds)
 
 
 def _speeds(figures: Sequence[Figure]) -> tuple[float, ...]:
     return tuple(figure.iterations_per_second for figure in figures if figure.iterations_per_second is not None)
 
 
-def _ratio(ours: Entry, theirs: Sequence[Figure]) -> Entry:
+def _ratio(ours: Entry, theirs: Sequence[Figure], gpu: str | None) -> Entry:
     """Ours over theirs, of the stages that both have: for batches the page has a cascade's first stage only."""
     ratios = tuple(mine / other for mine, other in zip(ours.speeds, _speeds(theirs), strict=False))
     text = BREAK.join(f"{ratio:.2f}x" for ratio in ratios) or NOTHING
-    return Entry(ours.gpu, ours.batch_size, ours.pipeline, _over_published(ours.torch), ours.mode, text, ratios)
+    return Entry(ours.gpu, ours.batch_size, ours.pipeline, _over_published(ours.torch, gpu), ours.mode, text, ratios)
 
 
 def _reasons(rows: Sequence[Place]) -> list[str]:
@@ -116,12 +134,55 @@ def _reasons(rows: Sequence[Place]) -> list[str]:
             continue
         state = "not valid" if result.status == "ok" else f"{result.status} at {result.stage}"
         reason = textwrap.shorten(result.reason or "no reason is on record", LONGEST_REASON, placeholder=" …")
-        where = f"{row.pipeline}, batch {row.batch_size}, {row.torch} - {row.mode}, {row.gpu}"
-        cells.setdefault(f"{state}: {reason}", []).append(where)
-    return [f"{reason} ({'; '.join(where)})" for reason, where in cells.items()]
+        cells.setdefault(f"{state}: {reason}", []).append(_where(row))
+    return _with_cells(cells)
+
+
+def _where(row: Place) -> str:
+    return f"{row.pipeline}, batch {row.batch_size}, {row.torch} - {row.mode}, {row.gpu}"
+
+
+def _with_cells(said: Mapping[str, Sequence[str]]) -> list[str]:
+    return [f"{what} ({'; '.join(where)})" for what, where in said.items()]
+
+
+def _missing_gpus(rows: Sequence[Place], figures: Sequence[Figure], gpu: str | None) -> list[str]:
+    """One line when nothing of the page can stand beside rows, since it has not their GPU."""
+    known = {figure.hardware for figure in figures}
+    own = [row for row in rows if row.result.cell["recipe"]["model"]["name"] == row.like.option]
+    missing = dict.fromkeys(row.gpu for row in own if row.hardware not in known)
+    if gpu is not None or not missing:
+        return []
+    theirs = dict.fromkeys(figure.gpu for figure in figures)
+    return [
+        f"the page has no {' and no '.join(missing)}; its GPUs are {', '.join(theirs)}. --gpu NAME puts the figures of "
+        f"one of them beside every row"
+    ]
+
+
+def _other_settings(rows: Sequence[Place], name: str) -> list[str]:
+    """What keeps rows from being compared, with the rows."""
+    cells: dict[str, list[str]] = {}
+    for row in rows:
+        if row.unlike:
+            what = ", ".join(f"{mine} instead of {theirs}" for mine, theirs in row.unlike.items())
+            cells.setdefault(f"not compared, since sweep={name} asks otherwise: {what}", []).append(_where(row))
+    return _with_cells(cells)
+
+
+def _inferred(rows: Sequence[Place]) -> list[str]:
+    """One line when a stage is compared whose random weights are only like the published ones."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        model = row.result.cell["recipe"]["model"]
+        for index, stage in enumerate((model, *model.get("cascade", ())), start=1):
+            if stage["architecture"] in INFERRED and stage["weights"] == "random":
+                like = f"{INFERRED[stage['architecture']]}-like"
+                found.setdefault(f"stage {index} is {like}: random weights, of inferred widths", []).append(_where(row))
+    return _with_cells(found)
 
 
 def _left_out(results: Sequence[Result], figures: Sequence[Figure]) -> list[str]:
-    others = [result for result in results if not places([result], figures)]
+    others = [result for result in results if counterpart(result, figures) is None]
     what = dict.fromkeys(f"{r.cell['recipe']['model']['name']} {r.cell['workload']['task']}" for r in others)
     return [f"left out, since the benchmark has no such pipeline: {', '.join(what)}"] if what else []

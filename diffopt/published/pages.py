@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from diffopt.charts import charts, to_png, to_text
 from diffopt.errors import UsageError
 from diffopt.ladder import LADDERS, ladder
 from diffopt.paths import user_path
-from diffopt.published import layout, names, published
+from diffopt.published import layout, names, plain, published
 from diffopt.published.layout import Entry
-from diffopt.published.like import likeness
+from diffopt.published.like import Likeness, likeness
 from diffopt.report import to_markdown
 from diffopt.result import Result
 from diffopt.suggest import did_you_mean
@@ -22,9 +24,10 @@ Page = Callable[[Sequence[Result], Path | None, str | None], Iterator[str]]
 def published_page(name: str, folder: Path | None, gpu: str | None) -> Iterator[str]:
     """The tables of a published benchmark, then its charts: :func:`_charts` has the last two arguments."""
     cells = layout.entries(published(name))
+    drawn = _charts(cells, folder, gpu)  # first, so that nothing is printed when they cannot be drawn
     for heading, table in layout.tables(cells):
         yield layout.to_markdown(heading, table)
-    yield from _charts(cells, folder, gpu)
+    yield from drawn
 
 
 def layouts() -> dict[str, Page]:
@@ -42,16 +45,44 @@ def layout_of(name: str) -> Page:
 
 def _like(name: str) -> Page:
     def page(results: Sequence[Result], folder: Path | None, gpu: str | None) -> Iterator[str]:
-        found = likeness(results, published(name))
+        theirs = _page_gpu(name, gpu)
+        found = likeness(results, name, theirs)
+        drawn = _charts(found.ours, folder, _our_gpu(name, gpu, found))
         for heading, table in layout.tables([*found.ours, *found.beside], found.columns):
             yield layout.to_markdown(heading, table)
         says = ["Iterations per second, each over the whole batch; of a cascade, one figure per stage."]
         if found.beside:
-            says.append("'published' is the page's figure of the newest torch that it has; above 1x ours is faster.")
+            whose = "" if theirs is None else f" of the {theirs}"
+            says.append(
+                f"'published' is the page's figure{whose} of the newest torch that it has; above 1x ours is faster."
+            )
         yield "\n".join(f"- {line}" for line in (*says, *found.notes)) + "\n"
-        yield from _charts(found.ours, folder, gpu)
+        yield from drawn
 
     return page
+
+
+def _page_gpu(name: str, gpu: str | None) -> str | None:
+    """The page's GPU of that name, as the page writes it; None where it has none."""
+    found = {plain(figure.gpu): figure.gpu for figure in published(name)}
+    return None if gpu is None else found.get(plain(gpu))
+
+
+def _our_gpu(name: str, gpu: str | None, found: Likeness) -> str | None:
+    """``gpu`` where it names one of the study's; None where it is meant for the page's figures alone.
+
+    Raises UsageError where it is neither.
+    """
+    ours = dict.fromkeys(entry.gpu for entry in found.ours)
+    if gpu is None or sum(plain(gpu) in plain(own) for own in ours) == 1:
+        return gpu
+    if _page_gpu(name, gpu) is None:
+        theirs = dict.fromkeys(figure.gpu for figure in published(name))
+        raise UsageError(
+            f"--gpu {gpu} is not one of the study's GPUs: {', '.join(ours)}; and none of the page's: "
+            f"{', '.join(theirs)}."
+        )
+    return None
 
 
 def _ladder(name: str) -> Page:
@@ -63,20 +94,24 @@ def _ladder(name: str) -> Page:
     return page
 
 
-def _charts(cells: Sequence[Entry], folder: Path | None, gpu: str | None) -> Iterator[str]:
+def _charts(cells: Sequence[Entry], folder: Path | None, gpu: str | None) -> list[str]:
     """The charts as text in a fence, or where each was drawn when there is a ``folder`` for them."""
     found = charts(cells, gpu)
     if folder is None:
-        if found:
-            yield "```text\n" + "\n".join(map(to_text, found)) + "```\n"
-        return
+        return ["```text\n" + "\n".join(map(to_text, found)) + "```\n"] if found else []
     if not found:
         raise UsageError(f"--charts {folder}: there is no figure to draw.")
     folder = user_path(folder, "--charts")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"--charts {folder}: the folder cannot be made: {error.strerror or error}.") from error
-    for chart in found:
-        to_png(chart, folder / f"{chart.name}.png")
-        yield f"{chart.title}: {folder / f'{chart.name}.png'}\n"
+    with TemporaryDirectory() as drawn:  # nothing is made in the user's place before all of them can be drawn
+        for chart in found:
+            to_png(chart, Path(drawn, f"{chart.name}.png"))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--charts {folder}: the folder cannot be made: {error.strerror or error}.") from error
+        try:
+            for chart in found:
+                shutil.copyfile(Path(drawn, f"{chart.name}.png"), folder / f"{chart.name}.png")
+        except OSError as error:
+            raise UsageError(f"--charts {folder}: it cannot be written to: {error.strerror or error}.") from error
+    return [f"{chart.title}: {folder / f'{chart.name}.png'}\n" for chart in found]

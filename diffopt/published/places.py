@@ -7,19 +7,20 @@ device from the environment.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from packaging.version import InvalidVersion, Version
 
 from diffopt.labels import labels, one_line
-from diffopt.published import Figure
+from diffopt.published import Figure, published
 from diffopt.published.layout import COMPILED, PLAIN
+from diffopt.published.settings import unlike
 from diffopt.result import Result
 from diffopt.runtime import CURRENT
 
 TINY = "tiny_"  # prefix of the options that stand for a family in tests
-TOLD_ELSEWHERE = ("hardware", "compile", "runtime")  # groups whose choice is a table or a column
+TOLD_ELSEWHERE = ("model", "hardware", "compile", "runtime")  # groups whose choice is a table, a row or a column
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Place:
     pipeline: str
     torch: str
     mode: str
+    unlike: Mapping[str, str]  # settings that are not the page's; see settings.unlike
 
     @property
     def hardware(self) -> str:
@@ -60,9 +62,10 @@ class Place:
         return self.compiled, self.mode, version, self.torch
 
 
-def places(results: Sequence[Result], figures: Sequence[Figure]) -> list[Place]:
-    """The places of those rows whose pipeline is on the page; tables and rows in the page's order."""
-    known = [(result, like) for result in results if (like := _like(result, figures)) is not None]
+def places(results: Sequence[Result], name: str) -> list[Place]:
+    """The places of those rows whose pipeline is on the page ``name``; tables and rows in the page's order."""
+    figures = published(name)
+    known = [(result, like) for result in results if (like := counterpart(result, figures)) is not None]
     mine = [result for result, _ in known]
     gpus, torches, modes = _gpus(mine), _torches(mine), _modes(mine)
     found = []
@@ -70,7 +73,7 @@ def places(results: Sequence[Result], figures: Sequence[Figure]) -> list[Place]:
         gpu, torch, mode = column
         option = result.cell["recipe"]["model"]["name"]
         pipeline = like.pipeline if option == like.option else f"{like.pipeline} ({option})"
-        found.append(Place(result, like, gpu, pipeline, torch, mode))
+        found.append(Place(result, like, gpu, pipeline, torch, mode, unlike(result, name)))
     gpu_order = list(dict.fromkeys(figure.hardware for figure in figures))
     row_order = list(dict.fromkeys((figure.model, figure.task) for figure in figures))
 
@@ -82,7 +85,7 @@ def places(results: Sequence[Result], figures: Sequence[Figure]) -> list[Place]:
     return sorted(_told_apart(found), key=order)
 
 
-def _like(result: Result, figures: Sequence[Figure]) -> Figure | None:
+def counterpart(result: Result, figures: Sequence[Figure]) -> Figure | None:
     """A published figure of the row's model family and task; None when the page has none."""
     model = result.cell["recipe"]["model"]
     name = model["name"].removeprefix(TINY)
@@ -138,17 +141,33 @@ def _modes(results: Sequence[Result]) -> list[str]:
 
 
 def _told_apart(found: Sequence[Place]) -> list[Place]:
-    """Rows that would stand in one cell get what tells them apart into their name, at last the environment."""
-    named = []
-    for pipeline in dict.fromkeys(place.pipeline for place in found):
-        members = [place for place in found if place.pipeline == pipeline]
-        if _crowded(members):
-            differing = labels([(place.result.choices, place.result.cell) for place in members])
-            members = [_renamed(place, _more(label)) for place, label in zip(members, differing, strict=True)]
-        if _crowded(members):
-            members = [_renamed(place, f"env {place.result.env_id}") for place in members]
-        named += members
-    return named
+    """Rows that would stand in one cell get what tells them apart into their name.
+
+    First what is not the page's setting, so that the page's own rows keep their name; then whatever differs; at last
+    the environment.
+    """
+    rows = list(found)
+    for name in (_by_settings, _by_differences, _by_environment):
+        named = []
+        for pipeline in dict.fromkeys(place.pipeline for place in rows):
+            members = [place for place in rows if place.pipeline == pipeline]
+            named += name(members) if _crowded(members) else members
+        rows = named
+    return rows
+
+
+def _by_settings(members: Sequence[Place]) -> list[Place]:
+    told = [[setting for setting in place.unlike if _group(setting) not in TOLD_ELSEWHERE] for place in members]
+    return [_renamed(place, " ".join(settings)) for place, settings in zip(members, told, strict=True)]
+
+
+def _by_differences(members: Sequence[Place]) -> list[Place]:
+    differing = labels([(place.result.choices, place.result.cell) for place in members])
+    return [_renamed(place, _more(label)) for place, label in zip(members, differing, strict=True)]
+
+
+def _by_environment(members: Sequence[Place]) -> list[Place]:
+    return [_renamed(place, f"env {place.result.env_id}") for place in members]
 
 
 def _crowded(members: Sequence[Place]) -> bool:
@@ -162,4 +181,9 @@ def _renamed(place: Place, label: str) -> Place:
 def _more(label: dict[str, str]) -> str:
     """Without what the table and the column already say."""
     told = ("workload.batch_size", "workload.task")
-    return one_line({k: v for k, v in label.items() if k.split(".")[0] not in TOLD_ELSEWHERE and k not in told})
+    return one_line({k: v for k, v in label.items() if _group(k) not in TOLD_ELSEWHERE and k not in told})
+
+
+def _group(key: str) -> str:
+    """``compile`` of ``compile=default`` and of ``compile.mode``."""
+    return key.split("=")[0].split(".")[0]

@@ -29,7 +29,9 @@ MASKING = frozenset(
     }
 )
 # Those that need one only where the prompts of a batch differ in length.
-MASKING_UNEVEN = frozenset({"QwenImageTransformer2DModel"})
+MASKING_UNEVEN = frozenset({"QwenImageTransformer2DModel", "ZImageTransformer2DModel"})
+# Those of them whose batch also holds the negative prompts, whatever the guidance is above 0.
+GUIDED_IN_BATCH = frozenset({"ZImageTransformer2DModel"})
 # Transformers whose attention is that of a UNet; of all others diffusers has no plain processor.
 STOCK_ATTENTION = frozenset({"DiTTransformer2DModel", "PixArtTransformer2DModel", "Transformer2DModel"})
 
@@ -211,10 +213,14 @@ class Vanilla(Step):
 
 def _masks(site: Site) -> str | None:
     """What the denoiser hides by a mask when this workload runs; None where it needs no mask."""
-    if site.model.denoiser_class in MASKING:
+    name, workload = site.model.denoiser_class, site.workload
+    if name in MASKING:
         return "its text"
-    uneven = site.workload is not None and len(set(site.workload.batch_prompts)) > 1
-    return "prompts that differ" if uneven and site.model.denoiser_class in MASKING_UNEVEN else None
+    if workload is None or name not in MASKING_UNEVEN:
+        return None
+    if name in GUIDED_IN_BATCH and workload.guidance > 0:
+        return "the prompt or the negative prompt, which share a batch"
+    return "prompts that differ" if len(set(workload.batch_prompts)) > 1 else None
 
 
 def head_sizes(model: Model, component: DiffusersComponent) -> tuple[int, ...]:

@@ -86,7 +86,7 @@ class Mag(Step):
 
     @property
     def traits(self) -> frozenset[Trait]:
-        return _TRAITS
+        return _TRAITS | {Trait.COUNTS_STEPS} if self.num_inference_steps is None else _TRAITS
 
     def problems(self, site: Site) -> tuple[str, ...]:
         found = lacking(site, context=guided(site))

@@ -5,6 +5,7 @@ Imports torch.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,8 +27,9 @@ if TYPE_CHECKING:
 class Tally:
     """What happened in one call of the pipeline."""
 
-    called: int = 0  # calls of hooked modules
+    called: int = 0  # calls of counted modules
     computed: int = 0  # those that ran the module
+    through: Counter[Hooked] = field(default_factory=Counter)  # calls by hook, also of the denoiser's own
     contexts: set[str] = field(default_factory=set)  # names that the pipeline gave to calls of the denoiser
     ratios: dict[str, list[float]] = field(default_factory=dict)  # of calls by that name, where they are measured
 
@@ -50,24 +52,31 @@ class Watch:
     """The hooks of a cache, and what they did in each call of the pipeline.
 
     diffusers resets caches at the end of a call (``maybe_free_model_hooks``); that closes a tally. Hooks on the
-    denoiser as a whole are not counted: they compute in every step.
+    denoiser as a whole are not counted among what may be skipped: they compute in every step.
     """
 
-    def __init__(self, hooked: list[Hooked], denoiser: nn.Module) -> None:
+    def __init__(self, hooked: list[Hooked], denoiser: Any) -> None:
         self.hooked = hooked
         self.counted = [one for one in hooked if one.module is not denoiser]
         self.current = Tally()
         self.last: Tally | None = None
+        self._entries: dict[Hooked, Callable[..., Any]] = {}  # what each hook's chain must still call
+        for one in hooked:
+            self._enter(one, self._passing(one, one.hook.fn_ref.forward))
         for one in self.counted:
-            one.hook.fn_ref.forward = self._counting(one.hook.fn_ref.forward, "called")
-            one.hook.fn_ref.original_forward = self._counting(one.hook.fn_ref.original_forward, "computed")
-        stateful = next(one.hook for one in hooked if one.hook._is_stateful)
-        stateful.reset_state = self._closing(stateful.reset_state)
+            one.hook.fn_ref.original_forward = self._computing(one.hook.fn_ref.original_forward)
+        # once per call; a hook is reset twice where its module is also seen through a compiled wrapper
+        vars(denoiser)["_reset_stateful_cache"] = self._closing(denoiser._reset_stateful_cache)
+
+    @property
+    def gone(self) -> int:
+        """Hooks that are off, or stay and are undone: to remove the hook beneath overwrites what they call."""
+        return sum(not one.in_place or one.hook.fn_ref.forward is not self._entries[one] for one in self.hooked)
 
     def note_contexts(self, *, needed: bool) -> None:
         """Note under which names the denoiser is called. With ``needed``, a call without one raises Refusal."""
-        reference, manager = self.counted[0].hook.fn_ref, self.counted[0].hook.state_manager
-        forward = reference.forward
+        first = self.counted[0]
+        forward, manager = first.hook.fn_ref.forward, first.hook.state_manager
 
         def noting(*args: Any, **kwargs: Any) -> Any:
             context = manager._context
@@ -78,12 +87,12 @@ class Watch:
             self.current.contexts.add("inference" if context is None else context.name)  # as MagCache then names it
             return forward(*args, **kwargs)
 
-        reference.forward = noting
+        self._enter(first, noting)
 
     def refuse_second_calls(self, pipe: Any) -> None:
         """Raise Refusal when the denoiser is called twice in a step: a cache without contexts would mix the two."""
-        reference = self.counted[0].hook.fn_ref
-        forward, last = reference.forward, None
+        first = self.counted[0]
+        forward, last = first.hook.fn_ref.forward, None
 
         def checking(*args: Any, **kwargs: Any) -> Any:
             nonlocal last
@@ -92,20 +101,33 @@ class Watch:
             last = pipe.current_timestep
             return forward(*args, **kwargs)
 
-        reference.forward = checking
+        self._enter(first, checking)
 
-    def _counting(self, function: Callable[..., Any], what: str) -> Callable[..., Any]:
-        def counting(*args: Any, **kwargs: Any) -> Any:
-            setattr(self.current, what, getattr(self.current, what) + 1)
-            return function(*args, **kwargs)
+    def _enter(self, one: Hooked, forward: Callable[..., Any]) -> None:
+        one.hook.fn_ref.forward = self._entries[one] = forward
 
-        return counting
+    def _passing(self, one: Hooked, forward: Callable[..., Any]) -> Callable[..., Any]:
+        counts = one in self.counted
+
+        def passing(*args: Any, **kwargs: Any) -> Any:
+            self.current.through[one] += 1
+            self.current.called += counts
+            return forward(*args, **kwargs)
+
+        return passing
+
+    def _computing(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        def computing(*args: Any, **kwargs: Any) -> Any:
+            self.current.computed += 1
+            return forward(*args, **kwargs)
+
+        return computing
 
     def _closing(self, reset: Callable[..., Any]) -> Callable[..., Any]:
-        def closing(module: Any) -> Any:
-            if self.current.called:
+        def closing(*args: Any, **kwargs: Any) -> Any:
+            if self.current.through or self.last is not None:
                 self.last, self.current = self.current, Tally()
-            return reset(module)
+            return reset(*args, **kwargs)
 
         return closing
 
@@ -145,21 +167,27 @@ def install(pipe: DiffusionPipeline, site: Site, config: Any, *, key: str) -> Wa
 def proof(pipe: DiffusionPipeline, site: Site, *, key: str, unit: str, remedy: str | None) -> tuple[Effect, Tally]:
     """What the cache skipped in the last call of the pipeline, with its tally.
 
-    Raises NoEffect where its hooks are gone or were passed by, its state was not reset, or, unless ``remedy`` is None,
-    nothing was skipped.
+    Raises NoEffect where hooks are gone, undone or were passed by, the state was not reset, or, unless ``remedy`` is
+    None, nothing was skipped.
     """
     denoiser: Any = getattr(pipe, site.model.denoiser)
     watch = getattr(denoiser, "_cache_watch", None)
     if not isinstance(watch, Watch):
         raise NoEffect(f"{key}: no cache is installed on {site.model.denoiser}")
-    if gone := sum(not one.in_place for one in watch.hooked):
-        raise NoEffect(f"{key}: {gone} of {len(watch.hooked)} hooks are gone from {site.model.denoiser}")
+    if watch.gone:
+        raise NoEffect(f"{key}: {watch.gone} of {len(watch.hooked)} hooks are gone from {site.model.denoiser}")
     if watch.last is None:
-        if watch.current.called:
+        if watch.current.through:
             raise NoEffect(
                 f"{key}: {type(pipe).__name__} never reset the cache, so each call would go on from the last"
             )
         raise NoEffect(f"{key}: the {unit}s of {site.model.denoiser} were never called through their hooks")
+    if passed := [one for one in watch.hooked if not watch.last.through[one]]:
+        paths = {module: path for path, module in denoiser.named_modules()}
+        raise NoEffect(
+            f"{key}: {len(passed)} of {len(watch.hooked)} hooked modules of {site.model.denoiser} were never called "
+            f"through their hooks in the last call, such as {paths[passed[0].module] or 'itself'}"
+        )
     called, skipped = watch.last.called, watch.last.called - watch.last.computed
     if not skipped and remedy is not None:
         raise NoEffect(f"{key}: none of the {called} {unit} calls was skipped; {remedy}")

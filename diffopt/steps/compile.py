@@ -33,7 +33,6 @@ class Inductor(Frozen):
     coordinate_descent_tuning: bool | None
     coordinate_descent_check_all_directions: bool | None
     epilogue_fusion: bool | None
-    force_fuse_int_mm_with_mul: bool | None
 
     @property
     def chosen(self) -> dict[str, bool]:
@@ -130,6 +129,7 @@ def inductor_options(mode: Mode, options: Inductor) -> dict[str, Any] | None:
 def compiler_traits(backend: Backend, mode: Mode, *, fullgraph: bool) -> frozenset[Trait]:
     """What a compiled pipeline cannot bear, whatever part of it is compiled."""
     claims = {
+        Trait.TRACES: True,
         Trait.GENERATES_CODE: backend == "inductor",
         Trait.FULLGRAPH: fullgraph,
         Trait.SEARCHES_GEMM: mode in _SEARCHING,

@@ -190,6 +190,7 @@ class GroupOffload(Step):
             Trait.GRAPH_BREAKS: True,
             Trait.HOOKS_LAYERS: self.offload_type == "leaf_level" and "denoiser" in self.components,
             Trait.PINS_IN_PASSING: self.low_cpu_mem_usage,
+            Trait.LEARNS_ORDER: self.use_stream and "denoiser" in self.components,
         }
         return frozenset(trait for trait, holds in claims.items() if holds)
 

@@ -26,6 +26,7 @@ class Known:
     process: frozenset[Process] = frozenset({"diffusion"})
     sigmas: bool = False  # set_timesteps takes the sigmas that a pipeline gives
     noise: bool = False  # draws noise in every step
+    twice: bool = False  # has the denoiser called twice in each step but the last
     waits: bool = False  # every step waits for the device, wherever its schedule lies
     pipelines: str = ""  # made for these alone: the beginning of their names
     packages: tuple[str, ...] = ()
@@ -47,18 +48,18 @@ SAMPLERS = {
     "DDPMScheduler": Known(noise=True),
     "DEISMultistepScheduler": Known(process=_BOTH),
     "DPMSolverMultistepScheduler": Known(process=_BOTH),
-    "DPMSolverSDEScheduler": Known(noise=True, packages=("torchsde",)),
+    "DPMSolverSDEScheduler": Known(noise=True, twice=True, packages=("torchsde",)),
     "DPMSolverSinglestepScheduler": Known(process=_BOTH),
     "EDMDPMSolverMultistepScheduler": Known(process=_EDM),
     "EDMEulerScheduler": Known(process=_EDM, sigmas=True),
     "EulerAncestralDiscreteScheduler": Known(noise=True),
     "EulerDiscreteScheduler": Known(sigmas=True),
     "FlowMatchEulerDiscreteScheduler": Known(process=_FLOW, sigmas=True),
-    "FlowMatchHeunDiscreteScheduler": Known(process=_FLOW),
+    "FlowMatchHeunDiscreteScheduler": Known(process=_FLOW, twice=True),
     "FlowMatchLCMScheduler": Known(process=_FLOW, sigmas=True, noise=True),
-    "HeunDiscreteScheduler": Known(),
-    "KDPM2AncestralDiscreteScheduler": Known(noise=True),
-    "KDPM2DiscreteScheduler": Known(),
+    "HeunDiscreteScheduler": Known(twice=True),
+    "KDPM2AncestralDiscreteScheduler": Known(noise=True, twice=True),
+    "KDPM2DiscreteScheduler": Known(twice=True),
     "LCMScheduler": Known(noise=True),
     "LMSDiscreteScheduler": Known(packages=("scipy",)),
     "LTXEulerAncestralRFScheduler": Known(process=_FLOW, sigmas=True, noise=True, waits=True),

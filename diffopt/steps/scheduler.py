@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from diffopt.errors import NoEffect, Refusal
 from diffopt.packages import how_to_install
-from diffopt.step import Effect, Order, Requirements, Site, Step, register
+from diffopt.step import Effect, Order, Requirements, Site, Step, Trait, register
 from diffopt.steps.sampler_support import (
     NAMES,
     PIPELINES,
@@ -67,6 +67,11 @@ class Sampler(Step):
         if len(chosen := [name for name in _SPACINGS if getattr(self, name)]) > 1:
             raise ValueError(f"scheduler.{' and scheduler.'.join(chosen)}: sigmas are spaced in one way; choose one")
         return self
+
+    @property
+    def traits(self) -> frozenset[Trait]:
+        known = SAMPLERS.get(self.class_name)
+        return frozenset({Trait.CALLS_TWICE} if known is not None and known.twice else ())
 
     def requires(self) -> Requirements:
         known = SAMPLERS.get(self.class_name)
