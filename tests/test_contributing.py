@@ -113,7 +113,7 @@ def test_the_rows_of_the_readme_are_cells_of_its_sweep(diffopt: Run) -> None:
     rows = [line.split()[0] for line in shown(f"run {words}").splitlines()[1:]]
     assert rows == [cell["cell_id"] for cell in planned]
     with open(REPO / "docs" / "results" / "tour-cpu.csv", encoding="utf-8") as file:
-        assert rows == [row["cell_id"] for row in csv.DictReader(file)]
+        assert sorted(rows) == [row["cell_id"] for row in csv.DictReader(file)]  # as a study keeps them
 
 
 def _effects(written: dict[str, str], group: str) -> list[dict[str, object]]:
