@@ -48,6 +48,11 @@ FLAGS: dict[str, dict[str, object]] = {
         "type": Path,
         "help": "draw the charts of --like or --published into DIR (PNG) instead of printing them as text",
     },
+    "--slower": {
+        "metavar": "PERCENT",
+        "type": float,
+        "help": "exit code 1 if a cell of B is slower than A's by more than that beyond noise, or is no longer ok",
+    },
     "--gpu": {
         "metavar": "NAME",
         "help": "whose pipelines the second chart shows; with --like, whose published figures stand beside every row",
@@ -99,6 +104,13 @@ VERBS: dict[str, Verb] = {
         ("--csv", "--pictures", "--like", "--published", "--charts", "--gpu"),
         words="study",
         example="diffopt report first --csv > first.csv; diffopt report --published pytorch2 --charts .",
+    ),
+    "compare": Verb(
+        "two studies, or two sides of one: each cell of A beside its counterpart in B; a gate for CI",
+        commands.compare,
+        ("--slower", "--json"),
+        words="sides",
+        example="diffopt compare before after --slower 5; diffopt compare first compile=none compile=regional",
     ),
     "doctor": Verb(
         "a first look at a machine: do compile, CUDA graphs, attention kernels, int8 and fp8 work here",
@@ -211,7 +223,13 @@ def build_parser(name: str) -> argparse.ArgumentParser:
 
 
 def _metavar(words: str) -> str:
-    return {"overrides": "GROUP=OPTION|KEY=VALUE", "group": "GROUP", "recipes": "RECIPE", "study": "STUDY"}[words]
+    return {
+        "overrides": "GROUP=OPTION|KEY=VALUE",
+        "group": "GROUP",
+        "recipes": "RECIPE",
+        "study": "STUDY",
+        "sides": "STUDY|KEY=VALUE",
+    }[words]
 
 
 def _ask_hydra(arguments: list[str]) -> int:

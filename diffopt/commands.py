@@ -155,12 +155,7 @@ def report(args: argparse.Namespace) -> int:
     if len(args.study) != 1:
         raise UsageError("report takes one study: its name, or the path of its directory.")
     study = Study.open(args.study[0])
-    unreadable: list[UsageError] = []
-    results = study.results(unreadable.append)
-    for error in unreadable:
-        print(f"diffopt: left out: {error}", file=sys.stderr)
-    if not results:
-        raise UsageError(f"The study {args.study[0]} has no result{' that can be read' if unreadable else ' yet'}.")
+    results = _rows(study, args.study[0])
     if unfinished := study.unfinished():
         print(
             f"diffopt: {len(unfinished)} cells have no row, they run now or were cut off: the same run command "
@@ -176,6 +171,45 @@ def report(args: argparse.Namespace) -> int:
     else:
         print(to_csv(results) if args.csv else to_markdown(table(results)), end="")
     return 0
+
+
+def _rows(study: Study, name: str) -> tuple[Result, ...]:
+    """The rows of a study, what cannot be read left out and told. Raises UsageError when there is none."""
+    unreadable: list[UsageError] = []
+    results = study.results(unreadable.append)
+    for error in unreadable:
+        print(f"diffopt: left out: {error}", file=sys.stderr)
+    if not results:
+        raise UsageError(f"The study {name} has no result{' that can be read' if unreadable else ' yet'}.")
+    return results
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Exit code 1 where ``--slower`` is given and a cell fails it."""
+    from diffopt import compare as module
+    from diffopt.report import to_markdown
+    from diffopt.study import Study
+
+    names = [word for word in args.sides if "=" not in word]
+    if not 1 <= len(names) <= 2:
+        raise UsageError(f"compare takes one study or two, but got {len(names)}.")
+    sides = module.selections([word for word in args.sides if "=" in word], len(names))
+    if args.slower is not None and not args.slower >= 0:
+        raise UsageError(f"--slower {args.slower:g}: give the percentage by which B may be slower, 0 or more.")
+    rows = {name: _rows(Study.open(name), name) for name in names}
+    before, after = (module.select(rows[n], side, n) for n, side in zip((names[0], names[-1]), sides, strict=True))
+    found = module.compare(before, after, sides[0].key if sides[0] and sides[0] != sides[1] else None)
+    if args.json:
+        print(json.dumps({"changes": module.changes(found), "cells": module.to_json(found)}, indent=2))
+    else:
+        print("".join(f"{line}\n" for line in module.changes(found)), end="")
+        print(to_markdown(module.comparison_table(found)), end="")
+    if args.slower is None:
+        return 0
+    failed = [comparison for comparison in found if comparison.fails(args.slower)]
+    for comparison in failed:
+        print(f"diffopt: --slower {args.slower:g}: {comparison.name}: {comparison.verdict}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _check_report(args: argparse.Namespace) -> None:

@@ -5,19 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from diffopt.labels import flatten, labels, text
-from diffopt.recipe import STEP_GROUPS, Hardware, Model
+from diffopt.reference import reference_of
 from diffopt.result import Metrics, Result
-from diffopt.runtime import CURRENT
-from diffopt.step import descriptive
-from diffopt.workload import PICTURES
 
 MIB = 1024**2
-_SHARED = ("precision", "memory", "scheduler", "lora")  # groups of which a reference has an option too
 
 
 @dataclass(frozen=True)
@@ -74,8 +69,7 @@ def _figures(result: Result, results: Sequence[Result]) -> tuple[str, ...]:
     speed_up = None
     if latency and reference and reference.metrics.latency_s:
         speed_up = reference.metrics.latency_s.median / latency
-    peak = metrics.peak_reserved_bytes if _records_cuda_graphs(result) else metrics.peak_memory_bytes
-    memory = peak.steady or peak.first_call
+    memory = peak_bytes(result)
     return (
         status,
         _number(latency, ".4g"),
@@ -88,8 +82,11 @@ def _figures(result: Result, results: Sequence[Result]) -> tuple[str, ...]:
     )
 
 
-def _records_cuda_graphs(result: Result) -> bool:
-    return any(effect.numbers.get("cuda_graphs") for effect in result.effects)
+def peak_bytes(result: Result) -> int | None:
+    """Memory allocated while steady, or as far as the cell came; reserved where CUDA graphs were recorded."""
+    records = any(effect.numbers.get("cuda_graphs") for effect in result.effects)
+    peak = result.metrics.peak_reserved_bytes if records else result.metrics.peak_memory_bytes
+    return peak.steady or peak.first_call
 
 
 def _first_call(metrics: Metrics) -> str:
@@ -105,50 +102,6 @@ def _reason(result: Result) -> str:
 
 def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
-
-
-def reference_of(result: Result, results: Sequence[Result]) -> Result | None:
-    """The cell of the same study that an optimized one is compared with, or None.
-
-    Valid, same model, workload, sampler and hardware, measured alike in the same environment by the same interpreter,
-    customary dtype (the VAE as the model needs it), no other optimization. What only describes a model or a GPU may
-    differ.
-    """
-    for other in results:
-        recipe, mine = other.cell["recipe"], result.cell["recipe"]
-        if (
-            other.status == "ok"
-            and other.valid
-            and other.env_id == result.env_id
-            and _runtime(other.cell) == _runtime(result.cell)
-            and other.cell["measure"] == result.cell["measure"]
-            and _asked(other.cell["workload"]) == _asked(result.cell["workload"])
-            and _deciding(recipe) == _deciding(mine)
-            and recipe["precision"].get("dtype") == mine["model"]["dtype"]
-            and not recipe["precision"].get("tf32")
-            and recipe["precision"].get("vae") == "auto"
-            and recipe["memory"]["kind"] == "resident"
-            and all(recipe[group]["kind"] == "none" for group in STEP_GROUPS if group not in _SHARED)
-        ):
-            return other
-    return None
-
-
-def _runtime(cell: Mapping[str, Any]) -> str:
-    return str(cell["runtime"]["name"] if "runtime" in cell else CURRENT.name)  # rows of before there was a choice
-
-
-def _asked(workload: Mapping[str, Any]) -> dict[str, Any]:
-    """The workload without the names of its pictures, which count by their content."""
-    pictures = {name: value["content"] for name in PICTURES if (value := workload.get(name))}
-    return {**workload, **pictures}
-
-
-def _deciding(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-    """What a cell shares with its reference."""
-    told = {"model": descriptive(Model), "hardware": descriptive(Hardware)}
-    told |= {group: frozenset[str]() for group in ("scheduler", "lora")}
-    return tuple({k: v for k, v in recipe[part].items() if k not in told[part]} for part in told)
 
 
 def to_markdown(shown: Table) -> str:

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-from diffopt import hardware, lock, packages
+from diffopt import hardware, packages, row
 from diffopt.cell import Cell
 from diffopt.child import Stop, Verdict
 from diffopt.environment import Environment, Git, environment, git_state
@@ -20,7 +20,6 @@ from diffopt.hardware import Gpu
 from diffopt.interpreter import Interpreter, interpreters, steps_from_elsewhere, worker_requirements
 from diffopt.labels import labels, one_line
 from diffopt.launch import Launch, default_launch
-from diffopt.lora_files import FILES
 from diffopt.plan import Plan, make_plan
 from diffopt.progress import (
     CellFinished,
@@ -33,12 +32,11 @@ from diffopt.progress import (
     SweepStarted,
     silent,
 )
-from diffopt.result import Artifacts, Outcome, Result, Stage, write_text
+from diffopt.result import Result, Stage
 from diffopt.shipped import shipped_conf
 from diffopt.starts import run_worker
 from diffopt.step import Requirements
 from diffopt.study import Study
-from diffopt.workload import PICTURES
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -195,7 +193,7 @@ class _Sweep:
             self.finish(kept, kept=True)
             return
         folder = self.study.folder(cell.id, where.id)
-        _prepare(folder, request)
+        row.prepare(folder, cell, request.choices)
         refusal = _refusal(plan, self.others.get(cell.runtime.name)) or unreadable
         if refusal is not None:
             self.keep(request, where, refusal)
@@ -231,33 +229,7 @@ class _Sweep:
 
     def keep(self, request: Request, where: Environment, verdict: Verdict) -> None:
         """Write the row of a cell that was tried, or refused."""
-        cell, outcome = request.cell, verdict.outcome
-        said = outcome or Outcome(status="error", stage=verdict.stage)
-        env_id = where.id
-        if said.device is not None:
-            where = where.model_copy(update={"device": said.device})
-        folder = self.study.folder(cell.id, env_id)
-        log = "log.txt" if (folder / "log.txt").exists() else None
-        result = Result(
-            cell_id=cell.id,
-            env_id=env_id,
-            recipe_id=cell.recipe.id,
-            status=verdict.status,
-            stage=verdict.stage,
-            reason=verdict.reason,
-            valid=said.valid,
-            choices=dict(request.choices),
-            cell=_shareable(cell),
-            effects=said.effects,
-            metrics=said.metrics,
-            environment=where,
-            artifacts=Artifacts(
-                log=log,
-                pictures=said.pictures,
-                compile_cache=said.compile_cache,
-                compile_cache_sha256=said.compile_cache_sha256,
-            ),
-        )
+        result = row.make(self.study.folder(request.cell.id, where.id), request.cell, request.choices, where, verdict)
         self.study.keep(result)
         self.finish(result)
 
@@ -301,28 +273,3 @@ def _refusal(plan: Plan, there: Interpreter | None) -> Verdict | None:
     asked = () if there is None else (*worker_requirements(), *steps_from_elsewhere(steps))
     lacking = packages.lacking([Requirements(packages=asked), *(step.requires() for step in steps)], there)
     return None if lacking is None else Verdict("refused", "load", lacking)
-
-
-def _shareable(cell: Cell) -> dict[str, Any]:
-    """The cell as plain data without this machine's folders, which cell.yaml has; a picture keeps its file's name."""
-    data = cell.model_dump(mode="json")
-    data["runtime"]["python"] = None
-    model, workload = data["recipe"]["model"], data["workload"]
-    for stage in (model, *model["cascade"]):
-        stage["path"] = None
-    for key in {*FILES} & data["recipe"]["lora"].keys():
-        named = data["recipe"]["lora"][key]
-        data["recipe"]["lora"][key] = named and Path(named).name
-    for name in PICTURES:
-        if workload[name] is not None:
-            workload[name]["path"] = Path(workload[name]["path"]).name
-    return data
-
-
-def _prepare(folder: Path, request: Request) -> None:
-    """The folder of a row, with the cell in it, as ``show`` prints it, and nothing of an earlier try."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for pattern in ("result.json", "outcome.json", "log.txt", "*.png", "*.gif", "*.zip", ".*.tmp"):
-        for stale in folder.glob(pattern):
-            stale.unlink()
-    write_text(folder / "cell.yaml", lock.to_yaml(request.cell, request.choices))

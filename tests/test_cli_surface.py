@@ -33,6 +33,7 @@ def test_verbs_and_their_flags() -> None:
         "diff": ("--config-dir",),
         "report": ("--csv", "--pictures", "--like", "--published", "--charts", "--gpu"),
         "prefetch": ("--multirun", "--recipe", "--config-dir"),
+        "compare": ("--slower", "--json"),
         "doctor": ("--json",),
         "env": ("--json", "--config-dir"),
     }

@@ -15,7 +15,8 @@ from rows import ENVIRONMENT, a_result
 
 from diffopt.errors import UsageError
 from diffopt.labels import labels
-from diffopt.report import reference_of, table, to_csv, to_markdown
+from diffopt.reference import reference_of
+from diffopt.report import table, to_csv, to_markdown
 from diffopt.resolve import requests
 from diffopt.result import (
     Artifacts,

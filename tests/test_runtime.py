@@ -16,6 +16,7 @@ import diffopt
 from diffopt import environment, interpreter, lock, packages, report, study
 from diffopt.errors import UsageError
 from diffopt.interpreter import Interpreter, ask, interpreters, worker_requirements
+from diffopt.reference import reference_of
 from diffopt.resolve import make_cell, read_lock, requests
 from diffopt.runner import run_all
 from diffopt.runtime import CURRENT, Runtime
@@ -361,14 +362,14 @@ def test_starts_are_those_of_the_runtime(tmp_path, monkeypatch):
 def test_rows_of_two_runtimes_have_no_common_reference():
     reference = a_result(a_cell("precision=fp32"))
     fused = a_result(a_cell("fuse=qkv"))
-    assert report.reference_of(fused, [reference, fused]) == reference
+    assert reference_of(fused, [reference, fused]) == reference
     del fused.cell["runtime"]  # a row of before there was a choice
-    assert report.reference_of(fused, [reference, fused]) == reference
+    assert reference_of(fused, [reference, fused]) == reference
     other = a_result(with_runtime(a_cell("fuse=qkv"), "o", "/x"))
     assert other.env_id == reference.env_id
-    assert report.reference_of(other, [reference, other]) is None
+    assert reference_of(other, [reference, other]) is None
     own = a_result(with_runtime(a_cell("precision=fp32"), "o", "/x"))
-    assert report.reference_of(other, [reference, own]) == own
+    assert reference_of(other, [reference, own]) == own
 
 
 def test_what_differs_in_the_runtime_alone_is_shown_side_by_side():

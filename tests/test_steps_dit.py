@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention
 from option_steps import step
-from tiny_families import apply, cell, drawn, error, pipelines, verify
+from tiny_families import FAMILIES, apply, cell, drawn, error, pipelines, verify
 from tolerances import EXACT, EXACT_OPTIONS, LOSSY_OPTIONS
 
 from diffopt.errors import NoEffect, Refusal
@@ -21,23 +21,6 @@ from diffopt.steps.processors import attentions
 # it runs unfused without compile, as its option says
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
-# one of each denoiser class, with other VAEs and tasks among them
-FAMILIES = [
-    "tiny_sd15_controlnet",
-    "tiny_sdxl",
-    "tiny_deepfloyd_if",
-    "tiny_flux_dev",
-    "tiny_flux2_klein",
-    "tiny_sd35_medium",
-    "tiny_sana_1600m",
-    "tiny_pixart_sigma",
-    "tiny_qwen_image",
-    "tiny_z_image",
-    "tiny_wan21_t2v_1_3b",
-    "tiny_ltx_video",
-    "tiny_cogvideox_5b",
-    "tiny_hunyuan_video",
-]
 UNETS = {"tiny_sd15_controlnet", "tiny_sdxl", "tiny_deepfloyd_if"}
 MASKS = {"tiny_sana_1600m", "tiny_pixart_sigma", "tiny_ltx_video", "tiny_hunyuan_video"}
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_families import FAMILIES
 
 from diffopt.build import build, verify
 from diffopt.compose import Composer
@@ -23,22 +24,6 @@ from diffopt.plan import Plan, make_plan
 from diffopt.resolve import requests
 
 pytestmark = pytest.mark.slow
-FAMILIES = [
-    "tiny_sd15_controlnet",
-    "tiny_sdxl",
-    "tiny_deepfloyd_if",
-    "tiny_flux_dev",
-    "tiny_flux2_klein",
-    "tiny_sd35_medium",
-    "tiny_sana_1600m",
-    "tiny_pixart_sigma",
-    "tiny_qwen_image",
-    "tiny_z_image",
-    "tiny_wan21_t2v_1_3b",
-    "tiny_ltx_video",
-    "tiny_cogvideox_2b",
-    "tiny_hunyuan_video",
-]
 CELLS = [(f"compile={c}", f"quant={q}") for c, q in itertools.product(("none", "regional"), ("none", "int8_dynamic"))]
 NO_BLOCKS = "tiny_deepfloyd_if"  # the UNets of its first two stages have no block of the kind that repeats
 

@@ -15,6 +15,24 @@ from diffopt.loading import load_pipeline
 from diffopt.resolve import requests
 from diffopt.step import Step
 
+# one of each denoiser class, with other VAEs and tasks among them
+FAMILIES = [
+    "tiny_sd15_controlnet",
+    "tiny_sdxl",
+    "tiny_deepfloyd_if",
+    "tiny_flux_dev",
+    "tiny_flux2_klein",
+    "tiny_sd35_medium",
+    "tiny_sana_1600m",
+    "tiny_pixart_sigma",
+    "tiny_qwen_image",
+    "tiny_z_image",
+    "tiny_wan21_t2v_1_3b",
+    "tiny_ltx_video",
+    "tiny_cogvideox_5b",
+    "tiny_hunyuan_video",
+]
+
 
 def cell(option: str, *words: str) -> Cell:
     """What ``diffopt run model=OPTION …`` asks for on the CPU."""
