@@ -43,20 +43,6 @@ class Cell(Frozen):
     measure: Measure
     runtime: Runtime = CURRENT
 
-    @model_validator(mode="after")
-    def _workload_fits_the_model(self) -> Cell:
-        model, workload = self.recipe.model, self.workload
-        for side in ("height", "width"):
-            size = getattr(workload, side)
-            if size % model.size_multiple:
-                low = size // model.size_multiple * model.size_multiple
-                near = " or ".join(str(s) for s in (low, low + model.size_multiple) if s)
-                raise ValueError(
-                    f"workload.{side}={size}: the VAE of model {model.name} works in blocks of {model.size_multiple} "
-                    f"pixels; use {near}"
-                )
-        return self
-
     @cached_property
     def id(self) -> str:
         """First 12 hex digits of the SHA-256 of what was asked; no path, time, host name or machine fact in it."""

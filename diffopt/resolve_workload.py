@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from diffopt.errors import UsageError
 from diffopt.input_pictures import resolve_picture
-from diffopt.labels import text
 from diffopt.paths import user_path
 from diffopt.recipe import TASKS
 from diffopt.workload import NEEDS, PICTURES, Workload
@@ -26,8 +24,8 @@ UNSAID: dict[str, Any] = {"prompt": None, "prompts_file": None} | {
 def resolve_workload(data: Mapping[str, Any], model: Mapping[str, Any], typed: frozenset[str]) -> dict[str, Any]:
     """The keys of :class:`diffopt.workload.Workload` from those of a YAML of the group; of a resolved one, the same.
 
-    A task that the model cannot do is none of this function's business, nor are values of the wrong type: they are
-    left as they are, for what validates the result.
+    What the model or the task cannot do is none of this function's business, nor are values of the wrong type: they
+    are left as they are, for the rules and for what validates the result.
 
     Args:
         data: the composed ``workload``; the keys of UNSAID may be missing.
@@ -35,8 +33,7 @@ def resolve_workload(data: Mapping[str, Any], model: Mapping[str, Any], typed: f
         typed: keys that the command line sets itself.
 
     Raises:
-        UsageError: a file is not there or not what it should be; something is given that the task does not take; a
-            number of frames, steps or stages does not go with the model or with the strength.
+        UsageError: a file is not there or not what it should be; a number of stages does not go with the model.
     """
     workload = {key: value for key, value in data.items() if key not in ("prompt", "prompts_file")}
     workload |= _prompts(data, model, typed)
@@ -46,8 +43,6 @@ def resolve_workload(data: Mapping[str, Any], model: Mapping[str, Any], typed: f
     workload["later_stages"] = _later_stages(data, model)
     if workload.get("task") in TASKS:
         workload |= {key: _asked_for(key, data.get(key), workload["task"], model) for key in ASKED_FOR}
-        _check_strength(workload)
-        _check_frames(workload["frames"], model)
     return workload
 
 
@@ -96,9 +91,7 @@ def _later_stages(data: Mapping[str, Any], model: Mapping[str, Any]) -> Any:
 
 def _asked_for(key: str, given: Any, task: Any, model: Mapping[str, Any]) -> Any:
     """The value of ``key`` for ``task``: as given, else customary; None where the task does not ask for it."""
-    if key not in NEEDS[task]:
-        if given is not None:
-            raise UsageError(_not_taken(key, given, task, model))
+    if given is None and key not in NEEDS[task]:
         return None
     if key in PICTURES:
         return resolve_picture(CUSTOMARY_PICTURES[key] if given is None else given, f"workload.{key}")
@@ -107,36 +100,3 @@ def _asked_for(key: str, given: Any, task: Any, model: Mapping[str, Any]) -> Any
     if key == "frames":
         return model.get("frames") or 1  # a model without is refused by its plan: it has no pipeline for the task
     return CUSTOMARY_STRENGTH[task] if key == "strength" else CUSTOMARY_CONTROL_SCALE
-
-
-def _not_taken(key: str, given: Any, task: str, model: Mapping[str, Any]) -> str:
-    takers = [other for other in TASKS if key in NEEDS[other]]
-    able = [other for other in takers if model["pipelines"].get(other) is not None]
-    shown = given["path"] if isinstance(given, dict) and "path" in given else given
-    begin = f"workload.{key}={text(shown)}: workload={task} takes no {key}"
-    if able:
-        return f"{begin}; choose {' or '.join(f'workload={other}' for other in able)}, or leave it out."
-    return f"{begin}; {', '.join(takers)} would, but model {model['name']} can do none of them, so leave it out."
-
-
-def _check_strength(workload: Mapping[str, Any]) -> None:
-    """UsageError where the share of the steps that is run comes to none; diffusers' pipelines run the whole part."""
-    steps, strength = workload.get("steps"), workload["strength"]
-    if type(steps) is int and isinstance(strength, (int, float)) and 0 < strength < 1 <= steps:
-        least = math.ceil(1 / strength)
-        if steps < least:
-            raise UsageError(
-                f"workload.steps={steps} with workload.strength={strength} runs no step at all: the strength is the "
-                f"share of them that is run on the picture. Use workload.steps={least} or more, or a higher strength."
-            )
-
-
-def _check_frames(frames: Any, model: Mapping[str, Any]) -> None:
-    """UsageError where the VAE cannot make so many frames: a multiple of its factor in time, and one more."""
-    step = model.get("frame_step")
-    if step is not None and type(frames) is int and frames >= 1 and (frames - 1) % step:
-        low = (frames - 1) // step * step + 1
-        raise UsageError(
-            f"workload.frames={frames}: model {model['name']} makes videos of a multiple of {step} frames and one "
-            f"more; use {low} or {low + step}."
-        )

@@ -25,7 +25,6 @@ MISTAKES = {
     "numeric option": (["hardware=4090"], ["hardware=4090", "Did you mean rtx4090?"]),
     "null option": (["quant=null"], ["Write none"]),
     "batch size 0": (["workload.batch_size=0"], ["workload.batch_size=0", "greater than or equal to 1"]),
-    "indivisible size": (["workload.height=70"], ["workload.height=70", "64 or 72"]),
     "prompt with a comma": (["workload.prompt=a cat, a dog"], ["workload.prompts_file", "'workload.prompt=\""]),
     "prompt with a parenthesis": (["workload.prompt=a cat (in oil"], ["workload.prompts_file"]),
     "no override": (["compile"], ["not an override", "KEY=VALUE"]),

@@ -16,6 +16,7 @@ from diffopt.compose import Composer
 from diffopt.errors import UsageError
 from diffopt.input_pictures import SHIPPED
 from diffopt.listing import first_line
+from diffopt.plan import make_plan
 from diffopt.recipe import TASKS
 from diffopt.resolve import requests
 from diffopt.resolve_workload import resolve_workload
@@ -159,24 +160,26 @@ def test_a_wrong_number_of_later_stages(cascade: list[Any], said: str) -> None:
 # What does not go together.
 
 
+def against(*words: str) -> list[str]:
+    """The reasons of a plan that are about its workload."""
+    (request,) = requests(["hardware=cpu", *words])
+    reasons = make_plan(request.cell, request.choices).reasons
+    return [reason for reason in reasons if reason.startswith("workload.")]
+
+
 @pytest.mark.parametrize(("key", "value"), [("image", "scene"), ("mask", "mask"), ("control", "edges")])
 @pytest.mark.parametrize("task", TASKS)
 def test_a_picture_for_a_task_that_takes_none(task: str, key: str, value: str) -> None:
+    words = ("model=tiny_sd15", f"workload={task}", f"workload.{key}={value}")
     if key in NEEDS[task]:
         assert resolved(task=task, **{key: "edges"})[key] == shipped("edges")
+        assert against(*words) == []
         return
-    with pytest.raises(UsageError, match=f"workload.{key}={value}: workload={task} takes no {key}") as caught:
-        resolved(task=task, **{key: value})
-    remedy = str(caught.value).split("; choose ")[1].split(", or leave it out")[0]
-    assert remedy == " or ".join(f"workload={other}" for other in TASKS if key in NEEDS[other])
-
-
-def test_the_remedy_is_what_the_model_can_do() -> None:
-    model = {"pipelines": {"txt2img": "A", "inpaint": "B", "img2img": None}}
-    with pytest.raises(UsageError, match="choose workload=inpaint, or leave it out"):
-        resolved(model=model, image="scene")
-    with pytest.raises(UsageError, match="controlnet would, but model any can do none of them, so leave it out"):
-        resolved(model=model, control=shipped("edges"))
+    assert resolved(task=task, **{key: value})[key] == shipped(value), "kept, for the plan to refuse"
+    able = {"image": "workload=img2img or workload=inpaint", "mask": "workload=inpaint"}
+    remedy = f"choose {able[key]}" if key in able else "controlnet would, but model tiny_sd15 can do none of them, so"
+    (reason,) = against(*words)
+    assert reason.startswith(f"workload.{key}={value}: workload={task} takes no {key}; {remedy}")
 
 
 @pytest.mark.parametrize(
@@ -184,25 +187,56 @@ def test_the_remedy_is_what_the_model_can_do() -> None:
 )
 def test_a_setting_for_a_task_that_takes_none(task: str, values: dict[str, Any]) -> None:
     ((key, value),) = values.items()
-    with pytest.raises(UsageError, match=f"workload.{key}={value}: workload={task} takes no {key}; choose "):
-        resolved(task=task, **values)
+    (reason,) = against("model=tiny_sd15", f"workload={task}", f"workload.{key}={value}")
+    assert reason.startswith(f"workload.{key}={value}: workload={task} takes no {key}; ")
+    assert reason.endswith("leave it out")
 
 
 @pytest.mark.parametrize(("frames", "near"), [(2, "1 or 5"), (48, "45 or 49"), (50, "49 or 53")])
 def test_frames_that_the_vae_cannot_make(frames: int, near: str) -> None:
-    with pytest.raises(UsageError, match=f"workload.frames={frames}: .* multiple of 4 .* use {near}"):
-        resolved(task="txt2video", frames=frames)
-    assert resolved(task="txt2video", frames=frames, model={"frame_step": None})["frames"] == frames
-    assert [resolved(task="txt2video", frames=n)["frames"] for n in (1, 5, 81)] == [1, 5, 81]
+    (reason,) = against("model=tiny_wan21_t2v_1_3b", f"workload.frames={frames}")
+    assert reason.startswith(f"workload.frames={frames}: ")
+    assert reason.endswith(f"a multiple of 4 frames and one more; use {near}")
 
 
-def test_a_strength_that_leaves_no_step() -> None:
-    with pytest.raises(UsageError, match="workload.steps=3 with workload.strength=0.3 .* workload.steps=4 or more"):
-        resolved(task="img2img", steps=3, strength=0.3)
-    with pytest.raises(UsageError, match="workload.steps=1 with workload.strength=0.8 .* workload.steps=2 or more"):
-        resolved(task="img2img", steps=1)
-    assert resolved(task="img2img", steps=4, strength=0.3)["steps"] == 4
-    assert resolved(task="inpaint", steps=1)["strength"] == 1.0
+@pytest.mark.parametrize("frames", [1, 5, 81])
+def test_frames_that_it_can_make(frames: int) -> None:
+    assert against("model=tiny_wan21_t2v_1_3b", f"workload.frames={frames}") == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("workload.height=60",),
+            ["workload.height=60: the VAE of model tiny_sd15 works in blocks of 8 pixels; use 56"],
+        ),
+        (("workload.height=4", "workload.width=12"), ["use 8", "use 8 or 16"]),
+    ],
+)
+def test_sizes_that_the_vae_cannot_make(words: tuple[str, ...], said: list[str]) -> None:
+    found = against("model=tiny_sd15", *words)
+    assert len(found) == len(said)
+    for reason, part in zip(found, said, strict=True):
+        assert part in reason
+
+
+@pytest.mark.parametrize(
+    ("steps", "strength", "least"), [(3, 0.3, 4), (1, 0.8, 2), (4, 0.3, None), (2, 0.5, None), (1, 1.0, None)]
+)
+def test_a_strength_that_leaves_no_step(steps: int, strength: float, least: int | None) -> None:
+    words = ("workload=img2img", f"workload.steps={steps}", f"workload.strength={strength}")
+    found = against("model=tiny_sd15", *words)
+    assert len(found) == (least is not None)
+    assert all(f"no step at all; use workload.steps={least} or more" in reason for reason in found)
+
+
+def test_an_unsuited_value_ends_no_sweep(cli: Cli) -> None:
+    swept = ("model=tiny_sd15,tiny_wan21_t2v_1_3b", "hardware=cpu", "workload.height=64,72", "workload.width=64")
+    code, out, err = cli("plan", "-m", *swept)
+    assert (code, err) == (0, "")
+    lines = [line for line in out.splitlines() if "workload.height=" in line and "model=" in line]
+    assert [line.split()[1] for line in lines] == ["ok", "ok", "ok", "refused"], out
 
 
 # On the command line.
@@ -213,7 +247,6 @@ MISTAKES = {
     "unknown task": (["workload.task=txt2pic"], ["workload.task=txt2pic", "'img2img'"]),
     "task of another type": (["workload.task=[a]"], ["workload.task=[a]"]),
     "task and picture": (["workload.task=txt2pic", "workload.image=a.png"], ["workload.task=txt2pic"]),
-    "picture without a task for it": (["workload.image=scene"], ["takes no image", "choose workload=img2img"]),
     "no such file": (["workload=img2img", "workload.image=no.png"], ["workload.image=no.png", "no such file"]),
     "not a picture": (["workload=img2img", "workload.image=notes.txt"], ["notes.txt is not a picture"]),
     "a folder": (["workload=img2img", "workload.image=./"], ["this is a folder"]),
@@ -303,8 +336,7 @@ def test_the_pictures_of_a_recipe_file_can_be_overridden(shown: Path, tmp_path: 
     assert read("workload.strength=0.5").strength == 0.5
     plain = read("workload=txt2img")
     assert [getattr(plain, key) for key in PICTURES] == [None, None, None]
-    with pytest.raises(UsageError, match="workload.mask=mask: workload=img2img takes no mask"):
-        read("workload.task=img2img")
+    assert read("workload.task=img2img").mask.path == "mask", "which its plan refuses"
     swept = requests([f"workload.image={other},scene"], lock=shown, multirun=True)
     assert [request.cell.workload.image.path for request in swept] == [other, "scene"]
 
