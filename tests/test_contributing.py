@@ -52,6 +52,7 @@ def test_an_attention_backend_is_one_yaml(diffopt: Run, written: dict[str, str])
     assert "SageAttention's Triton kernel" in diffopt("ls", "attention", env=written).stdout
 
 
+@pytest.mark.slow
 def test_a_variant_extends_its_sibling_and_runs(diffopt: Run, written: dict[str, str]) -> None:
     done = diffopt("run", "attention=math_everywhere", "measure=quick", "study=x", "workload.steps=1", env=written)
     assert done.returncode == 0, done.stderr
@@ -60,6 +61,7 @@ def test_a_variant_extends_its_sibling_and_runs(diffopt: Run, written: dict[str,
     assert "attention modules of vae call _native_math" in effect["summary"]
 
 
+@pytest.mark.slow
 def test_a_quantizer_is_one_class_and_one_yaml(diffopt: Run, written: dict[str, str]) -> None:
     assert "a study of how few bits" in diffopt("ls", "quant", env=written).stdout
     done = diffopt("run", "quant=int5_weight", "measure=quick", "study=x", "workload.steps=1", env=written)
@@ -68,6 +70,7 @@ def test_a_quantizer_is_one_class_and_one_yaml(diffopt: Run, written: dict[str, 
     assert effect["numbers"]["unet"] > 10
 
 
+@pytest.mark.slow
 def test_a_model_is_one_yaml(diffopt: Run, written: dict[str, str], tmp_path: Path) -> None:
     shutil.copytree(PACKAGED / "tiny", tmp_path / "pipelines/house_style")
     assert "house_style" in diffopt("ls", "model", env=written).stdout
@@ -75,6 +78,7 @@ def test_a_model_is_one_yaml(diffopt: Run, written: dict[str, str], tmp_path: Pa
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_the_readmes_own_recipe_runs(diffopt: Run, written: dict[str, str]) -> None:
     done = diffopt("run", "recipe=exact", "measure=quick", "study=x", env=written)
     assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ SECTIONS = read(ROOT / "docs/coverage.yaml")
 ENTRIES = [entry for entries in SECTIONS.values() for entry in entries]
 
 
+@pytest.mark.slow
 def test_the_page_is_up_to_date() -> None:
     assert (ROOT / "docs/coverage.md").read_text(encoding="utf-8") == page(SECTIONS, list(committed(ROOT)))
 

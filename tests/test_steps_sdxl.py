@@ -60,6 +60,7 @@ def test_another_sampler_samples(name):
     chosen.verify(pipe, xl_site())
 
 
+@pytest.mark.slow
 def test_all_components_are_compiled_whole(reference):
     pipe, chosen = xl_pipeline(), step("compile", "default", backend="eager", components=ALL)
     chosen.apply(pipe, xl_site())
@@ -70,6 +71,7 @@ def test_all_components_are_compiled_whole(reference):
     assert numbers == {"graphs": 4, "graph_breaks": 0, **parts}
 
 
+@pytest.mark.slow
 def test_what_compiles_goes_with_a_half_vae_and_does_not_compile_again(reference):
     pipe, here = xl_pipeline(vae_dtype=torch.float16), xl_site()
     steps = (
