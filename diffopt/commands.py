@@ -13,8 +13,9 @@ from diffopt.errors import UsageError
 from diffopt.paths import user_path
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
+    from diffopt.compare import Comparison
     from diffopt.compose import Composer
     from diffopt.resolve import Request
     from diffopt.result import Result
@@ -156,12 +157,6 @@ def report(args: argparse.Namespace) -> int:
         raise UsageError("report takes one study: its name, or the path of its directory.")
     study = Study.open(args.study[0])
     results = _rows(study, args.study[0])
-    if unfinished := study.unfinished():
-        print(
-            f"diffopt: {len(unfinished)} cells have no row, they run now or were cut off: the same run command "
-            f"takes them up again ({', '.join(unfinished)})",
-            file=sys.stderr,
-        )
     if args.like is not None:
         from diffopt.published.pages import layout_of
 
@@ -173,43 +168,70 @@ def report(args: argparse.Namespace) -> int:
     return 0
 
 
-def _rows(study: Study, name: str) -> tuple[Result, ...]:
-    """The rows of a study, what cannot be read left out and told. Raises UsageError when there is none."""
+def _rows(study: Study, name: str, on_lost: Callable[[str], None] = lambda text: None) -> tuple[Result, ...]:
+    """The rows of a study; what cannot be read, and cells without a row, are told.
+
+    Args:
+        on_lost: given the same texts.
+
+    Raises:
+        UsageError: there is no row.
+    """
     unreadable: list[UsageError] = []
     results = study.results(unreadable.append)
-    for error in unreadable:
-        print(f"diffopt: left out: {error}", file=sys.stderr)
+    said = [f"left out: {error}" for error in unreadable]
+    if results and (unfinished := study.unfinished()):
+        said.append(
+            f"{len(unfinished)} cells have no row, they run now or were cut off: the same run command takes them up "
+            f"again ({', '.join(unfinished)})"
+        )
+    for text in said:
+        print(f"diffopt: {text}", file=sys.stderr)
+        on_lost(text)
     if not results:
         raise UsageError(f"The study {name} has no result{' that can be read' if unreadable else ' yet'}.")
     return results
 
 
 def compare(args: argparse.Namespace) -> int:
-    """Exit code 1 where ``--slower`` is given and a cell fails it."""
+    """Exit code 1 where ``--slower`` is given and a cell fails it, or nothing could be judged."""
     from diffopt import compare as module
+    from diffopt import compare_table, sides
     from diffopt.report import to_markdown
     from diffopt.study import Study
 
-    names = [word for word in args.sides if "=" not in word]
+    words = [word for word in args.sides if sides.is_selection(word)]
+    names = [word for word in args.sides if not sides.is_selection(word)]
     if not 1 <= len(names) <= 2:
         raise UsageError(f"compare takes one study or two, but got {len(names)}.")
-    sides = module.selections([word for word in args.sides if "=" in word], len(names))
-    if args.slower is not None and not args.slower >= 0:
+    chosen = sides.selections(words, len(names))
+    if args.slower is not None and not 0 <= args.slower < float("inf"):
         raise UsageError(f"--slower {args.slower:g}: give the percentage by which B may be slower, 0 or more.")
-    rows = {name: _rows(Study.open(name), name) for name in names}
-    before, after = (module.select(rows[n], side, n) for n, side in zip((names[0], names[-1]), sides, strict=True))
-    found = module.compare(before, after, sides[0].key if sides[0] and sides[0] != sides[1] else None)
+    lost: list[str] = []
+    rows = {name: _rows(Study.open(name), name, lost.append) for name in dict.fromkeys(names)}
+    before, after = (sides.select(rows[n], side, n) for n, side in zip((names[0], names[-1]), chosen, strict=True))
+    key = chosen[0].key if chosen[0] is not None and len(words) == 2 else None
+    found = module.compare(before, after, key, one_study=len(names) == 1)
+    changes, more = compare_table.changes(found), module.only_in(after, found)
     if args.json:
-        print(json.dumps({"changes": module.changes(found), "cells": module.to_json(found)}, indent=2))
+        print(json.dumps({"changes": changes, "cells": compare_table.to_json(found)}, indent=2, ensure_ascii=False))
     else:
-        print("".join(f"{line}\n" for line in module.changes(found)), end="")
-        print(to_markdown(module.comparison_table(found)), end="")
-    if args.slower is None:
-        return 0
-    failed = [comparison for comparison in found if comparison.fails(args.slower)]
-    for comparison in failed:
-        print(f"diffopt: --slower {args.slower:g}: {comparison.name}: {comparison.verdict}", file=sys.stderr)
-    return 1 if failed else 0
+        print("".join(f"{line}\n" for line in changes), end="")
+        print(to_markdown(compare_table.comparison_table(found)), end="")
+    if more:
+        print(f"diffopt: {len(more)} cells of B have no counterpart in A: {', '.join(more)}", file=sys.stderr)
+    return 0 if args.slower is None else _gate(found, args.slower, lost)
+
+
+def _gate(found: Sequence[Comparison], percent: float, lost: Sequence[str]) -> int:
+    """Exit code 1, and why, where a cell fails, or could not be judged."""
+    said = [f"{comparison.name}: {comparison.change}" for comparison in found if comparison.fails(percent)]
+    said += [f"not judged: {text}" for text in lost]
+    if all(comparison.ratio is None for comparison in found):
+        said += ["no cell has a figure on both sides, so nothing was judged"]
+    for text in said:
+        print(f"diffopt: --slower {percent:g}: {text}", file=sys.stderr)
+    return 1 if said else 0
 
 
 def _check_report(args: argparse.Namespace) -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import ValidationError
+
+from diffopt.cell import Cell
+from diffopt.errors import UsageError
+from diffopt.explain import explain
 from diffopt.recipe import STEP_GROUPS, Hardware, Model
-from diffopt.result import Result
+from diffopt.result import REMEDY, Result
 from diffopt.runtime import CURRENT
-from diffopt.step import descriptive
+from diffopt.step import descriptive, identity
 from diffopt.workload import PICTURES
 
-DESCRIBED = {"model": descriptive(Model), "hardware": descriptive(Hardware)}  # keys that decide nothing
+_DESCRIBED = {"model": descriptive(Model), "hardware": descriptive(Hardware)}  # keys that decide nothing
 _SHARED = ("precision", "memory", "scheduler", "lora")  # groups of which a reference has an option too
 
 
@@ -30,7 +36,7 @@ def reference_of(result: Result, results: Sequence[Result]) -> Result | None:
             and other.env_id == result.env_id
             and runtime_of(other.cell) == runtime_of(result.cell)
             and other.cell["measure"] == result.cell["measure"]
-            and asked_workload(other.cell["workload"]) == asked_workload(result.cell["workload"])
+            and _workload(other.cell["workload"]) == _workload(result.cell["workload"])
             and _deciding(recipe) == _deciding(mine)
             and recipe["precision"].get("dtype") == mine["model"]["dtype"]
             and not recipe["precision"].get("tf32")
@@ -47,7 +53,19 @@ def runtime_of(cell: Mapping[str, Any]) -> str:
     return str(cell["runtime"]["name"] if "runtime" in cell else CURRENT.name)  # rows of before there was a choice
 
 
-def asked_workload(workload: Mapping[str, Any]) -> dict[str, Any]:
+def asked(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row's cell asked for, as its id counts it, whichever diffopt wrote it; without the runtime.
+
+    Raises UsageError when this diffopt has no such recipe any more.
+    """
+    try:
+        read = Cell.model_validate_json(json.dumps({key: part for key, part in cell.items() if key != "runtime"}))
+    except ValidationError as error:
+        raise UsageError(f"A row has a recipe that this diffopt does not know: {explain(error)} {REMEDY}") from error
+    return identity(read)
+
+
+def _workload(workload: Mapping[str, Any]) -> dict[str, Any]:
     """A row's workload without the names of its pictures, which count by their content."""
     pictures = {name: value["content"] for name in PICTURES if (value := workload.get(name))}
     return {**workload, **pictures}
@@ -55,5 +73,5 @@ def asked_workload(workload: Mapping[str, Any]) -> dict[str, Any]:
 
 def _deciding(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     """What a cell shares with its reference."""
-    told = DESCRIBED | {group: frozenset[str]() for group in ("scheduler", "lora")}
+    told = _DESCRIBED | {group: frozenset[str]() for group in ("scheduler", "lora")}
     return tuple({k: v for k, v in recipe[part].items() if k not in told[part]} for part in told)

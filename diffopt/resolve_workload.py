@@ -9,12 +9,11 @@ from diffopt.errors import UsageError
 from diffopt.input_pictures import resolve_picture
 from diffopt.paths import user_path
 from diffopt.recipe import TASKS
-from diffopt.workload import NEEDS, PICTURES, Workload
+from diffopt.workload import ASKED_FOR, NEEDS, PICTURES, Workload
 
 CUSTOMARY_PICTURES = {"image": "scene", "mask": "mask", "control": "edges"}  # names in diffopt/inputs
 CUSTOMARY_STRENGTH = {"img2img": 0.8, "inpaint": 1.0}
 CUSTOMARY_CONTROL_SCALE = 1.0
-ASKED_FOR = tuple(dict.fromkeys(need for needs in NEEDS.values() for need in needs))
 # Keys that a recipe file may lack, at what they then are: those of the YAML alone, and those added after a release.
 UNSAID: dict[str, Any] = {"prompt": None, "prompts_file": None} | {
     name: None for name, field in Workload.model_fields.items() if not field.is_required()
@@ -33,7 +32,7 @@ def resolve_workload(data: Mapping[str, Any], model: Mapping[str, Any], typed: f
         typed: keys that the command line sets itself.
 
     Raises:
-        UsageError: a file is not there or not what it should be; a number of stages does not go with the model.
+        UsageError: a file is not there or not what it should be; both a prompt and a file of prompts are typed.
     """
     workload = {key: value for key, value in data.items() if key not in ("prompt", "prompts_file")}
     workload |= _prompts(data, model, typed)
@@ -80,12 +79,6 @@ def _later_stages(data: Mapping[str, Any], model: Mapping[str, Any]) -> Any:
     if given in (None, []):
         own = data.get("steps")
         return [{"steps": stage["steps"] if own is None else own, "guidance": stage["guidance"]} for stage in stages]
-    if isinstance(given, list) and len(given) != len(stages):
-        names = f" ({', '.join(stage['name'] for stage in stages)})" if stages else ""
-        raise UsageError(
-            f"workload.later_stages has {len(given)} stages, but model {model['name']} has {len(stages)} after its "
-            f"first one{names}; workload.later_stages=null fills them in."
-        )
     return given
 
 

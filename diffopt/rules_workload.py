@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from diffopt.labels import text
 from diffopt.recipe import TASKS, Model
 from diffopt.rules_case import Case, Problem
-from diffopt.workload import NEEDS, PICTURES
+from diffopt.workload import ASKED_FOR, NEEDS, PICTURES
 
 EPSILON = 1e-6  # for 5 * (1 - 0.8), which floating point makes a little less than 1
 IMG2IMG_EVIDENCE = "diffusers 0.42, get_timesteps of the img2img pipelines of FLUX.1, SD3, Qwen-Image and Z-Image"
@@ -24,13 +23,17 @@ def unsuited_workload(case: Case) -> Iterator[Problem]:
         fact = f"model {model.name} has no pipeline for {workload.task}"
         yield Problem(fact, (f"model={model.name}", f"workload.task={workload.task}"), f"choose {can}")
     elif workload.strength is not None and "strength" in NEEDS[workload.task]:
-        none = list(_no_step(case))
-        yield from none
-        if not none and workload.task == "img2img" and model.denoiser == "transformer":
+        yield from _no_step(case)
+        if workload.task == "img2img" and model.denoiser == "transformer":
             yield from _ignored_picture(case)
     if workload.negative_prompt and not any(map(_reads_negative_prompt, model.stages, _guidances(case))):
         fact = "its guidance is embedded, or not above 1, so that no negative prompt is read"
         yield Problem(fact, (f"model={model.name}", "workload.negative_prompt"), "leave the negative prompt empty")
+    if len(workload.later_stages) != len(model.cascade):
+        names = ", ".join(stage.name for stage in model.cascade) or "none"
+        fact = f"model {model.name} has {len(model.cascade)} stages after its first one ({names})"
+        given = f"workload.later_stages with {len(workload.later_stages)} stages"
+        yield Problem(fact, (given,), "workload.later_stages=null fills them in")
     for stage in model.cascade:
         if stage.task != "upscale":
             fact = f"a later stage of a cascade scales pictures up, but {stage.name} is for {stage.task}"
@@ -45,10 +48,10 @@ def _odd_sizes(case: Case) -> Iterator[Problem]:
         if size % block:
             low = size // block * block
             near = " or ".join(str(each) for each in (low, low + block) if each)
-            fact = f"the VAE of model {model.name} works in blocks of {block} pixels"
+            fact = f"model {model.name} draws in blocks of {block} pixels"
             yield Problem(fact, (f"workload.{side}={size}",), f"use {near}")
     step, frames = model.frame_step, workload.frames
-    if step is not None and frames is not None and (frames - 1) % step:
+    if step is not None and frames is not None and "frames" in NEEDS[workload.task] and (frames - 1) % step:
         low = (frames - 1) // step * step + 1
         fact = f"model {model.name} makes videos of a multiple of {step} frames and one more"
         yield Problem(fact, (f"workload.frames={frames}",), f"use {low} or {low + step}")
@@ -57,28 +60,29 @@ def _odd_sizes(case: Case) -> Iterator[Problem]:
 def _not_taken(case: Case) -> Iterator[Problem]:
     """What is given and the task does not ask for, so that it would change nothing."""
     model, workload = case.cell.recipe.model, case.cell.workload
-    for key in dict.fromkeys(need for needs in NEEDS.values() for need in needs):
+    for key in ASKED_FOR:
         given = getattr(workload, key)
         if given is None or key in NEEDS[workload.task]:
             continue
         takers = [task for task in TASKS if key in NEEDS[task]]
         able = [f"workload={task}" for task in takers if task in model.pipelines.tasks]
-        remedy = f"choose {' or '.join(able)}, or leave it out"
+        remedy = f"choose {' or '.join(able)}, or leave it out (null)"
         if not able:
-            remedy = f"{', '.join(takers)} would, but model {model.name} can do none of them, so leave it out"
+            remedy = f"leave it out (null): model {model.name} has no pipeline for {' or '.join(takers)}"
         shown = given.path if key in PICTURES else text(given)
         yield Problem(f"workload={workload.task} takes no {key}", (f"workload.{key}={shown}",), remedy)
 
 
 def _no_step(case: Case) -> Iterator[Problem]:
-    """The share of the steps that is run comes to none; diffusers' pipelines run the whole part."""
+    """The share of the steps that is run comes to none: pipelines of transformers round it up, those of UNets down."""
     steps, strength = case.cell.workload.steps, case.cell.workload.strength
-    assert strength is not None
-    least = math.ceil(1 / strength)
-    if strength < 1 and steps < least:
+    if strength is None:
+        return
+    up = case.cell.recipe.model.denoiser == "transformer"
+    if (steps - int(steps - steps * strength) if up else int(steps * strength)) < 1:
         fact = "that share of the steps, which is run on the picture, is no step at all"
         keys = (f"workload.steps={steps}", f"workload.strength={strength}")
-        yield Problem(fact, keys, f"use workload.steps={least} or more, or a higher strength")
+        yield Problem(fact, keys, f"use a strength of {1 / steps:.2g} or more, or more steps")
 
 
 def _reads_negative_prompt(model: Model, guidance: float) -> bool:
@@ -86,7 +90,7 @@ def _reads_negative_prompt(model: Model, guidance: float) -> bool:
 
 
 def _guidances(case: Case) -> list[float]:
-    """The guidance of each stage."""
+    """The guidance of each stage, as far as it is given."""
     workload = case.cell.workload
     return [workload.guidance, *(stage.guidance for stage in workload.later_stages)]
 

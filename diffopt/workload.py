@@ -20,6 +20,7 @@ NEEDS: dict[Task, tuple[str, ...]] = {
     "txt2video": ("frames",),
     "img2video": ("image", "frames"),
 }
+ASKED_FOR = tuple(dict.fromkeys(need for needs in NEEDS.values() for need in needs))
 PICTURES = ("image", "mask", "control")
 
 

@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 from rows import ENVIRONMENT, a_result
 
-from diffopt.compare import Selection, compare, comparison_table, selections
-from diffopt.environment import Environment
+from diffopt.compare import compare
+from diffopt.compare_table import changes, comparison_table
+from diffopt.environment import Environment, Git
 from diffopt.errors import UsageError
+from diffopt.recipe import STEP_GROUPS
 from diffopt.resolve import make_cell, requests
 from diffopt.result import Latency, Metrics, PeakMemory, Result
+from diffopt.sides import Selection, is_selection, selections
 from diffopt.study import Study
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -39,12 +42,12 @@ def row(
     return a_result(cell, choices=choices, **more)
 
 
-def verdicts(before: list[Result], after: list[Result], key: str | None = None) -> list[str]:
-    return [comparison.verdict for comparison in compare(before, after, key)]
+def changed(before: list[Result], after: list[Result], key: str | None = None) -> list[str]:
+    return [comparison.change for comparison in compare(before, after, key)]
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "verdict", "ratio"),
+    ("before", "after", "change", "ratio"),
     [
         ({"seconds": 2.0}, {"seconds": 1.0}, "faster", 2.0),
         ({"seconds": 1.0}, {"seconds": 1.25}, "slower", 0.8),
@@ -55,9 +58,9 @@ def verdicts(before: list[Result], after: list[Result], key: str | None = None) 
         ({"valid": False}, {"valid": False}, "no figure", None),
     ],
 )
-def test_verdicts(before: dict[str, Any], after: dict[str, Any], verdict: str, ratio: float | None) -> None:
+def test_changed(before: dict[str, Any], after: dict[str, Any], change: str, ratio: float | None) -> None:
     (found,) = compare([row(**before)], [row(**after)])
-    assert (found.verdict, found.ratio) == (verdict, ratio)
+    assert (found.change, found.ratio) == (change, ratio)
 
 
 def test_versions_and_runtimes_may_differ_and_are_told(cli: Cli, tmp_path: Path) -> None:
@@ -80,41 +83,103 @@ def test_versions_and_runtimes_may_differ_and_are_told(cli: Cli, tmp_path: Path)
 
 
 def test_everything_else_that_was_asked_must_be_alike() -> None:
-    with pytest.raises(UsageError, match="No cell of A has a counterpart in B: they differ in more"):
-        compare([row()], [row("workload.steps=3")])
-    with pytest.raises(UsageError, match="they ran on other devices"):
+    with pytest.raises(UsageError, match=r"No cell of A has a counterpart in B: they also differ in workload\.steps\."):
+        compare([row()], [row("workload.steps=3"), row("workload.steps=3", "workload.seed=5")])
+    with pytest.raises(UsageError, match="they also differ in .*, .*, .* and [0-9]+ more"):
+        compare([row()], [row("compile=default")])
+    with pytest.raises(UsageError, match="A ran on A processor, B on Another"):
         compare([row()], [row(environment=ELSEWHERE)])
-    assert verdicts([row(), row("compile=default")], [row(), row(environment=ELSEWHERE)]) == ["same", "absent"]
-    assert verdicts([row(), row("compile=default")], [row(), row("compile=default", environment=ELSEWHERE)]) == [
+    assert changed([row(), row("compile=default")], [row(), row(environment=ELSEWHERE)]) == ["same", "absent"]
+    assert changed([row(), row("compile=default")], [row(), row("compile=default", environment=ELSEWHERE)]) == [
         "same",
         "other device",
     ]
-    assert verdicts([row()], [row(environment=ELSEWHERE)], "hardware") == ["same"], "asked for"
+    assert changed([row()], [row(environment=ELSEWHERE)], "hardware") == ["same"], "asked for"
 
 
 def test_the_sides_of_one_study_differ_in_their_key_alone() -> None:
     none, default = row(), row("compile=default", seconds=0.5)
-    assert verdicts([none, row("attention=math")], [default], "compile") == ["faster", "absent"]
+    assert changed([none, row("attention=math")], [default], "compile") == ["faster", "absent"]
     few, many = row("workload.steps=3"), row("workload.steps=6", seconds=2.0)
-    assert verdicts([few], [many], "workload.steps") == ["slower"]
+    assert changed([few], [many], "workload.steps") == ["slower"]
+    pictures = [row("workload=img2img", "model=tiny_sd15", f"workload.image={name}") for name in ("scene", "edges")]
+    assert changed(pictures[:1], pictures[1:], "workload.image") == ["same"]
+    assert changed([row("recipe=baseline")], [row("recipe=pytorch2", "precision=bf16")], "recipe") == ["same"]
 
 
-def test_what_only_describes_may_differ() -> None:
-    other = row()
-    other.cell["recipe"]["model"]["licence"] = "another"
-    assert verdicts([row()], [other]) == ["same"]
-    other.cell["recipe"]["model"]["licence"], other.cell["recipe"]["model"]["weights"] = None, "random"
-    with pytest.raises(UsageError, match="differ in more"):
-        compare([row()], [other])
+def test_within_one_study_runtimes_and_environments_differ_only_where_asked() -> None:
+    rows = [
+        row(),
+        row("compile=default", seconds=0.5),
+        row(environment=NEWER),
+        row("compile=default", seconds=0.8, environment=NEWER),
+    ]
+    sides = [[r for r in rows if Selection("compile", option).takes(r)] for option in ("none", "default")]
+    found = compare(*sides, "compile", one_study=True)
+    assert [(c.before.env_id == c.after.env_id, c.ratio) for c in found if c.after] == [(True, 2.0), (True, 1.25)]
+    with pytest.raises(UsageError, match="in different runtimes or environments, which runtime= or env= would"):
+        compare(rows[:1], rows[3:], "compile", one_study=True)
+    assert changed(rows[:1], rows[2:3]) == ["same"], "two studies"
 
 
-def test_two_rows_of_a_cell_on_one_side_must_be_told_apart() -> None:
+@pytest.mark.parametrize(
+    "words",
+    [("attention=sdpa",), ("model=deepfloyd_if", "precision=fp16", "model.weights=random"), ("quant=int8_dynamic",)],
+)
+def test_what_only_describes_may_differ_and_what_came_later_may_be_missing(words: tuple[str, ...]) -> None:
+    other = row(*words)
+    for part in ("model", "hardware", *(group for group in other.cell["recipe"] if group in STEP_GROUPS)):
+        for key in ("licence", "evidence", "parameters", "activations"):
+            if isinstance(other.cell["recipe"][part].get(key), str):
+                other.cell["recipe"][part][key] = "another"
+    for stage in other.cell["recipe"]["model"]["cascade"]:
+        stage["licence"] = "another"
+    del other.cell["measure"]["starts"], other.cell["runtime"]
+    assert changed([row(*words)], [other]) == ["same"]
+    other.cell["recipe"]["model"]["size_multiple"] = 4
+    with pytest.raises(UsageError, match=r"differ in model\.size_multiple"):
+        compare([row(*words)], [other])
+
+
+def test_a_recipe_that_is_gone_is_told() -> None:
+    gone = row()
+    gone.cell["recipe"]["compile"]["kind"] = "hopefully"
+    with pytest.raises(UsageError, match="a recipe that this diffopt does not know: .*hopefully"):
+        compare([row()], [gone])
+
+
+def test_two_rows_that_would_stand_beside_one_must_be_told_apart() -> None:
     twice = [row(), row(environment=NEWER)]
-    with pytest.raises(UsageError, match=f"A has two rows of one cell .*env={ENVIRONMENT.id} and env={NEWER.id}"):
+    with pytest.raises(UsageError, match=f"A has two rows .* cell .* env={ENVIRONMENT.id} and env={NEWER.id}"):
         compare(twice, [row()])
-    with pytest.raises(UsageError, match="B has two rows of one cell .*runtime=current and runtime=t214"):
+    with pytest.raises(UsageError, match="B has two rows .* runtime=current and runtime=t214"):
         compare([row()], [row(), row(runtime="t214")])
+    partly = row("compile=default", "compile.fullgraph=false")
+    with pytest.raises(
+        UsageError, match="compile.fullgraph=true and compile.fullgraph=false; choose the sides by what"
+    ):
+        compare([row()], [row("compile=default"), partly], "compile")
     assert [r.env_id for r in twice if Selection("env", NEWER.id).takes(r)] == [NEWER.id]
+
+
+def test_an_option_is_known_by_its_other_names() -> None:
+    probed = row().model_copy(update={"choices": {"hardware": "auto"}})
+    assert [Selection("hardware", name).takes(probed) for name in ("auto", "cpu", "a100")] == [True, True, False]
+    unsaid = row().model_copy(update={"choices": {}})
+    assert Selection("compile", "none").takes(unsaid)
+    assert Selection("workload.image", "scene").takes(row("model=tiny_sd15", "workload=img2img"))
+
+
+def test_paths_with_an_equals_sign_are_studies() -> None:
+    words = ("compile=none", "workload.steps=3", "./a=b", "a/b=c", "env=", "=x")
+    assert [is_selection(word) for word in words] == [True, True, False, False, True, False]
+
+
+def test_what_environments_differ_in_is_told() -> None:
+    fewer = ENVIRONMENT.model_copy(update={"cpu": ENVIRONMENT.cpu.model_copy(update={"threads": 2})})
+    committed = ENVIRONMENT.model_copy(update={"git": Git(commit="abc", dirty=True)})
+    assert changes(compare([row()], [row(environment=fewer)])) == ["threads: 4 -> 2"]
+    assert changes(compare([row()], [row(environment=committed)])) == ["commit: none -> abc with changes"]
 
 
 @pytest.mark.parametrize(
@@ -154,21 +219,67 @@ def test_the_gate(two: Path, cli: Cli, percent: str, code: int) -> None:
     assert cli("compare", "before", "after")[0] == 0, "no gate was asked for"
 
 
-def test_the_gate_closes_for_what_is_gone_or_broken(two: Path, cli: Cli) -> None:
+@pytest.mark.parametrize(
+    ("before", "after", "fails"),
+    [
+        ({}, {"seconds": None, "status": "oom", "valid": False}, True),
+        ({"valid": False}, {"seconds": None, "status": "crashed", "valid": False}, True),
+        (
+            {"seconds": None, "status": "error", "valid": False},
+            {"seconds": None, "status": "oom", "valid": False},
+            False,
+        ),
+        ({"valid": False}, {}, False),
+        ({"seconds": 0.0}, {"seconds": 1.0}, True),
+    ],
+)
+def test_what_fails_at_any_percentage(before: dict[str, Any], after: dict[str, Any], fails: bool) -> None:
+    (found,) = compare([row(**before)], [row(**after)])
+    assert found.fails(1000) is fails
+
+
+def test_no_ratio_to_no_time() -> None:
+    (found,) = compare([row()], [row(seconds=0.0)])
+    assert (found.ratio, found.change, found.fails(0)) == (None, "faster", False)
+
+
+def test_the_gate_closes_for_what_is_gone_or_was_not_judged(two: Path, cli: Cli) -> None:
     keep(two / "studies" / "less", [row(seconds=0.5)])
-    keep(two / "studies" / "oom", [row(seconds=None, status="oom", valid=False), row("compile=default", seconds=0.5)])
+    keep(two / "studies" / "noisy", [row(valid=False)])
     code, _, err = cli("compare", "before", "less", "--slower", "50")
     assert (code, err) == (1, "diffopt: --slower 50: compile=default: absent\n")
-    code, _, err = cli("compare", "before", "oom", "--slower", "50")
-    assert (code, err) == (1, "diffopt: --slower 50: compile=none: broken\n")
-    assert cli("compare", "before", "oom", "compile=default", "--slower", "50")[0] == 0, "of both studies that option"
+    code, _, err = cli("compare", "less", "before", "--slower", "500")
+    assert (code, err.startswith("diffopt: 1 cells of B have no counterpart in A: ")) == (0, True)
+    code, _, err = cli("compare", "noisy", "less", "--slower", "50")
+    assert code == 1
+    assert "no cell has a figure on both sides, so nothing was judged" in err
+    assert cli("compare", "before", "less", "compile=none", "--slower", "50")[0] == 0, "of both studies that option"
+
+
+def test_the_gate_closes_for_rows_that_cannot_be_read(two: Path, cli: Cli) -> None:
+    damaged, *_ = sorted((two / "studies" / "before").glob("cells/*/*/result.json"))
+    damaged.write_text("{")
+    code, _, err = cli("compare", "before", "before", "--slower", "50")
+    assert code == 1
+    assert err.count("cannot be read as a result") == 2
+    assert "--slower 50: not judged: left out: " in err
+    (damaged.parent / "cell.yaml").write_text("")
+    damaged.unlink()
+    code, _, err = cli("compare", "before", "before", "--slower", "50")
+    assert (code, "--slower 50: not judged: 1 cells have no row" in err) == (1, True)
+
+
+def test_a_refusal_for_want_of_a_device_does_not_stand_beside_a_row(two: Path, cli: Cli) -> None:
+    absent = row(seconds=None, status="refused", stage="load", valid=False, environment=ELSEWHERE)
+    keep(two / "studies" / "again", [absent, row()])
+    assert cli("compare", "again", "before")[0] == 0
 
 
 def test_json(two: Path, cli: Cli) -> None:
     code, out, _ = cli("compare", "before", "after", "--json")
     found = json.loads(out)
     assert (code, found["changes"]) == (0, ["torch: 2.13.0 -> 2.14.0"])
-    (slow,) = (cell for cell in found["cells"] if cell["verdict"] == "slower")
+    (slow,) = (cell for cell in found["cells"] if cell["change"] == "slower")
     assert slow["speed_up"] == pytest.approx(1 / 1.08)
     assert (slow["a"]["latency_s"]["median"], slow["b"]["latency_s"]["median"]) == (1.0, 1.08)
     assert slow["b"]["peak_memory_bytes"] == 2**30
@@ -181,8 +292,9 @@ def test_json(two: Path, cli: Cli) -> None:
         (("before", "after", "more"), "one study or two, but got 3"),
         (("before", "never"), "study=never"),
         (("before", "compile=none", "compile=regional"), "no row with compile=regional; it has compile=default, none"),
-        (("before", "nothing=1", "nothing=2"), "it has no nothing"),
+        (("before", "nothing=1", "nothing=2"), "its rows have no nothing"),
         (("before", "after", "--slower", "-3"), "--slower -3: give the percentage"),
+        (("before", "after", "--slower", "nan"), "--slower nan: give the percentage"),
     ],
 )
 def test_mistakes_are_one_paragraph_and_exit_code_2(two: Path, cli: Cli, words: tuple[str, ...], said: str) -> None:

@@ -13,13 +13,13 @@ import yaml
 from PIL import Image
 
 from diffopt.compose import Composer
-from diffopt.errors import UsageError
 from diffopt.input_pictures import SHIPPED
 from diffopt.listing import first_line
 from diffopt.plan import make_plan
 from diffopt.recipe import TASKS
 from diffopt.resolve import requests
 from diffopt.resolve_workload import resolve_workload
+from diffopt.steps.cache_support import iterations
 from diffopt.workload import NEEDS, PICTURES, Workload
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -47,6 +47,13 @@ def resolved(
 ) -> Any:
     """The workload of ``base`` with ``values``, as the command line gives them, on a model that can do everything."""
     return resolve_workload({**base, **values}, {**MODEL, **(model or {})}, frozenset(typed))
+
+
+def against(*words: str) -> list[str]:
+    """The reasons of a plan that are about its workload."""
+    (request,) = requests(["hardware=cpu", *words])
+    reasons = make_plan(request.cell, request.choices).reasons
+    return [reason for reason in reasons if reason.startswith("workload.")]
 
 
 def sha256(path: Path) -> str:
@@ -148,23 +155,20 @@ def test_later_stages_have_the_workloads_steps_and_their_own_guidance() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cascade", "said"),
-    [(STAGES, r"has 1 stages, but model any has 2 after its first one \(second, third\)"), ([], "any has 0 after")],
+    ("model", "said"),
+    [
+        ("tiny_deepfloyd_if", "has 2 stages after its first one (tiny_deepfloyd_if_ii_m, tiny_deepfloyd_if_x4)"),
+        ("tiny_sd15", "has 0 stages after its first one (none)"),
+    ],
 )
-def test_a_wrong_number_of_later_stages(cascade: list[Any], said: str) -> None:
-    with pytest.raises(UsageError, match=said) as caught:
-        resolved(model={"cascade": cascade}, later_stages=[{"steps": 5, "guidance": 1.5}])
-    assert "workload.later_stages=null" in str(caught.value)
+def test_a_wrong_number_of_later_stages(model: str, said: str) -> None:
+    (reason,) = against(f"model={model}", "workload.later_stages=[{steps: 5, guidance: 1.5}]")
+    assert reason.startswith("workload.later_stages with 1 stages: ")
+    assert said in reason
+    assert reason.endswith("workload.later_stages=null fills them in")
 
 
 # What does not go together.
-
-
-def against(*words: str) -> list[str]:
-    """The reasons of a plan that are about its workload."""
-    (request,) = requests(["hardware=cpu", *words])
-    reasons = make_plan(request.cell, request.choices).reasons
-    return [reason for reason in reasons if reason.startswith("workload.")]
 
 
 @pytest.mark.parametrize(("key", "value"), [("image", "scene"), ("mask", "mask"), ("control", "edges")])
@@ -177,7 +181,8 @@ def test_a_picture_for_a_task_that_takes_none(task: str, key: str, value: str) -
         return
     assert resolved(task=task, **{key: value})[key] == shipped(value), "kept, for the plan to refuse"
     able = {"image": "workload=img2img or workload=inpaint", "mask": "workload=inpaint"}
-    remedy = f"choose {able[key]}" if key in able else "controlnet would, but model tiny_sd15 can do none of them, so"
+    none = "leave it out (null): model tiny_sd15 has no pipeline for controlnet"
+    remedy = f"choose {able[key]}, or leave it out (null)" if key in able else none
     (reason,) = against(*words)
     assert reason.startswith(f"workload.{key}={value}: workload={task} takes no {key}; {remedy}")
 
@@ -189,7 +194,7 @@ def test_a_setting_for_a_task_that_takes_none(task: str, values: dict[str, Any])
     ((key, value),) = values.items()
     (reason,) = against("model=tiny_sd15", f"workload={task}", f"workload.{key}={value}")
     assert reason.startswith(f"workload.{key}={value}: workload={task} takes no {key}; ")
-    assert reason.endswith("leave it out")
+    assert "leave it out (null)" in reason
 
 
 @pytest.mark.parametrize(("frames", "near"), [(2, "1 or 5"), (48, "45 or 49"), (50, "49 or 53")])
@@ -209,7 +214,7 @@ def test_frames_that_it_can_make(frames: int) -> None:
     [
         (
             ("workload.height=60",),
-            ["workload.height=60: the VAE of model tiny_sd15 works in blocks of 8 pixels; use 56"],
+            ["workload.height=60: model tiny_sd15 draws in blocks of 8 pixels; use 56"],
         ),
         (("workload.height=4", "workload.width=12"), ["use 8", "use 8 or 16"]),
     ],
@@ -222,13 +227,18 @@ def test_sizes_that_the_vae_cannot_make(words: tuple[str, ...], said: list[str])
 
 
 @pytest.mark.parametrize(
-    ("steps", "strength", "least"), [(3, 0.3, 4), (1, 0.8, 2), (4, 0.3, None), (2, 0.5, None), (1, 1.0, None)]
+    ("steps", "strength", "enough"),
+    [(3, 0.3, "0.33"), (1, 0.8, "1"), (4, 0.3, None), (2, 0.5, None), (1, 1.0, None), (4, 1e-320, "0.25")],
 )
-def test_a_strength_that_leaves_no_step(steps: int, strength: float, least: int | None) -> None:
-    words = ("workload=img2img", f"workload.steps={steps}", f"workload.strength={strength}")
-    found = against("model=tiny_sd15", *words)
-    assert len(found) == (least is not None)
-    assert all(f"no step at all; use workload.steps={least} or more" in reason for reason in found)
+@pytest.mark.parametrize("model", ["tiny_sd15", "tiny_flux_schnell"])
+def test_a_strength_that_leaves_no_step(model: str, steps: int, strength: float, enough: str | None) -> None:
+    words = (f"model={model}", "workload=inpaint", f"workload.steps={steps}", f"workload.strength={strength}")
+    (request,) = requests(["hardware=cpu", *words])
+    if enough is None or (model == "tiny_flux_schnell" and iterations(request.cell.workload) > 0):
+        assert against(*words) == []
+    else:
+        (reason,) = against(*words)
+        assert reason.endswith(f"no step at all; use a strength of {enough} or more, or more steps")
 
 
 def test_an_unsuited_value_ends_no_sweep(cli: Cli) -> None:
@@ -262,7 +272,6 @@ MISTAKES = {
     "frames in words": (["workload=txt2video", "workload.frames=many"], ["workload.frames=many"]),
     "no frames": (["workload=txt2video", "workload.frames=0"], ["workload.frames=0"]),
     "stages in words": (["workload.later_stages=many"], ["workload.later_stages=many"]),
-    "stages for none": (["workload.later_stages=[{steps: 1, guidance: 1}]"], ["has 1 stages"]),
 }
 
 
