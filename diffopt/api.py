@@ -69,7 +69,7 @@ def optimize(
     request = _request(recipe, overrides, config_dirs)
     plan = _workable(request)
     wanted = request.cell.recipe
-    site = Site(model=wanted.model, hardware=wanted.hardware, workload=None, recipe_id=wanted.id)
+    site = Site(model=wanted.model, hardware=wanted.hardware, workload=None, code_id=wanted.code_id)
     for group, step in plan.steps:
         if step.order is not Order.LOAD:
             continue

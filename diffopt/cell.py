@@ -53,6 +53,6 @@ class Cell(Frozen):
         """What steps see of each stage of the pipeline; one, unless the model is a cascade."""
         recipe = self.recipe
         return tuple(
-            Site(model=model, hardware=recipe.hardware, workload=self.workload, recipe_id=recipe.id)
+            Site(model=model, hardware=recipe.hardware, workload=self.workload, code_id=recipe.code_id)
             for model in recipe.model.stages
         )

@@ -221,6 +221,11 @@ class Recipe(Frozen):
         """First 12 hex digits of the SHA-256 of the canonical YAML, without what only describes."""
         return digest(identity(self))
 
+    @cached_property
+    def code_id(self) -> str:
+        """Likewise without the sampler: no module sees it, so code that is compiled for one serves the others."""
+        return digest({name: part for name, part in identity(self).items() if name != "scheduler"})
+
 
 STEP_GROUPS = tuple(name for name in Recipe.model_fields if name not in ("model", "hardware"))
 

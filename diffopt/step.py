@@ -138,7 +138,7 @@ class Site:
     model: Model
     hardware: Hardware
     workload: Workload | None  # None when a pipeline is optimized without a workload (diffopt.optimize)
-    recipe_id: str | None = None  # what files of this recipe's pipelines are kept under; tells nothing of other steps
+    code_id: str | None = None  # what code compiled for its modules is kept under; tells nothing of other steps
 
 
 @dataclass(frozen=True)

@@ -127,3 +127,22 @@ def test_a_protocol_that_would_take_fewer_samples_than_it_says_is_refused() -> N
     with pytest.raises(UsageError, match=r"measure.samples=20: more than measure.max_samples=3") as caught:
         make_cell(data)
     assert "set measure.max_samples to 20 or more" in str(caught.value)
+
+
+def test_code_is_kept_for_recipes_that_differ_in_their_sampler_alone() -> None:
+    plain = a_cell().recipe
+    assert (a_cell("scheduler=ddim").recipe.code_id, a_cell("scheduler=ddim").recipe.id != plain.id) == (
+        plain.code_id,
+        True,
+    )
+    others = (
+        "precision=bf16",
+        "attention=math",
+        "layout=channels_last",
+        "vae=slicing",
+        "compile=aot",
+        "model=tiny_sd15",
+    )
+    assert len({plain.code_id, *(a_cell(word).recipe.code_id for word in others)}) == 1 + len(others)
+    (site,) = a_cell("scheduler=ddim").sites
+    assert site.code_id == plain.code_id

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class Ahead(Step):
     """Compile each component into a package (AOTInductor) at its first call, or load the one made earlier.
 
-    Packages lie in the user's cache, under a hash of the recipe, the library versions, the device, the module and its
-    inputs; each holds one kind of inputs. They hold no weights, so these must stay where they are.
+    Packages lie in the user's cache, under a hash of the recipe without its sampler, the library versions, the device,
+    the module and its inputs; each holds one kind of inputs. They hold no weights, so these must stay where they are.
     """
 
     order: ClassVar[Order] = Order.COMPILE
@@ -40,7 +40,7 @@ class Ahead(Step):
         settings = inductor_options(self.mode, self.options) or {}
         for name, module in modules(pipe, site, self.components, "compile.components").items():
             identity = {
-                "recipe": site.recipe_id,
+                "recipe": site.code_id,
                 "component": name,
                 "settings": settings,
                 "place": place(site.hardware.device).model_dump(),
