@@ -109,10 +109,10 @@ def _checks(gpu: Gpu | None) -> Iterator[Task | Finding]:
     device = "cpu" if gpu is None else "cuda"
     on = {"device": device}
     able = on if gpu is None else {**on, "capability": list(gpu.compute_capability)}
-    yield Task("torch", "torch", on, vital=True)
+    driven = able if gpu is None else {**able, "driver_cuda": driver_cuda()}
+    yield Task("torch", "torch", driven, vital=True)
     if gpu is not None:
-        facts = {**able, "driver": gpu.driver, "driver_cuda": driver_cuda()}
-        yield Task("cuda build", "cuda build", facts, vital=True)
+        yield Task("cuda build", "cuda build", {**driven, "driver": gpu.driver}, vital=True)
     for name, dtype in (("fp16", "float16"), ("bf16", "bfloat16")):
         yield Task(name, "half", {**able, "dtype": dtype})
     yield Task("compile", "compile", able)

@@ -7,11 +7,14 @@ import os
 import platform
 import shutil
 import sysconfig
-from collections.abc import Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from packaging.requirements import Requirement
+
 from diffopt.device_check import has_kernels
+from diffopt.doctor_builds import REPLACE, driver_problem, for_cpu, replacement
 from diffopt.failure import describe
 
 if TYPE_CHECKING:
@@ -20,7 +23,6 @@ if TYPE_CHECKING:
 # relative error of a product or an attention against float64; lossy kernels (fp8, sage) stay below it, garbage does not
 TOLERANCE = 0.08
 TRITON_NEEDS = (7, 0)  # the least compute capability that Triton generates code for
-REPLACE = "install the build of torch that fits this driver and GPU (https://pytorch.org/get-started)"
 
 
 class NotHere(Exception):
@@ -35,12 +37,13 @@ class Fails(Exception):
         self.remedy = remedy
 
 
-def torch_itself(device: str) -> str:
+def torch_itself(device: str, driver_cuda: list[int] | None = None, capability: list[int] | None = None) -> str:
     """Does torch import and multiply?"""
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: a shared library that is not there
-        raise Fails(f"torch cannot be imported: {describe(error)}", REPLACE) from error
+        remedy = for_cpu() if capability is None else replacement(driver_cuda, capability)
+        raise Fails(f"torch cannot be imported: {describe(error)}", remedy) from error
     a = torch.arange(6.0).reshape(2, 3)
     _close((a @ a.T).double(), torch.tensor([[5.0, 14.0], [14.0, 50.0]]), "a product of two matrices")
     cuda = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build for the CPU alone"
@@ -52,43 +55,22 @@ def cuda_build(device: str, driver: str, driver_cuda: list[int] | None, capabili
     import torch
 
     built = torch.version.cuda
-    too_old = driver_problem(built, driver, driver_cuda)
+    too_old = driver_problem(built, driver, driver_cuda, capability)
     if too_old is not None:
         raise Fails(*too_old)
+    remedy = replacement(driver_cuda, capability)
     if not torch.cuda.is_available():
-        raise Fails(f"torch {torch.__version__} sees no CUDA device, though the driver {driver} does", REPLACE)
+        raise Fails(f"torch {torch.__version__} sees no CUDA device, though the driver {driver} does", remedy)
     arches = torch.cuda.get_arch_list()
     if not has_kernels(arches, (capability[0], capability[1])):
-        needed = "an older" if capability < [7, 5] else "a newer"
         raise Fails(
             f"torch {torch.__version__} is built for {' '.join(arches)}, this GPU is sm_{capability[0]}{capability[1]}",
-            f"install {needed} build of torch, one whose torch.cuda.get_arch_list() has this GPU",
+            remedy,
         )
     x = torch.randn(128, 128, device=device)
     _close(x @ x, x.double().cpu() @ x.double().cpu(), "a product of two matrices on the GPU")
     cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     return f"CUDA {built}, driver {driver}, cuDNN {cudnn}, {torch.cuda.get_device_name()}, {' '.join(arches)}"
-
-
-def driver_problem(built: str | None, driver: str, driver_cuda: Sequence[int] | None) -> tuple[str, str] | None:
-    """What is wrong, and what to do, when a build for CUDA ``built`` cannot start under a driver; else None.
-
-    Programs built for one major version of CUDA run under every driver of that major version and newer ones
-    (https://docs.nvidia.com/deploy/cuda-compatibility).
-
-    Args:
-        built: such as "13.0"; None for a build without CUDA.
-        driver_cuda: the newest CUDA that the driver knows, as major and minor; None where NVML does not tell.
-    """
-    if built is None:
-        return "this torch is a build for the CPU alone", REPLACE
-    if driver_cuda is not None and int(built.split(".")[0]) > driver_cuda[0]:
-        known = ".".join(str(part) for part in driver_cuda)
-        return (
-            f"torch is built for CUDA {built}, the driver {driver} knows CUDA up to {known}",
-            f"update the driver, or install a build of torch for CUDA {driver_cuda[0]}.x",
-        )
-    return None
 
 
 def half(device: str, dtype: str, capability: list[int] | None = None) -> str:
@@ -120,7 +102,7 @@ def compile_graphs(device: str, capability: list[int] | None = None) -> str:
     recorded = recorded_cuda_graphs()
     if recorded < 1:
         raise Fails("compiled, but no CUDA graph was recorded", "choose compile=default; the log of a run says why")
-    return f"{recorded} CUDA graph recorded and replayed"
+    return f"{recorded} CUDA graph{'s' if recorded > 1 else ''} recorded and replayed"
 
 
 def _check_triton(device: str, capability: list[int] | None) -> None:
@@ -155,7 +137,7 @@ def _compile_remedy(device: str) -> str:
     """What a compiler needs and this machine has not."""
     headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if device == "cuda" and importlib.util.find_spec("triton") is None:
-        return "install Triton in the version that this torch names: pip install triton"
+        return _install_triton()
     if _compiler(device) is None:
         return "install a C++ compiler (apt install g++), or name one in CC and CXX"
     if not headers.is_file():
@@ -170,13 +152,26 @@ def _compiler(device: str) -> str | None:
     return next((found for name in ([asked] if asked else usual) if (found := shutil.which(name))), None)
 
 
+def _install_triton() -> str:
+    """How to get the Triton that torch names; its distribution is not always called ``triton``."""
+    try:
+        texts = metadata.requires("torch") or []
+    except metadata.PackageNotFoundError:
+        texts = []
+    named = [Requirement(text) for text in texts]
+    wanted = next((f"{each.name}{each.specifier}" for each in named if "triton" in each.name), "triton")
+    return f"install Triton in the version that this torch names, from where torch came: pip install '{wanted}'"
+
+
 def _toolchain(device: str) -> str:
     compiler = Path(_compiler(device) or "an unknown compiler").name
     if device == "cpu":
         return compiler
-    from importlib.metadata import version
-
-    return f"triton {version('triton')} and {compiler}"
+    try:
+        triton = importlib.import_module("triton")
+    except ImportError as error:
+        raise Fails(f"compiled, but Triton cannot be imported: {describe(error)}", _install_triton()) from error
+    return f"triton {getattr(triton, '__version__', 'of an unknown version')} and {compiler}"
 
 
 def cuda_graphs(device: str) -> str:
@@ -237,6 +232,8 @@ def fp8_product(device: str) -> str:
 
 def torchao_linear(device: str, kind: str) -> str:
     """A Linear that torchao quantized, as ``quant=int8_dynamic`` and ``quant=fp8_dynamic`` do."""
+    if kind == "fp8" and device == "cpu":
+        raise NotHere("works on cuda only; torchao computes in float8 on no CPU")
     import torch
     from torchao.quantization import (
         Float8DynamicActivationFloat8WeightConfig,

@@ -8,15 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from diffopt import hardware, packages
 from diffopt.compose import Composed, Composer
 from diffopt.errors import UsageError
+from diffopt.explain import explain
+from diffopt.interpreter import absent
 from diffopt.labels import GROUP_ORDER
 from diffopt.memory_estimate import GIB, estimate
 from diffopt.memory_remedies import shipped_step
 from diffopt.plan import make_plan
 from diffopt.recipe import STEP_GROUPS, Model
 from diffopt.resolve import Resolver
+from diffopt.runtime import CURRENT, Runtime, resolve_runtime
 from diffopt.step import Requirements, Step
 
 HALF_BYTES = 2  # of a weight in float16 or bfloat16
@@ -66,6 +71,8 @@ def _row(composer: Composer, resolver: Resolver, group: str, option: str) -> Row
             return _hardware_row(composer, resolver, option, says)
         if group == "model":
             return _model_row(composer, resolver, option, says)
+        if group == "runtime":
+            return Row(option, says, "", _runtime_here(_merged(composer, "runtime", option), option))
     except UsageError as error:  # one broken file of the user's must not hide the other options
         return Row(option, "", "", f"broken: {error}")
     return Row(option, says, "", "yes")
@@ -101,6 +108,19 @@ def _model_row(composer: Composer, resolver: Resolver, option: str, says: str) -
     customary = {"precision": shipped_step("precision", SHORT[recipe.model.dtype])}
     needed = estimate(cell.model_copy(update={"recipe": recipe.model_copy(update=customary)}))
     return Row(option, says, describe_model(recipe.model), "not known" if needed is None else _fits(needed.total))
+
+
+def _runtime_here(data: dict[str, Any], option: str) -> str:
+    """Whether a program is where an interpreter should be. Nothing is started: what it has, a run asks it."""
+    try:
+        found = resolve_runtime(data, option)
+    except UsageError as error:  # the option is well formed; its interpreter is given on the command line, or is amiss
+        return str(error).rstrip(".")
+    try:
+        runtime = Runtime.model_validate(found)
+    except ValidationError as error:
+        raise UsageError(explain(error, prefix="runtime")) from error
+    return absent(runtime) or ("yes" if runtime == CURRENT else "yes, a program is there; not started")
 
 
 def _merged(composer: Composer, group: str, option: str, inside: tuple[str, ...] = ()) -> dict[str, Any]:

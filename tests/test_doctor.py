@@ -6,14 +6,21 @@ import contextlib
 import json
 import subprocess
 import sys
+from importlib import metadata
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from stand_in_gpu import stand_in_gpu
+from stand_in_gpu import AS_THEY_ARE, _on_cpu, stand_in_gpu
 from test_hardware import fake_pynvml
+from torch._dynamo.utils import counters
+from torch._inductor import cudagraph_trees
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
-from diffopt import doctor, doctor_checks, doctor_worker
+from diffopt import doctor, doctor_builds, doctor_checks, doctor_worker
 from diffopt.doctor_child import Child, Finding, Task
 from diffopt.hardware import Gpu
 
@@ -116,12 +123,33 @@ def test_what_was_not_compiled_fails(monkeypatch):
     assert "TORCH_COMPILE_DISABLE" in answer["remedy"]
 
 
+def have_triton(monkeypatch, **attributes):
+    """A Triton that can be imported and does nothing."""
+    module = ModuleType("triton")
+    module.__spec__ = ModuleSpec("triton", None)
+    module.__dict__.update(attributes)
+    monkeypatch.setitem(sys.modules, "triton", module)
+
+
 @pytest.mark.parametrize(
-    ("device", "compiler", "headers", "remedy"),
-    [("cpu", None, True, "g++"), ("cpu", "/bin/g++", False, "python3-dev"), ("cpu", "/bin/g++", True, "compile=none")],
+    ("device", "triton", "compiler", "headers", "remedy"),
+    [
+        ("cpu", False, None, True, "g++"),
+        ("cpu", False, "/bin/g++", False, "python3-dev"),
+        ("cpu", False, "/bin/g++", True, "compile=none"),
+        ("cuda", False, None, False, "pip install 'triton==3.9.1'"),
+        ("cuda", True, None, True, "g++"),
+        ("cuda", True, "/bin/gcc", False, "python3-dev"),
+        ("cuda", True, "/bin/gcc", True, "compile=none"),
+    ],
 )
-def test_what_a_compiler_lacks_is_named(monkeypatch, device, compiler, headers, remedy):
+def test_what_a_compiler_lacks_is_named(monkeypatch, device, triton, compiler, headers, remedy):
+    monkeypatch.setattr(metadata, "requires", lambda name: ["sympy>=1", 'triton==3.9.1; platform_system == "Linux"'])
     monkeypatch.setattr(doctor_checks, "_compiler", lambda device: compiler)
+    if triton:
+        have_triton(monkeypatch)
+    else:
+        monkeypatch.setitem(sys.modules, "triton", None)
     monkeypatch.setattr(Path, "is_file", lambda path: headers)
 
     def broken(function, **settings):
@@ -131,10 +159,32 @@ def test_what_a_compiler_lacks_is_named(monkeypatch, device, compiler, headers, 
         return call
 
     monkeypatch.setattr(torch, "compile", broken)
-    answer = run_check("compile")
+    with stand_in_gpu():
+        answer = run_check("compile", device=device)
     assert answer["status"] == "fails"
     assert "no code" in answer["says"]
     assert remedy in answer["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("named", "command"),
+    [
+        (["pytorch-triton==3.8.0+git1"], "pip install 'pytorch-triton==3.8.0+git1'"),
+        (["sympy"], "pip install 'triton'"),
+        (None, "pip install 'triton'"),
+    ],
+)
+def test_the_triton_that_torch_names(monkeypatch, named, command):
+    monkeypatch.setattr(metadata, "requires", lambda name: named)
+    assert command in doctor_checks._install_triton()
+
+
+def test_a_torch_without_metadata_names_no_triton(monkeypatch):
+    def unknown(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "requires", unknown)
+    assert "pip install 'triton'" in doctor_checks._install_triton()
 
 
 def test_the_named_compiler_counts(monkeypatch):
@@ -146,7 +196,15 @@ def test_a_missing_torch_is_a_line(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     answer = run_check("torch")
     assert answer["status"] == "fails"
-    assert "pytorch.org" in answer["remedy"]
+    assert answer["remedy"].endswith("torch --index-url https://download.pytorch.org/whl/cpu")
+    answer = run_check("torch", device="cuda", driver_cuda=[13, 0], capability=[9, 0])
+    assert answer["remedy"].endswith("torch --index-url https://download.pytorch.org/whl/cu130")
+
+
+def test_what_torchao_does_on_gpus_alone_is_not_here():
+    answer = run_check("torchao", kind="fp8")
+    assert (answer["status"], answer["remedy"]) == ("not here", None)
+    assert "cuda only" in answer["says"]
 
 
 # --- the GPU's checks, against stand-ins
@@ -157,8 +215,50 @@ def test_a_missing_torch_is_a_line(monkeypatch):
     [(None, (13, 0), "CPU"), ("13.0", (12, 8), "driver"), ("13.0", (13, 2), None), ("12.8", (13, 0), None)],
 )
 def test_driver_and_build(built, known, word):
-    problem = doctor_checks.driver_problem(built, "570.10", known)
+    problem = doctor_builds.driver_problem(built, "570.10", known, (9, 0))
     assert problem is None if word is None else word in problem[0]
+
+
+@pytest.mark.parametrize(
+    ("known", "capability", "index"),
+    [
+        ((13, 2), (9, 0), "cu130"),  # of a driver's major version any build will do
+        ((13, 0), (12, 0), "cu130"),
+        ((13, 0), (7, 5), "cu130"),
+        ((13, 0), (7, 0), "cu126"),  # CUDA 13 has no Volta
+        ((12, 9), (9, 0), "cu126"),
+        ((12, 2), (8, 0), "cu126"),
+        ((12, 8), (10, 0), "cu128"),  # CUDA 12.6 has no Blackwell
+        ((12, 8), (12, 0), "cu128"),
+        ((14, 0), (9, 0), "cu130"),
+        ((13, 0), (6, 1), "cu126"),
+    ],
+)
+def test_the_build_for_a_driver_and_a_gpu(known, capability, index):
+    remedy = doctor_builds.replacement(known, capability)
+    assert f"pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/{index}" in remedy
+    assert index in doctor_builds.driver_problem(None, "580.10", known, capability)[1]
+
+
+def test_a_driver_too_old_for_every_build():
+    says, remedy = doctor_builds.driver_problem("13.0", "470.10", (11, 4), (8, 0))
+    assert "knows CUDA up to 11.4" in says
+    assert "update the driver to 525" in remedy
+    assert "pip" not in remedy
+
+
+def test_an_old_driver_may_be_updated_or_another_build_installed():
+    _, remedy = doctor_builds.driver_problem("13.0", "550.10", (12, 4), (8, 0))
+    assert remedy.startswith("update the driver, or install")
+    assert "whl/cu126" in remedy
+
+
+def test_a_gpu_too_old_for_every_build():
+    assert "compute capability 3.5" in doctor_builds.replacement((12, 2), (3, 5))
+
+
+def test_a_driver_that_does_not_tell():
+    assert doctor_builds.replacement(None, (9, 0)) == doctor_builds.REPLACE
 
 
 @pytest.fixture
@@ -182,16 +282,26 @@ def test_a_build_that_fits(gpu_build):
     assert "driver 580.10" in answer["says"]
 
 
-@pytest.mark.parametrize(("capability", "remedy"), [((7, 0), "an older"), ((10, 0), "a newer")])
-def test_a_build_without_kernels_for_the_gpu(gpu_build, capability, remedy):
+@pytest.mark.parametrize(("capability", "index"), [((7, 0), "cu126"), ((10, 0), "cu130")])
+def test_a_build_without_kernels_for_the_gpu(gpu_build, capability, index):
     answer = build_answer(capability)
     assert answer["status"] == "fails"
-    assert remedy in answer["remedy"]
+    assert f"this GPU is sm_{capability[0]}{capability[1]}" in answer["says"]
+    assert answer["remedy"].endswith(f"--index-url https://download.pytorch.org/whl/{index}")
 
 
 def test_a_build_that_sees_no_gpu(gpu_build, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert build_answer()["status"] == "fails"
+    answer = build_answer()
+    assert answer["status"] == "fails"
+    assert answer["remedy"].endswith("--index-url https://download.pytorch.org/whl/cu130")
+
+
+def test_a_build_for_the_cpu_alone(gpu_build, monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    answer = build_answer()
+    assert (answer["status"], answer["says"]) == ("fails", "this torch is a build for the CPU alone")
+    assert answer["remedy"].endswith("--index-url https://download.pytorch.org/whl/cu130")
 
 
 def test_half_and_attention_on_a_gpu():
@@ -212,16 +322,135 @@ def test_what_triton_cannot_do_is_not_here(check):
     assert answer["status"] == "not here"
 
 
-def test_a_graph_that_replays_nothing_fails(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda: type("S", (), {"wait_stream": lambda s, o: None})())
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: type("G", (), {"replay": lambda graph: None})())
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    answer = doctor_worker.answer({"check": "cuda graphs", "device": "cpu"})
+@pytest.fixture
+def compiles(monkeypatch):
+    """``torch.compile`` that counts a graph and compiles nothing; the settings that it was given, and its calls."""
+    seen = SimpleNamespace(settings=None, calls=0)
+
+    def compile_(function, **settings):
+        seen.settings = settings
+        counters["stats"]["unique_graphs"] += 1
+
+        def call(*tensors):
+            seen.calls += 1
+            return function(*tensors)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(doctor_checks, "_compiler", lambda device: "/usr/bin/gcc")
+    return seen
+
+
+def on_a_gpu(check):
+    with stand_in_gpu():
+        return doctor_worker.answer({"check": check, "device": "cuda", "capability": [9, 0]})
+
+
+@pytest.mark.parametrize(
+    ("attributes", "words"),
+    [({"__version__": "3.9.1"}, "triton 3.9.1 and gcc"), ({}, "triton of an unknown version and gcc")],
+)
+def test_compiled_with_a_triton_of_any_distribution(compiles, monkeypatch, attributes, words):
+    have_triton(monkeypatch, **attributes)  # no distribution of this name is installed, as with pytorch-triton
+    answer = on_a_gpu("compile")
+    assert answer["status"] == "ok", answer
+    assert answer["says"].endswith(words)
+
+
+def test_compiled_without_triton_fails(compiles, monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    answer = on_a_gpu("compile")
+    assert answer["status"] == "fails"
+    assert "Triton cannot be imported" in answer["says"]
+    assert "pip install 'triton" in answer["remedy"]
+
+
+def test_recorded_graphs_are_counted(compiles, monkeypatch):
+    have_triton(monkeypatch, __version__="3.9.1")
+    child = SimpleNamespace(children={})
+    node = SimpleNamespace(children={1: [child]})
+    manager = SimpleNamespace(roots={1: [node]})
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: None)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(cudagraph_trees, "get_manager", lambda device, create_if_none_exists: manager)
+    answer = on_a_gpu("compile graphs")
+    assert (answer["status"], answer["says"]) == ("ok", "2 CUDA graphs recorded and replayed")
+    assert compiles.settings["mode"] == "reduce-overhead"
+    assert compiles.calls == 3
+    manager.roots = {1: [child]}
+    assert on_a_gpu("compile graphs")["says"] == "1 CUDA graph recorded and replayed"
+
+
+class Recording(TorchFunctionMode):
+    """A CUDA graph's stand-in: what is called within it is called again, into the same results, by ``replay``."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, out))
+        return out
+
+    def replay(self):
+        for func, args, kwargs, out in self.calls:
+            out.copy_(func(*args, **kwargs))
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """What recording a graph needs of ``torch.cuda``; what kind of graph is given."""
+
+    def have(graph):
+        monkeypatch.setattr(torch.cuda, "Stream", lambda: None)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(wait_stream=lambda other: None))
+        monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
+        monkeypatch.setattr(torch.cuda, "graph", lambda graph: graph)
+        monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+    return have
+
+
+def graph_answer():
+    with stand_in_gpu():
+        return doctor_worker.answer({"check": "cuda graphs", "device": "cuda"})
+
+
+def test_a_graph_that_replays(graphs):
+    graphs(Recording)
+    answer = graph_answer()
+    assert answer["status"] == "ok", answer
+    assert "replayed on new numbers" in answer["says"]
+
+
+def test_a_graph_that_replays_nothing_fails(graphs):
+    graphs(type("Idle", (Recording,), {"replay": lambda graph: None}))
+    answer = graph_answer()
     assert answer["status"] == "fails"
     assert "replayed" in answer["says"]
+
+
+class OnCpu(TorchFunctionMode):
+    """``cuda`` names the CPU; torchao's weights are no tensors of the stand-in, which says that they are on the GPU."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in AS_THEY_ARE:
+            return func(*args, **(kwargs or {}))
+        return func(*tree_map(_on_cpu, args), **tree_map(_on_cpu, kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_torchao_on_a_gpu(gpu_build, monkeypatch, kind):
+    monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 9))
+    with OnCpu():
+        answer = doctor_worker.answer({"check": "torchao", "device": "cuda", "kind": kind})
+    assert answer["status"] == "ok", answer
+    assert answer["says"].startswith("a quantized Linear is off by ")
 
 
 def test_no_recorded_graph_fails(monkeypatch):
@@ -275,6 +504,28 @@ def by_name(found):
     return {finding.check: finding for finding in found}
 
 
+def test_the_drivers_cuda(machine):
+    machine("NVIDIA L40S")
+    assert doctor.driver_cuda() == (13, 2)
+    assert sys.modules["pynvml"].open == 0
+
+
+def test_a_driver_that_does_not_tell_its_cuda(machine, monkeypatch):
+    machine("NVIDIA L40S")
+    module = sys.modules["pynvml"]
+
+    def refuse():
+        raise module.NVMLError_Unknown("no such function")
+
+    monkeypatch.setattr(module, "nvmlSystemGetCudaDriverVersion_v2", refuse)
+    assert doctor.driver_cuda() is None
+    assert module.open == 0
+    build = next(task for task in doctor._checks(Gpu(0, "GPU-0", "Tesla T4", 15, (7, 5), "580.1")) if task.vital)
+    assert build.arguments["driver_cuda"] is None
+    monkeypatch.setattr(module, "nvmlInit", refuse)
+    assert doctor.driver_cuda() is None
+
+
 def test_a_cpu(machine):
     machine(init_error="NVMLError_LibraryNotFound")
     found = by_name(doctor.examine())
@@ -296,6 +547,7 @@ def test_a_gpu(machine):
     assert tasks["cuda build"].arguments == {
         "device": "cuda", "capability": [8, 9], "driver": "580.10", "driver_cuda": (13, 2),
     }  # fmt: skip
+    assert tasks["torch"].arguments == {"device": "cuda", "capability": [8, 9], "driver_cuda": (13, 2)}
     assert {"cuda graphs", "compile + cuda graphs", "fp8 matmul", "fp8 torchao", "int8 matmul"} <= tasks.keys()
     kernels = ("attention=flash", "attention=efficient", "attention=cudnn", "attention=math", "attention=sdpa")
     assert set(kernels) <= tasks.keys()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +103,42 @@ def test_a_circle_of_siblings_is_one_broken_row(tmp_path: Path) -> None:
     found = rows(Composer([tmp_path]))
     assert "circle" in found["here"].here
     assert "yes" in found["sd15"].here
+
+
+@pytest.mark.parametrize(
+    ("yaml", "here"),
+    [
+        ("python: /etc/passwd", "runtime=own: runtime.python=/etc/passwd is no program here"),
+        ("python: gone/bin/python", "runtime=own: runtime.python=gone/bin/python is no program here"),
+        ("name: current\npython: /x", "runtime.python=/x: runtime=current is the Python that runs diffopt"),
+        ("name: other", "runtime=other names no interpreter"),
+        ("python: 7", "broken: runtime.python=7"),
+        (f"python: {'x' * 5000}", "broken: runtime.python='xxx"),
+        ("python: /x\npythn: /x", "broken: 'runtime.pythn' is not a key here."),
+        (f"python: {sys.executable}", "yes, a program is there"),
+    ],
+)
+def test_a_runtime_works_here_where_a_program_is(tmp_path: Path, yaml: str, here: str) -> None:
+    folder = tmp_path / "runtime"
+    folder.mkdir()
+    (folder / "own.yaml").write_text(f"# of one's own\ndefaults: [python, _self_]\n{yaml}\n")
+    found = {row.option: row for row in listing.options(Composer([tmp_path]), "runtime")}
+    assert found["own"].here.startswith(here)
+    assert found["current"].here == "yes"
+    assert found["python"].here == "runtime=python names no interpreter: add runtime.python=/path/to/venv/bin/python"
+
+
+def test_runtimes_are_listed_without_torch_and_nothing_is_started(tmp_path: Path) -> None:
+    (tmp_path / "runtime").mkdir()
+    (tmp_path / "runtime" / "own.yaml").write_text(f"# own\ndefaults: [python, _self_]\npython: {sys.executable}\n")
+    code = (
+        "import subprocess, sys; from pathlib import Path; from diffopt import listing;"
+        "from diffopt.compose import Composer; subprocess.Popen = None;"
+        f"print(*(row.here[:3] for row in listing.options(Composer([Path({str(tmp_path)!r})]), 'runtime')));"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.split()) == (0, ["yes", "yes", "run"]), done.stderr
 
 
 def test_lines_fit_on_a_screen(cli: Cli) -> None:
