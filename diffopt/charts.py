@@ -13,16 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import Refusal, UsageError
+from diffopt.published import plain
 from diffopt.published.layout import NOTHING, PLAIN, REFUSED, Entry, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 FIRST = "SD - txt2img"  # the pipeline of which the GPUs are compared
 WIDTH = 40  # characters of the longest bar in text
 GROUP_WIDTH = 0.84  # of the distance between two groups of bars
-INCHES = 14  # width of a picture
-LETTER = 0.085  # width of a letter above a bar, in inches
+INCHES = 14  # least width of a picture
+PANEL_INCHES = 3.6  # height of a panel whose names take one line
+LETTER, LINE = 0.085, 0.17  # width of a letter and height of a line, in inches, of the names below bars
+LEGEND_LETTER, SWATCH = 0.094, 0.8  # the same of the legend, and what stands around its names
+NAME_WIDTH, WORD_WIDTH = 18, 26  # characters of a line of a name; a longer word has its own line, up to the second
 COLOURS = ("#9ecae1", "#3182bd", "#fdae6b", "#e6550d", "#a1d99b", "#31a354", "#bcbddc", "#756bb1")
 
 
@@ -40,6 +45,10 @@ class Bar:
 class Panel:
     title: str
     bars: tuple[Bar, ...]
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(bar.group for bar in self.bars))
 
 
 @dataclass(frozen=True)
@@ -69,19 +78,17 @@ def charts(cells: Sequence[Entry], gpu: str | None = None) -> list[Chart]:
         UsageError: none or several of the GPUs are called so.
     """
     gpus = list(dict.fromkeys(cell.gpu for cell in cells))
-    if gpu is None:
-        chosen = gpus[:1]
-    else:
-        exact = [name for name in gpus if _plain(name) == _plain(gpu)]
-        chosen = exact or [name for name in gpus if _plain(gpu) in _plain(name)]
+    chosen = gpus[:1] if gpu is None else called(gpu, gpus)
     if len(chosen) != 1:
         raise UsageError(f"--gpu {gpu} is {'several' if chosen else 'none'} of the tables' GPUs: {', '.join(gpus)}.")
     both = speedups(cells), pipelines(cells, chosen[0])
     return [chart for chart in both if any(bar.value is not None for panel in chart.panels for bar in panel.bars)]
 
 
-def _plain(name: str) -> str:
-    return name.replace(" ", "").lower()
+def called(gpu: str, gpus: Sequence[str]) -> list[str]:
+    """Those of ``gpus`` whose name ``gpu`` is, else those of whose name it is a part."""
+    exact = [name for name in gpus if plain(name) == plain(gpu)]
+    return exact or [name for name in gpus if plain(gpu) in plain(name)]
 
 
 def speedups(cells: Sequence[Entry]) -> Chart:
@@ -142,7 +149,7 @@ def to_text(chart: Chart) -> str:
     for panel in chart.panels:
         longest = max((bar.value for bar in panel.bars if bar.value is not None), default=1.0)
         lines += ["", panel.title]
-        for group in dict.fromkeys(bar.group for bar in panel.bars):
+        for group in panel.groups:
             lines.append(f"  {group}")
             for bar in panel.bars:
                 if bar.group == group and bar.text:
@@ -153,6 +160,15 @@ def to_text(chart: Chart) -> str:
 
 def to_png(chart: Chart, path: Path) -> None:
     """Draw the chart. Raises Refusal without matplotlib, UsageError when the file cannot be written."""
+    figure = to_figure(chart)
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise UsageError(f"--charts: {path} cannot be written: {error.strerror or error}.") from error
+
+
+def to_figure(chart: Chart) -> Figure:
+    """The chart as matplotlib draws it, as wide as the names below the bars need. Raises Refusal without matplotlib."""
     try:
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -161,19 +177,40 @@ def to_png(chart: Chart, path: Path) -> None:
             "--charts draws with matplotlib, which is not installed: pip install 'diffopt-toolkit[charts]' gets it. "
             "Without --charts the same charts are printed as text."
         ) from error
-    figure = Figure(
-        figsize=(INCHES, 1.6 + 3.6 * len(chart.panels)), dpi=100, layout=ConstrainedLayoutEngine(h_pad=0.12)
-    )
+    width = max(INCHES, *(_wide(panel) for panel in chart.panels))
+    columns = _legend_columns(chart.series, width)
+    heights = [PANEL_INCHES + LINE * (_lines(panel) - 1) for panel in chart.panels]
+    height = 1.6 + sum(heights) + LINE * max(0, len(chart.series) / columns - 2)
+    figure = Figure(figsize=(width, height), dpi=100, layout=ConstrainedLayoutEngine(h_pad=0.12))
     figure.suptitle(chart.title, fontsize=16, fontweight="bold")
-    axes = figure.subplots(len(chart.panels), squeeze=False)[:, 0]
+    axes = figure.subplots(len(chart.panels), squeeze=False, height_ratios=heights)[:, 0]
     for panel, ax in zip(chart.panels, axes, strict=True):
-        _draw(chart, panel, ax)
+        _draw(chart, panel, ax, width)
     handles = [_swatch(index) for index in range(len(chart.series))]
-    figure.legend(handles, chart.series, loc="outside lower center", ncols=min(4, len(handles)), fontsize=11)
-    try:
-        figure.savefig(path)
-    except OSError as error:
-        raise UsageError(f"--charts: {path} cannot be written: {error.strerror or error}.") from error
+    figure.legend(handles, chart.series, loc="outside lower center", ncols=columns, fontsize=11)
+    return figure
+
+
+def _folded(group: str) -> list[str]:
+    """The name of a group in lines; only a word that is very long is cut."""
+    lines = textwrap.wrap(group, NAME_WIDTH, break_long_words=False, break_on_hyphens=False)
+    return [piece for line in lines for piece in textwrap.wrap(line, WORD_WIDTH, break_on_hyphens=False)]
+
+
+def _wide(panel: Panel) -> float:
+    """Inches of a picture in which no name of the panel meets the next one: all groups are as wide as the widest."""
+    longest = max(len(line) for group in panel.groups for line in _folded(group))
+    return 1 + len(panel.groups) * (longest + 2) * LETTER
+
+
+def _lines(panel: Panel) -> int:
+    return max(len(_folded(group)) for group in panel.groups)
+
+
+def _legend_columns(series: Sequence[str], width: float) -> int:
+    """How many fit beside each other, at most four: each column is about as wide as the longest name."""
+    longest = max(map(len, series)) * LEGEND_LETTER + SWATCH
+    return max(1, min(4, len(series), int(width / longest)))
 
 
 def _swatch(index: int) -> Any:
@@ -182,18 +219,17 @@ def _swatch(index: int) -> Any:
     return Patch(color=COLOURS[index % len(COLOURS)])
 
 
-def _draw(chart: Chart, panel: Panel, ax: Axes) -> None:
+def _draw(chart: Chart, panel: Panel, ax: Axes, inches: float) -> None:
     """One panel: bars side by side in each group, each with its figure or its reason above.
 
     Figures stand upright where one of them is wider than its bar; reasons always do.
     """
-    groups = list(dict.fromkeys(bar.group for bar in panel.bars))
     width = GROUP_WIDTH / len(chart.series)
     longest = max((len(bar.text) for bar in panel.bars if bar.value is not None), default=0)
-    narrow = longest * LETTER > width * INCHES / (len(groups) + 0.5)
+    narrow = longest * LETTER > width * inches / (len(panel.groups) + 0.5)
     for bar in panel.bars:
         index = chart.series.index(bar.series)
-        middle = groups.index(bar.group) - GROUP_WIDTH / 2 + (index + 0.5) * width
+        middle = panel.groups.index(bar.group) - GROUP_WIDTH / 2 + (index + 0.5) * width
         ax.bar(middle, bar.value or 0, width * 0.94, color=COLOURS[index % len(COLOURS)])
         above: dict[str, Any] = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "va": "bottom"}
         upright = 90 if narrow or bar.value is None else 0
@@ -202,7 +238,7 @@ def _draw(chart: Chart, panel: Panel, ax: Axes) -> None:
         ax.axhline(chart.baseline, color="gray", linewidth=1, linestyle="--")
     ax.set_title(panel.title, loc="left", fontsize=12)
     ax.set_ylabel(chart.unit, fontsize=11)
-    ax.set_xticks(range(len(groups)), [textwrap.fill(group, 18) for group in groups], fontsize=10)
-    ax.set_xlim(-0.6, len(groups) - 0.4)
+    ax.set_xticks(range(len(panel.groups)), ["\n".join(_folded(group)) for group in panel.groups], fontsize=10)
+    ax.set_xlim(-0.6, len(panel.groups) - 0.4)
     ax.margins(y=0.22 if narrow else 0.12)
     ax.spines[["top", "right"]].set_visible(False)

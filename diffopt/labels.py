@@ -12,12 +12,16 @@ from diffopt.workload import PICTURES
 # Groups in the order a reader meets them: what is run, on what, how it is optimized, how it is measured and kept.
 GROUP_ORDER = ("recipe", "model", "workload", "hardware", *STEP_GROUPS, "measure", "runtime", "launch", "sweep")
 
-# What explains a value that a file decides: its name tells the content, and the content tells the rest.
+# What explains a value that a file decides: its name tells the content, and the content tells the rest. A model's
+# files also follow from whether weights are read or drawn, which somebody asked for and no file decides.
 _FILES = {"lora.content": "lora.path", "lora.swap_content": "lora.swap_path"} | {
     f"workload.{name}.content": f"workload.{name}.path" for name in PICTURES
 }
-_FOLLOWS = {content: (path,) for content, path in {"model.content": "model.path", **_FILES}.items()} | dict.fromkeys(
-    ("lora.components", "lora.rank", "lora.target_rank"), ("lora.content", "lora.swap_content")
+_ASKED = ("model.path", "model.weights")
+_FOLLOWS = (
+    {content: (path,) for content, path in _FILES.items()}
+    | {"model.content": _ASKED}
+    | dict.fromkeys(("lora.components", "lora.rank", "lora.target_rank"), ("lora.content", "lora.swap_content"))
 )
 
 Point = tuple[Mapping[str, str], Mapping[str, Any]]  # choices, and the cell as plain data
@@ -75,13 +79,13 @@ def text(value: Any) -> str:
 def _unexplained(key: str, points: Sequence[Point], flat: Sequence[Mapping[str, Any]]) -> bool:
     """Whether ``key`` differs between points of the same options (its own group's, and the model's).
 
-    What a local folder decides is explained by the folder, which is named by its path or else by its content; so is
-    a picture, and what is read from a LoRA's file.
+    What a model's files decide is explained by them: by the folder's path, else by what was asked of the weights, else
+    by their content. So is a picture, and what is read from a LoRA's file.
     """
     group = key.split(".")[0]
     seen: dict[tuple[Any, ...], str] = {}
     for (choices, _), data in zip(points, flat, strict=True):
-        folder = None if key in ("model.path", "model.content") else data.get("model.content")
+        folder = None if key in (*_ASKED, "model.content") else data.get("model.content")
         file = tuple(_short(name, data.get(name)) for name in _FOLLOWS.get(key, ()))
         same = (choices.get(group), choices.get("model"), folder, file)
         value = text(data.get(key))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from diffopt import plain_yaml
 from diffopt.errors import UsageError
 from diffopt.labels import labels
+from diffopt.published import of_family
 from diffopt.recipe import STEP_GROUPS
 from diffopt.report import Table
 from diffopt.result import Result
@@ -23,8 +24,9 @@ Placed = tuple[int | None, Result]  # which rung, from 0 on; None: no rung
 
 @dataclass(frozen=True)
 class Ladder:
-    """The rows of a sweep, each with an option for every group that one of them names."""
+    """The rows of a sweep, each with an option for every group that one of them names, and the models that climb it."""
 
+    models: tuple[str, ...]
     customary: Choices  # options of these groups where nobody chooses
     rungs: tuple[Choices, ...]
 
@@ -45,19 +47,27 @@ class Ladder:
         """The results of a block in the order of the rungs, what is no rung at the end.
 
         A group in which the block does not vary does not decide, since the command line may have given it one option
-        for all rungs; of several rungs that are then alike the one that agrees most counts. In a block that does not
-        vary at all nothing would decide, so there a rung is what has all of its options.
+        for all rungs; of several rungs that are then alike the one that agrees most counts. What decides may be little,
+        in a block that does not vary nothing, and then almost any row is like some rung. So a block has rungs only
+        where there are two of them, or one with all of its options; of a model that the sweep does not name, where
+        more than half of them are, with all of their options.
         """
         varying = [group for group in self.groups if len({result.choices.get(group) for result in block}) > 1]
-        deciding = varying or self.groups
-
-        def position(choices: Choices) -> int | None:
-            agree = [{group for group in self.groups if choices.get(group) == rung[group]} for rung in self.rungs]
-            fits = [i for i, same in enumerate(agree) if same.issuperset(deciding)]
-            return max(fits, key=lambda i: len(agree[i]), default=None)
-
-        placed = [(position(result.choices), result) for result in block]
+        found = [self._position(result.choices, varying) for result in block]
+        exact = {i for i, rung in enumerate(self.rungs) for result in block if rung.items() <= result.choices.items()}
+        likely = exact or len({position for position in found if position is not None}) > 1
+        climbed = likely if self._named(block[0]) else 2 * len(exact) > len(self.rungs)
+        placed = list(zip(found if climbed else [None] * len(block), block, strict=True))
         return sorted(placed, key=lambda pair: len(self.rungs) if pair[0] is None else pair[0])
+
+    def _position(self, choices: Choices, deciding: Sequence[str]) -> int | None:
+        agree = [{group for group in self.groups if choices.get(group) == rung[group]} for rung in self.rungs]
+        fits = [i for i, same in enumerate(agree) if same.issuperset(deciding)]
+        return max(fits, key=lambda i: len(agree[i]), default=None)
+
+    def _named(self, result: Result) -> bool:
+        """Whether the sweep names a row's model, or the one that its tiny model stands for."""
+        return any(of_family(result.cell["recipe"]["model"]["name"], model) for model in self.models)
 
     def changes(self, result: Result, before: Result | None) -> str:
         """The options that differ from the rung before, or from what is customary."""
@@ -83,7 +93,7 @@ def ladder(results: Sequence[Result], name: str) -> Table:
     chosen = read_ladder(name)
     placed = [chosen.place(block) for block in chosen.blocks(results)]
     if all(position is None for block in placed for position, _ in block):
-        raise UsageError(f"No cell of this study is a rung of sweep={name}.")
+        raise UsageError(f"No cell of this study is a rung of sweep={name}, a ladder of {' and '.join(chosen.models)}.")
     told = dict(zip(map(_key, results), _labels(results, chosen.groups), strict=True))
     keys = list(dict.fromkeys(key for label in told.values() for key in label))
 
@@ -99,11 +109,12 @@ def ladder(results: Sequence[Result], name: str) -> Table:
 
 def read_ladder(sweep: str) -> Ladder:
     """A shipped sweep as a ladder."""
-    rows = plain_yaml.read(shipped_conf() / "sweep" / f"{sweep}.yaml")[0]["zip"]
+    data = plain_yaml.read(shipped_conf() / "sweep" / f"{sweep}.yaml")[0]
+    rows, models = data["zip"], data["axes"]["model"]
     lines = plain_yaml.read(shipped_conf() / "config.yaml")[0]["defaults"]
     options = {group: option for line in lines if isinstance(line, dict) for group, option in line.items()}
     customary = {group: options[group] for group in STEP_GROUPS if any(group in row for row in rows)}
-    return Ladder(customary, tuple({**customary, **row} for row in rows))
+    return Ladder(tuple(models), customary, tuple({**customary, **row} for row in rows))
 
 
 def _key(result: Result) -> tuple[str, str]:

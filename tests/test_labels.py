@@ -1,10 +1,13 @@
-"""What tells LoRAs apart: the name of the file where that is enough, and what is in it where it is not."""
+"""What tells cells apart: LoRAs and models by the name of the file where that is enough, else by what is in it."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from diffopt.labels import labels
+from diffopt.resolve import requests
 
 
 def point(path: str, content: str, rank: int, **more: Any) -> tuple[dict[str, str], dict[str, Any]]:
@@ -39,3 +42,28 @@ def test_the_file_that_is_swapped_in_explains_its_content_and_the_ranks() -> Non
         for name, rank in (("owl", 4), ("elk", 8))
     ]
     assert labels(two) == [{"lora.swap_path": "owl.st"}, {"lora.swap_path": "elk.st"}]
+
+
+@pytest.mark.parametrize("model", ["tiny", "sdxl", "deepfloyd_if"])
+def test_weights_are_told_by_their_own_word_and_not_by_the_files_that_they_bring(model: str) -> None:
+    asked = requests([f"model={model}", "model.weights=random,pretrained", "hardware=cpu"], multirun=True)
+    data = [request.cell.model_dump(mode="json") for request in asked]
+    assert data[0]["recipe"]["model"]["content"] != data[1]["recipe"]["model"]["content"]
+    found = labels([(request.choices, cell) for request, cell in zip(asked, data, strict=True)])
+    assert found == [{"model.weights": "random"}, {"model.weights": "pretrained"}]
+
+
+@pytest.mark.parametrize("path", [None, "a folder"])
+def test_what_the_files_of_a_local_folder_decide_is_told_by_the_folder(path: str | None) -> None:
+    """A row keeps no path; then the content stands for it."""
+
+    def local(content: str, weights: str, head_sizes: list[int]) -> tuple[dict[str, str], dict[str, Any]]:
+        where = None if path is None else f"{path} {content}"
+        model = {"path": where, "content": content * 32, "weights": weights, "head_sizes": head_sizes}
+        return {"model": "local"}, {"recipe": {"model": model}}
+
+    found = labels([local("aa", "pretrained", [64]), local("bb", "pretrained", [72])])
+    folder = [{"model.content": "a" * 12}, {"model.content": "b" * 12}]
+    assert found == (folder if path is None else [{"model.path": "a folder aa"}, {"model.path": "a folder bb"}])
+    twice = labels([local("aa", weights, [64]) for weights in ("random", "pretrained")])
+    assert twice == [{"model.weights": "random"}, {"model.weights": "pretrained"}], "of one folder"

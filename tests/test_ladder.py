@@ -156,6 +156,40 @@ def test_a_cell_alone_is_a_rung_only_with_all_of_its_options(words: tuple[str, .
     assert sorted(column(lines, "rung")) == ["", *"123456"]
 
 
+@pytest.mark.parametrize("name", LADDERS)
+@pytest.mark.parametrize("models", [("sd15",), ("sdxl",), ("sd15", "sdxl", "deepfloyd_if")])
+def test_the_page_of_another_benchmark_has_no_rung(name: str, models: tuple[str, ...]) -> None:
+    """A part of a rung's options is found in many rows; one rung alone is no ladder."""
+    rows = [
+        row(request, 1.0)
+        for request in asked("sweep=pytorch2", "hardware=h100", "workload.batch_size=1,4")
+        if request.cell.recipe.model.name in models
+    ]
+    with pytest.raises(UsageError, match=f"No cell of this study is a rung of sweep={name}"):
+        climbed(rows, name)
+
+
+def test_rows_beside_a_ladder_are_no_rungs_of_it() -> None:
+    rungs = asked("sweep=accelerate_inference", "hardware=h100", "precision=tf32,bf16", "compile=none")
+    others = asked("sweep=pytorch2", "hardware=h100", "workload.batch_size=1")
+    lines = climbed([row(request, 1.0) for request in (*rungs, *others)])
+    numbered = {line["cell"] for line in lines if line["rung"]}
+    assert numbered <= {request.cell.id for request in rungs}
+    assert len(numbered) >= 3
+
+
+def test_only_the_models_of_a_ladder_climb_it() -> None:
+    words = ("precision=bf16", "hardware=h100", "compile=none,max_autotune_plain")
+    with pytest.raises(UsageError, match=r"a rung of sweep=flux, a ladder of flux_schnell and flux_dev\."):
+        climbed([row(request, 1.0) for request in asked("model=sdxl", *words)], "flux")
+    for model in ("flux_dev", "tiny_flux_dev"):
+        lines = climbed([row(request, 1.0) for request in asked(f"model={model}", *words)], "flux")
+        assert column(lines, "rung") == ["1", "2"]
+    whole = [row(request, 1.0) for request in asked("sweep=accelerate_inference", "model=sd15", "hardware=a100")]
+    numbers = [str(number + 1) for number in range(len(whole))]
+    assert column(climbed(whole, "accelerate_inference"), "rung") == numbers, "run as a ladder all the same"
+
+
 @pytest.mark.parametrize(("name", "place"), [("accelerate_inference", "a100"), ("flux", "h100")])
 def test_every_rung_can_work_where_the_ladder_was_published(name: str, place: str) -> None:
     assert name in LADDERS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,14 @@ from typing import Any
 import pytest
 from rows import ENVIRONMENT, a_result
 
+from diffopt.charts import charts
 from diffopt.environment import Device, Environment
 from diffopt.errors import UsageError
+from diffopt.gpu_matrix_list import SHIPPED, points, read_matrix
 from diffopt.published import published
-from diffopt.published.layout import tables
+from diffopt.published.layout import entries, tables
 from diffopt.published.like import Likeness, likeness
+from diffopt.published.places import places
 from diffopt.resolve import Request, requests
 from diffopt.result import Metrics, Result, StageSpeed
 from diffopt.study import Study
@@ -60,6 +63,7 @@ def like(*results: Result, gpu: str | None = None) -> dict[str, dict[str, dict[s
 
 
 COMPILED = ("compile=reduce_overhead",)
+WEIGHTS = ("pretrained", "random")
 PLAIN_COLUMN, COMPILED_COLUMN = "torch 2.13.0 - <br>no compile", "torch 2.13.0 - <br>compile"
 
 
@@ -284,6 +288,76 @@ def test_rows_of_one_cell_are_told_apart() -> None:
     assert plain_column(*twice) == {f"SD - txt2img, env {where().id}": "1.00", f"SD - txt2img, env {'1' * 12}": "2.00"}
 
 
+@pytest.mark.parametrize(
+    ("words", "others", "names"),
+    [
+        (COMPILED, ("compile.fullgraph=false",), ("", ", compile.fullgraph=false")),
+        (
+            ("compile=regional",),
+            ("compile.fullgraph=false", "workload.seed=1"),
+            (f", compile.fullgraph={full} workload.seed={seed}" for full, seed in (("true", 0), ("false", 1))),
+        ),
+        (("model.weights=pretrained",), ("model.weights=random",), (f", model.weights={w}" for w in WEIGHTS)),
+        (
+            ("model.revision=main",),
+            (f"model.revision={'a' * 40}",),
+            (f", model.revision={commit}" for commit in ("main", "a" * 40)),
+        ),
+    ],
+)
+def test_rows_of_one_option_are_told_apart_by_their_values(
+    words: tuple[str, ...], others: tuple[str, ...], names: Iterable[str]
+) -> None:
+    rows = [row("model=sd15", *words, speeds=(1.0,)), row("model=sd15", *words, *others, speeds=(2.0,))]
+    (table,) = like(*rows).values()
+    column = COMPILED_COLUMN if rows[0].cell["recipe"]["compile"]["kind"] != "none" else PLAIN_COLUMN
+    assert {name: columns[column] for name, columns in table.items()} == dict(
+        zip((f"SD - txt2img{more}" for more in names), ("1.00", "2.00"), strict=True)
+    )
+    for columns in table.values():
+        published = columns.get(f"published nightly - <br>{column.partition('<br>')[2]}", "-")
+        ratio = columns.get(f"torch 2.13.0 / published - <br>{column.partition('<br>')[2]}", "-")
+        assert ratio == ("-" if published == "-" else f"{float(columns[column]) / float(published):.2f}x")
+
+
+def test_no_row_hides_another() -> None:
+    """Every row of a study has a spot of its own, at the last by the name of its cell."""
+    study = [
+        row("model=sd15", *words, speeds=(1.0,))
+        for words in (
+            (),
+            ("model.weights=random",),
+            ("attention=vanilla",),
+            ("attention=vanilla", "attention.components=[denoiser,vae]"),
+            *(
+                (f"compile={option}", *more)
+                for option in ("regional", "reduce_overhead", "default")
+                for more in ((), ("compile.fullgraph=false",), ("compile.dynamic=true", "model.weights=random"))
+            ),
+            ("hardware=auto",),
+            ("measure=standard", "workload.seed=3"),
+        )
+    ]
+    same = study[0].model_copy(update={"cell_id": "2" * 12})
+    elsewhere = study[0].model_copy(update={"env_id": "3" * 12})
+    found = places([*study, same, elsewhere], PAGE)
+    assert len({place.spot for place in found}) == len(found) == len(study) + 2
+    assert any(place.pipeline.endswith(f"cell {'2' * 12}") for place in found)
+
+
+def test_what_a_batch_is_given_by_the_sweep_is_not_in_the_names_of_rows() -> None:
+    """Slicing differs between batches and not between the rows of one."""
+    page = like(
+        *(
+            row("model=sdxl", f"workload.batch_size={size}", f"vae={vae}", f"measure={measure}", speeds=(1.0,))
+            for size, vae in ((1, "default"), (4, "slicing"))
+            for measure in ("standard", "pytorch2")
+        )
+    )
+    names = [f"SDXL - txt2img, measure={measure}" for measure in ("pytorch2", "standard")]
+    assert [list(table) for table in page.values()] == [names, names]
+
+
 def test_the_page_s_own_rows_keep_their_name_beside_those_of_a_ladder() -> None:
     ladder = ("model=sdxl", "workload.steps=30", "scheduler=euler", "layout=default", "attention=vanilla")
     page = like(
@@ -302,6 +376,26 @@ def test_the_page_s_own_rows_keep_their_name_beside_those_of_a_ladder() -> None:
     assert list(fourth) == ["SDXL - txt2img"]
     ratios = [columns["torch 2.13.0 / published - <br>no compile"] for columns in first.values()]
     assert [ratio == "-" for ratio in ratios] == [False, True, True]
+
+
+def test_the_charts_have_the_page_s_settings_where_a_pipeline_was_measured_with_them() -> None:
+    found = likeness(
+        [
+            row("model=sd15", speeds=(1.0,)),
+            row("model=sd15", "attention=vanilla", speeds=(2.0,)),
+            row("model=sd15", "compile=regional", speeds=(3.0,)),  # a column of the page's row
+            row("model=sd15", "workload.batch_size=4", "attention=vanilla", speeds=(4.0,)),
+            row("model=tiny_sd15", "attention=vanilla", speeds=(5.0,)),
+            failed("model=sd15_inpaint", status="oom", stage="load"),
+            row("model=sd15_inpaint", "memory=model_offload", speeds=(6.0,)),
+        ],
+        PAGE,
+    )
+    assert [entry.text for entry in found.ours if entry not in found.drawn] == ["2.00"]
+    assert found.notes[-1] == (
+        "rows that the charts leave out, since they have the page's settings where there are such rows: "
+        "1 of SD - txt2img"
+    )
 
 
 def test_several_ways_to_compile_are_named() -> None:
@@ -324,6 +418,25 @@ def test_other_pipelines_are_left_out_and_said() -> None:
     )
     with pytest.raises(UsageError, match="No row of this study is of a pipeline that the benchmark has: sd15 txt2img"):
         likeness(others, PAGE)
+
+
+def test_the_whole_gpu_matrix_has_a_place_for_each_row_and_a_chart_as_the_page_s() -> None:
+    rows = []
+    for point in points(read_matrix(SHIPPED), ["hardware=h100"]):
+        stages = tuple(
+            StageSpeed(name=s.name, steps=8, iterations_per_second=9.0) for s in point.cell.recipe.model.stages
+        )
+        at = where(device=H100)
+        values: dict[str, Any] = {"metrics": Metrics(stages=stages), "environment": at, "env_id": at.id}
+        rows.append(a_result(point.cell, choices=dict(point.request.choices), **values))
+    found = likeness(rows, PAGE, "A100")
+    spots = {(e.gpu, e.batch_size, e.pipeline, e.torch, e.mode) for e in found.ours}
+    assert len(spots) == len(found.ours) == len(places(rows, PAGE))
+    assert len(found.ours) > 20
+    (first, *_) = charts(found.drawn)[-1].panels
+    theirs = charts(entries(published(PAGE)), "A100")[-1].panels[0]
+    assert first.groups == theirs.groups
+    assert max(map(len, found.notes)) < 500
 
 
 def test_the_command(cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
@@ -360,6 +473,73 @@ def test_the_command_s_gpu_is_the_page_s_or_the_study_s(
     code, out, err = cli("report", "mine", "--like", "pytorch2", "--gpu", "b200")
     assert (code, out) == (2, "")
     assert f"--gpu b200 is not one of the study's GPUs: {H100}; and none of the page's: A100, V100" in err
+
+
+def test_a_gpu_that_several_of_the_study_are_called_by_is_said_to_be_so(
+    cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    study = Study.create(tmp_path / "studies/mine")
+    for device in (H100, "NVIDIA H100 PCIe", "NVIDIA GH200 480GB"):
+        study.keep(row("hardware=h100", "model=sd15", speeds=(20.0,), at=where(device=device)))
+    code, out, err = cli("report", "mine", "--like", "pytorch2", "--gpu", "h100")
+    assert (code, out) == (2, "")
+    assert f"--gpu h100 is several of the study's GPUs: {H100}, NVIDIA H100 PCIe. A longer part of a name" in err
+    code, out, err = cli("report", "mine", "--like", "pytorch2", "--gpu", "h100pcie")
+    assert (code, err) == (0, "")
+    assert "All pipelines on NVIDIA H100 PCIe" in out
+
+
+def notes_of(*results: Result) -> tuple[str, ...]:
+    return likeness(sorted(results, key=lambda result: result.cell_id), PAGE).notes
+
+
+def test_notes_name_a_pipeline_of_a_gpu_once_and_no_more_than_three() -> None:
+    tasks = (
+        ("model=sd15",),
+        ("model=sd15", "workload=img2img"),
+        ("model=sd15_inpaint",),
+        ("model=sd15_controlnet",),
+        ("model=sdxl",),
+    )
+    many = [
+        failed(*words, f"workload.batch_size={size}", *mode, status="oom", stage="load")
+        for words in tasks
+        for size in (1, 4)
+        for mode in ((), COMPILED)
+    ]
+    (note,) = notes_of(*many)
+    where = f"batch 1 and 4, torch 2.13.0 - no compile and torch 2.13.0 - compile, {A100}"
+    three = "; ".join(f"SD - {task}, {where}" for task in ("txt2img", "img2img", "inpaint"))
+    assert note == f"oom at load: because ({three}; and 2 more)"
+
+
+def test_notes_say_of_no_row_what_holds_for_another() -> None:
+    batches = [(f"workload.batch_size={size}",) for size in (1, 4)]
+    rows = [
+        row("model=sd15", *batches[0], speeds=(1.0,)),
+        failed("model=sd15", *batches[1], status="oom", stage="load"),
+        *(failed("model=sd15", *batch, *COMPILED, status="oom", stage="load") for batch in batches),
+    ]
+    plain, compiled = (f"torch 2.13.0 - {mode}, {A100}" for mode in ("no compile", "compile"))
+    (note,) = notes_of(*rows)
+    assert note == (f"oom at load: because (SD - txt2img, batch 1 and 4, {compiled}; SD - txt2img, batch 4, {plain})")
+
+
+def test_rows_that_are_not_compared_are_named_without_the_settings_that_the_note_says() -> None:
+    changed = ("attention=vanilla", "workload.steps=30")
+    found = notes_of(row("model=sdxl", speeds=(1.0,)), row("model=sdxl", *changed, speeds=(2.0,)))
+    assert found[0] == (
+        "not compared, since sweep=pytorch2 asks otherwise: attention=vanilla instead of auto, workload.steps=30 "
+        f"instead of 50 (SDXL - txt2img, batch 1, torch 2.13.0 - no compile, {A100})"
+    )
+
+
+def test_a_reason_is_of_the_row_that_it_names() -> None:
+    slow = failed("model=sd15", "attention=vanilla", status="oom", stage="load")
+    found = notes_of(row("model=sd15", speeds=(1.0,)), slow)
+    assert (
+        f"oom at load: because (SD - txt2img, attention=vanilla, batch 1, torch 2.13.0 - no compile, {A100})" in found
+    )
 
 
 def test_a_ladder_is_one_table(cli: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from conftest import REPO
 from PIL import Image
 
-from diffopt.charts import Chart, charts, to_png, to_text
+from diffopt.charts import Chart, charts, to_figure, to_png, to_text
 from diffopt.errors import Refusal, UsageError
+from diffopt.plan import make_plan
 from diffopt.published import names, published
 from diffopt.published.layout import Entry, entries, tables, to_markdown
+from diffopt.resolve import requests
 
 Cli = Callable[..., tuple[int, str, str]]
 PAGE = Path(__file__).with_name("published_tables.md")  # the tables of the page, each cell without outer blanks
@@ -171,3 +177,75 @@ def test_wrong_usage(cli: Cli, tmp_path: Path, words: tuple[str, ...], says: str
 def test_what_would_break_a_table_is_escaped() -> None:
     ((heading, table),) = tables([Entry("A|B", 4, "SD | x", "torch 2", "compile", "1.00", (1.0,))])
     assert to_markdown(heading, table).splitlines()[-1] == r"| SD \| x | 1.00 |"
+
+
+def many(names: Sequence[str], torches: Sequence[str] = ("torch 2.13.0",)) -> Chart:
+    modes = ("no compile", "compile=reduce_overhead", "compile=max_autotune")
+    cells = [
+        Entry("A100", 1, name, torch, mode, "1.00", (1.0,)) for name in names for torch in torches for mode in modes
+    ]
+    return charts([*cells, Entry("A100", 4, names[0], torches[0], modes[0], "2.00", (2.0,))])[-1]
+
+
+SETTINGS = "precision=bf16 fuse=qkv quant=int8_dynamic_vae attention=sdpa layout=channels_last scheduler=euler"
+NAMES = [*(f"SD - task {number}" for number in range(12)), *(f"SDXL - txt2img, {SETTINGS} {n}" for n in range(12))]
+
+
+@pytest.mark.parametrize("names", [NAMES, NAMES[:3], NAMES[-3:], [f"SD, model.revision={n:040}" for n in range(9)]])
+def test_names_below_the_bars_do_not_meet(names: Sequence[str]) -> None:
+    pytest.importorskip("matplotlib")
+    figure = to_figure(many(names))
+    figure.draw_without_rendering()
+    for ax in figure.axes:
+        boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
+        assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+        assert all(box.x0 >= 0 and box.x1 <= figure.bbox.width for box in boxes)
+    assert (figure.bbox.width == pytest.approx(1400)) == (len(names) == 3)
+
+
+@pytest.mark.parametrize("torches", [1, 2, 3])
+def test_the_whole_legend_is_in_the_picture(torches: int) -> None:
+    pytest.importorskip("matplotlib")
+    figure = to_figure(many(NAMES[:6], [f"torch 2.1{n}.0a0+git1234567 (container{n})" for n in range(torches)]))
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert len(legend.get_texts()) == 3 * torches
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+    panels = [panel for ax in figure.axes if (panel := ax.get_tightbbox()) is not None]
+    assert 0 <= box.y0 < box.y1 <= min(panel.y0 for panel in panels)
+
+
+def section(readme: str, title: str) -> str:
+    return readme.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def test_the_readme_s_sweeps_of_the_page_are_planned_in_full() -> None:
+    """The page's cells once, by both protocols, and at a small size on the CPU, where none of them is refused."""
+    text = section((REPO / "README.md").read_text(encoding="utf-8"), "The published benchmarks")
+    lines = text.replace("\\\n", " ").splitlines()
+    asked = [shlex.split(line, comments=True)[3:] for line in lines if line.startswith("diffopt run -m sweep=pytorch2")]
+    found = {}
+    for words in asked:
+        study = next(word for word in words if word.startswith("study="))
+        hardware = "cpu" if "precision=fp32" in words else "a100"
+        found[study] = requests([*words, f"hardware={hardware}"], multirun=True)
+        assert [make_plan(r.cell, r.choices).problems for r in found[study]] == [()] * len(found[study])
+    assert {study: len(cells) for study, cells in found.items()} == {
+        "study=page": 36,
+        "study=both": 72,
+        "study=small": 36,
+    }
+    assert {r.cell.recipe.model.name.startswith("tiny_") for r in found["study=small"]} == {True}
+
+
+def test_every_committed_result_is_named_in_the_page_of_results() -> None:
+    """A study by its folder, anything else by its path."""
+    listed = subprocess.run(["git", "ls-files", "docs/results"], cwd=REPO, capture_output=True, text=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("no git here")
+    folder = REPO / "docs/results"
+    page = (folder / "README.md").read_text(encoding="utf-8")
+    paths = [Path(line).relative_to("docs/results") for line in listed.stdout.splitlines()]
+    names = {path.parts[0] if (folder / path.parts[0] / "cells").is_dir() else path.as_posix() for path in paths}
+    assert [name for name in sorted(names - {"README.md", ".gitignore"}) if f"`{name}`" not in page] == []

@@ -15,6 +15,7 @@ from diffopt.errors import UsageError
 from diffopt.suggest import did_you_mean
 
 FOLDER = Path(__file__).parent
+TINY = "tiny_"  # prefix of the options that stand for a family in tests
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,11 @@ class Figure:
 def plain(gpu: str) -> str:
     """A GPU's name in small letters and without blanks, as names are compared."""
     return gpu.replace(" ", "").lower()
+
+
+def of_family(option: str, family: str) -> bool:
+    """Whether a model option is ``family``, a variant such as ``sd15_inpaint``, or the tiny one that stands for it."""
+    return f"{option.removeprefix(TINY)}_".startswith(f"{family}_")
 
 
 def names() -> tuple[str, ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from diffopt.errors import UsageError
@@ -14,6 +15,7 @@ from diffopt.report import useful
 from diffopt.result import Result
 
 LONGEST_REASON = 400  # characters; `result.json` has all of it
+MOST_NAMED = 3  # rows in a note; the tables have all of them
 INFERRED = {
     "deepfloyd_if_ii_m": "IF-II-M"
 }  # architectures of which the card tells no more than the size; whose they are
@@ -21,10 +23,11 @@ INFERRED = {
 
 @dataclass(frozen=True)
 class Likeness:
-    """A study's cells (``ours``), the published ones and the ratios (``beside``), the order of the columns of both, and
-    why figures are missing."""
+    """A study's cells (``ours``), those of them that charts show (``drawn``), the published ones and the ratios
+    (``beside``), the order of the columns of both, and why figures are missing."""
 
     ours: tuple[Entry, ...]
+    drawn: tuple[Entry, ...]
     beside: tuple[Entry, ...]
     columns: tuple[Column, ...]
     notes: tuple[str, ...]
@@ -65,7 +68,9 @@ def likeness(results: Sequence[Result], name: str, gpu: str | None = None) -> Li
     notes += _other_settings([row for row, _, theirs in compared if theirs], name)
     notes += [*_inferred([row for row, _, theirs in compared if theirs and not row.unlike])]
     notes += _left_out(results, figures)
-    return Likeness(ours, (*beside, *ratios), tuple(dict.fromkeys(columns)), tuple(notes))
+    drawn = _drawn(rows, ours)
+    notes += _not_drawn(rows, ours, drawn)
+    return Likeness(ours, drawn, (*beside, *ratios), tuple(dict.fromkeys(columns)), tuple(notes))
 
 
 def _entry(row: Place) -> Entry:
@@ -125,25 +130,69 @@ def _ratio(ours: Entry, theirs: Sequence[Figure], gpu: str | None) -> Entry:
     return Entry(ours.gpu, ours.batch_size, ours.pipeline, _over_published(ours.torch, gpu), ours.mode, text, ratios)
 
 
+def _drawn(rows: Sequence[Place], ours: Sequence[Entry]) -> tuple[Entry, ...]:
+    """Of a pipeline that has figures with the page's settings, the rows that bear its name; of others, all.
+
+    The tables have the rest: as groups of bars, the rungs of a ladder would outnumber the page's pipelines.
+    """
+
+    def pipeline(row: Place) -> tuple[object, ...]:
+        return row.gpu, row.batch_size, row.name
+
+    own: dict[tuple[object, ...], set[str]] = {}
+    for row, entry in zip(rows, ours, strict=True):
+        if entry.speeds and not row.unlike:
+            own.setdefault(pipeline(row), set()).add(row.pipeline)
+    pairs = zip(rows, ours, strict=True)
+    return tuple(entry for row, entry in pairs if entry.pipeline in own.get(pipeline(row), (entry.pipeline,)))
+
+
+def _not_drawn(rows: Sequence[Place], ours: Sequence[Entry], drawn: Sequence[Entry]) -> list[str]:
+    left = Counter(row.name for row, entry in zip(rows, ours, strict=True) if entry not in drawn)
+    what = ", ".join(f"{count} of {name}" for name, count in left.items())
+    why = "rows that the charts leave out, since they have the page's settings where there are such rows"
+    return [f"{why}: {what}"] if left else []
+
+
 def _reasons(rows: Sequence[Place]) -> list[str]:
     """One line per reason, with the cells that it holds for."""
-    cells: dict[str, list[str]] = {}
+    cells: dict[str, list[Place]] = {}
     for row in rows:
         result = row.result
         if result.status == "ok" and result.valid:
             continue
         state = "not valid" if result.status == "ok" else f"{result.status} at {result.stage}"
         reason = textwrap.shorten(result.reason or "no reason is on record", LONGEST_REASON, placeholder=" …")
-        cells.setdefault(f"{state}: {reason}", []).append(_where(row))
-    return _with_cells(cells)
+        cells.setdefault(f"{state}: {reason}", []).append(row)
+    return [f"{what} ({_some(_where(found, lambda row: row.pipeline))})" for what, found in cells.items()]
 
 
-def _where(row: Place) -> str:
-    return f"{row.pipeline}, batch {row.batch_size}, {row.torch} - {row.mode}, {row.gpu}"
+def _with_pipelines(said: Mapping[str, Sequence[Place]]) -> list[str]:
+    """What holds for rows whose settings it says, or has nothing to do with: the pipelines tell which they are."""
+    return [f"{what} ({_some(_where(rows, lambda row: row.name))})" for what, rows in said.items()]
 
 
-def _with_cells(said: Mapping[str, Sequence[str]]) -> list[str]:
-    return [f"{what} ({'; '.join(where)})" for what, where in said.items()]
+def _where(rows: Sequence[Place], named: Callable[[Place], str]) -> list[str]:
+    """Rows in words, those of one name and GPU together where the columns have them in the same batches."""
+    batches: dict[tuple[str, str, str], dict[int, None]] = {}
+    for row in rows:
+        batches.setdefault((named(row), row.gpu, f"{row.torch} - {row.mode}"), {})[row.batch_size] = None
+    columns: dict[tuple[str, str, tuple[int, ...]], list[str]] = {}
+    for (name, gpu, column), sizes in batches.items():
+        columns.setdefault((name, gpu, tuple(sizes)), []).append(column)
+    return [
+        f"{name}, batch {_and(map(str, sizes))}, {_and(found)}, {gpu}" for (name, gpu, sizes), found in columns.items()
+    ]
+
+
+def _and(words: Iterable[str]) -> str:
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def _some(words: Sequence[str]) -> str:
+    more = len(words) - MOST_NAMED
+    return "; ".join([*words[:MOST_NAMED], *([f"and {more} more"] if more > 0 else [])])
 
 
 def _missing_gpus(rows: Sequence[Place], figures: Sequence[Figure], gpu: str | None) -> list[str]:
@@ -162,24 +211,24 @@ def _missing_gpus(rows: Sequence[Place], figures: Sequence[Figure], gpu: str | N
 
 def _other_settings(rows: Sequence[Place], name: str) -> list[str]:
     """What keeps rows from being compared, with the rows."""
-    cells: dict[str, list[str]] = {}
+    cells: dict[str, list[Place]] = {}
     for row in rows:
         if row.unlike:
             what = ", ".join(f"{mine} instead of {theirs}" for mine, theirs in row.unlike.items())
-            cells.setdefault(f"not compared, since sweep={name} asks otherwise: {what}", []).append(_where(row))
-    return _with_cells(cells)
+            cells.setdefault(f"not compared, since sweep={name} asks otherwise: {what}", []).append(row)
+    return _with_pipelines(cells)
 
 
 def _inferred(rows: Sequence[Place]) -> list[str]:
     """One line when a stage is compared whose random weights are only like the published ones."""
-    found: dict[str, list[str]] = {}
+    found: dict[str, list[Place]] = {}
     for row in rows:
         model = row.result.cell["recipe"]["model"]
         for index, stage in enumerate((model, *model.get("cascade", ())), start=1):
             if stage["architecture"] in INFERRED and stage["weights"] == "random":
                 like = f"{INFERRED[stage['architecture']]}-like"
-                found.setdefault(f"stage {index} is {like}: random weights, of inferred widths", []).append(_where(row))
-    return _with_cells(found)
+                found.setdefault(f"stage {index} is {like}: random weights, of inferred widths", []).append(row)
+    return _with_pipelines(found)
 
 
 def _left_out(results: Sequence[Result], figures: Sequence[Figure]) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from diffopt.charts import charts, to_png, to_text
+from diffopt.charts import called, charts, to_png, to_text
 from diffopt.errors import UsageError
 from diffopt.ladder import LADDERS, ladder
 from diffopt.paths import user_path
@@ -47,7 +47,7 @@ def _like(name: str) -> Page:
     def page(results: Sequence[Result], folder: Path | None, gpu: str | None) -> Iterator[str]:
         theirs = _page_gpu(name, gpu)
         found = likeness(results, name, theirs)
-        drawn = _charts(found.ours, folder, _our_gpu(name, gpu, found))
+        drawn = _charts(found.drawn, folder, _our_gpu(name, gpu, found))
         for heading, table in layout.tables([*found.ours, *found.beside], found.columns):
             yield layout.to_markdown(heading, table)
         says = ["Iterations per second, each over the whole batch; of a cascade, one figure per stage."]
@@ -71,18 +71,22 @@ def _page_gpu(name: str, gpu: str | None) -> str | None:
 def _our_gpu(name: str, gpu: str | None, found: Likeness) -> str | None:
     """``gpu`` where it names one of the study's; None where it is meant for the page's figures alone.
 
-    Raises UsageError where it is neither.
+    Raises UsageError where it is neither, or several of the study's.
     """
-    ours = dict.fromkeys(entry.gpu for entry in found.ours)
-    if gpu is None or sum(plain(gpu) in plain(own) for own in ours) == 1:
+    ours = list(dict.fromkeys(entry.gpu for entry in found.ours))
+    mine = [] if gpu is None else called(gpu, ours)
+    if gpu is None or len(mine) == 1:
         return gpu
-    if _page_gpu(name, gpu) is None:
-        theirs = dict.fromkeys(figure.gpu for figure in published(name))
+    if _page_gpu(name, gpu) is not None:
+        return None
+    if mine:
         raise UsageError(
-            f"--gpu {gpu} is not one of the study's GPUs: {', '.join(ours)}; and none of the page's: "
-            f"{', '.join(theirs)}."
+            f"--gpu {gpu} is several of the study's GPUs: {', '.join(mine)}. A longer part of a name tells which one."
         )
-    return None
+    theirs = dict.fromkeys(figure.gpu for figure in published(name))
+    raise UsageError(
+        f"--gpu {gpu} is not one of the study's GPUs: {', '.join(ours)}; and none of the page's: {', '.join(theirs)}."
+    )
 
 
 def _ladder(name: str) -> Page:

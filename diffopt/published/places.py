@@ -7,20 +7,19 @@ device from the environment.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from packaging.version import InvalidVersion, Version
 
 from diffopt.labels import labels, one_line
-from diffopt.published import Figure, published
+from diffopt.published import Figure, of_family, published
 from diffopt.published.layout import COMPILED, PLAIN
 from diffopt.published.settings import unlike
 from diffopt.result import Result
 from diffopt.runtime import CURRENT
 
-TINY = "tiny_"  # prefix of the options that stand for a family in tests
-TOLD_ELSEWHERE = ("model", "hardware", "compile", "runtime")  # groups whose choice is a table, a row or a column
+TOLD_ELSEWHERE = ("model", "compile")  # groups whose option is a row or a column; a value of theirs is neither
 
 
 @dataclass(frozen=True)
@@ -34,6 +33,12 @@ class Place:
     torch: str
     mode: str
     unlike: Mapping[str, str]  # settings that are not the page's; see settings.unlike
+
+    @property
+    def name(self) -> str:
+        """The pipeline without what tells rows of it apart."""
+        option = self.result.cell["recipe"]["model"]["name"]
+        return self.like.pipeline if option == self.like.option else f"{self.like.pipeline} ({option})"
 
     @property
     def hardware(self) -> str:
@@ -71,9 +76,8 @@ def places(results: Sequence[Result], name: str) -> list[Place]:
     found = []
     for (result, like), *column in zip(known, gpus, torches, modes, strict=True):
         gpu, torch, mode = column
-        option = result.cell["recipe"]["model"]["name"]
-        pipeline = like.pipeline if option == like.option else f"{like.pipeline} ({option})"
-        found.append(Place(result, like, gpu, pipeline, torch, mode, unlike(result, name)))
+        place = Place(result, like, gpu, like.pipeline, torch, mode, unlike(result, name))
+        found.append(replace(place, pipeline=place.name))
     gpu_order = list(dict.fromkeys(figure.hardware for figure in figures))
     row_order = list(dict.fromkeys((figure.model, figure.task) for figure in figures))
 
@@ -88,10 +92,9 @@ def places(results: Sequence[Result], name: str) -> list[Place]:
 def counterpart(result: Result, figures: Sequence[Figure]) -> Figure | None:
     """A published figure of the row's model family and task; None when the page has none."""
     model = result.cell["recipe"]["model"]
-    name = model["name"].removeprefix(TINY)
     task = "cascade" if model.get("cascade") else result.cell["workload"]["task"]
     for figure in figures:
-        if task == figure.task and (name == figure.model or name.startswith(f"{figure.model}_")):
+        if task == figure.task and of_family(model["name"], figure.model):
             return figure
     return None
 
@@ -143,11 +146,11 @@ def _modes(results: Sequence[Result]) -> list[str]:
 def _told_apart(found: Sequence[Place]) -> list[Place]:
     """Rows that would stand in one cell get what tells them apart into their name.
 
-    First what is not the page's setting, so that the page's own rows keep their name; then whatever differs; at last
-    the environment.
+    First what is not the page's setting, so that the page's own rows keep their name; then whatever differs; then the
+    environment; at last the cell's id, which no two rows of one environment share.
     """
     rows = list(found)
-    for name in (_by_settings, _by_differences, _by_environment):
+    for name in (_by_settings, _by_differences, _by_environment, _by_id):
         named = []
         for pipeline in dict.fromkeys(place.pipeline for place in rows):
             members = [place for place in rows if place.pipeline == pipeline]
@@ -157,17 +160,33 @@ def _told_apart(found: Sequence[Place]) -> list[Place]:
 
 
 def _by_settings(members: Sequence[Place]) -> list[Place]:
-    told = [[setting for setting in place.unlike if _group(setting) not in TOLD_ELSEWHERE] for place in members]
+    """``compile=regional`` is the column already; ``compile.fullgraph=false`` stands nowhere else."""
+    told = [[setting for setting in place.unlike if _key(setting) not in TOLD_ELSEWHERE] for place in members]
     return [_renamed(place, " ".join(settings)) for place, settings in zip(members, told, strict=True)]
 
 
 def _by_differences(members: Sequence[Place]) -> list[Place]:
     differing = labels([(place.result.choices, place.result.cell) for place in members])
-    return [_renamed(place, _more(label)) for place, label in zip(members, differing, strict=True)]
+    crowding = set[str]()
+    for spot in dict.fromkeys(place.spot for place in members):
+        here = [label for place, label in zip(members, differing, strict=True) if place.spot == spot]
+        crowding |= {key for label in here for key in label if len({other.get(key) for other in here}) > 1}
+    return [_renamed(place, _only(label, crowding)) for place, label in zip(members, differing, strict=True)]
+
+
+def _only(label: Mapping[str, str], crowding: Collection[str]) -> str:
+    """Without what differs between tables and columns alone, such as the slicing that a sweep gives large batches."""
+    return one_line({key: value for key, value in label.items() if key in crowding})
 
 
 def _by_environment(members: Sequence[Place]) -> list[Place]:
+    if len({place.result.env_id for place in members}) == 1:
+        return list(members)
     return [_renamed(place, f"env {place.result.env_id}") for place in members]
+
+
+def _by_id(members: Sequence[Place]) -> list[Place]:
+    return [_renamed(place, f"cell {place.result.cell_id}") for place in members]
 
 
 def _crowded(members: Sequence[Place]) -> bool:
@@ -178,12 +197,5 @@ def _renamed(place: Place, label: str) -> Place:
     return replace(place, pipeline=f"{place.pipeline}, {label}" if label else place.pipeline)
 
 
-def _more(label: dict[str, str]) -> str:
-    """Without what the table and the column already say."""
-    told = ("workload.batch_size", "workload.task")
-    return one_line({k: v for k, v in label.items() if _group(k) not in TOLD_ELSEWHERE and k not in told})
-
-
-def _group(key: str) -> str:
-    """``compile`` of ``compile=default`` and of ``compile.mode``."""
-    return key.split("=")[0].split(".")[0]
+def _key(setting: str) -> str:
+    return setting.partition("=")[0]
