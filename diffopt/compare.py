@@ -134,7 +134,7 @@ def _names(results: Sequence[Result], key: str | None) -> dict[int, str]:
     several = len({result.environment.device.name for result in results}) > 1
     names = {}
     for label, result in zip(told, results, strict=True):
-        kept = {k: v for k, v in label.items() if k not in (key, "runtime")}
+        kept = {k: v for k, v in label.items() if k != key}
         kept |= {"device": str(result.environment.device.name)} if several else {}
         names[id(result)] = one_line(kept) or result.cell_id
     return names

@@ -38,8 +38,10 @@ def markdown(found: Sequence[Pair]) -> str:
                 for p in rows
                 if p.on_gpu is not None
             ]
-            parts += [f"## {family} ({where})\n", _counts(rows), _absent(rows), _matrix(ran, "ran with")]
-            parts += ["### What the CPU does not take, planned for an H100\n", _matrix(gpu, "planned with")]
+            parts += [f"## {family} ({where})\n", _counts(rows), *_untried(rows), _absent(rows)]
+            parts += [_matrix(ran, "ran with")]
+            parts += ["### What the CPU does not take, planned for an H100\n", *_never(gpu)]
+            parts += [_matrix([p for p in gpu if not {p.first, p.second} & _refused(gpu)], "planned with")]
     return "\n".join(parts)
 
 
@@ -48,11 +50,36 @@ def _counts(rows: Sequence[Pair]) -> str:
     return f"{len(rows)} pairs: {ran} ran, {refused} refused, {len(rows) - ran - refused} failed.\n"
 
 
+def _untried(rows: Sequence[Pair]) -> list[str]:
+    """How many pairs of today's options have no row, and what they share."""
+    tried = {(pair.first, pair.second) for pair in rows}
+    lacking = [words for a, b in pairs(options()) if (words := ("=".join(a), "=".join(b))) not in tried]
+    if not lacking:
+        return []
+    shared = set.intersection(*map(set, lacking))
+    return [f"Not tried yet: {len(lacking)} pairs{''.join(f', all with `{word}`' for word in sorted(shared))}.\n"]
+
+
 def _absent(rows: Sequence[Pair]) -> str:
     """The options that this family does not take at all, so that their pairs are left out of the table."""
     words = dict.fromkeys(word for pair in rows if pair.stage == "alone" for word in (pair.first, pair.second))
     lines = [f"- `{word}`: {reason}" for word in words if (reason := _said(rows, word))]
     return "\n".join(["Not taken on the CPU, whatever stands beside them:\n", *lines, ""]) if lines else ""
+
+
+def _refused(rows: Sequence[Pair]) -> set[str]:
+    """The options that were refused whatever stood beside them."""
+    words = {word for pair in rows for word in (pair.first, pair.second)}
+    return words - {word for pair in rows if pair.status == "ok" for word in (pair.first, pair.second)}
+
+
+def _never(rows: Sequence[Pair]) -> list[str]:
+    """Those options, each with the shortest reason, in which no other option has a part."""
+    lines = []
+    for word in sorted(_refused(rows)):
+        reasons = {pair.reason for pair in rows if word in (pair.first, pair.second)}
+        lines.append(f"- `{word}`: {min(reasons, key=lambda reason: (len(reason), reason))}")
+    return ["\n".join(["Refused as they stand, whatever stands beside them:\n", *lines, ""])] if lines else []
 
 
 def _said(rows: Sequence[Pair], word: str) -> str:
@@ -80,7 +107,10 @@ def _matrix(rows: Sequence[Pair], fine: str) -> str:
 
 def _shared(pair: Pair) -> str:
     """The reason without the names of the two, so that pairs share it."""
-    return pair.reason.replace(f"{pair.first} x {pair.second}: ", "")
+    reason = pair.reason
+    for names in ((pair.first, pair.second), (pair.second, pair.first)):
+        reason = reason.replace(f"{' x '.join(names)}: ", "")
+    return reason
 
 
 def main(argv: Sequence[str] | None = None) -> None:

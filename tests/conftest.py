@@ -23,6 +23,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden from what is planned now")
 
 
+def pytest_configure() -> None:
+    """Warnings are errors; one that torch gives once a process would be the error of whichever test comes first."""
+    import torch
+
+    torch.set_warn_always(True)
+
+
 @pytest.fixture
 def update_golden(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--update-golden"))

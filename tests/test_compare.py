@@ -117,6 +117,9 @@ def test_within_one_study_runtimes_and_environments_differ_only_where_asked() ->
     sides = [[r for r in rows if Selection("compile", option).takes(r)] for option in ("none", "default")]
     found = compare(*sides, "compile", one_study=True)
     assert [(c.before.env_id == c.after.env_id, c.ratio) for c in found if c.after] == [(True, 2.0), (True, 1.25)]
+    runtimes = [row(), row(runtime="t214"), row("compile=default"), row("compile=default", runtime="t214")]
+    found = compare(runtimes[:2], runtimes[2:], "compile", one_study=True)
+    assert [comparison.name for comparison in found] == ["runtime=current", "runtime=t214"]
     with pytest.raises(UsageError, match="in different runtimes or environments, which runtime= or env= would"):
         compare(rows[:1], rows[3:], "compile", one_study=True)
     assert changed(rows[:1], rows[2:3]) == ["same"], "two studies"

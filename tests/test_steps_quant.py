@@ -67,9 +67,10 @@ def test_one_linear_that_was_replaced_is_found():
         quant.verify(pipe, site())
 
 
-def test_nothing_to_quantize_is_an_error():
+def test_nothing_to_quantize_is_refused():
     pipe, quant = pipeline(), step("quant", "int8_weight", min_features=4096)
-    quant.apply(pipe, site())
+    with pytest.raises(Refusal, match=r"quant=int8_weight: unet \(UNet2DConditionModel\) has no Linear that is large"):
+        quant.apply(pipe, site())
     with pytest.raises(NoEffect, match="0 of 0"):
         quant.verify(pipe, site())
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from diffopt.components import Component, modules
-from diffopt.errors import NoEffect
+from diffopt.errors import NoEffect, Refusal
 from diffopt.step import Effect, Site
 
 if TYPE_CHECKING:
@@ -46,11 +46,20 @@ class Selection(Protocol):
 
 
 def quantize(step: Selection, pipe: DiffusionPipeline, site: Site, config: Any, *, multiple: int = 16) -> None:
-    """Quantize the chosen Linears in place with one of torchao's configs; inputs come in ``multiple``s."""
+    """Quantize the chosen Linears in place with one of torchao's configs; inputs come in ``multiple``s.
+
+    Raises Refusal where a component has none that is chosen.
+    """
     from torchao.quantization import quantize_
 
-    for module in modules(pipe, site, step.components, "quant.components").values():
-        quantize_(module, config, filter_fn=_chooser(step, site, multiple, _left(module)))
+    for name, module in modules(pipe, site, step.components, "quant.components").items():
+        chosen = _chooser(step, site, multiple, _left(module))
+        if not any(chosen(part, path) for path, part in module.named_modules()):
+            raise Refusal(
+                f"quant={step.kind}: {name} ({type(module).__name__}) has no Linear that is large enough and not left "
+                f"out; name other quant.components, or change quant.min_features or quant.skip"
+            )
+        quantize_(module, config, filter_fn=chosen)
         setattr(module, _CONFIG, config)
 
 
