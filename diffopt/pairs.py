@@ -124,7 +124,9 @@ def _outcome(plan: Plan) -> tuple[str, str]:
 
 
 def _words(error: Exception) -> str:
-    said = str(error) if isinstance(error, DiffoptError) else f"{type(error).__name__}: {error}"
+    said = str(error)
+    if not isinstance(error, DiffoptError):  # a compiler's goes on for pages, with this machine's folders
+        said = f"{type(error).__name__}: {said.partition(chr(10))[0]}"
     return "; ".join([*getattr(error, "__notes__", []), said])
 
 

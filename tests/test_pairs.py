@@ -14,6 +14,8 @@ from diffopt.pairs_table import markdown, read, to_json
 
 SAMPLE = random.Random(4).sample([(f, a, b) for f in FAMILIES for a, b in pairs.pairs(options())], 40)
 KEPT = {(p.family, p.first, p.second): p for p in read(REPO / "docs" / "results" / "pairs.json")}
+# inductor cannot lower flex attention ahead of time for this UNet on the CPU; for the DiT it can
+FAILING = [("UNet", "attention=flex", "compile=aot")]
 WORDS = [f"{family}: {'='.join(a)} x {'='.join(b)}" for family, a, b in SAMPLE]
 
 
@@ -65,11 +67,11 @@ def test_pairs_that_have_no_row_are_counted() -> None:
     assert f"Not tried yet: {len(known) - len(rest)} pairs, all with `compile=aot`." in markdown(rest)
 
 
-def test_the_kept_table_has_all_pairs_and_none_failed() -> None:
+def test_the_kept_table_has_all_pairs_and_no_failure_but_the_known_one() -> None:
     known = {(f, "=".join(a), "=".join(b)) for f in FAMILIES for a, b in pairs.pairs(options())}
-    assert {key for key in known - set(KEPT) if "compile=aot" not in key} == set(), "scripts/pairs --resume"
+    assert known - set(KEPT) == set(), "scripts/pairs --resume"
     assert set(KEPT) - known == set(), "options that are gone: scripts/pairs --resume"
-    assert [pair for pair in KEPT.values() if pair.status == "error"] == []
+    assert [key for key, pair in KEPT.items() if pair.status == "error"] == FAILING
 
 
 def test_the_page_shows_what_is_kept() -> None:
@@ -83,4 +85,4 @@ def test_a_sample_of_all_pairs_runs_or_says_why_not(family: str, first: pairs.Op
     assert found.status in ("ok", "refused"), found
     assert found.reason
     key = family, "=".join(first), "=".join(second)
-    assert key not in KEPT or (found.status, found.stage) == (KEPT[key].status, KEPT[key].stage)
+    assert (found.status, found.stage) == (KEPT[key].status, KEPT[key].stage)
