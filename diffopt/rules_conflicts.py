@@ -44,6 +44,14 @@ CONFLICTS = (
         in_one_part=True,
     ),
     Conflict(
+        Trait.HAS_NO_LOWERING,
+        Trait.GENERATES_CODE,
+        "inductor has no lowering for this attention on this device that takes what comes right out of a projection",
+        "choose attention=sdpa, or compile=none",
+        "https://github.com/pytorch/pytorch/blob/main/torch/_inductor/codegen/cpp_flex_attention_template.py",
+        in_one_part=True,
+    ),
+    Conflict(
         Trait.LIVE_LORA,
         Trait.FUSES_QKV,
         "fusing q, k and v drops a live LoRA on them",

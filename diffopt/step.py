@@ -88,6 +88,7 @@ class Trait(Enum):
 
     TRACES = auto()  # torch.compile captures it, whatever its backend
     GENERATES_CODE = auto()  # inductor writes kernels, in Triton on a GPU; other backends of torch.compile only capture
+    HAS_NO_LOWERING = auto()  # inductor cannot write its kernel on this device
     CUDA_GRAPHS = auto()  # records CUDA graphs, which replay fixed addresses (never on the CPU)
     FULLGRAPH = auto()  # promises that nothing breaks the graph
     GRAPH_BREAKS = auto()  # breaks the graph

@@ -159,6 +159,16 @@ def test_layers_parted_by_hooks_are_noted_where_they_are_compiled() -> None:
     assert not any("hooks part every layer" in note for note in plan(*asked, *DECODER).notes)
 
 
+@pytest.mark.parametrize("model", ["tiny_sd15", "tiny_flux_dev"])
+def test_flex_attention_is_not_compiled_on_the_cpu(model: str) -> None:
+    asked = (f"model={model}", "attention=flex", "precision=bf16")
+    for compile in ("default", "regional", "aot"):
+        assert keys(*asked, "hardware=cpu", f"compile={compile}") == [("attention=flex", f"compile={compile}")]
+        assert keys(*asked, "hardware=h100", f"compile={compile}") == []
+    assert keys(*asked, "hardware=cpu", "compile=default", "compile.backend=eager") == []
+    assert keys(*asked, "hardware=cpu", "compile=default", *DECODER) == []
+
+
 def test_every_conflict_is_of_two_known_traits_and_says_why() -> None:
     pairs = [frozenset({conflict.first, conflict.second}) for conflict in rules.CONFLICTS]
     assert len(pairs) == len(set(pairs)), "each conflict once"

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from diffusers.models.attention_dispatch import AttentionBackendName
 
-    from diffopt.recipe import Model
+    from diffopt.recipe import Hardware, Model
 
 # Transformers that hide the padding of their text by a mask, whatever the prompt.
 MASKING = frozenset(
@@ -62,10 +62,14 @@ class Dispatch(Step):
     packages: tuple[str, ...]
     install: Annotated[str | None, Descriptive()]
     evidence: Annotated[str, Descriptive()]
+    no_lowering_on: tuple[Literal["cuda", "cpu"], ...] = ()
 
     @property
     def traits(self) -> frozenset[Trait]:
         return frozenset({Trait.GRAPH_BREAKS} if self.graph_breaks else ())
+
+    def traits_on(self, hardware: Hardware) -> frozenset[Trait]:
+        return self.traits | ({Trait.HAS_NO_LOWERING} if hardware.device in self.no_lowering_on else set())
 
     def requires(self) -> Requirements:
         exact = self.exact_compute_capabilities
