@@ -62,6 +62,7 @@ class Dispatch(Step):
     packages: tuple[str, ...]
     install: Annotated[str | None, Descriptive()]
     evidence: Annotated[str, Descriptive()]
+    # the default keeps the ids of recipes older than the field
     no_lowering_on: tuple[Literal["cuda", "cpu"], ...] = ()
 
     @property
