@@ -17,6 +17,7 @@ def notes_on(case: Case) -> Iterator[str]:
     workload = case.cell.workload
     if len(workload.prompts) > workload.batch_size:
         yield f"workload: {len(workload.prompts)} prompts, but a batch of {workload.batch_size} draws only the first"
+    yield from _idle_guidance(case)
     for model in case.cell.recipe.model.stages:
         if not model.pinned:
             yield f"model={model.name}: revision {model.revision or 'main'} is not pinned to a commit"
@@ -33,6 +34,13 @@ def notes_on(case: Case) -> Iterator[str]:
             has = f"{case.hardware.name} has {case.hardware.sms} SMs"
             yield f"{key}: {has}, and below {MIN_SMS} the compiler does not search kernels for matrix products"
     yield from _quantized_eagerly(case)
+
+
+def _idle_guidance(case: Case) -> Iterator[str]:
+    """A scale that a distilled model is told of, if at all, in vain."""
+    model, asked = case.cell.recipe.model, case.cell.workload.guidance
+    if model.embedded_guidance and model.guidance <= 1 and asked != model.guidance:
+        yield f"workload.guidance={asked:g}: model={model.name} is distilled and draws the same at any scale"
 
 
 def _quantized_eagerly(case: Case) -> Iterator[str]:

@@ -43,12 +43,17 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 def one_plan(plan: Plan, choices: Mapping[str, str]) -> str:
     """One cell in full: its steps in order, the notes, and every reason against it."""
-    workload = plan.cell.workload
+    workload, model = plan.cell.workload, plan.cell.recipe.model
+    frames = "" if workload.frames is None else f" x {workload.frames} frames"
     lines = [
         f"cell {plan.cell.id}, recipe {plan.cell.recipe.id}: {plan.status}",
-        f"model {plan.cell.recipe.model.name} on {plan.cell.recipe.hardware.name}, {workload.task}, "
-        f"{workload.batch_size} x {workload.width}x{workload.height}, {workload.steps} steps",
-        "steps, in the order they touch the pipeline:",
+        f"model {model.name} on {plan.cell.recipe.hardware.name}, {workload.task}, "
+        f"{workload.batch_size} x {workload.width}x{workload.height}{frames}, {workload.steps} steps",
+        *(
+            f"then {later.name}, {later.task}, {call.steps} steps"
+            for later, call in zip(model.cascade, workload.later_stages, strict=False)
+        ),
+        f"steps, in the order they touch {'each' if model.cascade else 'the'} pipeline:",
     ]
     for step in plan.steps:
         order, (group, chosen) = step[1].order.name.lower(), step

@@ -199,6 +199,21 @@ def test_unpinned_weights_are_noted() -> None:
     assert not any("not pinned" in note for note in plan("model=tiny").notes)
 
 
+@pytest.mark.parametrize(
+    ("words", "noted"),
+    [
+        (("model=flux_schnell", "workload.guidance=7.5"), "workload.guidance=7.5: model=flux_schnell is distilled"),
+        (("model=flux2_klein", "workload.guidance=4"), "workload.guidance=4: model=flux2_klein is distilled"),
+        (("model=flux_schnell",), None),
+        (("model=flux_dev", "workload.guidance=7.5"), None),
+        (("model=sd15", "workload.guidance=3"), None),
+    ],
+)
+def test_a_scale_without_effect_is_noted(words: tuple[str, ...], noted: str | None) -> None:
+    found = [note for note in plan(*words, "hardware=h100").notes if "distilled" in note]
+    assert [note[: len(noted or "")] for note in found] == ([noted] if noted else [])
+
+
 @pytest.mark.parametrize(("gpu", "noted"), [("t4", True), ("l4", True), ("v100", False), ("a100", False)])
 def test_small_gpus_do_not_search_matrix_products(gpu: str, noted: bool) -> None:
     words = ("model=sd15", "precision=fp16", f"hardware={gpu}")

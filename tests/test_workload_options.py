@@ -363,6 +363,18 @@ def test_a_recipe_file_from_before_there_were_tasks(shown: Path, tmp_path: Path,
     assert changed.cell.workload.image.path == "edges"
 
 
+def test_a_plan_shows_later_stages_and_the_length_of_a_video(cli: Cli) -> None:
+    _, shown, _ = cli("plan", "model=deepfloyd_if", "hardware=a100", "workload.steps=20")
+    assert shown.splitlines()[1:5] == [
+        "model deepfloyd_if on a100, txt2img, 1 x 64x64, 20 steps",
+        "then deepfloyd_if_ii_m, upscale, 20 steps",
+        "then deepfloyd_if_x4, upscale, 20 steps",
+        "steps, in the order they touch each pipeline:",
+    ]
+    _, shown, _ = cli("plan", "model=tiny_ltx_video", "workload.frames=9")
+    assert "txt2video, 1 x 64x64 x 9 frames," in shown.splitlines()[1]
+
+
 def _written(path: Path, data: Any) -> Path:
     path.write_text(yaml.safe_dump(data))
     return path
