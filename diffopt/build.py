@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from diffopt.components import left
 from diffopt.plan import Plan
 from diffopt.result import Stage, StepEffect
 from diffopt.step import Site, Step, Trait
@@ -56,7 +57,7 @@ def verify(plan: Plan, pipes: Sequence[DiffusionPipeline]) -> tuple[StepEffect, 
 
 def _proof(pipe: DiffusionPipeline, site: Site, group: str, step: Step, stage: str | None) -> StepEffect:
     with _naming(f"verifying {group} ({step.kind})" + (f" of {stage}" if stage else "")):
-        effect = step.verify(pipe, site)
+        effect = left(step, site) or step.verify(pipe, site)
     numbers = dict(effect.numbers)
     return StepEffect(group=group, kind=step.kind, stage=stage, summary=effect.summary, numbers=numbers)
 

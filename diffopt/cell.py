@@ -51,8 +51,9 @@ class Cell(Frozen):
     @property
     def sites(self) -> tuple[Site, ...]:
         """What steps see of each stage of the pipeline; one, unless the model is a cascade."""
-        recipe = self.recipe
+        recipe, stages = self.recipe, self.recipe.model.stages
+        cascade = stages if len(stages) > 1 else ()
         return tuple(
-            Site(model=model, hardware=recipe.hardware, workload=self.workload, code_id=recipe.code_id)
-            for model in recipe.model.stages
+            Site(model=model, hardware=recipe.hardware, workload=self.workload, code_id=recipe.code_id, cascade=cascade)
+            for model in stages
         )

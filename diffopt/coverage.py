@@ -13,10 +13,12 @@ import json
 import re
 import shlex
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from diffopt import plain_yaml
 from diffopt.errors import UsageError
@@ -104,9 +106,23 @@ def _line(entry: Entry, rows: Sequence[tuple[str, Result]]) -> str:
 
 
 def _shows(entry: Entry, row: Result) -> bool:
-    """Whether a row has all the options of an entry; values of single keys are not compared."""
-    chosen = dict(word.split("=", 1) for word in entry.overrides if "." not in word.split("=", 1)[0])
-    return row.status == "ok" and chosen.items() <= row.choices.items()
+    """Whether a row has all the options and values of an entry; a user's file may be any."""
+    words = dict(word.split("=", 1) for word in entry.overrides)
+    chosen = {group: option for group, option in words.items() if "." not in group}
+    values = {key: yaml.safe_load(value) for key, value in words.items() if "." in key and value != FILE}
+    return (
+        row.status == "ok"
+        and chosen.items() <= row.choices.items()
+        and all(_value(row.cell, key) == value for key, value in values.items())
+    )
+
+
+def _value(cell: Mapping[str, Any], key: str) -> Any:
+    """What a cell has under the key that a user overrides; None where it has none."""
+    found: Any = {**cell, **cell["recipe"]}
+    for name in key.split("."):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
 
 
 def committed(root: Path) -> Iterator[tuple[str, Result]]:

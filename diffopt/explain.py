@@ -43,6 +43,8 @@ def _one(detail: dict[str, Any], prefix: str) -> str:
         return f"'{key}' has no 'kind' that says which step it is."
     if kind == "literal_error":
         return f"{key}={_short(value)}: must be {context['expected']}."
+    if kind == "tuple_type":
+        return f"{key}={_short(value)}: must be a list, such as [{'' if value is None else _short(value)}]."
     return f"{key}={_short(value)}: {detail['msg'][0].lower()}{detail['msg'][1:]}."
 
 

@@ -140,12 +140,9 @@ def _weight_bytes(recipe: Recipe, site: Site, last: Order) -> dict[str, float]:
 def _asked(cell: Cell) -> Iterator[_Asked]:
     """What each stage is asked for; a later one scales up one picture of the one before it, or of the first."""
     workload = cell.workload
-    size = first = (workload.height, workload.width)
+    size, *later = cell.recipe.model.sizes(workload.height, workload.width)
     yield _Asked(workload.batch_size, *size, workload.frames or 1, workload.guidance)
-    for model, called in zip(cell.recipe.model.cascade, workload.later_stages, strict=False):
-        height, width = first if model.takes == "first" else size
-        factor = model.upscale_factor or 1
-        size = (height * factor, width * factor)
+    for size, called in zip(later, workload.later_stages, strict=False):
         yield _Asked(1, *size, 1, called.guidance)
 
 

@@ -20,7 +20,8 @@ TRIED = {
     "precision": ("bf16", "fp16"),
     "vae": ("slicing", "tiling"),
     "memory": ("model_offload", "group_offload", "sequential_offload"),
-    "quant": ("int8_weight", "int4_weight"),
+    "quant": ("int8_weight", "int8_weight_text", "int4_weight"),
+    "compile": ("regional",),  # needs no less, but goes with what moves weights
 }
 MOST = 4  # remedies that are worth reading
 
@@ -56,9 +57,13 @@ def remedies(cell: Cell, limit: float, works: Callable[[Remedy], bool]) -> list[
 
 
 def _options(cell: Cell) -> list[list[tuple[str, str]]]:
-    """What is tried, ``(group, option)`` by group; of the two half precisions the model's customary one."""
+    """What is tried, ``(group, option)`` by group; of the two half precisions the model's customary one.
+
+    What is not compiled stays so.
+    """
     other = ("precision", "bf16" if cell.recipe.model.dtype == "float16" else "fp16")
-    named = [[(group, option) for option in options] for group, options in TRIED.items()]
+    groups = [group for group in TRIED if group != "compile" or cell.recipe.compile.kind != "none"]
+    named = [[(group, option) for option in TRIED[group]] for group in groups]
     return [[pair for pair in pairs if pair != other and shipped_step(*pair) is not None] for pairs in named]
 
 
@@ -71,12 +76,20 @@ def _fitting(cell: Cell, chosen: Chosen, limit: float, *, batch: bool) -> Iterat
     """The cell with these options, where it fits; with ``batch`` the largest smaller batch with which it does."""
     options = tuple(pair for pair in chosen if pair is not None)
     recipe = cell.recipe.model_copy(update={group: shipped_step(group, option) for group, option in options})
-    size = cell.workload.batch_size
-    for pictures in range(size - 1, 0, -1) if batch else (size,):
+
+    def drawing(pictures: int) -> Cell:
         workload = cell.workload.model_copy(update={"batch_size": pictures})
-        changed = cell.model_copy(update={"recipe": recipe, "workload": workload})
+        return cell.model_copy(update={"recipe": recipe, "workload": workload})
+
+    def fits(changed: Cell) -> bool:
         needed = estimate(changed)
-        if needed is not None and needed.total <= limit:
+        return needed is not None and needed.total <= limit
+
+    size = cell.workload.batch_size
+    if batch and not fits(drawing(1)):  # then no larger one does
+        return
+    for changed in map(drawing, range(size - 1, 0, -1) if batch else (size,)):
+        if fits(changed):
             yield Remedy(changed, options, batch)
             return
 

@@ -16,6 +16,7 @@ from diffopt.head_sizes import NUMBER, of_denoiser, of_vae
 from diffopt.model_index import TEXT_ENCODER, ModelIndex, read_json
 from diffopt.pipeline_tasks import Family, family, told_by_name
 from diffopt.recipe import TASKS, Task
+from diffopt.steps.sampler_support import needs
 from diffopt.weight_files import Weights
 
 DENOISERS = ("unet", "transformer")
@@ -167,7 +168,14 @@ def _structure(source: Source) -> dict[str, Any]:
         "repeated_blocks": source.read(denoiser, lambda: _repeated_blocks(class_name, source.config)),
         "head_sizes": source.read(denoiser, lambda: of_denoiser(class_name, dict(source.config))) or [],
         "vae_head_size": source.read(str(index.vae), lambda: of_vae(vae_class, dict(source.vae))),
+        "sampler_needs": _sampler_needs(index),
     }
+
+
+def _sampler_needs(index: ModelIndex) -> list[str] | None:
+    """What the config of the scheduler has that not every sampler has; None where there is no such config."""
+    path = index.folder / "scheduler" / "scheduler_config.json"
+    return [*needs(read_json(path))] if path.is_file() else None
 
 
 def _repeated_blocks(class_name: str, config: Mapping[str, Any]) -> list[str] | None:
@@ -196,6 +204,7 @@ def _sizes(source: Source, uses: Mapping[str, Any]) -> dict[str, Any]:
         "width": width,
         "frames": frames,
         "frame_step": temporal if is_video and whole else None,
+        "vae_factor": spatial if source.index.vae is not None else None,
         "fps": known.fps if known is not None else None,
     }
 

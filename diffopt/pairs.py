@@ -59,6 +59,21 @@ NEEDS = {
     "vae=tiling": ("vae.tile=32",),
     "vae=slicing_tiling": ("workload.batch_size=2", "vae.tile=32"),
 }
+# The same on a GPU, where a plan alone is made: kernels that take half precision alone, and those of the hub, which
+# somebody has to name a commit of and to allow.
+COMMIT = "0" * 40
+NEEDS_ON_GPU = {
+    **{f"attention={name}": ("precision=bf16",) for name in ("cudnn", "flash2", "flash3", "sage")},
+    **{
+        f"attention={name}": (
+            "precision=bf16",
+            f"attention.hub.revision={COMMIT}",
+            "attention.hub.trust_remote_code=true",
+        )
+        for name in ("flash2_hub", "flash3_hub", "flash4", "sage_hub")
+    },
+    **{f"quant={name}": ("precision=bf16",) for name in ("int4_weight", "fp8_dynamic_row")},
+}
 # Options that need another transformer than FLUX's, and a tiny model that has it.
 ELSEWHERE = {"cache=sea": "tiny_wan21_t2v_1_3b", "cache=faster": "tiny_cogvideox_2b"}
 
@@ -89,8 +104,11 @@ def pairs(chosen: Sequence[Option]) -> Iterator[tuple[Option, Option]]:
     return ((a, b) for a, b in itertools.combinations(chosen, 2) if a[0] != b[0])
 
 
-def try_pair(family: str, first: Option, second: Option) -> Pair:
-    """Plan two options on a family and, if nothing speaks against them, run them here. Never raises."""
+def try_pair(family: str, first: Option, second: Option, known: Pair | None = None) -> Pair:
+    """Plan two options on a family and, if nothing speaks against them, run them here. Never raises.
+
+    A run is not repeated where ``known`` has the same pair, which ran.
+    """
     words = [f"{group}={option}" for group, option in (first, second)]
 
     def pair(status: str, stage: str, reason: str) -> Pair:
@@ -105,6 +123,8 @@ def try_pair(family: str, first: Option, second: Option) -> Pair:
             return replace(pair("refused", "alone", lacking[0]), on_gpu=" ".join(on_gpu.split()))
     except Exception as error:  # the table shows it, and scripts/pairs fails
         return pair("error", "plan", _words(error))
+    if known is not None and known.stage == "run" and known.status != "error":
+        return known
     status, reason = _OUTCOMES[plan.cell.id] = _OUTCOMES.get(plan.cell.id) or _outcome(plan)
     return pair(status, "run", reason)
 
@@ -143,14 +163,16 @@ def _reasons(plan: Plan) -> str:
 
 
 def _plan(family: str, words: Sequence[str], hardware: str = "cpu") -> Plan:
-    model = FAMILIES[family]
+    elsewhere = [ELSEWHERE[word] for word in words if word in ELSEWHERE and family == "DiT"]
+    model = elsewhere[0] if elsewhere else FAMILIES[family]
+    needs = [NEEDS, NEEDS_ON_GPU] if hardware != "cpu" else [NEEDS]
     more = {"workload.steps": "4"}
     for word in words:
-        model = ELSEWHERE.get(word, model) if family == "DiT" else model
-        more |= dict(need.split("=", 1) for need in NEEDS.get(word, ()))
+        more |= dict(need.split("=", 1) for table in needs for need in table.get(word, ()))
         if word.startswith("lora="):
             more["lora.path"] = str(lora_file(model))
-    asked = [f"model={model}", f"hardware={hardware}", "measure=quick", *words, *(f"{k}={v}" for k, v in more.items())]
+    more |= dict(word.split("=", 1) for word in words)  # the pair itself, whatever the other one needs
+    asked = [f"model={model}", f"hardware={hardware}", "measure=quick", *(f"{k}={v}" for k, v in more.items())]
     (request,) = requests(asked)
     data = request.cell.recipe.compile
     if hardware == "cpu" and hasattr(data, "backend") and data.backend == "inductor":
@@ -200,5 +222,5 @@ def _run(plan: Plan) -> str:
     return "; ".join(f"{e.group}: {e.summary}" for e in effects if e.group not in ("precision", "memory"))
 
 
-def try_task(task: tuple[str, Option, Option]) -> Pair:
+def try_task(task: tuple[str, Option, Option, Pair | None]) -> Pair:
     return try_pair(*task)

@@ -121,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--family", choices=sorted(FAMILIES), action="append")
     parser.add_argument("--output", type=Path, help="JSON file to write; what it has of other pairs stays")
-    parser.add_argument("--resume", action="store_true", help="only pairs that --output lacks or that failed")
+    parser.add_argument("--resume", action="store_true", help="plan all, but run none that ran before")
     parser.add_argument("--table", type=Path, help="Markdown file to write")
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args(argv)
@@ -133,10 +133,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     tasks.sort(key=lambda task: ("compile", "aot") in task)  # each of these takes a minute
     kept = {_key(pair): pair for pair in (read(args.output) if args.output and args.output.is_file() else [])}
-    if args.resume:
-        tasks = [(f, a, b) for f, a, b in tasks if kept.get((f, "=".join(a), "=".join(b)), _MISSING).status == "error"]
-    for number, pair in enumerate(_all(tasks, args.processes), 1):
-        print(f"{number}/{len(tasks)} {pair.family}: {pair.first} x {pair.second}: {pair.status}", flush=True)
+    again = [
+        (*task, kept.get((task[0], "=".join(task[1]), "=".join(task[2]))) if args.resume else None) for task in tasks
+    ]
+    for number, pair in enumerate(_all(again, args.processes), 1):
+        if pair != kept.get(_key(pair)):
+            print(f"{number}/{len(tasks)} {pair.family}: {pair.first} x {pair.second}: {pair.status}", flush=True)
         kept[_key(pair)] = pair
         if args.output and number % KEEP_EVERY == 0:
             write_text(args.output, to_json(list(kept.values())))
@@ -152,13 +154,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     sys.exit(1 if failed else 0)
 
 
-def _all(tasks: Sequence[tuple[str, Option, Option]], processes: int) -> Iterator[Pair]:
+def _all(tasks: Sequence[tuple[str, Option, Option, Pair | None]], processes: int) -> Iterator[Pair]:
     # not ProcessPoolExecutor: it stands still when it renews its processes (https://github.com/python/cpython/issues/115634)
     with get_context("spawn").Pool(processes, maxtasksperchild=ROWS_PER_PROCESS) as pool:
-        yield from pool.imap(try_task, tasks)
-
-
-_MISSING = Pair("", "", "", "error", "", "")
+        yield from pool.imap(try_task, tasks, chunksize=5)
 
 
 def _key(pair: Pair) -> tuple[str, str, str]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffopt.components import parts
 from diffopt.errors import Refusal
-from diffopt.steps.linears import quantized_with, replaced
+from diffopt.steps.linears import of_lora, quantized_with, replaced
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -29,8 +29,8 @@ def save_quantized(pipe: DiffusionPipeline, folder: str | Path) -> None:
     of ``quant=fp8_storage`` are read back widened, so choose that option again. What other steps changed (attention,
     layout, compile) is not in the folder.
 
-    Raises Refusal for what a folder cannot hold: no quantized weights, fused projections, compiled or offloaded
-    modules.
+    Raises Refusal for what a folder cannot hold: no quantized weights, fused projections, a LoRA that stays apart,
+    compiled or offloaded modules.
     """
     modules = parts(pipe)
     quantized = {name: config for name, module in modules.items() if (config := quantized_with(module)) is not None}
@@ -51,6 +51,10 @@ def _stored_in_float8(module: nn.Module) -> bool:
 def _check(name: str, module: nn.Module) -> None:
     if replaced(module):
         raise Refusal(f"save_quantized: the projections of {name} are fused, which no folder can tell; use fuse=none")
+    if any(of_lora(path) for path, _ in module.named_modules()):
+        raise Refusal(
+            f"save_quantized: {name} has the layers of a LoRA, which plain diffusers does not read back; use lora=fused"
+        )
     if any(weight.is_meta for weight in module.parameters()):
         raise Refusal(f"save_quantized: the weights of {name} are offloaded; use memory=resident")
     if any("_orig_mod" in path for path, _ in module.named_modules()):

@@ -136,6 +136,8 @@ class Model(Frozen):
     gated: Annotated[bool | None, Descriptive()]  # whether the hub asks to accept terms first
     frames: Annotated[Positive | None, Descriptive()] = None  # customary length of a video
     frame_step: Positive | None = None  # the VAE's factor in time: a video has a multiple of it and one frame more
+    vae_factor: Annotated[Positive | None, Descriptive()] = None  # pixels along a side of one latent pixel
+    sampler_needs: Annotated[tuple[str, ...], Descriptive()] = ()  # key=value of what any sampler must take over
     fps: Annotated[Positive | None, Descriptive()] = None  # frames per second of the saved video
     guidance_argument: Literal["guidance_scale", "true_cfg_scale"] = "guidance_scale"
     embedded_guidance: bool = False  # the denoiser is told the scale; no second batch, and no negative prompt is read
@@ -158,6 +160,14 @@ class Model(Frozen):
     def stages(self) -> tuple[Model, ...]:
         """This model, and those of the cascade after it."""
         return (self, *self.cascade)
+
+    def sizes(self, height: int, width: int) -> tuple[tuple[int, int], ...]:
+        """Height and width in pixels of what each stage draws, where the first draws ``height`` x ``width``."""
+        found = [(height, width)]
+        for stage in self.cascade:
+            given, factor = found[0 if stage.takes == "first" else -1], stage.upscale_factor or 1
+            found.append((given[0] * factor, given[1] * factor))
+        return tuple(found)
 
 
 class PeakTflops(Frozen):

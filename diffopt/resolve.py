@@ -113,6 +113,7 @@ class Resolver:
         recipe = {name: data[name] for name in Recipe.model_fields if name in data}
         recipe["model"] = self._model(data["model"])
         recipe["hardware"] = self._hardware(data["hardware"], composed.typed)
+        self._check_backend(composed)
         if isinstance(data.get("lora"), dict):
             recipe["lora"] = resolve_lora(data["lora"], Path.cwd())
         workload = resolve_workload(data["workload"], recipe["model"], composed.typed)
@@ -161,6 +162,19 @@ class Resolver:
             listed = [option for option in self._composer.options("hardware") if option != "auto"]
             self._auto = hardware.resolve_auto({n: self._composer.read_option("hardware", n) for n in listed})
         return self._auto
+
+    def _check_backend(self, composed: Composed) -> None:
+        """What a backend needs stands in its own option: under another option's name it would keep that one's needs."""
+        if "attention.backend" not in composed.typed:
+            return
+        backend, chosen = composed.data["attention"].get("backend"), composed.choices["attention"]
+        options = self._composer.shipped("attention")
+        having = [name for name, values in options.items() if values.get("backend") == backend]
+        if having and chosen not in having:
+            raise UsageError(
+                f"attention.backend={backend}: attention={chosen} says what another backend needs. Choose "
+                f"{' or '.join(f'attention={name}' for name in having)}."
+            )
 
     def _origin(self, error: ValidationError, choices: Mapping[str, str]) -> str:
         """The user's own files among the options that the error is about."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import get_args
 
 from diffopt.cell import Cell
-from diffopt.components import Component
+from diffopt.components import Component, attributes
 from diffopt.recipe import Hardware
 from diffopt.step import Trait
 
@@ -46,11 +47,16 @@ class Case:
 
     @property
     def dtype(self) -> str:
-        """What the denoiser computes in, as the traits of the precision step tell it."""
-        traits = self.cell.recipe.precision.traits
-        if Trait.HALF_PRECISION_BF16 in traits:
-            return "bfloat16"
-        return "float16" if Trait.HALF_PRECISION_FP16 in traits else "float32"
+        """What the denoiser computes in, and so what one says of the whole pipeline."""
+        return self.cell.recipe.precision.dtype_of("denoiser", self.cell.sites[0])
+
+    def dtypes(self, group: str) -> dict[str, frozenset[str]]:
+        """The parts that the step of a group touches in any stage, by the dtype that they compute in."""
+        precision, found = self.cell.recipe.precision, dict[str, set[str]]()
+        for site, part in product(self.cell.sites, get_args(Component)):
+            if part in self.touched(group) and attributes(site.model, part):
+                found.setdefault(precision.dtype_of(part, site), set()).add(part)
+        return {dtype: frozenset(parts) for dtype, parts in found.items()}
 
     def key(self, group: str) -> str:
         return f"{group}={self.choices.get(group, getattr(self.cell.recipe, group).kind)}"
@@ -73,9 +79,22 @@ class Case:
         step = getattr(self.cell.recipe, group)
         if Trait.CACHES in step.traits:
             return frozenset({"denoiser"})
-        named = {"vae" if word == "vae_decode" else word for word in getattr(step, "components", None) or PARTS}
-        return frozenset(named) if named <= PARTS else PARTS  # a LoRA's file has names of its own
+        named = frozenset(map(_part, getattr(step, "components", None) or PARTS))
+        return named if named <= PARTS else PARTS  # a LoRA's file has names of its own
+
+    def without(self, group: str, parts: frozenset[str], other: str) -> str:
+        """A remedy: to leave out the words for ``parts``, where the group names others too, or ``other``."""
+        every = getattr(getattr(self.cell.recipe, group), "components", ())
+        named = [word for word in every if _part(word) in parts]
+        return (
+            other if len(named) == len(every) else f"leave {' and '.join(named)} out of {group}.components, or {other}"
+        )
 
     def meet(self, one: str, other: str) -> bool:
         """Whether the steps of two groups touch a part in common."""
         return not self.touched(one).isdisjoint(self.touched(other))
+
+
+def _part(word: str) -> str:
+    """The part that a word in ``components`` stands for; of a VAE the decoder is compiled, by a word of its own."""
+    return "vae" if word == "vae_decode" else word

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from diffopt.memory_estimate import GIB, NOTED, estimate
-from diffopt.memory_remedies import Remedy, remedies
+from diffopt.memory_remedies import TRIED, Remedy, remedies
 from diffopt.rules_case import Case, Problem
 
 
@@ -23,7 +23,8 @@ def does_not_fit(case: Case, others: Callable[[Case], tuple[Problem, ...]]) -> I
         return len(others(changed)) <= len(others(case))
 
     found = [str(remedy) for remedy in remedies(case.cell, NOTED * has * GIB, works)]
-    remedy = f"it would fit with {', or with '.join(found)}" if found else "no option that diffopt has makes it fit"
+    none = f"none of the options tried ({', '.join(TRIED)}) makes it fit with a tenth of the memory to spare"
+    remedy = f"it would fit with {', or with '.join(found)}" if found else none
     keys = (f"model={case.cell.recipe.model.name}", case.place)
     yield Problem(f"needs about {needed}, {case.hardware.name} has {has:g}", keys, remedy)
 

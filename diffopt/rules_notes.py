@@ -27,13 +27,20 @@ def notes_on(case: Case) -> Iterator[str]:
         for group, step in case.cell.recipe.steps:
             if Trait.CUDA_GRAPHS in step.traits:
                 yield f"{case.key(group)}: there are no CUDA graphs on the CPU; it compiles and claims no more"
-    elif case.dtype == "bfloat16" and (case.hardware.compute_capability or AMPERE) < AMPERE:
-        yield f"{case.key('precision')}: {case.hardware.name} emulates bfloat16"
+    yield from _emulated(case)
     if case.hardware.sms is not None and case.hardware.sms < MIN_SMS:
         for key in case.holders(Trait.SEARCHES_GEMM):
             has = f"{case.hardware.name} has {case.hardware.sms} SMs"
             yield f"{key}: {has}, and below {MIN_SMS} the compiler does not search kernels for matrix products"
     yield from _quantized_eagerly(case)
+
+
+def _emulated(case: Case) -> Iterator[str]:
+    """A dtype that the GPU computes with the units of another."""
+    parts = case.dtypes("precision").get("bfloat16")
+    if parts is not None and (case.hardware.compute_capability or AMPERE) < AMPERE:
+        of = "" if case.dtype == "bfloat16" else f", the dtype of {' and '.join(sorted(parts))}"
+        yield f"{case.key('precision')}: {case.hardware.name} emulates bfloat16{of}"
 
 
 def _idle_guidance(case: Case) -> Iterator[str]:

@@ -105,8 +105,6 @@ class Trait(Enum):
     LIVE_LORA = auto()  # LoRA layers stay separate
     HOT_SWAPS = auto()  # weights of LoRA layers are replaced in place between calls
     CASTS_STORAGE = auto()  # weights are stored narrow and widened for each call
-    HALF_PRECISION_BF16 = auto()  # computes in bfloat16; with neither of the two it is float32
-    HALF_PRECISION_FP16 = auto()  # computes in float16
     COPIES_MODULES = auto()  # puts copies of modules in their place, which leave hooks with the originals
     WHOLE_DENOISER = auto()  # captures the denoiser as one graph, with its hooks
     CACHES = auto()  # keeps tensors of earlier denoising steps, and decides in each what is computed anew
@@ -125,7 +123,7 @@ class Requirements:
     devices: frozenset[str] = frozenset({"cuda", "cpu"})
     compute_capability: tuple[int, int] | None = None  # at least this, on CUDA
     exact_compute_capabilities: frozenset[tuple[int, int]] | None = None  # one of these, on CUDA (FlashAttention 3)
-    bfloat16_compute_capability: tuple[int, int] | None = None  # at least this where the pipeline computes in bfloat16
+    bfloat16_compute_capability: tuple[int, int] | None = None  # at least this where a part it touches is in bfloat16
     packages: tuple[str, ...] = ()  # PEP 508, such as "xformers>=0.0.29"
     install: str | None = None  # how to get the packages, where pip install would not do
     dtypes: frozenset[str] | None = None  # "float16", "bfloat16", "float32": what works on CUDA; None: all
@@ -140,6 +138,7 @@ class Site:
     hardware: Hardware
     workload: Workload | None  # None when a pipeline is optimized without a workload (diffopt.optimize)
     code_id: str | None = None  # what code compiled for its modules is kept under; tells nothing of other steps
+    cascade: tuple[Model, ...] = ()  # all of its stages, where the model is one of them; the workload is the first's
 
 
 @dataclass(frozen=True)
@@ -180,6 +179,10 @@ class Step(Frozen):
     def load_kwargs(self, site: Site) -> dict[str, Any]:
         """Arguments for ``from_pretrained``; only steps of order LOAD have some."""
         return {}
+
+    def dtype_of(self, part: str, site: Site) -> str:
+        """What ``part`` (denoiser, text_encoders, vae) computes in, by torch's name; asked of the precision step."""
+        return "float32"
 
     def weight_bytes(self, part: str, site: Site) -> float | None:
         """Bytes that a weight of ``part`` (denoiser, text_encoders, vae) takes after this step; None: as before it.

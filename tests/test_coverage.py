@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from rows import a_cell, a_result
 
-from diffopt.coverage import GPU, committed, has_test, page, plans, read
+from diffopt.coverage import GPU, Entry, committed, has_test, page, plans, read
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = read(ROOT / "docs/coverage.yaml")
@@ -23,3 +24,20 @@ def test_an_entry_can_be_selected_somewhere_and_has_its_test(entry: object) -> N
     assert has_test(entry, ROOT), f"there is no test {entry.test}"  # type: ignore[attr-defined,arg-type]
     places = ("cpu", GPU)
     assert None in [plans(entry, place) for place in places], plans(entry, GPU)  # type: ignore[arg-type]
+
+
+def test_a_row_shows_what_has_its_options_and_its_values() -> None:
+    words = ("compile=default", "compile.components=[denoiser,text_encoders]", "compile.backend=eager")
+    cell = a_cell(*words)
+    row = a_result(cell, choices={"compile": "default", "quant": "none"})
+
+    def shown(*overrides: str) -> bool:
+        return "[measured](there)" in page({"s": [Entry("t", overrides, "tests/x.py::y")]}, [("there", row)])
+
+    assert shown("compile=default")
+    assert shown("compile=default", "compile.components=[denoiser,text_encoders]", "quant=none")
+    assert shown("workload.batch_size=1")
+    assert not shown("compile=default", "compile.components=[denoiser]")
+    assert not shown("quant=int8_weight")
+    assert not shown("workload.batch_size=2")
+    assert not shown("launch.compile_artifact.save=true")

@@ -42,6 +42,8 @@ DESCRIBES = {
         "gated",
         "frames",
         "fps",
+        "vae_factor",
+        "sampler_needs",
         "activations",
     },
     "hardware": {"match", "sms", "memory_gib", "bandwidth_gb_s", "peak_tflops", "slurm", "ray_accelerator"},

@@ -60,7 +60,7 @@ def test_the_rungs_come_in_the_order_of_the_sweep_with_their_gains() -> None:
         "attention=sdpa",
         "layout=channels_last compile=max_autotune",
         "fuse=qkv",
-        "quant=int8_dynamic_vae",
+        "quant=int8_dynamic_sdxl",
     ]
     assert column(lines, "latency s") == ["7.36", "4.63", "3.31", "2.54", "2.52", "2.43"]
     assert column(lines, "over the rung before") == ["", "1.59x", "1.40x", "1.30x", "1.01x", "1.04x"]

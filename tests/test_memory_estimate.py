@@ -226,7 +226,28 @@ def test_remedies_are_together_where_one_is_not_enough() -> None:
 def test_nothing_helps_a_model_that_is_too_large() -> None:
     huge = {"denoiser": 10**12, "text_encoders": 10**12, "vae": 10**12}
     (problem,) = refusals(cell(parameters=huge, activations={"denoise": 10**12, "decode": 10**12}))
-    assert "no option" in problem.remedy
+    assert problem.remedy.startswith("none of the options tried (precision, vae, memory, quant, compile) makes it fit")
+
+
+def test_compiling_otherwise_is_a_remedy_where_it_lets_weights_move() -> None:
+    """Alone it saves nothing, and what is not compiled stays so."""
+    large = {"denoiser": 3400 * MILLION, "text_encoders": 3400 * MILLION, "vae": 3400 * MILLION}
+    counted = {"denoise": 500 * MILLION, "decode": 500 * MILLION}
+    base = cell("precision=fp16", parameters=large, activations=counted)
+    (problem,) = refusals(base)
+    assert problem.remedy.startswith("it would fit with memory=model_offload, or with")
+    assert "compile" not in problem.remedy
+    compiled = with_recipe(base, compile=shipped_step("compile", "default"))
+    (problem,) = refusals(compiled, compile="default")
+    assert "memory=model_offload compile=regional" in problem.remedy
+
+
+def test_quantizing_text_encoders_is_a_remedy() -> None:
+    counted = {"denoise": 500 * MILLION, "decode": 4000 * MILLION}
+    sizes = {"denoiser": 1000 * MILLION, "text_encoders": 2500 * MILLION, "vae": 0}
+    base = with_recipe(cell("precision=fp16", parameters=sizes, activations=counted))
+    found = remedies(base, needed(base).total - 3000 * MILLION, lambda remedy: "quant" in str(remedy))
+    assert [str(remedy) for remedy in found] == ["quant=int8_weight_text"]
 
 
 def test_every_remedy_fits_and_works(monkeypatch: pytest.MonkeyPatch) -> None:

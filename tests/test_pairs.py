@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,37 @@ def test_what_breaks_is_a_failure_in_the_table(broken: str, said: str, monkeypat
     found = try_pair("UNet", ("precision", "bf16"), ("fuse", "qkv"))
     assert (found.status, found.reason) == ("error", f"RuntimeError: {said}")
     assert "| `precision=bf16` | 0 | `fuse=qkv` ✗1 |" in markdown([found])
+
+
+def test_what_ran_is_not_run_again_unless_it_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffopt.pairs._outcome", lambda plan: ("ok", "ran again"))
+    monkeypatch.setattr(pairs, "_OUTCOMES", {})
+    words = "UNet", ("precision", "bf16"), ("fuse", "qkv")
+    ran = Pair("UNet", "precision=bf16", "fuse=qkv", "ok", "run", "fine")
+    assert try_pair(*words, ran) == ran
+    for again in (replace(ran, status="error"), replace(ran, status="refused", stage="plan"), None):
+        assert try_pair(*words, again).reason == "ran again"
+
+
+def test_a_lora_is_made_for_the_model_that_the_cache_needs() -> None:
+    found = try_pair("DiT", ("lora", "live"), ("cache", "sea"))
+    assert found.status == "ok", found
+
+
+@pytest.mark.parametrize(
+    ("word", "other", "on_gpu"),
+    [
+        ("quant=int4_weight", "fuse=qkv", ""),
+        ("attention=sage_hub", "quant=int8_weight", ""),
+        ("attention=flash3", "precision=fp16", ""),
+        ("precision=tf32", "attention=cudnn", "works in bfloat16 or float16 only"),
+    ],
+)
+def test_what_needs_a_gpu_is_planned_there_with_what_it_needs(word: str, other: str, on_gpu: str) -> None:
+    found = try_pair("DiT", option(word), option(other))
+    assert found.stage == "alone"
+    assert found.on_gpu is not None
+    assert on_gpu in found.on_gpu if on_gpu else found.on_gpu == "", found
 
 
 def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from diffusers import DiffusionPipeline
 from option_steps import step
 from safetensors import safe_open
-from tiny_families import cell, drawn, error, pipelines
+from safetensors.torch import save_file
+from tiny_families import apply, cell, drawn, error, pipelines
 from torch import nn
 
 import diffopt
@@ -116,6 +118,24 @@ def test_the_config_says_how_it_was_quantized(tmp_path):
 def test_a_pipeline_that_is_not_quantized_is_refused(tmp_path):
     with pytest.raises(Refusal, match="use its own save_pretrained"):
         save_quantized(pipelines(cell("tiny_sd15"))[0], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["int8_weight", "fp8_storage"])
+def test_the_layers_of_a_lora_are_refused(name, tmp_path):
+    pytest.importorskip("peft")
+    asked = cell("tiny_flux_dev")
+    (pipe,) = pipelines(asked)
+    file, folder = tmp_path / "lora.safetensors", tmp_path / "saved"
+    linear = pipe.transformer.transformer_blocks[0].attn.to_k
+    path, noise = "transformer.transformer_blocks.0.attn.to_k", torch.Generator().manual_seed(0)
+    down = torch.randn(4, linear.in_features, generator=noise)
+    up = torch.randn(linear.out_features, 4, generator=noise)
+    save_file({f"{path}.lora_A.weight": down, f"{path}.lora_B.weight": up}, file)
+    content = hashlib.sha256(file.read_bytes()).hexdigest()
+    apply([pipe], asked, step("lora", "live", path=str(file), content=content), step("quant", name))
+    with pytest.raises(Refusal, match="transformer has the layers of a LoRA.*use lora=fused"):
+        save_quantized(pipe, folder)
+    assert not folder.exists()
 
 
 def test_what_a_folder_cannot_tell_is_refused(tmp_path):

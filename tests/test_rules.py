@@ -88,6 +88,100 @@ def test_fp8_weights_below_ada_work_eagerly_but_not_compiled() -> None:
     assert keys("model=sd15", "hardware=h100", "precision=bf16", "quant=fp8_weight", "compile=default") == []
 
 
+def test_float8_that_is_not_compiled_works_anywhere() -> None:
+    words = ("model=sd15", "hardware=t4", "precision=fp16", "quant=fp8_weight", "quant.components=[text_encoders]")
+    assert keys(*words, "compile=default") == []
+    both = keys(*words, "compile=default", "compile.components=[denoiser,text_encoders]")
+    assert both == [("quant=fp8_weight", "compile=default", "hardware=t4")]
+
+
+TRITON, OTHER = "Triton has no bfloat16, the dtype of {}, below", "works in {} only, the pipeline computes {} in {}"
+VAE = "[denoiser,vae]"
+
+
+@pytest.mark.parametrize(
+    ("words", "fact", "remedy"),
+    [
+        (
+            "model=sana_1600m hardware=t4 precision=fp16 compile=default compile.components=[denoiser,text_encoders]",
+            TRITON.format("text_encoders"),
+            "leave text_encoders out of compile.components, or choose compile=none",
+        ),
+        (
+            "model=pixart_sigma hardware=t4 precision=fp16 precision.vae=bfloat16 compile=default "
+            "compile.components=[denoiser,vae_decode]",
+            TRITON.format("vae"),
+            "leave vae_decode out of compile.components, or choose compile=none",
+        ),
+        (
+            "model=sdxl hardware=h100 precision=fp16 attention=cudnn attention.components=[vae]",
+            OTHER.format("bfloat16 or float16", "vae", "float32"),
+            "choose a precision that computes vae in bfloat16 or float16",
+        ),
+        (
+            f"model=sd15 hardware=h100 precision=bf16 precision.vae=float32 quant=int4_weight quant.components={VAE}",
+            OTHER.format("bfloat16", "vae", "float32"),
+            "leave vae out of quant.components, or choose a precision that computes vae in bfloat16",
+        ),
+        (
+            "model=sd15 hardware=h100 precision=bf16 precision.vae=float16 quant=fp8_dynamic_row "
+            f"quant.components={VAE}",
+            OTHER.format("bfloat16", "vae", "float16"),
+            "leave vae out of quant.components, or choose a precision that computes vae in bfloat16",
+        ),
+        (
+            "model=sd15 hardware=t4 precision=fp16 precision.vae=bfloat16 attention=efficient "
+            "attention.components=[vae]",
+            "takes bfloat16, the dtype of vae, from",
+            "choose another attention",
+        ),
+    ],
+)
+def test_a_part_with_a_dtype_of_its_own_is_refused_for_it(words: str, fact: str, remedy: str) -> None:
+    (problem,) = plan(*words.split()).problems
+    assert problem.fact.startswith(fact)
+    assert problem.remedy == remedy
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "model=sd15 hardware=t4 precision=bf16 precision.vae=float32 compile=default compile.components=[vae_decode]",
+        "model=sd15 hardware=h100 precision=fp32 precision.vae=float16 attention=cudnn attention.components=[vae]",
+        "model=sana_1600m hardware=t4 precision=fp16 compile=default",
+        "model=sdxl hardware=h100 precision=fp16 attention=cudnn",
+    ],
+)
+def test_the_dtype_of_parts_that_a_step_leaves_alone_does_not_count(words: str) -> None:
+    assert keys(*words.split()) == []
+
+
+def test_text_encoders_in_emulated_bf16_are_noted() -> None:
+    notes = plan("model=sana_1600m", "hardware=t4", "precision=fp16").notes
+    assert "precision=fp16: t4 emulates bfloat16, the dtype of text_encoders" in notes
+    assert not any("emulates" in note for note in plan("model=sd15", "hardware=t4", "precision=fp16").notes)
+
+
+@pytest.mark.parametrize(
+    ("words", "refused"),
+    [
+        ("model=flux_dev precision=bf16", True),
+        ("model=flux_dev precision=fp16", True),  # its text encoders are in bfloat16
+        ("model=sd15 precision=bf16", True),
+        ("model=deepfloyd_if precision=bf16", True),
+        ("model=deepfloyd_if precision=bf16 precision.vae=float32", False),  # of the last stage
+        ("model=sdxl precision=fp16", False),
+        ("model=sd15 precision=fp32", False),
+        ("model=sd15 precision=bf16 precision.vae=float32", False),
+        ("model=wan21_t2v_1_3b precision=bf16 precision.vae=bfloat16", False),  # keeps layers in float32
+        ("model=sd35_medium precision=fp16", False),  # as T5 does in float16
+    ],
+)
+def test_tf32_without_float32_is_refused(words: str, refused: bool) -> None:
+    found = plan(*words.split(), "precision.tf32=true", "hardware=h100").problems
+    assert ["precision.tf32=true rounds nothing" in problem.fact for problem in found] == [True] * refused
+
+
 @pytest.mark.parametrize("quant", ["int4_weight", "fp8_dynamic"])
 def test_no_cpu_path(quant: str) -> None:
     assert keys(f"quant={quant}", "precision=bf16", "hardware=cpu") == [(f"quant={quant}", "hardware=cpu")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -30,10 +30,11 @@ from tiny_pipelines import picture, pipeline, site
 
 from diffopt import calls
 from diffopt.build import build
-from diffopt.errors import NoEffect, Refusal
+from diffopt.errors import NoEffect, Refusal, UsageError
 from diffopt.plan import make_plan
 from diffopt.resolve import requests
 from diffopt.step import Trait
+from diffopt.steps.attention import Backend
 from diffopt.steps.processors import FUSED, OURS, reads_fused
 from diffopt.steps.unet_attention import AddedKVDispatchProcessor, DispatchAttnProcessor
 
@@ -219,10 +220,30 @@ def test_which_processors_read_fused_projections_is_told_by_their_code():
     assert all(map(reads_fused, (FluxAttnProcessor(), Flux2AttnProcessor(), WanAttnProcessor())))
 
 
-@pytest.mark.parametrize(("change", "words"), [({"backend": "warp"}, "warp"), ({"backend": "flash"}, "flash-attn")])
-def test_an_unknown_or_missing_backend_is_refused(change, words):
-    with pytest.raises(Refusal, match=words):
-        step("attention", "sdpa", **change).apply(pipeline(), site())
+def test_an_unknown_backend_is_a_mistake_and_a_missing_one_is_refused():
+    with pytest.raises(ValidationError, match="backend"):
+        step("attention", "sdpa", backend="warp")
+    with pytest.raises(Refusal, match="flash-attn"):
+        step("attention", "sdpa", backend="flash").apply(pipeline(), site())
+
+
+def test_backends_are_known_by_name_without_asking_diffusers():
+    assert set(get_args(Backend)) == {backend.value for backend in AttentionBackendName}
+
+
+@pytest.mark.parametrize(
+    ("option", "backend", "instead"),
+    [("math", "_native_flash", "attention=flash"), ("sdpa", "sage", "attention=sage"), ("auto", "native", "sdpa")],
+)
+def test_a_backend_is_chosen_by_its_own_option_which_knows_what_it_needs(option, backend, instead):
+    with pytest.raises(UsageError, match=f"attention.backend={backend}: .*{instead}"):
+        requests(["model=tiny", "hardware=cpu", f"attention={option}", f"attention.backend={backend}"])
+
+
+def test_a_backend_of_no_option_or_of_the_chosen_one_may_be_named():
+    for backend in ("native", "sage_varlen"):
+        (request,) = requests(["model=tiny", "hardware=cpu", "attention=sdpa", f"attention.backend={backend}"])
+        assert request.cell.recipe.attention.backend == backend
 
 
 def test_a_processor_that_computes_something_else_is_refused():

@@ -393,6 +393,12 @@ def test_a_model_without_repeated_blocks_is_refused():
         step("compile", "regional").apply(pipe, site())
 
 
+@pytest.mark.parametrize("named", [("NoSuchBlock", "BasicTransformerBlock"), ("BasicTransformerBlock", "NoSuchBlock")])
+def test_a_name_of_no_block_is_refused_beside_right_ones(named):
+    with pytest.raises(Refusal, match=r"names NoSuchBlock, .*; set model.repeated_blocks=\[BasicTransformerBlock\]"):
+        step("compile", "regional").apply(pipeline(), site(repeated_blocks=named))
+
+
 @pytest.mark.parametrize("name", ["regional", "regions"])
 @pytest.mark.parametrize("component", ["vae", "text_encoders"])
 def test_parts_of_what_is_not_entered_whole_are_not_offered(name, component):
@@ -401,7 +407,8 @@ def test_parts_of_what_is_not_entered_whole_are_not_offered(name, component):
 
 
 def test_a_model_without_vae_has_no_decoder_to_compile():
-    assert step("compile", "max_autotune").problems(site(vae=None)) == ("compile.components=vae: model toy has none",)
+    (reason,) = step("compile", "max_autotune").problems(site(vae=None))
+    assert reason == "compile.components=vae_decode: model toy has none, compile.components=[denoiser] leaves it out"
 
 
 def test_a_mode_is_spelt_out_beside_options():
@@ -572,8 +579,27 @@ def test_a_graph_that_feeds_another_gives_it_copies(monkeypatch):
     assert out.tolist() == [2, 2]
 
 
+def test_sizes_without_symbols_share_none():
+    with pytest.raises(ValidationError, match="compile.duck_shape=false does nothing with compile.dynamic=false"):
+        step("compile", "default", dynamic=False, duck_shape=False)
+    for dynamic in (True, None):
+        step("compile", "default", dynamic=dynamic, duck_shape=False)
+
+
+def test_symbols_of_their_own_are_told_and_proved():
+    pipe, chosen = pipeline(), step("compile", "dynamic", backend="eager", components=["text_encoders"])
+    chosen.apply(pipe, site())
+    pipe.encode_prompt("a fox", "cpu", 1, False)
+    effect = chosen.verify(pipe, site())
+    assert effect.summary.endswith("equal sizes apart")
+    assert effect.numbers["duck_shape"] == "false"
+    torch.fx.experimental._config.use_duck_shape = True
+    with pytest.raises(NoEffect, match="compile.duck_shape=false, but torch's is true"):
+        chosen.verify(pipe, site())
+
+
 def test_a_backend_that_generates_no_code_takes_no_tuning():
-    with pytest.raises(ValidationError, match="generates no code"):
+    with pytest.raises(ValidationError, match="compile.backend=eager generates no code: set compile.mode=default"):
         step("compile", "max_autotune", backend="eager")
 
 

@@ -151,6 +151,34 @@ def test_groups_are_as_large_as_asked():
     assert one["vae_groups"] == two["vae_groups"] > 20  # layer by layer
 
 
+@pytest.mark.parametrize(
+    ("model", "blocks", "refused"),
+    [
+        ("tiny_qwen_image", 1, False),  # single blocks are the least there is
+        ("tiny_qwen_image", 100, True),
+        ("tiny_sd15", 2, False),  # of two lists, one after the other
+        ("tiny_sd15", 100, True),
+    ],
+)
+def test_groups_that_divide_nothing_are_refused(model, blocks, refused):
+    (request,) = requests([f"model={model}", "hardware=cpu"])
+    (pipe,), (place,) = build(make_plan(request.cell, request.choices)), request.cell.sites
+    chosen = step("memory", "group_offload", num_blocks_per_group=blocks, components=["denoiser"])
+    if not refused:
+        chosen.apply(pipe, place)
+        return
+    with pytest.raises(Refusal, match=rf"^memory.num_blocks_per_group={blocks}: \w+ has at most \d+ blocks in a row"):
+        chosen.apply(pipe, place)
+
+
+def test_a_denoiser_without_lists_of_blocks_is_refused():
+    pipe = pipeline()
+    pipe.unet.down_blocks = torch.nn.ModuleDict({str(i): part for i, part in enumerate(pipe.unet.down_blocks)})
+    pipe.unet.up_blocks = torch.nn.ModuleDict({str(i): part for i, part in enumerate(pipe.unet.up_blocks)})
+    with pytest.raises(Refusal, match=r"^memory.offload_type=block_level: unet .* has no list of blocks"):
+        step("memory", "group_offload").apply(pipe, site())
+
+
 def test_parts_that_no_group_is_made_of_stay_on_the_gpu(reference):
     pipe, chosen = movable(), step("memory", "group_offload", components=["denoiser"])
     with stand_in_gpu():
@@ -248,11 +276,11 @@ def test_streams_need_a_gpu_and_say_so():
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"num_blocks_per_group": None}, "num_blocks_per_group is a number for offload_type=block_level"),
+        ({"num_blocks_per_group": None}, "memory.num_blocks_per_group is a number for memory.offload_type=block_level"),
         ({"offload_type": "leaf_level"}, "null for leaf_level"),
-        ({"use_stream": True, "num_blocks_per_group": 2}, "set num_blocks_per_group to 1"),
-        ({"record_stream": True}, "record_stream=true does nothing without use_stream=true"),
-        ({"low_cpu_mem_usage": True}, "low_cpu_mem_usage=true does nothing without use_stream=true"),
+        ({"use_stream": True, "num_blocks_per_group": 2}, "set memory.num_blocks_per_group=1"),
+        ({"record_stream": True}, "memory.record_stream=true does nothing without memory.use_stream=true"),
+        ({"low_cpu_mem_usage": True}, "memory.low_cpu_mem_usage=true does nothing without memory.use_stream=true"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(changes, says):

@@ -91,7 +91,8 @@ def test_all_steps_that_go_together_prove_their_effects(reference):
 def test_a_component_that_the_model_lacks_is_refused_by_its_key(group, name):
     chosen = step(group, name, components=["denoiser", "vae"])
     without = site(vae=None)
-    assert chosen.problems(without) == (f"{group}.components=vae: model toy has none",)
+    remedy = f"{group}.components=[denoiser] leaves it out"
+    assert chosen.problems(without) == (f"{group}.components=vae: model toy has none, {remedy}",)
     with pytest.raises(Refusal, match=f"{group}.components=vae"):
         chosen.apply(pipeline(), without)
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -9,11 +13,11 @@ from option_steps import apply, step
 from tiny_pipelines import picture, pipeline, site
 
 from diffopt.build import build, verify
-from diffopt.errors import NoEffect
+from diffopt.errors import NoEffect, Refusal
 from diffopt.measure import Meter
 from diffopt.plan import make_plan
 from diffopt.resolve import requests
-from diffopt.step import Trait
+from diffopt.steps.precision import KEEPS_FLOAT32
 
 
 @pytest.fixture(autouse=True)
@@ -88,12 +92,24 @@ def test_quantized_weights_do_not_count_against_the_precision():
     assert fp32.verify(pipe, site()).numbers["unet_parameters"] < sum(p.numel() for p in pipe.unet.parameters())
 
 
-@pytest.mark.parametrize(
-    ("name", "trait"),
-    [("fp32", None), ("fp16", Trait.HALF_PRECISION_FP16), ("bf16", Trait.HALF_PRECISION_BF16)],
-)
-def test_traits_name_the_half_precisions(name, trait):
-    assert step("precision", name).traits == ({trait} if trait else set())
+@pytest.mark.parametrize(("name", "dtype"), [("fp32", "float32"), ("fp16", "float16"), ("bf16", "bfloat16")])
+def test_each_part_is_told_the_dtype_that_it_is_loaded_in(name, dtype):
+    chosen = step("precision", name)
+    told = {part: chosen.dtype_of(part, site(overflows=True)) for part in ("denoiser", "text_encoders", "vae")}
+    assert told == {"denoiser": dtype, "text_encoders": dtype, "vae": "float32" if name == "fp16" else dtype}
+
+
+def test_tf32_is_refused_where_nothing_is_in_float32():
+    tf32 = step("precision", "fp16", tf32=True)
+    with pytest.raises(Refusal, match=r"^precision.tf32=true: no weight of this pipeline is in float32"):
+        tf32.apply(pipeline(torch.float16), site())
+    tf32.apply(pipeline(torch.float16, vae_dtype=torch.float32), site())
+
+
+def test_the_classes_that_keep_layers_in_float32_are_those_of_diffusers():
+    folder = Path(diffusers.__file__).parent / "models" / "transformers"
+    kept = re.compile(r"^class (\w+)(?:(?!^class ).)*?^    _keep_in_fp32_modules = [\[(]", re.MULTILINE | re.DOTALL)
+    assert {name for file in folder.glob("*.py") for name in kept.findall(file.read_text())} == KEEPS_FLOAT32
 
 
 @pytest.mark.parametrize("kept", [["time_embedding", "conv"], "time_embedding"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,12 @@ from torch import nn
 from torchao.quantization import Float8Tensor, Int8Tensor
 
 from diffopt.errors import NoEffect, Refusal
-from diffopt.step import Order, Trait
+from diffopt.model_files import PACKAGED, packaged
+from diffopt.model_index import read_index
+from diffopt.random_weights import meta_modules
+from diffopt.resolve import requests
+from diffopt.step import Order, Trait, identity
+from diffopt.steps.linears import _chooser, replaced
 
 
 @pytest.fixture(autouse=True)
@@ -133,8 +139,6 @@ def test_int4_counts_what_is_padded(denoiser_class, size, share):
 
 def test_int4_takes_only_inputs_that_divide_into_groups():
     """The choice alone: packing needs CUDA."""
-    from diffopt.steps.linears import _chooser
-
     int4 = step("quant", "int4_weight", group_size=64)
     chosen = _chooser(int4, site(), int4.group_size, frozenset())
     assert chosen(nn.Linear(128, 48), "to_q")
@@ -231,6 +235,125 @@ def test_the_controlnet_is_quantized_beside_the_unet():
     apply(pipes[0], asked.sites[0], quant)
     drawn(pipes, asked)
     assert {"unet", "controlnet"} <= quant.verify(pipes[0], asked.sites[0]).numbers.keys()
+
+
+# --- filters: the page's, and those that leave nothing ---
+
+
+def page_shapes() -> set[tuple[int, int]]:
+    return {(inputs, outputs) for inputs, outputs in values("quant", "int8_dynamic_sdxl")["skip_shapes"]}
+
+
+@functools.cache
+def of_sdxl(part: str) -> nn.Module:
+    """A component of SDXL on the meta device."""
+    names = {"unet", "vae", "text_encoder", "text_encoder_2"}
+    return meta_modules(packaged("sdxl"), without=names - {part})[part]
+
+
+def taken(module: nn.Module, quant: Any, model: Any) -> set[str]:
+    here = dataclasses.replace(site(), model=model)
+    chosen = _chooser(quant, here, 16, replaced(module))
+    return {path for path, part in module.named_modules() if chosen(part, path)}
+
+
+def test_the_page_s_filter_takes_of_sdxl_what_it_takes_there():
+    """537 of the UNet's Linears and none of the VAE's, by inputs above 16 and the pairs alone."""
+    (request,) = requests(["model=sdxl", "hardware=a100", "quant=int8_dynamic_sdxl"])
+    quant, model = request.cell.recipe.quant, request.cell.recipe.model
+    assert len(page_shapes()) == 19
+    for part, count in {"unet": 537, "vae": 0}.items():
+        linears = {path: m for path, m in of_sdxl(part).named_modules() if isinstance(m, nn.Linear)}
+        sizes = {path: (m.in_features, m.out_features) for path, m in linears.items()}
+        page = {path for path, size in sizes.items() if size[0] > 16 and size not in page_shapes()}
+        assert taken(of_sdxl(part), quant, model) == page
+        assert len(page) == count
+    assert len(taken(of_sdxl("unet"), step("quant", "int8_dynamic"), model)) == 722, "another filter"
+    assert len(taken(of_sdxl("vae"), step("quant", "int8_dynamic"), model)) == 8
+
+
+def test_the_last_rung_of_the_page_s_ladder_has_its_filter():
+    ladder = requests(["sweep=accelerate_inference", "hardware=a100"], multirun=True)
+    (recipe,) = requests(["recipe=accelerate_inference", "model=sdxl", "hardware=a100"])
+    for request in (ladder[-1], recipe):
+        assert set(request.cell.recipe.quant.skip_shapes) == page_shapes()
+        assert request.cell.recipe.quant.skip == ()
+
+
+def test_linears_stay_by_their_sizes_and_the_effect_counts_them():
+    pipe, quant = pipeline(), step("quant", "int8_weight", skip_shapes=[[64, 64], [32, 128]])
+    shapes = {path: tuple(reversed(w.shape)) for path, w in weights(pipe).items()}
+    quant.apply(pipe, site())
+    plain = {path for path, w in weights(pipe).items() if not isinstance(w, Int8Tensor)}
+    assert plain == {path for path, shape in shapes.items() if shape in {(64, 64), (32, 128)}}
+    picture(pipe)
+    effect = quant.verify(pipe, site())
+    assert effect.numbers == {"unet": len(shapes) - len(plain), "unet_plain": len(plain)}
+    assert f"of unet ({len(plain)} left by quant.skip_shapes) are" in effect.summary
+
+
+def test_the_effect_tells_what_left_a_linear_and_which_filter_left_none():
+    pipe, quant = pipeline(), step("quant", "int8_dynamic_sdxl", skip=["time_emb", "attn1.to_q"])
+    quant.apply(pipe, site(quant_skip=("mid_block",)))
+    left = quant.verify(pipe, site(quant_skip=("mid_block",))).summary
+    named = [path for path in weights(pipe) if "time_emb" in path or "attn1.to_q" in path]
+    middle = [path for path in weights(pipe) if path.startswith("mid_block.") and path not in named]
+    assert f"{len(named)} left by quant.skip, {len(middle)} left by model.quant_skip" in left
+    assert "0 left by quant.skip_shapes" in left
+
+
+@pytest.mark.parametrize("name", ["int8_weight", "int8_dynamic", "fp8_storage"])
+def test_a_word_of_the_user_s_that_leaves_nothing_is_refused(name):
+    pipe, quant = pipeline(), step("quant", name, skip=["attn1.to_q", "typo", "norm_out"])
+    with pytest.raises(Refusal, match=r"quant\.skip=\[typo\] leaves nothing.* such as "):
+        quant.apply(pipe, site())
+    assert not any(isinstance(w, Int8Tensor) or w.dtype.itemsize == 1 for w in weights(pipe).values())
+
+
+def test_sizes_of_the_user_s_that_leave_nothing_are_refused():
+    pipe, quant = pipeline(), step("quant", "int8_weight", skip_shapes=[[64, 64], [65, 64], [640, 640]])
+    with pytest.raises(Refusal, match=r"quant\.skip_shapes=\[\[65, 64\]\] leaves nothing.*\[64, 64\]"):
+        quant.apply(pipe, site())
+
+
+def test_the_stages_of_a_cascade_share_a_list():
+    cascade = dataclasses.replace(site(), cascade=(site().model,) * 2)
+    pipe, quant = pipeline(), step("quant", "int8_weight", skip=["add_embedding"])
+    quant.apply(pipe, cascade)
+    assert "(0 left by quant.skip" in quant.verify(pipe, cascade).summary
+
+
+@pytest.mark.parametrize("word", [".", "", "_"])
+@pytest.mark.parametrize("name", ["int8_weight", "fp8_storage"])
+def test_a_word_that_is_in_every_path_is_refused(name, word):
+    with pytest.raises(ValidationError, match="is in nearly every path"):
+        step("quant", name, skip=[word])
+
+
+def test_the_ids_of_older_recipes_stay():
+    """skip_shapes came later."""
+    for name in ("int8_dynamic", "int8_weight", "int4_weight", "fp8_dynamic", "fp8_weight"):
+        assert "skip_shapes" in values("quant", name)
+        assert "skip_shapes" not in identity(step("quant", name))
+    assert "skip_shapes" in identity(step("quant", "int8_dynamic_sdxl"))
+
+
+VAES = sorted(path.parent.parent.name for path in PACKAGED.glob("tiny_*/vae/config.json"))
+
+
+@pytest.mark.parametrize("name", VAES)
+def test_a_vae_of_convolutions_alone_is_refused_in_the_plan(name):
+    """Not LTX's, which has Linears in later versions."""
+    named = read_index(packaged(name)).components
+    denoiser = next(part.class_name for key, part in named.items() if key in ("unet", "transformer"))
+    (vae,) = meta_modules(packaged(name), without=set(named) - {"vae"}).values()
+    here = site()
+    here = dataclasses.replace(here, model=here.model.model_copy(update={"denoiser_class": denoiser}))
+    found = step("quant", "int8_dynamic_vae").problems(here)
+    has = any(isinstance(part, nn.Linear) for part in vae.modules())
+    assert bool(found) is (not has and denoiser != "LTXVideoTransformer3DModel")
+    assert all("quant.components=vae: the VAE of" in reason and "[denoiser]" in reason for reason in found)
+    assert not step("quant", "int8_dynamic").problems(here)
 
 
 # --- float8 storage ---

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,9 @@ from diffopt.model_files import PACKAGED
 from diffopt.packages import missing
 from diffopt.plan import make_plan
 from diffopt.resolve import requests
+from diffopt.step import Site
 from diffopt.steps import host_schedule
-from diffopt.steps.sampler_support import FLOW_DENOISERS, PIPELINES, SAMPLERS
+from diffopt.steps.sampler_support import ESSENTIAL, FLOW_DENOISERS, OTHERS, PIPELINES, SAMPLERS
 
 OPTIONS = sorted(path.stem for path in (CONF / "scheduler").glob("*.yaml") if path.stem != "default")
 HERE = [name for name in OPTIONS if not missing(step("scheduler", name).requires().packages)]
@@ -287,8 +290,8 @@ def test_what_waits_cannot_promise_otherwise(name):
 )
 def test_a_plan_refuses_what_does_not_fit_the_family(option, name, reason):
     (request,) = requests([f"model={option}", f"scheduler={name}", "hardware=cpu", "measure=quick"])
-    (told,) = (text for text in make_plan(request.cell, request.choices).reasons if f"scheduler={name}" in text)
-    assert reason in told
+    told = [text for text in make_plan(request.cell, request.choices).reasons if f"scheduler={name}" in text]
+    assert any(reason in text for text in told)
 
 
 REFUSED = [
@@ -303,9 +306,11 @@ REFUSED = [
 
 @pytest.mark.parametrize(("option", "name", "changes", "reason"), REFUSED)
 def test_a_sampler_that_would_drop_what_the_model_needs_is_refused(option, name, changes, reason):
-    drawn = family(option)
+    drawn, chosen = family(option), step("scheduler", name, **changes)
+    assert any(reason in told for told in chosen.problems(drawn.site))
+    drawn.pipe.scheduler = drawn.own
     with pytest.raises(Refusal, match=reason):
-        drawn.sample(name, **changes)
+        chosen.apply(drawn.pipe, drawn.site)
 
 
 def test_a_shift_by_size_that_no_pipeline_computes_is_refused_in_words():
@@ -324,14 +329,105 @@ def test_deepfloyds_samplers_split_the_predicted_variance():
 
 
 def test_a_setting_that_the_class_lacks_is_refused():
-    with pytest.raises(Refusal, match=r"scheduler\.solver_order: EulerDiscreteScheduler has no such argument"):
+    with pytest.raises(Refusal, match=r"scheduler\.solver_order=2: EulerDiscreteScheduler has no such argument"):
         step("scheduler", "euler", solver_order=2).apply(pipeline(), site())
 
 
-@pytest.mark.parametrize("name", ["IPNDMScheduler", "NoSuchScheduler"])
-def test_an_incompatible_or_unknown_class_is_refused(name):
-    with pytest.raises(Refusal, match=f"{name}: not compatible with this model's PNDMScheduler"):
-        step("scheduler", "euler", class_name=name).apply(pipeline(), site())
+def test_an_incompatible_class_is_refused():
+    with pytest.raises(Refusal, match="IPNDMScheduler: not compatible with this model's PNDMScheduler"):
+        step("scheduler", "euler", class_name="IPNDMScheduler").apply(pipeline(), site())
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("EulerDiscreteSchedler", r" \(Did you mean EulerDiscreteScheduler\?\)$"), ("NoSuchThing", "$")],
+)
+def test_a_class_that_diffusers_has_not_is_refused_before_torch(name, told):
+    chosen = step("scheduler", "euler", class_name=name)
+    (reason,) = chosen.problems(site())
+    assert re.search(f"class_name={name}: diffusers has no such sampler{told}", reason)
+    with pytest.raises(Refusal, match="no such sampler"):
+        chosen.apply(pipeline(), site())
+
+
+def test_every_class_of_the_installed_diffusers_has_its_place():
+    structure = vars(diffusers.schedulers)["_import_structure"]
+    there = {name for names in structure.values() for name in names if name.endswith("Scheduler")}
+    assert there <= {*SAMPLERS, *OTHERS}
+    modules = (diffusers, diffusers.schedulers)  # with stand-ins where packages are missing
+    assert all(any(hasattr(module, name) for module in modules) for name in (*SAMPLERS, *OTHERS))
+    assert not SAMPLERS.keys() & OTHERS
+
+
+# what does nothing, or cannot be: of a model, an option, its settings; and what the plan says
+IDLE = [
+    ("tiny_sdxl", "lcm", {"timestep_spacing": "trailing"}, "timestep_spacing=trailing: LCMScheduler never reads it"),
+    ("tiny_sdxl", "tcd", {"timestep_spacing": "trailing"}, "timestep_spacing=trailing: TCDScheduler never reads it"),
+    ("tiny_sdxl", "tcd", {"clip_sample": True}, "clip_sample=true: TCDScheduler never reads it"),
+    ("tiny_cogvideox_2b", "cogvideox_ddim", {"clip_sample": True}, "CogVideoXDDIMScheduler never reads it"),
+    ("tiny_wan21_t2v_1_3b", "flow_dpmpp_2m", {"timestep_spacing": "trailing"}, "sigmas are those of flow matching"),
+    ("tiny_wan21_t2v_1_3b", "flow_unipc", {"timestep_spacing": "trailing"}, "sigmas are those of flow matching"),
+    ("tiny_wan21_t2v_1_3b", "flow_deis", {"timestep_spacing": "trailing"}, "sigmas are those of flow matching"),
+    ("tiny_sana_1600m", "flow_dpmpp_2m", {"timestep_spacing": "leading"}, "sigmas are those of flow matching"),
+    ("tiny_flux_dev", "flow_unipc", {"timestep_spacing": "trailing"}, "sigmas are those of flow matching"),
+    ("tiny_sd15", "dpmpp_2m_karras", {"timestep_spacing": "trailing"}, "those of scheduler.use_karras_sigmas=true"),
+    ("tiny_sd15", "dpmpp_2m", {"flow_shift": 3.0}, "flow_shift=3: this model matches no flow; set it to null"),
+    ("tiny_wan21_t2v_1_3b", "flow_unipc", {"use_karras_sigmas": True, "flow_shift": 2.0}, "which it does not shift"),
+    ("tiny_flux_dev", "flow_euler", {"timestep_spacing": "trailing"}, "has no such argument; set it to null"),
+    ("tiny_sd15", "dpmpp_2m", {"algorithm_type": "rubbish"}, "has dpmsolver++, sde-dpmsolver++, dpmsolver, sde-"),
+    ("tiny_sd15", "deis", {"algorithm_type": "dpmsolver"}, "algorithm_type=dpmsolver: DEISMultistepScheduler has deis"),
+]
+
+
+@pytest.mark.parametrize(("option", "name", "changes", "reason"), IDLE)
+def test_what_does_nothing_or_cannot_be_is_refused_before_torch(option, name, changes, reason):
+    words = [f"scheduler.{key}={str(value).lower()}" for key, value in changes.items()]
+    (request,) = requests([f"model={option}", f"scheduler={name}", "hardware=cpu", "measure=quick", *words])
+    (told,) = (text for text in make_plan(request.cell, request.choices).reasons if "scheduler=" in text)
+    assert reason in told
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "changes"),
+    [
+        ("tiny_sdxl", "euler", {"timestep_spacing": "trailing", "use_karras_sigmas": True}),  # bounds come from it
+        ("tiny_sdxl", "tcd", {"clip_sample": False}),  # as it is
+        ("tiny_sd15", "dpmpp_2m", {"timestep_spacing": "trailing"}),
+        ("tiny_sd15", "unipc", {"final_sigmas_type": "sigma_min"}),
+        ("tiny_wan21_t2v_1_3b", "flow_unipc", {"flow_shift": 1.0}),
+        ("tiny_flux_dev", "flow_euler", {"use_dynamic_shifting": False, "shift": 2.0}),
+        ("tiny_deepfloyd_if_i_m", "dpmpp_2m", {"algorithm_type": "sde-dpmsolver++", "sync_free": False}),
+        ("tiny_sd15", "euler", {"class_name": "IPNDMScheduler"}),  # the model's own sampler will tell
+    ],
+)
+def test_what_does_something_is_planned(option, name, changes):
+    assert step("scheduler", name, **changes).problems(family_site(option)) == ()
+
+
+@functools.cache
+def family_site(option: str) -> Site:
+    (request,) = requests([f"model={option}", "hardware=cpu", "measure=quick"])
+    return request.cell.sites[0]
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "deis", "unipc", "dpmpp_single"])
+@pytest.mark.parametrize("steps", [2, 3, 4, 5, 16])
+def test_an_order_that_is_never_reached_changes_nothing_and_is_found_out(name, steps):
+    """Against the pictures: with too few steps a solver of order 3 draws what one of order 2 does."""
+    other = {"class_name": "DPMSolverSinglestepScheduler"} if name == "dpmpp_single" else {}
+    drawn, effects = {}, {}
+    for order in (1, 2, 3):
+        pipe, chosen = pipeline(), step("scheduler", name if not other else "dpmpp_2m", solver_order=order, **other)
+        chosen.apply(pipe, site())
+        drawn[order] = picture(pipe, steps)
+        try:
+            effects[order] = chosen.verify(pipe, site()).summary
+        except NoEffect as error:
+            effects[order] = str(error)
+    assert ("too few to reach order 2" in effects[2]) == np.array_equal(drawn[1], drawn[2])
+    idle = f"scheduler.solver_order=3: none of {steps} steps reaches that order; take {4 if other else 5} steps or more"
+    assert effects[3].startswith(idle) == np.array_equal(drawn[2], drawn[3])
+    assert "too few" not in effects[1]
 
 
 def test_a_value_that_the_class_does_not_know_is_refused():
@@ -370,11 +466,24 @@ def test_a_class_whose_packages_are_missing_is_refused_with_the_way_to_get_them(
         step("scheduler", "lms").apply(pipeline(), site())
 
 
+SETTINGS = set(values("scheduler", "euler")) - {"kind", "class_name", "sync_free"}
+
+
+def read_in(cls: type) -> set[str]:
+    """Names that the code of a class reads: variables, and what it takes from its config."""
+    nodes = [*ast.walk(ast.parse(textwrap.dedent(inspect.getsource(cls))))]
+    names = {node.id for node in nodes if isinstance(node, ast.Name)}
+    return names | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+
+
 @pytest.mark.parametrize("name", [name for name, known in SAMPLERS.items() if not missing(known.packages)])
 def test_the_table_of_samplers_is_what_the_installed_diffusers_has(name):
     cls, known = getattr(diffusers, name), SAMPLERS[name]
     assert ("sigmas" in inspect.signature(cls.set_timesteps).parameters) == known.sigmas
-    assert ("use_flow_sigmas" in inspect.signature(cls).parameters) == known.solves_both
+    arguments = inspect.signature(cls).parameters
+    assert ("use_flow_sigmas" in arguments) == known.solves_both
+    assert {key for key in (*SETTINGS, *ESSENTIAL) if key in arguments} == known.takes
+    assert {key for key in SETTINGS if key in arguments and key not in read_in(cls)} == {*known.ignores}
     if known.noise:
         assert "randn_tensor" in inspect.getsource(inspect.getmodule(cls))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import diffusers
@@ -13,6 +14,8 @@ from pydantic import ValidationError
 from tiny_pipelines import SIZE, pipeline, site
 
 from diffopt.errors import NoEffect, Refusal
+from diffopt.latent_sizes import of_vae
+from diffopt.model_files import PACKAGED
 from diffopt.plan import Plan, make_plan
 from diffopt.resolve import requests
 from diffopt.step import Step
@@ -296,6 +299,30 @@ def test_a_workload_that_has_nothing_to_divide_is_refused(words, fact):
     found = plan(*words)
     assert [problem.keys for problem in found.problems] == ([] if fact is None else [(words[0], "model=sdxl")])
     assert fact is None or fact in found.problems[0].fact
+
+
+@pytest.mark.parametrize("tile", [33, 500])
+def test_a_tile_that_is_no_whole_number_of_latents_is_refused_before_torch(tile):
+    (problem,) = plan("vae=tiling", f"vae.tile={tile}").problems
+    assert problem.fact.startswith(f"vae.tile={tile}: the VAE of sdxl needs a multiple of 8, of 16 or more (such as")
+
+
+@pytest.mark.parametrize("config", sorted(PACKAGED.glob("tiny*/vae/config.json")), ids=lambda path: path.parts[-3])
+def test_the_factor_that_files_tell_is_the_one_that_tiles_are_measured_by(config):
+    data = json.loads(config.read_text())
+    factor, _ = of_vae(data)
+    with torch.device("meta"):
+        vae = getattr(diffusers, data["_class_name"]).from_config(data)
+    set_tile(vae, 2 * factor, None)
+    with pytest.raises(Refusal, match=f"needs a multiple of {factor}, of {2 * factor} or more"):
+        set_tile(vae, 3 * factor - 1, None)
+
+
+def test_so_is_one_of_a_single_latent():
+    (reason,) = step("vae", "tiling", tile=16).problems(site(vae_factor=16))
+    assert "vae.tile=16: the VAE of toy needs a multiple of 16, of 32 or more (such as 32)" in reason
+    assert step("vae", "tiling", tile=32).problems(site(vae_factor=16)) == ()
+    assert step("vae", "tiling", tile=33).problems(site()) == ()  # not known: the class will tell
 
 
 def test_a_model_without_a_vae_is_refused():

@@ -44,6 +44,11 @@ MISTAKES = {
     "thousands of digits": (["workload.seed=" + "9" * 5000], ["workload.seed"]),
     "null where a number belongs": (["workload.batch_size=null"], ["workload.batch_size=null"]),
     "items of a list": (["compile=default", "compile.components=[foo]"], ["compile.components.0=foo"]),
+    "a value that is no list": (
+        ["quant=int8_weight", "quant.components=denoiser"],
+        ["quant.components=denoiser: must be a list, such as [denoiser]"],
+    ),
+    "a word in every path": (["quant=int8_weight", "quant.skip=[.]"], ["quant.skip=[.]: '.' is in nearly every path"]),
     "a value of hardware=auto": (["hardware.device=cuda"], ["Choose hardware=NAME"]),
     "prompt and prompts file": (["workload.prompt=a", "workload.prompts_file=b"], ["leave one out"]),
     "upper case": (["hardware=RTX4090"], ["Did you mean rtx4090?"]),
@@ -53,6 +58,25 @@ MISTAKES = {
     "an artifact for a cold start": (
         ["measure=starts", f"launch.compile_artifact.load={__file__}", f"launch.compile_artifact.sha256={'0' * 64}"],
         ["measure.starts=true", "launch.compile_artifact.load"],
+    ),
+    "a key of another option": (["vae.tile=256"], ["vae=default is chosen", "'tile'", "vae=slicing or tiling"]),
+    "a key of no option": (["compile=default", "compile.nope=1"], ["'compile' has no key 'nope'. It has kind"]),
+    "a part named twice": (
+        ["compile=default", "compile.components=[denoiser, denoiser]"],
+        ["compile.components=[denoiser,denoiser]", "names denoiser twice; once is enough"],
+    ),
+    "no such backend": (["attention=sdpa", "attention.backend=warp"], ["attention.backend=warp", "'native'"]),
+    "the backend of another option": (
+        ["attention=math", "attention.backend=_native_flash"],
+        ["attention.backend=_native_flash", "Choose attention=flash"],
+    ),
+    "tuning what generates no code": (
+        ["compile=default", "compile.backend=eager", "compile.mode=max-autotune"],
+        ["compile.backend=eager", "compile.mode=default", "compile.options"],
+    ),
+    "streams of several blocks": (
+        ["memory=group_offload", "memory.use_stream=true", "memory.num_blocks_per_group=2"],
+        ["memory.use_stream=true", "memory.num_blocks_per_group=1"],
     ),
     "no recipe file": (["--recipe", "nowhere.yaml"], ["no such file"]),
     "no config dir": (["--config-dir", "nowhere"], ["no such folder"]),

@@ -15,6 +15,7 @@ from test_child import gone
 from diffopt.study import Study
 
 HERE = Path(__file__).parent
+DEADLINE = 15  # seconds for the stage optimize: enough on a busy machine, and one row waits for it to pass
 
 
 def command(study, deadline, *kinds):
@@ -27,7 +28,8 @@ def environment():
 
 
 def sweep(study, *kinds):
-    done = subprocess.run(command(study, 3, *kinds), env=environment(), capture_output=True, text=True, check=False)
+    words = command(study, DEADLINE, *kinds)
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     return {row["choices"]["layout"]: row for row in told["rows"]}, told["kept"]
@@ -60,7 +62,7 @@ ENDINGS = {
     "exit3": ("crashed", "optimize", "exited with code 3"),
     "sigkill": ("crashed", "optimize", "SIGKILL"),
     "sigsegv": ("crashed", "optimize", "SIGSEGV"),
-    "hang": ("timeout", "optimize", "more than 3 s in stage optimize"),
+    "hang": ("timeout", "optimize", f"more than {DEADLINE} s in stage optimize"),
     "oom": ("oom", "optimize", "can't allocate memory"),
     "garbage": ("crashed", "optimize", "outcome cannot be read"),
     "garbage_report": ("crashed", "optimize", "reports cannot be read"),

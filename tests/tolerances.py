@@ -25,6 +25,7 @@ EXACT_OPTIONS = [
 ]
 LOSSY_OPTIONS = {
     ("quant", "int8_dynamic"): Lossy(largest=0.05, mean=0.02),
+    ("quant", "int8_dynamic_sdxl"): Lossy(largest=0.05, mean=0.02),
     ("quant", "int8_dynamic_vae"): Lossy(largest=0.05, mean=0.02),
     ("quant", "int8_weight"): Lossy(largest=0.02, mean=0.01),
     ("quant", "int8_weight_text"): Lossy(largest=0.02, mean=0.01),

@@ -96,6 +96,13 @@ def unknown_key(override: Override, data: Mapping[str, Any], *, below: str | Non
     raise ValueError(f"{override.input_line} is known")
 
 
+def key_of_others(override: Override, group: str, option: str, having: Sequence[str]) -> str:
+    """A key that the chosen option of a group has not, and others have."""
+    key = override.key_or_group.split(".")[1]
+    chosen = f"{override.input_line}: {group}={option} is chosen, which has no key '{key}'."
+    return f"{chosen} Choose one that has it, such as {group}={' or '.join(having)}."
+
+
 def composition(error: str) -> str:
     return f"These options cannot be composed: {' '.join(error.split('Config search path:')[0].split())}"
 

@@ -7,7 +7,7 @@ steer, nothing that leaks into somebody else's Hydra application.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,6 +97,11 @@ class Composer:
         """The checked data of one option's file as it stands, siblings not merged."""
         return copy.deepcopy(read_data(self.option_file(group, option), f"{group}/{option}.yaml"))
 
+    def shipped(self, group: str) -> dict[str, dict[str, Any]]:
+        """The shipped options of a group as their files stand, siblings not merged."""
+        files = sorted((shipped_conf() / group).glob("*.yaml"))
+        return {file.stem: copy.deepcopy(read_data(file, f"{group}/{file.name}")) for file in files}
+
     def parse(self, overrides: Sequence[str]) -> list[Override]:
         """Parse and check what can be checked before composing: groups, options, quoting."""
         parsed = []
@@ -131,9 +136,20 @@ class Composer:
         data = copy.deepcopy(skeleton.data)
         for override in parsed:
             if override.key_or_group not in self.groups:
+                if having := self._others_with(override.key_or_group, data):
+                    group = override.key_or_group.split(".")[0]
+                    raise UsageError(complaints.key_of_others(override, group, skeleton.choices[group], having))
                 _set(data, override)
         typed = frozenset(str(override.key_or_group) for override in parsed)
         return Composed(data=data, choices=dict(skeleton.choices), typed=typed)
+
+    def _others_with(self, key: str, data: Mapping[str, Any]) -> list[str]:
+        """Options of a group of steps that have a dotted key, where the chosen one has not."""
+        group, _, rest = key.partition(".")
+        leaf, step = rest.partition(".")[0], data.get(group)
+        if not isinstance(step, dict) or "kind" not in step or leaf in step:
+            return []
+        return [option for option, values in self.shipped(group).items() if leaf in values]
 
     def _skeleton(self, groups: list[Override]) -> Composed:
         """The data for a choice of options, before values are set: composed once per choice, a sweep reuses it."""

@@ -19,6 +19,36 @@ if TYPE_CHECKING:
 
     from diffopt.recipe import Hardware, Model
 
+# diffusers' names: AttentionBackendName, which only torch can be asked for
+Backend = Literal[
+    "flash",
+    "flash_hub",
+    "flash_varlen",
+    "flash_varlen_hub",
+    "flash_4_hub",
+    "_flash_3",
+    "_flash_varlen_3",
+    "_flash_3_hub",
+    "_flash_3_varlen_hub",
+    "aiter_fa2_hub",
+    "flex",
+    "native",
+    "_native_cudnn",
+    "_native_efficient",
+    "_native_flash",
+    "_native_math",
+    "_native_npu",
+    "_native_xla",
+    "sage",
+    "sage_hub",
+    "sage_blackwell_hub",
+    "sage_varlen",
+    "_sage_qk_int8_pv_fp8_cuda",
+    "_sage_qk_int8_pv_fp8_cuda_sm90",
+    "_sage_qk_int8_pv_fp16_cuda",
+    "_sage_qk_int8_pv_fp16_triton",
+    "xformers",
+]
 # Transformers that hide the padding of their text by a mask, whatever the prompt.
 MASKING = frozenset(
     {
@@ -40,14 +70,14 @@ STOCK_ATTENTION = frozenset({"DiTTransformer2DModel", "PixArtTransformer2DModel"
 class Dispatch(Step):
     """Compute attention with ``backend``, by diffusers' own name, in UNets and VAEs as in transformers.
 
-    What the backend needs is data in the option's YAML, so that a new backend is one YAML and no code. Its failures
+    What the backend needs is data in the option's YAML, so that another backend is one YAML and no code. Its failures
     (head size, mask, missing kernel) are errors: nothing falls back to another backend. Linear attention (Sana's
     self-attention) has no softmax that a kernel could compute; it is left, and the effect says so.
     """
 
     order: ClassVar[Order] = Order.ATTENTION
     kind: Literal["dispatch"]
-    backend: str
+    backend: Backend
     components: DiffusersComponents
     devices: tuple[Literal["cuda", "cpu"], ...]
     compute_capability: tuple[int, int] | None

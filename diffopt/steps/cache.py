@@ -97,7 +97,7 @@ class Mag(Step):
         if self.num_inference_steps is None and site.workload is None:
             found += ("without a workload, cache.num_inference_steps must be given",)
         retained = 0 if self.calibrate else max(int(self.retention_ratio * self._steps(site) + 0.5), 1)
-        return found or too_short(site, retained)
+        return found or self._miscounted(site) or too_short(site, retained)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS, MagCacheConfig
@@ -135,6 +135,17 @@ class Mag(Step):
         if not measured:
             raise NoEffect("cache=mag_calibrate: no magnitude ratio was measured")
         return Effect(f"magnitude ratios of {ran:g} steps measured, nothing skipped", {**effect.numbers, **measured})
+
+    def _miscounted(self, site: Site) -> tuple[str, ...]:
+        """A number that no sampler makes of the workload's: one has the denoiser called once more than that, others
+        twice in each step but the last."""
+        given, ran = self.num_inference_steps, None if site.workload is None else iterations(site.workload)
+        if given is None or ran is None or given in (ran, ran + 1, 2 * ran - 1):
+            return ()
+        return (
+            f"cache.num_inference_steps={given}: the workload runs {ran} steps; set it to null, or to {2 * ran - 1} "
+            "with a sampler that calls the denoiser twice in a step",
+        )
 
     def _steps(self, site: Site) -> int:
         return self.num_inference_steps or (iterations(site.workload) if site.workload is not None else 0)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from diffopt.errors import Refusal
 from diffopt.step import Effect, Order, Site, Step, Trait, register
@@ -14,9 +15,23 @@ from diffopt.steps.cache_support import FRAMES, guided, lacking, too_short
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+NOISE = 1000  # the timestep of pure noise
+
+
+def _holds_some(between: tuple[float, float]) -> tuple[float, float]:
+    low, high = between
+    if not (low < high and low < NOISE and high > 0):
+        raise PydanticCustomError(
+            "holds_no_timestep",
+            "holds no timestep; give [LOW, HIGH], LOW below HIGH, where {noise} is pure noise and 0 the picture",
+            {"noise": NOISE},
+        )
+    return between
+
+
 EveryNth = Annotated[int, Field(ge=2)]  # computed once in so many calls
 Words = Annotated[tuple[str, ...], Field(min_length=1)]  # regular expressions
-Timesteps = tuple[float, float]  # exclusive; 1000 is pure noise, 0 the picture
+Timesteps = Annotated[tuple[float, float], AfterValidator(_holds_some)]  # low and high, exclusive
 _INSIDE = frozenset({Trait.CACHES, Trait.GRAPH_BREAKS})
 
 
@@ -45,6 +60,16 @@ class TaylorSeer(Step):
             raise ValueError("give cache_identifiers, or use_lite_mode with cache_identifiers null: it has its own")
         if self.use_lite_mode and self.skip_predict_identifiers is not None:
             raise ValueError("use_lite_mode skips all blocks, so skip_predict_identifiers must be null")
+        return self
+
+    @model_validator(mode="after")
+    def _extrapolates_between(self) -> TaylorSeer:
+        first, last = self.disable_cache_before_step, self.disable_cache_after_step
+        if last is not None and last <= first:
+            raise ValueError(
+                f"cache.disable_cache_after_step={last}: all steps before cache.disable_cache_before_step={first} are "
+                f"computed, and all from this one on, so nothing would be skipped; give {first + 1} or more, or null"
+            )
         return self
 
     @property
@@ -209,17 +234,13 @@ class FasterCache(Step):
 def _paths(denoiser: Any, expressions: tuple[str, ...] | None, key: str) -> list[str] | None:
     """Expressions for exactly the modules whose paths match, with or without the compiler's part of their names.
 
-    Raises Refusal where nothing matches: diffusers would install nothing and say nothing.
+    Raises Refusal where one of them matches nothing: diffusers would install nothing for it and say nothing.
     """
     if expressions is None:
         return None
-    names = [name for name, _ in denoiser.named_modules()]
-    plain = {name: name.replace("_orig_mod.", "").removesuffix("._orig_mod") for name in names}
-    found = [
-        re.escape(name)
-        for name in names
-        if not name.endswith("._orig_mod") and any(re.fullmatch(words, plain[name]) for words in expressions)
-    ]
-    if not found:
-        raise Refusal(f"{key}={list(expressions)}: no module of {type(denoiser).__name__} has such a path")
-    return found
+    names = [name for name, _ in denoiser.named_modules() if not name.endswith("._orig_mod")]
+    plain = {name: name.replace("_orig_mod.", "") for name in names}
+    matched = {words: {name for name in names if re.fullmatch(words, plain[name])} for words in expressions}
+    if idle := [words for words, found in matched.items() if not found]:
+        raise Refusal(f"{key}={idle}: no module of {type(denoiser).__name__} has such a path")
+    return [re.escape(name) for name in names if any(name in found for found in matched.values())]

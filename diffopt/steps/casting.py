@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from diffopt.components import DiffusersComponents, missing, modules
 from diffopt.errors import NoEffect, Refusal
 from diffopt.step import Effect, Order, Requirements, Site, Step, Trait, register
+from diffopt.steps.linears import Words, refuse_idle_words
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +37,7 @@ class Float8Storage(Step):
     kind: Literal["fp8_storage"]
     components: DiffusersComponents
     storage: Literal["float8_e4m3fn", "float8_e5m2"]
-    skip: tuple[str, ...]
+    skip: Words
     non_blocking: bool
 
     @property
@@ -58,7 +60,9 @@ class Float8Storage(Step):
         from diffusers.hooks import apply_layerwise_casting
 
         storage = getattr(torch, self.storage)
-        for name, module in modules(pipe, site, self.components, "quant.components").items():
+        found = modules(pipe, site, self.components, "quant.components")
+        refuse_idle_words(site, self.skip, [path for module in found.values() for path in _layers(module)])
+        for name, module in found.items():
             largest = _largest(module)
             apply_layerwise_casting(
                 module,
@@ -100,6 +104,11 @@ class Float8Storage(Step):
         beginnings = [rf"^{re.escape(path)}(\.|$)" for path in site.model.quant_skip]
         words = [re.escape(word) for word in (*self.skip, *kept)]
         return (*DEFAULT_SKIP_MODULES_PATTERN, *_LEFT, *own, *words, *beginnings)
+
+
+def _layers(module: nn.Module) -> Iterator[str]:
+    """Paths of the modules that have parameters of their own."""
+    return (path for path, layer in module.named_modules() if any(True for _ in layer.parameters(recurse=False)))
 
 
 def _computing(module: nn.Module) -> torch.dtype:

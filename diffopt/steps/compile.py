@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from diffopt.components import attributes, missing, modules
+from diffopt.components import SomeParts, missing, modules
+from diffopt.errors import NoEffect
 from diffopt.step import Effect, Frozen, Order, Site, Step, Trait, register
 
 if TYPE_CHECKING:
@@ -15,9 +16,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 Target = Literal["denoiser", "vae_decode", "text_encoders"]
-Targets = Annotated[tuple[Target, ...], Field(min_length=1)]
+Targets = Annotated[tuple[Target, ...], *SomeParts]
 # of which parts can be compiled: VAEs are entered by decode, and text encoders' recorded outputs stop dynamo half-way
-Divisible = Annotated[tuple[Literal["denoiser"], ...], Field(min_length=1)]
+Divisible = Annotated[tuple[Literal["denoiser"], ...], *SomeParts]
 Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 GraphFreeMode = Literal["default", "max-autotune-no-cudagraphs"]
 # inductor generates code; the others only capture, which is enough to find graph breaks in seconds
@@ -64,6 +65,15 @@ class Full(Step):
         refuse_untunable(self.backend, self.mode, self.options)
         return self
 
+    @model_validator(mode="after")
+    def _symbols_are_there_to_be_shared(self) -> Full:
+        if self.dynamic is False and not self.duck_shape:
+            raise ValueError(
+                "compile.duck_shape=false does nothing with compile.dynamic=false, where no size becomes a symbol: "
+                "set compile.duck_shape=true, or compile.dynamic to true or null"
+            )
+        return self
+
     @property
     def traits(self) -> frozenset[Trait]:
         claims = {
@@ -75,8 +85,7 @@ class Full(Step):
         }
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        words = tuple("vae" if target == "vae_decode" else target for target in self.components)
-        return missing(site, words, "compile.components")  # type: ignore[arg-type]
+        return missing(site, self.components, "compile.components")
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         import torch
@@ -91,8 +100,8 @@ class Full(Step):
             "options": inductor_options(self.mode, self.options),
         }
         graphs = Trait.CUDA_GRAPHS in self.traits_on(site.hardware)
-        if "vae_decode" in self.components:
-            vae: Any = getattr(pipe, attributes(site.model, "vae")[0])
+        vae: Any
+        for vae in modules(pipe, site, _decoded(self.components), "compile.components").values():
             vae.decode = CompiledCall(torch.compile(vae.decode, **settings), cuda_graphs=graphs)
         module: Any
         for module in modules(pipe, site, _whole(self.components), "compile.components").values():
@@ -110,13 +119,23 @@ class Full(Step):
         from diffopt.steps.compiled_call import proof, with_cuda_graphs
 
         calls: dict[str, Any] = {}
-        if "vae_decode" in self.components:
-            (name,) = attributes(site.model, "vae")
-            calls[f"{name}.decode"] = getattr(pipe, name).decode
+        for name, vae in modules(pipe, site, _decoded(self.components), "compile.components").items():
+            calls[f"{name}.decode"] = vae.decode
         for name, module in modules(pipe, site, _whole(self.components), "compile.components").items():
             calls[name] = module._compiled_call_impl
-        effect = proof(calls, fullgraph=self.fullgraph)
+        effect = self._with_duck_shape(proof(calls, fullgraph=self.fullgraph))
         return with_cuda_graphs(effect, calls) if Trait.CUDA_GRAPHS in self.traits_on(site.hardware) else effect
+
+    def _with_duck_shape(self, effect: Effect) -> Effect:
+        """Tells of symbols of their own. Raises NoEffect where the setting, which is the process's, is another now."""
+        import torch
+
+        shared = bool(torch.fx.experimental._config.use_duck_shape)  # type: ignore[attr-defined]
+        if shared is not self.duck_shape:
+            raise NoEffect(f"compile.duck_shape={str(self.duck_shape).lower()}, but torch's is {str(shared).lower()}")
+        if self.duck_shape:
+            return effect
+        return Effect(f"{effect.summary}, equal sizes apart", {**effect.numbers, "duck_shape": "false"})
 
 
 def inductor_options(mode: Mode, options: Inductor) -> dict[str, Any] | None:
@@ -139,7 +158,10 @@ def compiler_traits(backend: Backend, mode: Mode, *, fullgraph: bool) -> frozens
 
 def refuse_untunable(backend: Backend, mode: Mode, options: Inductor) -> None:
     if backend != "inductor" and (mode != "default" or options.chosen):
-        raise ValueError(f"backend={backend} generates no code, so mode must be default and every option null")
+        raise ValueError(
+            f"compile.backend={backend} generates no code: set compile.mode=default and every one of compile.options "
+            "to null"
+        )
 
 
 def _may_be_called_twice(module: nn.Module) -> bool:
@@ -153,7 +175,11 @@ def _may_be_called_twice(module: nn.Module) -> bool:
     return not isinstance(module, CacheMixin)
 
 
-def _whole(targets: Iterable[Target]) -> tuple[Any, ...]:
+def _decoded(targets: Iterable[Target]) -> tuple[Target, ...]:
+    return tuple(target for target in targets if target == "vae_decode")
+
+
+def _whole(targets: Iterable[Target]) -> tuple[Target, ...]:
     return tuple(target for target in targets if target != "vae_decode")
 
 

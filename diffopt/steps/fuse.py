@@ -47,7 +47,8 @@ class QKV(Step):
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         left: list[str] = []
         fused = 0
-        for name, module in self._modules(pipe, site).items():
+        modules_here = self._modules(pipe, site)
+        for name, module in modules_here.items():
             found = _attentions(module)
             reasons = {path: _reason(part) for path, part in found.items()}
             for path, part in found.items():
@@ -55,7 +56,7 @@ class QKV(Step):
                     _fuse(part)
                     fused += 1
             left += [f"{name} ({type(module).__name__}): {reason}" for reason in _distinct(reasons)]
-        if not fused:
+        if modules_here and not fused:
             raise Refusal(f"fuse=qkv: nothing can be fused: {'; '.join(left)}")
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:

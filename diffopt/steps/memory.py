@@ -175,12 +175,14 @@ class GroupOffload(Step):
     @model_validator(mode="after")
     def _settings_go_together(self) -> GroupOffload:
         if (self.offload_type == "block_level") != (self.num_blocks_per_group is not None):
-            raise ValueError("num_blocks_per_group is a number for offload_type=block_level, and null for leaf_level")
+            raise ValueError(
+                "memory.num_blocks_per_group is a number for memory.offload_type=block_level, and null for leaf_level"
+            )
         if self.use_stream and self.num_blocks_per_group not in (1, None):
-            raise ValueError("use_stream=true moves single blocks: set num_blocks_per_group to 1")
+            raise ValueError("memory.use_stream=true moves single blocks: set memory.num_blocks_per_group=1")
         for name in ("record_stream", "low_cpu_mem_usage"):
             if getattr(self, name) and not self.use_stream:
-                raise ValueError(f"{name}=true does nothing without use_stream=true")
+                raise ValueError(f"memory.{name}=true does nothing without memory.use_stream=true")
         return self
 
     @property
@@ -204,7 +206,7 @@ class GroupOffload(Step):
         return sum(size for part, size in weights.items() if part not in self.components)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        from diffopt.steps.offload import count_onloads, groups
+        from diffopt.steps.offload import check_divided, count_onloads, groups
 
         found = modules(pipe, site, self.components, "memory.components")
         for name, module in found.items():
@@ -212,6 +214,8 @@ class GroupOffload(Step):
                 self._offload(name, module, site)
             except ValueError as error:  # a class that says that it cannot
                 raise Refusal(f"memory=group_offload: {name}: {error}") from error
+            if self.num_blocks_per_group is not None and name == site.model.denoiser:
+                check_divided(name, module, self.num_blocks_per_group)
             for group in groups(module):
                 count_onloads(group)
         for name, part in parts(pipe).items():

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from diffopt.components import parts
-from diffopt.errors import NoEffect
+from diffopt.errors import NoEffect, Refusal
 
 _HELD = "_diffopt_held"  # attribute of the pipeline: bytes on the device by part, at its first denoising step
 
@@ -88,6 +88,24 @@ def groups(module: nn.Module) -> list[Any]:
     registries = [registry for part in module.modules() if (registry := getattr(part, "_diffusers_hook", None))]
     hooks = [hook for registry in registries if (hook := registry.get_hook("group_offloading")) is not None]
     return list({id(hook.group): hook.group for hook in hooks}.values())
+
+
+def check_divided(name: str, module: nn.Module, blocks: int) -> None:
+    """Raise Refusal where groups of so many blocks divide nothing, or are those that fewer would make.
+
+    diffusers divides each list of blocks by itself, and moves what is in no list as one group, led by the module.
+    """
+    found = [len(group.modules) for group in groups(module) if group.onload_leader is not module]
+    if not found:
+        raise Refusal(
+            f"memory.offload_type=block_level: {name} ({type(module).__name__}) has no list of blocks; "
+            "choose memory=group_offload_leaf"
+        )
+    if blocks > 1 and (blocks > max(found) or len(found) == 1):
+        raise Refusal(
+            f"memory.num_blocks_per_group={blocks}: {name} has at most {max(found)} blocks in a row, which would all "
+            "come at once; set it to less"
+        )
 
 
 def count_onloads(group: Any) -> None:

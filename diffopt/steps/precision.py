@@ -5,23 +5,44 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from diffopt.components import parts
-from diffopt.errors import NoEffect
-from diffopt.step import Effect, Order, Requirements, Site, Step, Trait, register
+from diffopt.components import Component, attributes, parts
+from diffopt.errors import NoEffect, Refusal
+from diffopt.step import Effect, Order, Requirements, Site, Step, register
 
 if TYPE_CHECKING:
     import torch
     from diffusers import DiffusionPipeline
     from torch import nn
 
-_TRAITS = {
-    "float32": frozenset[Trait](),
-    "float16": frozenset({Trait.HALF_PRECISION_FP16}),
-    "bfloat16": frozenset({Trait.HALF_PRECISION_BF16}),
-}
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+# Denoisers of which diffusers keeps layers in float32, whatever is asked for (_keep_in_fp32_modules).
+KEEPS_FLOAT32 = frozenset(
+    {
+        "AnyFlowFARTransformer3DModel",
+        "AnyFlowTransformer3DModel",
+        "ChronoEditTransformer3DModel",
+        "Cosmos3OmniTransformer",
+        "CosmosTransformer3DModel",
+        "Flux3Transformer2DModel",
+        "HeliosTransformer3DModel",
+        "JoyImageEditPlusTransformer3DModel",
+        "JoyImageEditTransformer3DModel",
+        "Kandinsky5Transformer3DModel",
+        "Kandinsky6SRTransformer3DModel",
+        "Kandinsky6Transformer3DModel",
+        "Krea2Transformer2DModel",
+        "MiniMaxH3Transformer3DModel",
+        "RFD4ProteinaTransformer",
+        "SkyReelsV2Transformer3DModel",
+        "WanAnimate2Transformer3DModel",
+        "WanAnimateTransformer3DModel",
+        "WanTransformer3DModel",
+        "WanVACETransformer3DModel",
+    }
+)
 _DECODED_IN = "_diffopt_decoded_in"  # attribute of the VAE: the dtype that its decoder last gave; None: not called
 
 
@@ -44,10 +65,6 @@ class Precision(Step):
     vae: Literal["auto", "float32", "float16", "bfloat16"]
     tf32: bool
 
-    @property
-    def traits(self) -> frozenset[Trait]:
-        return _TRAITS[self.dtype]
-
     def requires(self) -> Requirements:
         if not self.tf32:
             return Requirements()
@@ -65,8 +82,15 @@ class Precision(Step):
         overflows = self.dtype == "float16" and limits.fp16_vae_overflows
         return "float32" if overflows or limits.vae_float32 else self.dtype
 
+    def dtype_of(self, part: str, site: Site) -> str:
+        if part == "vae":
+            return self.vae_dtype(site)
+        return "bfloat16" if part == "text_encoders" and self._text_in_bfloat16(site) else self.dtype
+
     def problems(self, site: Site) -> tuple[str, ...]:
-        return tuple(self._overflows(site))
+        why = f"no part of {site.model.name} computes in float32"
+        idle = f"precision.tf32=true rounds nothing, since {why} (set it to false)"
+        return (*self._overflows(site), *([idle] if self._rounds_nothing(site) else []))
 
     def _overflows(self, site: Site) -> Iterator[str]:
         if self.dtype == "float16" and site.model.limits.fp16_overflows:
@@ -74,9 +98,22 @@ class Precision(Step):
         if self.vae == "float16" and site.model.limits.fp16_vae_overflows:
             yield "precision.vae=float16: this model's VAE overflows in float16 and gives black; set it to auto"
 
+    def _rounds_nothing(self, site: Site) -> bool:
+        """Whether TF32 will certainly do nothing: no stage has a part in float32, or layers that may be kept in it."""
+        stages = site.cascade or (site.model,)
+        if not self.tf32 or site.model != stages[0]:
+            return False
+        for stage in stages:
+            at = replace(site, model=stage)
+            dtypes = {part: self.dtype_of(part, at) for part in get_args(Component) if attributes(stage, part)}
+            # transformers keeps layers of T5 in float32 where the others are in float16
+            kept = stage.denoiser_class in KEEPS_FLOAT32 or dtypes.get("text_encoders") == "float16"
+            if kept or "float32" in dtypes.values():
+                return False
+        return True
+
     def weight_bytes(self, part: str, site: Site) -> float:
-        # text encoders that overflow are in the other half precision
-        return _BYTES[self.vae_dtype(site) if part == "vae" else self.dtype]
+        return _BYTES[self.dtype_of(part, site)]
 
     def load_kwargs(self, site: Site) -> dict[str, Any]:
         """``{"dtype": {"default": …, "vae": …}}``: torch dtypes by component, as ``from_pretrained`` takes them."""
@@ -85,6 +122,8 @@ class Precision(Step):
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         import torch
 
+        if self.tf32 and not site.cascade and not _multiplies_in_float32(pipe):  # a stage's flags are those of all
+            raise Refusal("precision.tf32=true: no weight of this pipeline is in float32; set it to false")
         torch.backends.cuda.matmul.allow_tf32 = self.tf32
         torch.backends.cudnn.allow_tf32 = self.tf32
         if self._text_in_bfloat16(site):
@@ -181,6 +220,14 @@ def _check_decoded(name: str, vae: nn.Module, dtype: torch.dtype) -> None:
         raise NoEffect(f"precision: {name}.decode was not called, so what it computes in is not known")
     if found != dtype:
         raise NoEffect(f"precision: {name} was to compute in {_short(dtype)}, but decoded in {_short(found)}")
+
+
+def _multiplies_in_float32(pipe: DiffusionPipeline) -> bool:
+    """Whether a part has weights of products or convolutions in float32."""
+    import torch
+
+    weights = (weight for part in parts(pipe).values() for _, weight in _plain_floats(part))
+    return any(weight.dtype == torch.float32 and weight.ndim > 1 for weight in weights)
 
 
 def _plain_floats(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

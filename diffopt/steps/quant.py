@@ -1,18 +1,18 @@
 """Quantized weights through torchao: one class per scheme. Which Linears, and the proof, are in ``linears.py``.
 
 ``set_inductor_config=False`` throughout: torchao otherwise changes inductor's global settings behind the back of the
-compile group.
+compile group. ``skip_shapes`` came later than the other fields: its default keeps the ids of older recipes.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from diffopt.components import Components, missing
 from diffopt.step import Effect, Order, Requirements, Site, Step, Trait, register
-from diffopt.steps.linears import proof, quantize
+from diffopt.steps.linears import Shapes, Words, proof, quantize
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -36,6 +36,16 @@ INT4_PADDED = {
     "ZImageTransformer2DModel": 1.11,
 }
 INT4_PADDED_MOST = 1.6  # of a class that is not known: 45 % of bfloat16 in groups of 64
+# Denoisers whose pipelines have a VAE of convolutions alone.
+CONVOLUTIONAL_VAE = frozenset({"CogVideoXTransformer3DModel", "QwenImageTransformer2DModel", "WanTransformer3DModel"})
+
+
+def no_linears(site: Site, components: Components) -> tuple[str, ...]:
+    """A reason where a component that is named certainly has nothing for torchao to quantize."""
+    if "vae" not in components or site.model.denoiser_class not in CONVOLUTIONAL_VAE:
+        return ()
+    others = ", ".join(word for word in components if word != "vae") or "denoiser"
+    return (f"quant.components=vae: the VAE of {site.model.name} has no Linear; write quant.components=[{others}]",)
 
 
 @register("quant")
@@ -46,7 +56,8 @@ class Int8Dynamic(Step):
     kind: Literal["int8_dynamic"]
     components: Components
     min_features: MinFeatures
-    skip: tuple[str, ...]
+    skip: Words
+    skip_shapes: Shapes = ()
 
     @property
     def traits(self) -> frozenset[Trait]:
@@ -58,7 +69,7 @@ class Int8Dynamic(Step):
         )
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return missing(site, self.components, "quant.components")
+        return (*missing(site, self.components, "quant.components"), *no_linears(site, self.components))
 
     def weight_bytes(self, part: str, site: Site) -> float | None:
         return 1 if part in self.components else None
@@ -87,7 +98,8 @@ class Int8Weight(Step):
     kind: Literal["int8_weight"]
     components: Components
     min_features: MinFeatures
-    skip: tuple[str, ...]
+    skip: Words
+    skip_shapes: Shapes = ()
 
     @property
     def traits(self) -> frozenset[Trait]:
@@ -97,7 +109,7 @@ class Int8Weight(Step):
         return Requirements(packages=("torchao>=0.18",), evidence="https://github.com/pytorch/ao#inference")
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return missing(site, self.components, "quant.components")
+        return (*missing(site, self.components, "quant.components"), *no_linears(site, self.components))
 
     def weight_bytes(self, part: str, site: Site) -> float | None:
         return 1 if part in self.components else None
@@ -121,8 +133,9 @@ class Int4Weight(Step):
     kind: Literal["int4_weight"]
     components: Components
     min_features: MinFeatures
-    skip: tuple[str, ...]
+    skip: Words
     group_size: Literal[32, 64, 128, 256]
+    skip_shapes: Shapes = ()
 
     @property
     def traits(self) -> frozenset[Trait]:
@@ -138,7 +151,7 @@ class Int4Weight(Step):
         )
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return missing(site, self.components, "quant.components")
+        return (*missing(site, self.components, "quant.components"), *no_linears(site, self.components))
 
     def weight_bytes(self, part: str, site: Site) -> float | None:
         if part not in self.components:
@@ -174,8 +187,9 @@ class Float8Dynamic(Step):
     kind: Literal["fp8_dynamic"]
     components: Components
     min_features: MinFeatures
-    skip: tuple[str, ...]
+    skip: Words
     granularity: Literal["tensor", "row"]
+    skip_shapes: Shapes = ()
 
     @property
     def traits(self) -> frozenset[Trait]:
@@ -191,7 +205,7 @@ class Float8Dynamic(Step):
         )
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return missing(site, self.components, "quant.components")
+        return (*missing(site, self.components, "quant.components"), *no_linears(site, self.components))
 
     def weight_bytes(self, part: str, site: Site) -> float | None:
         return 1 if part in self.components else None
@@ -204,9 +218,15 @@ class Float8Dynamic(Step):
         quantize(self, pipe, site, config)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from torchao.quantization import Float8Tensor
+        from torchao.quantization import Float8Tensor, PerRow, PerTensor
 
-        return proof(self, pipe, site, lambda w: isinstance(w, Float8Tensor) and w.act_quant_kwargs is not None)
+        granularity = PerRow if self.granularity == "row" else PerTensor
+
+        def is_meant(weight: Any) -> bool:
+            kwargs = weight.act_quant_kwargs if isinstance(weight, Float8Tensor) else None
+            return isinstance(getattr(kwargs, "granularity", None), granularity)
+
+        return proof(self, pipe, site, is_meant)
 
 
 @register("quant")
@@ -217,7 +237,8 @@ class Float8Weight(Step):
     kind: Literal["fp8_weight"]
     components: Components
     min_features: MinFeatures
-    skip: tuple[str, ...]
+    skip: Words
+    skip_shapes: Shapes = ()
 
     @property
     def traits(self) -> frozenset[Trait]:
@@ -227,7 +248,7 @@ class Float8Weight(Step):
         return Requirements(packages=("torchao>=0.18",), evidence="https://github.com/pytorch/ao#inference")
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return missing(site, self.components, "quant.components")
+        return (*missing(site, self.components, "quant.components"), *no_linears(site, self.components))
 
     def weight_bytes(self, part: str, site: Site) -> float | None:
         return 1 if part in self.components else None

@@ -23,6 +23,7 @@ from diffopt.steps.compile import (
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+    from torch import nn
 
 # the UNet asks `if self.conv_norm_out:`, and torch.compile's wrapper answers with the missing len() of what it wraps
 _ASKED_FOR_TRUTH = ("conv_norm_out",)
@@ -83,9 +84,11 @@ class Regional(Divided):
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         denoiser: Any = getattr(pipe, site.model.denoiser)
+        found = modules(pipe, site, self.components, "compile.components")
+        _refuse_idle_words(site.model.repeated_blocks or (), found.values())  # diffusers' own lists are for all models
         named = site.model.repeated_blocks or getattr(denoiser, "_repeated_blocks", None) or ()
         module: Any
-        for name, module in modules(pipe, site, self.components, "compile.components").items():
+        for name, module in found.items():
             if not hasattr(module, "compile_repeated_blocks"):
                 raise Refusal(f"compile=regional: {name} ({type(module).__name__}) is no model of diffusers")
             if module is denoiser or not getattr(module, "_repeated_blocks", ()):  # a ControlNet is built of the same
@@ -120,6 +123,18 @@ class Regions(Divided):
             _unwrap(regions, self.settings)
             _count_calls(regions, [part for part in regions.modules() if isinstance(part, OptimizedModule)])
             setattr(pipe, name, regions)
+
+
+def _refuse_idle_words(named: Iterable[str], found: Iterable[nn.Module]) -> None:
+    """Raises Refusal for a class that no module is of: diffusers takes any list of which one name is right."""
+    classes = {type(part).__name__ for module in found for part in module.modules()}
+    there = [name for name in named if name in classes]
+    idle = [name for name in named if name not in classes]
+    if there and idle:  # with none there, diffusers itself refuses
+        raise Refusal(
+            f"compile=regional: model.repeated_blocks names {', '.join(idle)}, and no module is of that class; "
+            f"set model.repeated_blocks=[{', '.join(there)}]"
+        )
 
 
 def _nothing_repeats(name: str, module: Any) -> str:

@@ -1,12 +1,12 @@
 """What diffusers' samplers can sample and how pipelines call them, as data, so that a plan needs no torch.
 
-Read in diffusers 0.42.1; tests/test_steps_scheduler.py compares it with the library that is installed. Classes that are
-not listed are let through here and looked at when the sampler is put in.
+Read in diffusers 0.42.1; tests/test_steps_scheduler.py compares it with the library that is installed. Of OTHERS only
+the names are known: they are let through here and looked at when the sampler is put in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 # down (variance preserving), a straight line between picture and noise, or noise added as Karras et al. do.
 Process = Literal["diffusion", "flow", "edm"]
 NAMES: dict[Process, str] = {"diffusion": "diffusion", "flow": "flow matching", "edm": "EDM"}
+SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")  # of sigmas; one of them at most
 
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
     """One class of sampler."""
 
+    takes: frozenset[str]  # of the settings of a sampler and of ESSENTIAL: its constructor's arguments
+    ignores: tuple[str, ...] = ()  # of these, what no line of it reads
+    algorithms: tuple[str, ...] = ()  # values of algorithm_type that stay what they are
     process: frozenset[Process] = frozenset({"diffusion"})
     sigmas: bool = False  # set_timesteps takes the sigmas that a pipeline gives
     noise: bool = False  # draws noise in every step
@@ -40,35 +44,89 @@ class Known:
 _FLOW: frozenset[Process] = frozenset({"flow"})
 _BOTH: frozenset[Process] = frozenset({"diffusion", "flow"})
 _EDM: frozenset[Process] = frozenset({"edm"})
+_BETAS = frozenset({"timestep_spacing", "trained_betas"})
+_CLIPS = _BETAS | {"clip_sample"}
+_ZERO_SNR = frozenset({"rescale_betas_zero_snr"})
+_SPACED = frozenset(SPACINGS)
+_SOLVER = _BETAS | _SPACED | {"algorithm_type", "flow_shift", "use_flow_sigmas"}
+_ORDERS = frozenset({"solver_order", "use_dynamic_shifting"})
+_LAST = frozenset({"final_sigmas_type"})
+_COGVIDEOX = _CLIPS | _ZERO_SNR | {"snr_shift_scale"}
+_SHIFTS = _SPACED | {"invert_sigmas", "shift", "shift_terminal", "use_dynamic_shifting"}
+_DPM = ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver")
 SAMPLERS = {
-    "CogVideoXDDIMScheduler": Known(pipelines="CogVideoX"),
-    "CogVideoXDPMScheduler": Known(pipelines="CogVideoX", noise=True),
-    "DDIMParallelScheduler": Known(),
-    "DDIMScheduler": Known(),
-    "DDPMScheduler": Known(noise=True),
-    "DEISMultistepScheduler": Known(process=_BOTH),
-    "DPMSolverMultistepScheduler": Known(process=_BOTH),
-    "DPMSolverSDEScheduler": Known(noise=True, twice=True, packages=("torchsde",)),
-    "DPMSolverSinglestepScheduler": Known(process=_BOTH),
-    "EDMDPMSolverMultistepScheduler": Known(process=_EDM),
-    "EDMEulerScheduler": Known(process=_EDM, sigmas=True),
-    "EulerAncestralDiscreteScheduler": Known(noise=True),
-    "EulerDiscreteScheduler": Known(sigmas=True),
-    "FlowMatchEulerDiscreteScheduler": Known(process=_FLOW, sigmas=True),
-    "FlowMatchHeunDiscreteScheduler": Known(process=_FLOW, twice=True),
-    "FlowMatchLCMScheduler": Known(process=_FLOW, sigmas=True, noise=True),
-    "HeunDiscreteScheduler": Known(twice=True),
-    "KDPM2AncestralDiscreteScheduler": Known(noise=True, twice=True),
-    "KDPM2DiscreteScheduler": Known(twice=True),
-    "LCMScheduler": Known(noise=True),
-    "LMSDiscreteScheduler": Known(packages=("scipy",)),
-    "LTXEulerAncestralRFScheduler": Known(process=_FLOW, sigmas=True, noise=True, waits=True),
-    "PNDMScheduler": Known(),
-    "SASolverScheduler": Known(process=_BOTH, noise=True),
-    "TCDScheduler": Known(noise=True),
+    "CogVideoXDDIMScheduler": Known(takes=_COGVIDEOX, ignores=("clip_sample",), pipelines="CogVideoX"),
+    "CogVideoXDPMScheduler": Known(takes=_COGVIDEOX, ignores=("clip_sample",), pipelines="CogVideoX", noise=True),
+    "DDIMParallelScheduler": Known(takes=_CLIPS | _ZERO_SNR),
+    "DDIMScheduler": Known(takes=_CLIPS | _ZERO_SNR),
+    "DDPMScheduler": Known(takes=_CLIPS | _ZERO_SNR | {"variance_type"}, noise=True),
+    "DEISMultistepScheduler": Known(takes=_SOLVER | _ORDERS, algorithms=("deis",), process=_BOTH),
+    "DPMSolverMultistepScheduler": Known(
+        takes=_SOLVER | _ORDERS | _LAST | _ZERO_SNR | {"variance_type"}, algorithms=_DPM, process=_BOTH
+    ),
+    "DPMSolverSDEScheduler": Known(takes=_BETAS | _SPACED, noise=True, twice=True, packages=("torchsde",)),
+    "DPMSolverSinglestepScheduler": Known(
+        takes=(_SOLVER | _ORDERS | _LAST | {"variance_type"}) - {"timestep_spacing"}, algorithms=_DPM[:3], process=_BOTH
+    ),
+    "EDMDPMSolverMultistepScheduler": Known(
+        takes=_LAST | {"algorithm_type", "solver_order"}, algorithms=_DPM[:2], process=_EDM
+    ),
+    "EDMEulerScheduler": Known(takes=_LAST, process=_EDM, sigmas=True),
+    "EulerAncestralDiscreteScheduler": Known(takes=_BETAS | _ZERO_SNR, noise=True),
+    "EulerDiscreteScheduler": Known(takes=_BETAS | _SPACED | _LAST | _ZERO_SNR, sigmas=True),
+    "FlowMatchEulerDiscreteScheduler": Known(takes=_SHIFTS, process=_FLOW, sigmas=True),
+    "FlowMatchHeunDiscreteScheduler": Known(takes=frozenset({"shift"}), process=_FLOW, twice=True),
+    "FlowMatchLCMScheduler": Known(takes=_SHIFTS, process=_FLOW, sigmas=True, noise=True),
+    "HeunDiscreteScheduler": Known(takes=_CLIPS | _SPACED, twice=True),
+    "KDPM2AncestralDiscreteScheduler": Known(takes=_BETAS | _SPACED, noise=True, twice=True),
+    "KDPM2DiscreteScheduler": Known(takes=_BETAS | _SPACED, twice=True),
+    "LCMScheduler": Known(takes=_CLIPS | _ZERO_SNR, ignores=("timestep_spacing",), noise=True),
+    "LMSDiscreteScheduler": Known(takes=_BETAS | _SPACED, packages=("scipy",)),
+    "LTXEulerAncestralRFScheduler": Known(takes=frozenset(), process=_FLOW, sigmas=True, noise=True, waits=True),
+    "PNDMScheduler": Known(takes=_BETAS | {"skip_prk_steps"}),
+    "SASolverScheduler": Known(
+        takes=_SOLVER | {"variance_type"}, algorithms=("data_prediction", "noise_prediction"), process=_BOTH, noise=True
+    ),
+    "TCDScheduler": Known(takes=_CLIPS | _ZERO_SNR, ignores=("clip_sample", "timestep_spacing"), noise=True),
     # copies sigmas to the device and solves a small linear system there
-    "UniPCMultistepScheduler": Known(process=_BOTH, sigmas=True, waits=True),
+    "UniPCMultistepScheduler": Known(
+        takes=(_SOLVER | _ORDERS | _LAST | _ZERO_SNR | {"shift_terminal"}) - {"algorithm_type"},
+        process=_BOTH,
+        sigmas=True,
+        waits=True,
+    ),
 }
+
+# diffusers' other samplers, for pipelines of their own. What is in neither list is not there to be put in.
+OTHERS = frozenset(
+    {
+        "AmusedScheduler",
+        "BlockRefinementScheduler",
+        "CMStochasticIterativeScheduler",
+        "ConsistencyDecoderScheduler",
+        "CosineDPMSolverMultistepScheduler",
+        "DDIMInverseScheduler",
+        "DDPMParallelScheduler",
+        "DDPMWuerstchenScheduler",
+        "DPMSolverMultistepInverseScheduler",
+        "DiscreteDDIMScheduler",
+        "EntropyBoundScheduler",
+        "FlowMapEulerDiscreteScheduler",
+        "HeliosDMDScheduler",
+        "HeliosScheduler",
+        "IPNDMScheduler",
+        "KarrasVeScheduler",
+        "MiniMaxH3Scheduler",
+        "PiflowScheduler",
+        "RFD4ProteinaScheduler",
+        "RePaintScheduler",
+        "SCMScheduler",
+        "ScoreSdeVeScheduler",
+        "ScoreSdeVpScheduler",
+        "UnCLIPScheduler",
+        "VQDiffusionScheduler",
+    }
+)
 
 # Denoisers whose published weights match a flow.
 FLOW_DENOISERS = frozenset(
@@ -133,15 +191,15 @@ PIPELINES = {
 }
 
 # Keys of a scheduler's config that change the noise schedule or the meaning of the denoiser's output, and the values
-# at which they change nothing. A class without the argument would drop them without a word.
+# at which they change nothing, as null does not. A class without the argument would drop them without a word.
 ESSENTIAL: dict[str, tuple[Any, ...]] = {
     "invert_sigmas": (False,),
-    "rescale_betas_zero_snr": (False, None),
-    "shift_terminal": (None, 0),
+    "rescale_betas_zero_snr": (False,),
+    "shift_terminal": (0,),
     "snr_shift_scale": (1.0,),
-    "trained_betas": (None,),
+    "trained_betas": (),
     "use_dynamic_shifting": (False,),
-    "variance_type": (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
+    "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"),
 }
 
 
@@ -155,16 +213,19 @@ def process_of_model(site: Site) -> Process | None:
 
 def process_of_config(class_name: str, config: Mapping[str, Any]) -> Process | None:
     """What the scheduler that a model came with samples, told by its class and config."""
-    known = SAMPLERS.get(class_name, Known(process=frozenset())).process
-    if config.get("prediction_type") == "flow_prediction" or known == _FLOW:
+    known = SAMPLERS.get(class_name)
+    if config.get("prediction_type") == "flow_prediction" or (known is not None and known.process == _FLOW):
         return "flow"
-    return "diffusion" if "diffusion" in known else "edm" if known else None
+    return None if known is None else "diffusion" if "diffusion" in known.process else "edm"
 
 
-def lost(config: Mapping[str, Any], arguments: Mapping[str, Any]) -> list[str]:
-    """``key=value`` of what a class with these constructor arguments would drop from the config."""
-    return [
-        f"{key}={config[key]}"
-        for key, neutral in ESSENTIAL.items()
-        if key in config and config[key] not in neutral and key not in arguments
-    ]
+def needs(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """``key=value`` of what another sampler must take over from the config of the model's own."""
+    return tuple(
+        f"{key}={config[key]}" for key, neutral in ESSENTIAL.items() if config.get(key) not in (None, *neutral)
+    )
+
+
+def lost(needed: Iterable[str], arguments: Container[str]) -> list[str]:
+    """Of :func:`needs`, what a class with these constructor arguments would drop."""
+    return [need for need in needed if need.partition("=")[0] not in arguments]

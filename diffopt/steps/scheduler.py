@@ -11,22 +11,26 @@ from pydantic import Field, model_validator
 from diffopt.errors import NoEffect, Refusal
 from diffopt.packages import how_to_install
 from diffopt.step import Effect, Order, Requirements, Site, Step, Trait, register
+from diffopt.steps.sampler_settings import OWN_ORDER, fewest_steps, idle
 from diffopt.steps.sampler_support import (
     NAMES,
+    OTHERS,
     PIPELINES,
     SAMPLERS,
+    SPACINGS,
     Calls,
     Known,
     Process,
     lost,
+    needs,
     process_of_config,
     process_of_model,
 )
+from diffopt.suggest import did_you_mean
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-_SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 _SUITED = {
     "flow": "scheduler=flow_euler and the others that begin with flow_",
     "diffusion": "scheduler=euler and others without flow_",
@@ -40,7 +44,8 @@ class Sampler(Step):
 
     The nullable fields are constructor arguments; null keeps what the model's config says, and on a model that matches
     a flow its shift, by whatever name the class has for it. What would sample something else than the model was
-    trained for is refused, since it ends in noise and not in an error. ``sync_free`` promises that no ``step`` waits
+    trained for is refused, since it ends in noise and not in an error, and so is what changes nothing: a setting that
+    the class does not read, or that another one overrules. ``sync_free`` promises that no ``step`` waits
     for the device (see ``host_schedule``).
     """
 
@@ -64,7 +69,7 @@ class Sampler(Step):
 
     @model_validator(mode="after")
     def _one_spacing(self) -> Sampler:
-        if len(chosen := [name for name in _SPACINGS if getattr(self, name)]) > 1:
+        if len(chosen := [name for name in SPACINGS if getattr(self, name)]) > 1:
             raise ValueError(f"scheduler.{' and scheduler.'.join(chosen)}: sigmas are spaced in one way; choose one")
         return self
 
@@ -81,7 +86,8 @@ class Sampler(Step):
     def problems(self, site: Site) -> tuple[str, ...]:
         task = site.model.task if site.workload is None else site.workload.task
         pipeline = getattr(site.model.pipelines, task) or getattr(site.model.pipelines, site.model.task)
-        return self._reasons(process_of_model(site), str(pipeline), PIPELINES.get(str(pipeline)))
+        process, calls = process_of_model(site), PIPELINES.get(str(pipeline))
+        return self._reasons(process, str(pipeline), calls, site.model.sampler_needs)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from diffopt.steps.host_schedule import Schedule
@@ -90,7 +96,7 @@ class Sampler(Step):
         name, pipeline = type(old).__name__, type(pipe).__name__
         process = process_of_config(name, old.config)
         known = PIPELINES.get(pipeline, Calls(generator=hasattr(pipe, "prepare_extra_step_kwargs")))
-        if reasons := self._reasons(process, pipeline, known):
+        if reasons := self._reasons(process, pipeline, known, needs(old.config)):
             raise Refusal("; ".join(reasons))
         cls = self._class(old, process)
         arguments = self._arguments(old.config, _parameters(cls), process)
@@ -120,7 +126,19 @@ class Sampler(Step):
             rehearse(scheduler, site.hardware.device)
         steps, iterations = scheduler.num_inference_steps, schedule.iterations
         summary = f"{iterations} steps of {self.class_name}" + (", none waits for the device" if self.sync_free else "")
-        return Effect(summary, {"steps": steps, "iterations": iterations})
+        return Effect(summary + self._lowered(scheduler, iterations), {"steps": steps, "iterations": iterations})
+
+    def _lowered(self, scheduler: Any, iterations: int) -> str:
+        """What is told of a run that is too short for the order. Raises NoEffect where a higher one was asked for."""
+        order = self.solver_order or 1
+        if iterations >= (fewest := fewest_steps(scheduler, order)):
+            return ""
+        if order > OWN_ORDER:
+            raise NoEffect(
+                f"scheduler.solver_order={order}: none of {iterations} steps reaches that order; take {fewest} steps "
+                f"or more, or scheduler.solver_order={OWN_ORDER}"
+            )
+        return f", too few to reach order {order}"
 
     @property
     def _given(self) -> dict[str, Any]:
@@ -132,13 +150,31 @@ class Sampler(Step):
         known = SAMPLERS.get(self.class_name)
         return (known is not None and known.noise) or (self.algorithm_type or "").startswith("sde-")
 
-    def _reasons(self, process: Process | None, pipeline: str, calls: Calls | None) -> tuple[str, ...]:
-        """Why this sampler cannot sample ``process``, or not in this pipeline; ``None``: not known."""
+    def _reasons(
+        self, process: Process | None, pipeline: str, calls: Calls | None, needed: tuple[str, ...]
+    ) -> tuple[str, ...]:
+        """Why this sampler cannot sample ``process``, or not in this pipeline, or drops what is ``needed`` of the
+        model's own; ``None``: not known."""
         known = SAMPLERS.get(self.class_name)
+        if known is None and self.class_name not in OTHERS:
+            meant = did_you_mean(self.class_name, [*SAMPLERS, *OTHERS]).strip()
+            told = f" ({meant})" if meant else ""
+            return (f"scheduler.class_name={self.class_name}: diffusers has no such sampler{told}",)
         if known is None:
             return ()
-        misfits = tuple(self._misfits(known, process, pipeline))
-        return misfits or (*self._miscalls(known, pipeline, calls), *self._broken_promises(known))
+        if misfits := tuple(self._misfits(known, process, pipeline)):
+            return misfits
+        dropped = lost(needed, known.takes)
+        return (
+            *self._miscalls(known, pipeline, calls),
+            *([self._drops(dropped)] if dropped else []),
+            *idle(self.class_name, known, self._given, process, needed),
+            *self._broken_promises(known),
+        )
+
+    def _drops(self, dropped: list[str]) -> str:
+        have = f"it has no {', no '.join(dropped)}, which belongs to this model's noise schedule"
+        return f"scheduler.class_name={self.class_name}: {have}"
 
     def _misfits(self, known: Known, process: Process | None, pipeline: str) -> Iterator[str]:
         """What it would sample otherwise than the model was trained for."""
@@ -173,7 +209,7 @@ class Sampler(Step):
         flow = process == "flow"
         if self.use_flow_sigmas is not None and self.use_flow_sigmas != flow:
             yield f"scheduler.use_flow_sigmas={str(not flow).lower()}: this model is made for {NAMES[process]}"
-        spaced = [name for name in _SPACINGS if getattr(self, name)]
+        spaced = [name for name in SPACINGS if getattr(self, name)]
         if flow and spaced and (self.class_name, spaced) != ("UniPCMultistepScheduler", ["use_karras_sigmas"]):
             yield (
                 f"scheduler.{spaced[0]}=true: {self.class_name} would sample diffusion with it, but this model is made "
@@ -213,15 +249,8 @@ class Sampler(Step):
         said, parameters = f"scheduler.class_name={self.class_name}", _parameters(cls)
         if unknown := [name for name in self._given if name not in parameters]:
             raise Refusal(f"scheduler.{unknown[0]}: {self.class_name} has no such argument")
-        if dropped := lost(config, parameters):
-            raise Refusal(f"{said}: it has no {', no '.join(dropped)}, which belongs to this model's noise schedule")
-        dynamic = {**config, **arguments}.get("use_dynamic_shifting")
-        for key in ("shift", "flow_shift"):
-            if dynamic and key in self._given:
-                raise Refusal(
-                    f"scheduler.{key}: it does nothing while the shift follows the size of the picture; set "
-                    "scheduler.use_dynamic_shifting=false"
-                )
+        if dropped := lost(needs(config), parameters):
+            raise Refusal(self._drops(dropped))
         prediction = arguments.get("prediction_type", config.get("prediction_type"))
         choices = get_args(inspect.get_annotations(cls.__init__, eval_str=True).get("prediction_type"))
         if prediction is not None and choices and prediction not in choices:

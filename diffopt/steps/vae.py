@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from diffopt.components import Component, left
 from diffopt.errors import NoEffect, Refusal
 from diffopt.step import Effect, Order, Site, Step, Trait, register
 
@@ -28,6 +29,7 @@ class Split(Step):
 
     order: ClassVar[Order] = Order.LAYOUT
     kind: Literal["split"]
+    components: ClassVar[tuple[Component, ...]] = ("vae",)
     slicing: bool
     tiling: bool
     tile: Annotated[int, Field(ge=16)] | None
@@ -46,10 +48,12 @@ class Split(Step):
         return frozenset({Trait.DIVIDES_DECODING})
 
     def problems(self, site: Site) -> tuple[str, ...]:
+        if left(self, site):
+            return ()
         if site.model.vae is None:
             return (f"model {site.model.name} has no VAE",)
         idle = list(self._idle(site))
-        return (" and ".join(idle),) if len(idle) == len(self._asked) else ()
+        return (*self._odd_tile(site), *([" and ".join(idle)] if len(idle) == len(self._asked) else []))
 
     def activation_share(self, working: str, *, batch: int, height: int, width: int) -> float:
         if working != "vae":
@@ -60,6 +64,8 @@ class Split(Step):
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from diffopt.steps.decoding import set_tile, watch
 
+        if left(self, site):
+            return
         vae: Any = getattr(pipe, str(site.model.vae))
         for name in self._asked:
             try:
@@ -96,14 +102,30 @@ class Split(Step):
     def _asked(self) -> tuple[str, ...]:
         return tuple(name for name in ("slicing", "tiling") if getattr(self, name))
 
+    def _odd_tile(self, site: Site) -> Iterator[str]:
+        """A tile that is no whole number of latents; as far as the model's files tell how large they are."""
+        factor, tile = site.model.vae_factor, self.tile
+        if tile is not None and factor is not None and (tile % factor or tile < 2 * factor):
+            near = max(tile // factor, 2) * factor
+            yield (
+                f"vae.tile={tile}: the VAE of {site.model.name} needs a multiple of {factor}, of {2 * factor} or more "
+                f"(such as {near})"
+            )
+
     def _idle(self, site: Site) -> Iterator[str]:
         """What certainly has nothing to divide, as far as the workload tells."""
         workload = site.workload
         if workload is None:
             return
+        height, width, later = workload.height, workload.width, False
+        if site.cascade:
+            stage = site.cascade.index(site.model)
+            (height, width), later = site.cascade[0].sizes(height, width)[stage], stage > 0
         if self.slicing and workload.batch_size == 1:
             yield "slicing divides batches, and workload.batch_size is 1"
+        elif self.slicing and later:
+            yield "slicing divides batches, and a later stage of a cascade scales up the first picture alone"
         binned = site.model.call.use_resolution_binning  # the size decoded may then be larger than the size asked for
-        if self.tiling and self.tile is not None and not binned and max(workload.height, workload.width) <= self.tile:
-            size = f"{workload.height}x{workload.width}"
+        if self.tiling and self.tile is not None and not binned and max(height, width) <= self.tile:
+            size = f"{height}x{width}"
             yield f"tiling divides what is larger than vae.tile={self.tile}, and the picture is {size}"
