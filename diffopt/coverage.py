@@ -45,6 +45,7 @@ class Entry:
     technique: str
     overrides: tuple[str, ...]
     test: str  # tests/FILE.py::FUNCTION
+    measurable: bool = True  # whether a row with these overrides shows it; not what is done beside rows, such as saving
 
 
 def read(path: Path) -> dict[str, list[Entry]]:
@@ -54,9 +55,9 @@ def read(path: Path) -> dict[str, list[Entry]]:
 
 
 def _entry(path: Path, row: Any) -> Entry:
-    if not isinstance(row, dict) or set(row) != {"what", "select", "test"}:
+    if not isinstance(row, dict) or set(row) - {"measurable"} != {"what", "select", "test"}:
         raise UsageError(f"{path}: an entry has the keys what, select and test, but one is {row!r:.80}.")
-    return Entry(row["what"], tuple(shlex.split(row["select"])), row["test"])
+    return Entry(row["what"], tuple(shlex.split(row["select"])), row["test"], row.get("measurable", True))
 
 
 @functools.cache
@@ -111,7 +112,8 @@ def _shows(entry: Entry, row: Result) -> bool:
     chosen = {group: option for group, option in words.items() if "." not in group}
     values = {key: yaml.safe_load(value) for key, value in words.items() if "." in key and value != FILE}
     return (
-        row.status == "ok"
+        entry.measurable
+        and row.status == "ok"
         and chosen.items() <= row.choices.items()
         and all(_value(row.cell, key) == value for key, value in values.items())
     )

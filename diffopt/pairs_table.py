@@ -25,7 +25,8 @@ def markdown(found: Sequence[Pair]) -> str:
         "the CPU (torch.compile captures with `backend=eager`; ahead of time it generates code) and keeps what became "
         "of each in [results/pairs.json](results/pairs.json). What is not listed as "
         "refused ran, and both steps proved their effect. A number is the "
-        "reason, below the table; ✗ marks a failure.\n",
+        "reason, below the table; ✗ marks a failure. `scripts/pairs --resume` plans all pairs and keeps what "
+        "ran before where the plan still allows it; the code of such a pair may have moved on since.\n",
     ]
     for family, model in FAMILIES.items():
         rows = [pair for pair in found if pair.family == family]

@@ -31,13 +31,15 @@ def test_a_row_shows_what_has_its_options_and_its_values() -> None:
     cell = a_cell(*words)
     row = a_result(cell, choices={"compile": "default", "quant": "none"})
 
-    def shown(*overrides: str) -> bool:
-        return "[measured](there)" in page({"s": [Entry("t", overrides, "tests/x.py::y")]}, [("there", row)])
+    def shown(*overrides: str, measurable: bool = True) -> bool:
+        entry = Entry("t", overrides, "tests/x.py::y", measurable)
+        return "[measured](there)" in page({"s": [entry]}, [("there", row)])
 
     assert shown("compile=default")
     assert shown("compile=default", "compile.components=[denoiser,text_encoders]", "quant=none")
     assert shown("workload.batch_size=1")
     assert not shown("compile=default", "compile.components=[denoiser]")
+    assert not shown("compile=default", measurable=False)
     assert not shown("quant=int8_weight")
     assert not shown("workload.batch_size=2")
     assert not shown("launch.compile_artifact.save=true")

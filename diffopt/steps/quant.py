@@ -40,12 +40,14 @@ INT4_PADDED_MOST = 1.6  # of a class that is not known: 45 % of bfloat16 in grou
 CONVOLUTIONAL_VAE = frozenset({"CogVideoXTransformer3DModel", "QwenImageTransformer2DModel", "WanTransformer3DModel"})
 
 
-def no_linears(site: Site, components: Components) -> tuple[str, ...]:
-    """A reason where a component that is named certainly has nothing for torchao to quantize."""
+def unquantizable(site: Site, components: Components) -> tuple[str, ...]:
+    """Reasons where a component that is named is not there, or certainly has nothing for torchao to quantize."""
+    lacking = missing(site, components, "quant.components")
     if "vae" not in components or site.model.denoiser_class not in CONVOLUTIONAL_VAE:
-        return ()
+        return lacking
     others = ", ".join(word for word in components if word != "vae") or "denoiser"
-    return (f"quant.components=vae: the VAE of {site.model.name} has no Linear; write quant.components=[{others}]",)
+    reason = f"quant.components=vae: the VAE of {site.model.name} has no Linear; write quant.components=[{others}]"
+    return (*lacking, reason)
 
 
 @register("quant")
@@ -69,7 +71,7 @@ class Int8Dynamic(Step):
         )
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return (*missing(site, self.components, "quant.components"), *no_linears(site, self.components))
+        return unquantizable(site, self.components)
 
     def weight_bytes(self, part: str, site: Site) -> float | None:
         return 1 if part in self.components else None
@@ -109,7 +111,7 @@ class Int8Weight(Step):
         return Requirements(packages=("torchao>=0.18",), evidence="https://github.com/pytorch/ao#inference")
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return (*missing(site, self.components, "quant.components"), *no_linears(site, self.components))
+        return unquantizable(site, self.components)
 
     def weight_bytes(self, part: str, site: Site) -> float | None:
         return 1 if part in self.components else None
@@ -151,7 +153,7 @@ class Int4Weight(Step):
         )
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return (*missing(site, self.components, "quant.components"), *no_linears(site, self.components))
+        return unquantizable(site, self.components)
 
     def weight_bytes(self, part: str, site: Site) -> float | None:
         if part not in self.components:
@@ -205,7 +207,7 @@ class Float8Dynamic(Step):
         )
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return (*missing(site, self.components, "quant.components"), *no_linears(site, self.components))
+        return unquantizable(site, self.components)
 
     def weight_bytes(self, part: str, site: Site) -> float | None:
         return 1 if part in self.components else None
@@ -248,7 +250,7 @@ class Float8Weight(Step):
         return Requirements(packages=("torchao>=0.18",), evidence="https://github.com/pytorch/ao#inference")
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return (*missing(site, self.components, "quant.components"), *no_linears(site, self.components))
+        return unquantizable(site, self.components)
 
     def weight_bytes(self, part: str, site: Site) -> float | None:
         return 1 if part in self.components else None
