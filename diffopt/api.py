@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
 
 def load(
-    recipe: str | Path = "baseline", *, overrides: Sequence[str] = (), config_dirs: Sequence[str | Path] = ()
+    recipe: str | Path = "baseline",
+    *,
+    overrides: Sequence[str] = (),
+    config_dirs: Sequence[str | Path] = (),
+    trust_config_dirs: Sequence[str | Path] = (),
 ) -> DiffusionPipeline:
     """Load and optimize the pipeline of a recipe.
 
@@ -30,7 +34,9 @@ def load(
         recipe: the name of an overlay in ``conf/recipe``, or a file that ``diffopt show`` printed (a Path, or a
             string that ends in ``.yaml``).
         overrides: as on the command line, such as ``["model=sd15", "compile.fullgraph=false"]``.
-        config_dirs: folders with options and recipes beside the shipped ones.
+        config_dirs: folders with options and recipes beside the shipped ones; they may be anybody's, so the code
+            and the files elsewhere that they name are refused unless ``overrides`` names them too.
+        trust_config_dirs: likewise your own, which may name both.
 
     Returns:
         The pipeline with every step applied. Compiling happens at its first call, so what only a run can prove is not
@@ -42,7 +48,7 @@ def load(
     """
     from diffopt.build import build
 
-    plan = _workable(_request(recipe, overrides, config_dirs))
+    plan = _workable(_request(recipe, overrides, config_dirs, trust_config_dirs))
     model = plan.cell.recipe.model
     if model.cascade:
         stages = ", ".join(f"model={stage.name}" for stage in model.stages)
@@ -57,6 +63,7 @@ def optimize(
     *,
     overrides: Sequence[str] = (),
     config_dirs: Sequence[str | Path] = (),
+    trust_config_dirs: Sequence[str | Path] = (),
 ) -> DiffusionPipeline:
     """Apply a recipe's steps to a pipeline that is loaded already; returns it, changed in place.
 
@@ -66,7 +73,7 @@ def optimize(
         UsageError: the recipe or an override is wrong.
         Refusal: the recipe cannot work on its hardware or on this pipeline, or the pipeline was loaded otherwise.
     """
-    request = _request(recipe, overrides, config_dirs)
+    request = _request(recipe, overrides, config_dirs, trust_config_dirs)
     plan = _workable(request)
     wanted = request.cell.recipe
     site = Site(model=wanted.model, hardware=wanted.hardware, workload=None, code_id=wanted.code_id)
@@ -100,11 +107,16 @@ def run(cell: Cell, *, study: str | Path | None = None, choices: Mapping[str, st
     return run_one(cell, study=study, choices=choices)
 
 
-def _request(recipe: str | Path, overrides: Sequence[str], config_dirs: Sequence[str | Path]) -> Request:
-    folders = [Path(folder) for folder in config_dirs]
+def _request(
+    recipe: str | Path,
+    overrides: Sequence[str],
+    config_dirs: Sequence[str | Path],
+    trust_config_dirs: Sequence[str | Path],
+) -> Request:
+    folders, trusted = ([Path(folder) for folder in given] for given in (config_dirs, trust_config_dirs))
     lock = Path(recipe) if isinstance(recipe, Path) or recipe.endswith((".yaml", ".yml")) else None
     chosen = list(overrides) if lock else [f"recipe={recipe}", *overrides]
-    (request,) = requests(chosen, lock=lock, folders=folders)
+    (request,) = requests(chosen, lock=lock, folders=folders, trusted=trusted)
     if request.cell.runtime != CURRENT:
         raise UsageError(
             f"runtime={request.cell.runtime.name} is another Python, and the pipeline would be made in this one. "

@@ -35,6 +35,11 @@ FLAGS: dict[str, dict[str, object]] = {
     "--multirun": {"short": "-m", "action": "store_true", "help": "run every combination of a,b values; sweep=NAME"},
     "--recipe": {"metavar": "FILE", "type": Path, "help": "start from a file that `diffopt show` printed"},
     "--config-dir": {"metavar": "DIR", "type": Path, "help": "options and recipes beside the shipped ones and ./conf"},
+    "--trust-config-dir": {
+        "metavar": "DIR",
+        "type": Path,
+        "help": "likewise, a folder of your own: its options may name interpreters, code and files anywhere",
+    },
     "--json": {"action": "store_true", "help": "print JSON"},
     "--pictures": {"metavar": "FILE", "type": Path, "help": "write a contact sheet of the pictures instead (PNG)"},
     "--csv": {"action": "store_true", "help": "print CSV with every column"},
@@ -63,38 +68,38 @@ VERBS: dict[str, Verb] = {
     "run": Verb(
         "compose, build, prove and measure; -m sweeps",
         commands.run,
-        ("--multirun", "--recipe", "--config-dir"),
+        ("--multirun", "--recipe", "--config-dir", "--trust-config-dir"),
         example="diffopt run -m compile=none,regional attention=vanilla,sdpa measure=quick study=first",
     ),
     "plan": Verb(
         "the cells, their steps in order, what is refused and why; needs no GPU",
         commands.plan,
-        ("--multirun", "--recipe", "--config-dir", "--json"),
+        ("--multirun", "--recipe", "--config-dir", "--trust-config-dir", "--json"),
         example="diffopt plan -m model=sd15,sdxl hardware=a100,t4 precision=fp16,bf16 compile=none,max_autotune",
     ),
     "prefetch": Verb(
         "download what the cells' models need, for machines without a network",
         commands.prefetch,
-        ("--multirun", "--recipe", "--config-dir"),
+        ("--multirun", "--recipe", "--config-dir", "--trust-config-dir"),
         example="diffopt prefetch -m model=sd15,sdxl hardware=cpu",
     ),
     "ls": Verb(
         "groups and options, one line each: what it does, needs, and whether it works here",
         commands.ls,
-        ("--config-dir",),
+        ("--config-dir", "--trust-config-dir"),
         words="group",
         example="diffopt ls attention",
     ),
     "show": Verb(
         "the resolved recipe as YAML, to commit and to read back with --recipe",
         commands.show,
-        ("--recipe", "--config-dir"),
+        ("--recipe", "--config-dir", "--trust-config-dir"),
         example="diffopt show recipe=pytorch2 model=sd15 > pytorch2.yaml",
     ),
     "diff": Verb(
         "what two recipes change: names or files, then overrides for both",
         commands.diff,
-        ("--config-dir",),
+        ("--config-dir", "--trust-config-dir"),
         words="recipes",
         example="diffopt diff baseline pytorch2",
     ),
@@ -118,7 +123,12 @@ VERBS: dict[str, Verb] = {
         ("--json",),
         words="",
     ),
-    "env": Verb("versions, GPUs, which options can work here", commands.env, ("--json", "--config-dir"), words=""),
+    "env": Verb(
+        "versions, GPUs, which options can work here",
+        commands.env,
+        ("--json", "--config-dir", "--trust-config-dir"),
+        words="",
+    ),
 }
 
 
@@ -237,8 +247,9 @@ def _ask_hydra(arguments: list[str]) -> int:
 
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--config-dir", type=Path)
+    own.add_argument("--trust-config-dir", type=Path)
     known, rest = own.parse_known_args(arguments)
-    folders = commands.folders(known.config_dir)
+    folders = [*commands.folders(known.config_dir), *commands.trusted(known.trust_config_dir)]
     if any(word.startswith("query=") for word in rest):
         shell.complete(os.environ.get("COMP_LINE", ""), tuple(VERBS), rest, folders)
     else:

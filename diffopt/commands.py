@@ -28,29 +28,47 @@ def folders(config_dir: Path | None) -> list[Path]:
     """The user's config folders: ``./conf`` when there is one, and ``--config-dir``."""
     from diffopt.shipped import shipped_conf
 
-    if config_dir is not None and not user_path(config_dir, "--config-dir").is_dir():
-        raise UsageError(f"--config-dir {config_dir}: there is no such folder.")
-    found = [folder for folder in (Path("conf"), config_dir) if folder is not None and folder.is_dir()]
+    found = [folder for folder in (Path("conf"), *_folder(config_dir, "--config-dir")) if folder.is_dir()]
     return [folder for folder in found if folder.resolve() != shipped_conf().resolve()]
+
+
+def trusted(config_dir: Path | None) -> list[Path]:
+    """The folder of ``--trust-config-dir``."""
+    return _folder(config_dir, "--trust-config-dir")
+
+
+def _folder(given: Path | None, flag: str) -> list[Path]:
+    if given is None:
+        return []
+    folder = user_path(given, flag)
+    if not folder.is_dir():
+        raise UsageError(f"{flag} {given}: there is no such folder.")
+    return [folder]
 
 
 def _requests(args: argparse.Namespace) -> list[Request]:
     from diffopt.resolve import requests
 
-    multirun = getattr(args, "multirun", False)
-    return requests(args.overrides, multirun=multirun, lock=args.recipe, folders=folders(args.config_dir))
+    return requests(
+        args.overrides,
+        multirun=getattr(args, "multirun", False),
+        lock=args.recipe,
+        folders=folders(args.config_dir),
+        trusted=trusted(args.trust_config_dir),
+    )
 
 
 def _composer(args: argparse.Namespace) -> Composer:
     from diffopt.compose import Composer
 
-    return Composer(folders(args.config_dir))
+    return Composer(folders(args.config_dir), trusted=trusted(args.trust_config_dir))
 
 
 def plan(args: argparse.Namespace) -> int:
     """Exit code 0: a plan that lists refusals has done its work."""
     from diffopt import show
     from diffopt.interpreter import absent
+    from diffopt.loaded_code import loaded_code
     from diffopt.plan import make_plan
 
     requests = _requests(args)
@@ -58,13 +76,17 @@ def plan(args: argparse.Namespace) -> int:
     for index, found in enumerate(plans):
         if (note := absent(found.cell.runtime)) is not None:
             plans[index] = replace(found, notes=(*found.notes, note))
+    code = [loaded_code(request) for request in requests]
     if args.json:
-        cells = [plan.to_json(request.choices) for plan, request in zip(plans, requests, strict=True)]
+        cells = [
+            {**plan.to_json(request.choices), "code": [each.to_json() for each in own]}
+            for plan, request, own in zip(plans, requests, code, strict=True)
+        ]
         print(json.dumps({"cells": cells}, indent=2, ensure_ascii=False))
     elif len(plans) == 1:
-        print(show.one_plan(plans[0], requests[0].choices))
+        print(show.one_plan(plans[0], requests[0].choices, code[0]))
     else:
-        print(show.many_plans(plans, [request.choices for request in requests]))
+        print(show.many_plans(plans, [request.choices for request in requests], code))
     return 0
 
 
@@ -85,7 +107,7 @@ def show(args: argparse.Namespace) -> int:
     from diffopt import lock
 
     (request,) = _requests(args)
-    print(lock.to_yaml(request.cell, request.choices), end="")
+    print(lock.to_yaml(request.cell, request.choices, Path.cwd()), end="")
     return 0
 
 
@@ -102,7 +124,8 @@ def diff(args: argparse.Namespace) -> int:
     for side in sides:
         is_file = Path(side).is_file() or side.endswith((".yaml", ".yml"))
         chosen = overrides if is_file else [f"recipe={side}", *overrides]
-        (request,) = requests(chosen, lock=Path(side) if is_file else None, folders=folders(args.config_dir))
+        lock_file, own = Path(side) if is_file else None, trusted(args.trust_config_dir)
+        (request,) = requests(chosen, lock=lock_file, folders=folders(args.config_dir), trusted=own)
         cells.append(request.cell)
     for key, before, after in lock.changes(*cells):
         print(f"{key}: {text(before)} -> {text(after)}")

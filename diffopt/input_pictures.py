@@ -50,7 +50,7 @@ def resolve_picture(given: Any, key: str) -> dict[str, str]:
         name, content = given["path"], given["content"]
     if not isinstance(name, str) or not isinstance(content, str | None):
         raise UsageError(f"{key}={text(given)}: give the path of a picture, or one of {', '.join(shipped_pictures())}.")
-    if _is_file(name):
+    if is_file(name):
         file = user_path(name, key).absolute()
     elif name in shipped_pictures():
         file = SHIPPED / f"{name}.png"
@@ -65,7 +65,7 @@ def resolve_picture(given: Any, key: str) -> dict[str, str]:
             f"{key}={name}: this is not the picture that the recipe was made with (its SHA-256 begins with "
             f"{found[:12]}, the recipe's with {content[:12]}); {key}.content=null takes it."
         )
-    return {"path": str(file) if _is_file(name) else name, "content": found}
+    return {"path": str(file) if is_file(name) else name, "content": found}
 
 
 def open_picture(picture: Picture, size: tuple[int, int], mode: Literal["RGB", "L"] = "RGB") -> Image:
@@ -81,7 +81,7 @@ def open_picture(picture: Picture, size: tuple[int, int], mode: Literal["RGB", "
     from PIL.Image import Resampling
 
     name = Path(picture.path).name  # no folder of this machine: what is said here goes into a row
-    path = Path(picture.path) if _is_file(picture.path) else SHIPPED / f"{picture.path}.png"
+    path = Path(picture.path) if is_file(picture.path) else SHIPPED / f"{picture.path}.png"
     try:
         with path.open("rb") as file:
             if _sha256(file) != picture.content:
@@ -94,7 +94,7 @@ def open_picture(picture: Picture, size: tuple[int, int], mode: Literal["RGB", "
     return _flat(decoded, mode).resize(size, Resampling.NEAREST if mode == "L" else Resampling.LANCZOS)
 
 
-def _is_file(name: str) -> bool:
+def is_file(name: str) -> bool:
     """Whether a picture's path is a file of the user's, and not the name of a shipped one."""
     return "/" in name or Path(name).suffix != ""
 

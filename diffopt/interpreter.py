@@ -94,7 +94,7 @@ def interpreters(runtimes: Iterable[Runtime]) -> Iterator[Mapping[str, Interpret
 
 def absent(runtime: Runtime) -> str | None:
     """Why a runtime cannot be there, without starting anything; None where a program lies at its path."""
-    if runtime == CURRENT or (runtime.python is not None and _program(runtime.python) is not None):
+    if runtime == CURRENT or (runtime.python is not None and program(runtime.python) is not None):
         return None
     return f"runtime={runtime.name}: runtime.python={text(runtime.python)} is no program here"
 
@@ -109,7 +109,7 @@ def check_present(runtimes: Iterable[Runtime]) -> None:
 def ask(runtime: Runtime, variables: Mapping[str, str]) -> Interpreter:
     """Start the interpreter once and let it list what is installed. Raises UsageError when it does not answer."""
     check_present([runtime])
-    python = _program(runtime.python or "")
+    python = program(runtime.python or "")
     assert python is not None, "it is present"
     said, complaint = _run([python, "-P", "-c", QUESTION], {**os.environ, **variables})
     try:
@@ -141,7 +141,8 @@ def worker_requirements() -> tuple[str, ...]:
     return tuple(text for text in texts if canonicalize_name(Requirement(text).name) not in NOT_FOR_WORKERS)
 
 
-def _program(text: str) -> str | None:
+def program(text: str) -> str | None:
+    """The absolute path of a program, links not followed; None where there is none. Starts nothing."""
     path = user_path(text, "runtime.python")
     found = shutil.which(path)
     return None if found is None else os.path.abspath(found)

@@ -104,6 +104,8 @@ def _model_row(composer: Composer, resolver: Resolver, option: str, says: str) -
         return Row(option, says, given, "not known")
     defaults = composer.compose([])
     chosen = Composed({**defaults.data, "model": data}, {**defaults.choices, "model": option})
+    if composer.own_file("model", option) is not None:
+        chosen = composer.compose([f'model="{option}"'])  # which knows where each value comes from
     recipe = (cell := resolver.request(chosen).cell).recipe
     customary = {"precision": shipped_step("precision", SHORT[recipe.model.dtype])}
     needed = estimate(cell.model_copy(update={"recipe": recipe.model_copy(update=customary)}))

@@ -18,10 +18,12 @@ from diffopt import hardware, model_files, plain_yaml
 from diffopt.cell import Cell
 from diffopt.compose import Composed, Composer
 from diffopt.compose.sweep import expand, split_sweep
+from diffopt.consent import consented, located
 from diffopt.errors import UsageError
 from diffopt.explain import explain, groups_in
 from diffopt.launch import Launch, make_launch
 from diffopt.lora_files import resolve_lora
+from diffopt.origins import note, of_recipe_file
 from diffopt.paths import user_path
 from diffopt.recipe import Recipe
 from diffopt.resolve_workload import UNSAID, resolve_workload
@@ -42,7 +44,12 @@ class Request:
 
 
 def requests(
-    overrides: Sequence[str], *, multirun: bool = False, lock: Path | None = None, folders: Sequence[Path] = ()
+    overrides: Sequence[str],
+    *,
+    multirun: bool = False,
+    lock: Path | None = None,
+    folders: Sequence[Path] = (),
+    trusted: Sequence[Path] = (),
 ) -> list[Request]:
     """What a command line asks for, one request per distinct cell, in the order of the sweep.
 
@@ -50,12 +57,13 @@ def requests(
         overrides: Hydra overrides, ``sweep=NAME`` among them with ``multirun``.
         multirun: expand sweeps (``-m``).
         lock: a file that ``diffopt show`` printed; the overrides then change what it says.
-        folders: the user's config folders.
+        folders: config folders, whose options may be anybody's.
+        trusted: config folders of the user's own, whose options may name code and any file.
 
     Raises:
         UsageError: for every mistake in the overrides, the YAML or the files they name.
     """
-    composer = Composer(folders, base=read_lock(lock) if lock else None)
+    composer = Composer(folders, base=read_lock(lock) if lock else None, trusted=trusted)
     if multirun:
         composed = expand(composer, overrides)
     else:
@@ -94,7 +102,9 @@ def read_lock(path: Path) -> Composed:
         raise UsageError(f"--recipe {path}: 'choices' gives the name of an option for each group.")
     workload = {**UNSAID, **data["workload"]}
     outside = {"workload": workload, "measure": data["measure"], "runtime": data["runtime"]}
-    return Composed({**data["recipe"], **outside}, data["choices"])
+    composed = Composed({**data["recipe"], **outside}, data["choices"])
+    note(composed.origins, "", composed.data, of_recipe_file(path))
+    return composed
 
 
 class Resolver:
@@ -106,10 +116,10 @@ class Resolver:
         self._auto: dict[str, Any] | None = None
 
     def request(self, composed: Composed) -> Request:
-        data = composed.data
         for section in ("model", "hardware", "workload", "measure", "runtime", "launch"):
-            if not isinstance(data.get(section), dict):
+            if not isinstance(composed.data.get(section), dict):
                 raise UsageError(f"'{section}' is missing, or is not a mapping of keys to values.")
+        data = consented(composed)
         recipe = {name: data[name] for name in Recipe.model_fields if name in data}
         recipe["model"] = self._model(data["model"])
         recipe["hardware"] = self._hardware(data["hardware"], composed.typed)
@@ -146,7 +156,8 @@ class Resolver:
             return stage
         if stage not in self._composer.options("model"):
             raise UsageError(f"model.cascade: there is no model option '{stage}'. `diffopt ls model` lists them.")
-        found: dict[str, Any] = self._composer.compose([f"model={stage}"]).data["model"]
+        composed = self._composer.compose([f"model={stage}"])
+        found: dict[str, Any] = located(composed, frozenset({"model"}))["model"]
         if found.get("cascade"):
             raise UsageError(f"model.cascade: {stage} is a cascade itself; name its stages one by one.")
         return {**found, "weights": first.get("weights")}

@@ -10,9 +10,8 @@ from diffopt import lock
 from diffopt.cell import Cell
 from diffopt.child import Verdict
 from diffopt.environment import Environment
-from diffopt.lora_files import FILES
+from diffopt.named_files import places
 from diffopt.result import Artifacts, Outcome, Result, write_text
-from diffopt.workload import PICTURES
 
 
 def prepare(folder: Path, cell: Cell, choices: Mapping[str, str]) -> None:
@@ -60,13 +59,6 @@ def _shareable(cell: Cell) -> dict[str, Any]:
     """The cell as plain data without this machine's folders, which cell.yaml has; a picture keeps its file's name."""
     data = cell.model_dump(mode="json")
     data["runtime"]["python"] = None
-    model, workload = data["recipe"]["model"], data["workload"]
-    for stage in (model, *model["cascade"]):
-        stage["path"] = None
-    for key in {*FILES} & data["recipe"]["lora"].keys():
-        named = data["recipe"]["lora"][key]
-        data["recipe"]["lora"][key] = named and Path(named).name
-    for name in PICTURES:
-        if workload[name] is not None:
-            workload[name]["path"] = Path(workload[name]["path"]).name
+    for place in places({**data["recipe"], "workload": data["workload"]}):
+        place.holder[place.key] = None if place.typed.startswith("model.") else Path(place.path).name
     return data

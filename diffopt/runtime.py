@@ -36,7 +36,7 @@ def resolve_runtime(data: Mapping[str, Any], option: str) -> dict[str, Any]:
         raise UsageError(
             f"runtime.python={python}: runtime={CURRENT.name} is the Python that runs diffopt. Choose runtime=python; "
             f"to sweep both, write conf/runtime/NAME.yaml with `defaults: [python, _self_]` and `python: {python}`, "
-            f"and choose runtime={CURRENT.name},NAME."
+            f"and choose runtime={CURRENT.name},NAME with --trust-config-dir conf."
         )
     if name != CURRENT.name and python is None:
         raise UsageError(f"runtime={name} names no interpreter: add runtime.python=/path/to/venv/bin/python.")
@@ -50,5 +50,6 @@ def check_names(runtimes: Iterable[Runtime]) -> None:
         if (other := known.setdefault(runtime.name, runtime.python)) != runtime.python:
             raise UsageError(
                 f"runtime.python={other} and {runtime.python} are both named '{runtime.name}'. Give each a name, by "
-                f"which ids and tables tell them apart: an option of its own in conf/runtime/."
+                f"which ids and tables tell them apart: an option of its own in conf/runtime/, with "
+                f"--trust-config-dir conf."
             )

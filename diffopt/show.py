@@ -11,6 +11,7 @@ from itertools import zip_longest
 from diffopt.environment import Device, Environment
 from diffopt.labels import labels, one_line
 from diffopt.listing import Row
+from diffopt.loaded_code import Code
 from diffopt.plan import Plan
 from diffopt.result import Result
 from diffopt.study import Study
@@ -41,8 +42,8 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def one_plan(plan: Plan, choices: Mapping[str, str]) -> str:
-    """One cell in full: its steps in order, the notes, and every reason against it."""
+def one_plan(plan: Plan, choices: Mapping[str, str], code: Sequence[Code] = ()) -> str:
+    """One cell in full: its steps in order, code from elsewhere, the notes, and every reason against it."""
     workload, model = plan.cell.workload, plan.cell.recipe.model
     frames = "" if workload.frames is None else f" x {workload.frames} frames"
     lines = [
@@ -58,18 +59,20 @@ def one_plan(plan: Plan, choices: Mapping[str, str]) -> str:
     for step in plan.steps:
         order, (group, chosen) = step[1].order.name.lower(), step
         lines.append(f"  {order:10} {group}={choices.get(group, chosen.kind)}")
+    lines += [f"runs: {each}" for each in code]
     lines += [f"note: {note}" for note in plan.notes]
     lines += [f"refused: {reason}" for reason in plan.reasons]
     return "\n".join(lines)
 
 
-def many_plans(plans: Sequence[Plan], choices: Sequence[Mapping[str, str]]) -> str:
-    """One line per cell, every reason of a refused one below it, and the count."""
+def many_plans(plans: Sequence[Plan], choices: Sequence[Mapping[str, str]], code: Sequence[Sequence[Code]] = ()) -> str:
+    """One line per cell, every reason of a refused one below it, code from elsewhere, and the count."""
     names = labels([(chosen, plan.cell.model_dump(mode="json")) for plan, chosen in zip(plans, choices, strict=True)])
     lines = []
     for plan, name in zip(plans, names, strict=True):
         lines.append(f"{plan.cell.id}  {plan.status:7}  {one_line(name)}")
         lines += [f"    {reason}" for reason in plan.reasons]
+    lines += [f"runs: {each}" for each in dict.fromkeys(each for own in code for each in own)]
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
         lines.append(f"note: {note}")
     counts = Counter(plan.status for plan in plans)
@@ -91,13 +94,17 @@ def print_options(group: str, rows: Sequence[Row]) -> None:
 
 
 def wrapped(rows: Sequence[Sequence[str]], width: int = 120) -> list[tuple[str, ...]]:
-    """The rows in lines that fit side by side into ``width`` columns; the first and the last column keep theirs."""
-    ends = [max(len(row[index]) for row in rows) for index in (0, -1)]
+    """The rows in lines that fit side by side into ``width`` columns; the first and the last column keep theirs.
+
+    But for a last one that says what is wrong with an option, which takes a third.
+    """
+    ends = [max(len(row[0]) for row in rows), min(width // 3, max(len(row[-1]) for row in rows))]
     between = len(rows[0]) - 2
     inner = (width - sum(ends) - 2 * (between + 1)) // between
     lines: list[tuple[str, ...]] = []
     for first, *middle, last in rows:
-        cells = [[first], *(textwrap.wrap(cell, inner, break_on_hyphens=False) for cell in middle), [last]]
+        cells = [[first], *(textwrap.wrap(cell, inner, break_on_hyphens=False) for cell in middle)]
+        cells.append(textwrap.wrap(last, ends[1], break_on_hyphens=False))
         lines += zip_longest(*cells, fillvalue="")
     return lines
 

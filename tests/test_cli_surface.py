@@ -26,16 +26,16 @@ def test_public_names() -> None:
 
 def test_verbs_and_their_flags() -> None:
     assert {name: verb.flags for name, verb in cli_module.VERBS.items()} == {
-        "run": ("--multirun", "--recipe", "--config-dir"),
-        "plan": ("--multirun", "--recipe", "--config-dir", "--json"),
-        "ls": ("--config-dir",),
-        "show": ("--recipe", "--config-dir"),
-        "diff": ("--config-dir",),
+        "run": ("--multirun", "--recipe", "--config-dir", "--trust-config-dir"),
+        "plan": ("--multirun", "--recipe", "--config-dir", "--trust-config-dir", "--json"),
+        "ls": ("--config-dir", "--trust-config-dir"),
+        "show": ("--recipe", "--config-dir", "--trust-config-dir"),
+        "diff": ("--config-dir", "--trust-config-dir"),
         "report": ("--csv", "--pictures", "--like", "--published", "--charts", "--gpu"),
-        "prefetch": ("--multirun", "--recipe", "--config-dir"),
+        "prefetch": ("--multirun", "--recipe", "--config-dir", "--trust-config-dir"),
         "compare": ("--slower", "--json"),
         "doctor": ("--json",),
-        "env": ("--json", "--config-dir"),
+        "env": ("--json", "--config-dir", "--trust-config-dir"),
     }
 
 

@@ -114,6 +114,6 @@ def test_plan_json(cli: Cli) -> None:
     cells = json.loads(out)["cells"]
     assert code == 0
     assert [cell["status"] for cell in cells] == ["ok", "refused"]
-    assert set(cells[0]) == {"cell_id", "choices", "status", "reasons", "notes", "steps"}
+    assert set(cells[0]) == {"cell_id", "choices", "status", "reasons", "notes", "steps", "code"}
     assert "8.9" in cells[1]["reasons"][0]
     assert cells[0]["steps"][0] == {"order": "load", "group": "precision", "kind": "dtype"}

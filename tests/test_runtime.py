@@ -84,7 +84,7 @@ def test_ids_have_the_name_of_a_runtime_and_not_its_path():
 def test_an_option_of_ones_own_has_its_name(tmp_path, monkeypatch):
     (tmp_path / "runtime").mkdir()
     (tmp_path / "runtime" / "t210.yaml").write_text("defaults: [python, _self_]\npython: /venvs/t210/bin/python\n")
-    found = requests(["hardware=cpu", "runtime=current,t210"], multirun=True, folders=[tmp_path])
+    found = requests(["hardware=cpu", "runtime=current,t210"], multirun=True, trusted=[tmp_path])
     assert [request.cell.runtime for request in found] == [
         CURRENT,
         Runtime(name="t210", python="/venvs/t210/bin/python"),
@@ -120,7 +120,9 @@ def test_a_recipe_file_has_the_runtime_and_older_ones_have_the_current(tmp_path)
     cell = asked("runtime=python", "runtime.python=/x")
     file = tmp_path / "cell.yaml"
     file.write_text(lock.to_yaml(cell, {"runtime": "python"}))
-    (request,) = requests([], lock=file)
+    with pytest.raises(UsageError, match="names runtime.python=/x"):
+        requests([], lock=file)
+    (request,) = requests(["runtime.python=/x"], lock=file)
     assert (request.cell, request.choices["runtime"]) == (cell, "python")
     assert requests(["runtime.python=/y"], lock=file)[0].cell.runtime.python == "/y"
     assert requests(["runtime=current"], lock=file)[0].cell.id == asked().id
@@ -398,7 +400,8 @@ def test_a_real_second_environment_runs_the_same_sweep(tmp_path, diffopt):
     (tmp_path / "conf" / "runtime").mkdir(parents=True)
     (tmp_path / "conf" / "runtime" / "other.yaml").write_text("defaults: [python, _self_]\npython: other/bin/python\n")
     words = ["-m", "runtime=current,other", "hardware=cpu", "compile=regional", "measure=quick", "workload.steps=2"]
-    done = diffopt("run", *words, "study=two")
+    assert diffopt("run", *words, "study=two").returncode == 2, "whose folder is it?"
+    done = diffopt("run", *words, "study=two", "--trust-config-dir", "conf")
     assert done.returncode == 0, done.stderr
     rows = {row.choices["runtime"]: row for row in study.Study.open(tmp_path / "studies" / "two").results()}
     assert {name: row.status for name, row in rows.items()} == {"current": "ok", "other": "ok"}

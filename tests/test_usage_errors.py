@@ -65,6 +65,10 @@ MISTAKES = {
         ["compile=default", "compile.components=[denoiser, denoiser]"],
         ["compile.components=[denoiser,denoiser]", "names denoiser twice; once is enough"],
     ),
+    "a backend of the hub without its kernel": (
+        ["attention=flash2_hub", "attention.hub=null"],
+        ["attention.backend=flash_hub", "attention.hub says"],
+    ),
     "no such backend": (["attention=sdpa", "attention.backend=warp"], ["attention.backend=warp", "'native'"]),
     "the backend of another option": (
         ["attention=math", "attention.backend=_native_flash"],
@@ -80,6 +84,7 @@ MISTAKES = {
     ),
     "no recipe file": (["--recipe", "nowhere.yaml"], ["no such file"]),
     "no config dir": (["--config-dir", "nowhere"], ["no such folder"]),
+    "no config dir to trust": (["--trust-config-dir", "nowhere"], ["--trust-config-dir nowhere", "no such folder"]),
 }
 
 

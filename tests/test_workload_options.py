@@ -314,10 +314,11 @@ def shown(cli: Cli, tmp_path: Path) -> Path:
 def test_a_recipe_file_names_the_pictures(cli: Cli, shown: Path) -> None:
     workload = yaml.safe_load(shown.read_text())["workload"]
     file = shown.parent / "mine.png"
-    assert workload["image"] == {"path": str(file), "content": sha256(file)}
+    assert workload["image"] == {"path": "./mine.png", "content": sha256(file)}
     assert workload["mask"] == shipped("mask")
     assert [workload[key] for key in ("control", "strength", "later_stages")] == [None, 1.0, []]
     assert cli("show", "--recipe", str(shown))[1] == shown.read_text()
+    assert requests([], lock=shown)[0].cell.workload.image.path == str(file)
 
 
 def test_a_changed_picture_is_found_out_and_can_be_taken(cli: Cli, shown: Path) -> None:

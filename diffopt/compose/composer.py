@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.core_plugins.structured_config_source import StructuredConfigSource
 from hydra._internal.defaults_list import create_defaults_list
 from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.default_element import ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -30,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from diffopt.compose import complaints
 from diffopt.compose.source import DataSource, read_data
 from diffopt.errors import UsageError
+from diffopt.origins import Origin, Origins, note, of_groups, of_option
 from diffopt.shipped import shipped_conf
 
 PRIMARY = "config"
@@ -42,22 +44,30 @@ class Composed:
 
     data: dict[str, Any]
     choices: dict[str, str]
-    typed: frozenset[str] = frozenset()  # keys that the command line sets itself
+    typed: frozenset[str] = frozenset()  # keys that the command line sets itself, or its matrix
+    origins: Origins = field(default_factory=dict)  # what files of others than diffopt set
 
 
 class Composer:
     """Composes configs from the shipped ``conf/`` and, beside it, the user's own folders.
 
     Args:
-        folders: the user's config folders; those that do not exist are left out by the caller.
+        folders: config folders, of whomever; those that do not exist are left out by the caller.
+        trusted: config folders of the user's own, which may name code and any file; searched before the others.
         base: a recipe file's data; then only what the overrides name is composed, the rest is the file's.
     """
 
-    def __init__(self, folders: Sequence[Path] = (), base: Composed | None = None) -> None:
+    def __init__(
+        self, folders: Sequence[Path] = (), base: Composed | None = None, *, trusted: Sequence[Path] = ()
+    ) -> None:
         self._base = base
         for source in (DataSource, StructuredConfigSource):
             SourcesRegistry.instance().register(source)
-        self.folders = (shipped_conf(), *(folder.resolve() for folder in folders))
+        own = shipped_conf().resolve()
+        given = {folder.resolve(): folder for folder in (*folders, *trusted) if folder.resolve() != own}
+        self._trusted = {folder.resolve() for folder in trusted}
+        self._given = dict(sorted(given.items(), key=lambda pair: pair[0] not in self._trusted))
+        self.folders = (shipped_conf(), *self._given)
         path = ConfigSearchPathImpl()
         for index, folder in enumerate(self.folders):
             path.append("user" if index else "main", f"{DataSource.scheme()}://{folder}")
@@ -93,6 +103,17 @@ class Composer:
         """The file of an option of the user's own; None for a shipped one."""
         return next((p for folder in self.folders[1:] if (p := folder / group / f"{option}.yaml").is_file()), None)
 
+    def origin(self, group: str, option: str) -> Origin | None:
+        """Where the file of an option comes from; None for a shipped one."""
+        return self._origin(f"{group}/{option}.yaml")
+
+    def _origin(self, name: str) -> Origin | None:
+        """Of the folders that have a file of that name, Hydra reads the first one's; and so does this."""
+        folder = next((folder for folder in self.folders if (folder / name).is_file()), None)
+        if folder is None or folder not in self._given:
+            return None
+        return of_option(self._given[folder], name, trusted=folder in self._trusted)
+
     def read_option(self, group: str, option: str) -> dict[str, Any]:
         """The checked data of one option's file as it stands, siblings not merged."""
         return copy.deepcopy(read_data(self.option_file(group, option), f"{group}/{option}.yaml"))
@@ -125,23 +146,30 @@ class Composer:
         (points,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
         return points
 
-    def compose(self, overrides: Sequence[str]) -> Composed:
-        """Compose one config. Raises UsageError for every mistake in the overrides or in a YAML file."""
-        parsed = self.parse(overrides)
+    def compose(self, typed: Sequence[str], given: Sequence[str] = (), origin: Origin | None = None) -> Composed:
+        """Compose one config. Raises UsageError for every mistake in the overrides or in a YAML file.
+
+        Args:
+            typed: overrides of the command line.
+            given: overrides of a matrix, which those of the command line beat.
+            origin: where the matrix comes from.
+        """
+        parsed = self.parse([*given, *typed])
         try:
             self._loader.validate_sweep_overrides_legal(parsed, run_mode=RunMode.RUN, from_shell=True)
         except ConfigCompositionException as error:
             raise UsageError(complaints.ambiguous(str(error), parsed)) from error
         skeleton = self._skeleton([override for override in parsed if override.key_or_group in self.groups])
-        data = copy.deepcopy(skeleton.data)
-        for override in parsed:
+        data, origins = copy.deepcopy(skeleton.data), dict(skeleton.origins)
+        for index, override in enumerate(parsed):
             if override.key_or_group not in self.groups:
                 if having := self._others_with(override.key_or_group, data):
                     group = override.key_or_group.split(".")[0]
                     raise UsageError(complaints.key_of_others(override, group, skeleton.choices[group], having))
                 _set(data, override)
-        typed = frozenset(str(override.key_or_group) for override in parsed)
-        return Composed(data=data, choices=dict(skeleton.choices), typed=typed)
+                note(origins, override.key_or_group, override.value(), origin if index < len(given) else None)
+        keys = frozenset(str(override.key_or_group) for override in parsed)
+        return Composed(data=data, choices=dict(skeleton.choices), typed=keys, origins=origins)
 
     def _others_with(self, key: str, data: Mapping[str, Any]) -> list[str]:
         """Options of a group of steps that have a dotted key, where the chosen one has not."""
@@ -168,8 +196,20 @@ class Composer:
                 raise UsageError("These options extend each other in a circle (their defaults lists).") from None
             data = {str(name): value for name, value in _container(config).items()}
             choices = {group: str(option) for group, option in defaults.overrides.known_choices.items()}
-            self._skeletons[key] = self._onto_base(Composed(data, choices), groups)
+            found = Composed(data, choices, origins=self._origins(defaults.defaults))
+            self._skeletons[key] = self._onto_base(found, groups)
         return self._skeletons[key]
+
+    def _origins(self, merged: Sequence[ResultDefault]) -> Origins:
+        """Where each value comes from, of files that are merged in this order."""
+        origins: Origins = {}
+        for entry in merged:
+            name = f"{entry.config_path}.yaml"
+            origin = self._origin(name)
+            if origin is not None or origins:
+                folder = next(folder for folder in self.folders if (folder / name).is_file())
+                note(origins, entry.package or "", read_data(folder / name, name), origin)
+        return origins
 
     def _onto_base(self, composed: Composed, groups: list[Override]) -> Composed:
         """A recipe file stands for all that was composed, but for the groups that the command line chooses anew."""
@@ -178,10 +218,12 @@ class Composer:
         named = {override.key_or_group for override in groups}
         if "recipe" in named:
             raise UsageError("recipe=NAME composes a recipe, --recipe FILE is one; give one of the two.")
-        data = {key: composed.data[key] for key in (*OUTSIDE_THE_CELL, *named)}
+        anew = frozenset(map(str, (*OUTSIDE_THE_CELL, *named)))
+        data = {key: composed.data[key] for key in anew}
         data = {**self._base.data, **data}  # a group that the file lacks stays absent: the model knows if it may
         choices = {**composed.choices, **{g: o for g, o in self._base.choices.items() if g not in named}}
-        return Composed(data, choices)
+        kept = of_groups(self._base.origins, frozenset(self._base.data) - anew)
+        return Composed(data, choices, origins={**of_groups(composed.origins, anew), **kept})
 
 
 def _values(override: Override) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -13,10 +12,11 @@ from pydantic import Field, ValidationError
 from diffopt.compose.composer import Composed, Composer
 from diffopt.errors import UsageError
 from diffopt.explain import explain
+from diffopt.origins import Origin
 from diffopt.step import Frozen
+from diffopt.words import literal
 
 Scalar = str | int | float | bool
-WORDS = {"true", "false", "null", "nan", "inf"}  # which Hydra does not take for texts
 
 
 class Amendment(Frozen):
@@ -100,28 +100,24 @@ def expand(composer: Composer, overrides: Sequence[str]) -> list[Composed]:
         return [composer.compose(point) for point in typed]
     matrix = read_matrix(composer, name)
     keys = frozenset(override.get_key_element() for override in composer.parse(rest))
-    composed = [_point(composer, matrix, [*point, *more], keys) for point in matrix.points(keys) for more in typed]
+    origin = composer.origin("sweep", name)
+    composed = [_point(composer, matrix, point, more, keys, origin) for point in matrix.points(keys) for more in typed]
     kept = [point for point in composed if not matrix.excludes(point)]
     if not kept:
         raise UsageError(f"sweep={name} leaves no cell: its exclude rules match all {len(composed)} points.")
     return kept
 
 
-def _point(composer: Composer, matrix: Matrix, overrides: list[str], fixed: frozenset[str]) -> Composed:
-    composed = composer.compose(overrides)
+def _point(
+    composer: Composer, matrix: Matrix, point: list[str], typed: list[str], fixed: frozenset[str], origin: Origin | None
+) -> Composed:
+    composed = composer.compose(typed, point, origin)
     more = matrix.amendments(composed, fixed)
-    return composer.compose([*overrides, *more]) if more else composed
+    return composer.compose(typed, [*point, *more], origin) if more else composed
 
 
 def _overrides(point: Mapping[str, Scalar]) -> list[str]:
-    return [f"{key}={_literal(value)}" for key, value in point.items()]
-
-
-def _literal(value: Scalar) -> str:
-    if isinstance(value, str):
-        plain = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_./-]*", value) and value.lower() not in WORDS
-        return value if plain else json.dumps(value, ensure_ascii=False)
-    return json.dumps(value)
+    return [f"{key}={literal(value)}" for key, value in point.items()]
 
 
 def _matches(composed: Composed, key: str, value: Scalar) -> bool:

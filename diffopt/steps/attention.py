@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from diffopt.components import DiffusersComponent, DiffusersComponents, missing, modules
 from diffopt.errors import NoEffect, Refusal
@@ -94,6 +94,15 @@ class Dispatch(Step):
     evidence: Annotated[str, Descriptive()]
     # the default keeps the ids of recipes older than the field
     no_lowering_on: tuple[Literal["cuda", "cpu"], ...] = ()
+
+    @model_validator(mode="after")
+    def _a_hub_kernel_says_which(self) -> Dispatch:
+        if self.backend.endswith("_hub") != (self.hub is not None):
+            raise ValueError(
+                f"attention.backend={self.backend}: a backend whose name ends in _hub has its kernel from the hub, and "
+                "attention.hub says from which repository and commit; for any other backend it is null"
+            )
+        return self
 
     @property
     def traits(self) -> frozenset[Trait]:

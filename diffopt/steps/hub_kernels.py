@@ -7,11 +7,14 @@ the commit, and the kernel is put where diffusers' dispatcher looks for it.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from diffopt import plain_yaml
 from diffopt.errors import Refusal
+from diffopt.shipped import shipped_conf
 from diffopt.step import Frozen
 
 if TYPE_CHECKING:
@@ -24,6 +27,13 @@ class HubKernel(Frozen):
     repository: str
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None
     trust_remote_code: bool
+
+
+@cache
+def shipped_repositories() -> frozenset[str]:
+    """The repositories that diffopt's own options name; any other is named on the command line alone."""
+    hubs = [plain_yaml.read(file)[0].get("hub") for file in (shipped_conf() / "attention").glob("*.yaml")]
+    return frozenset(hub["repository"] for hub in hubs if hub is not None)
 
 
 def problems(kernel: HubKernel) -> Iterator[str]:
