@@ -36,7 +36,7 @@ class CompileArtifact(Frozen):
     """
 
     save: bool
-    load: str | None  # a file, relative to where the command is given
+    load: str | None  # a file; typed, relative to where the command is given
     sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None
 
     @model_validator(mode="after")
