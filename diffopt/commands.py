@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffopt.errors import UsageError
-from diffopt.paths import user_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -26,12 +24,9 @@ if TYPE_CHECKING:
 
 def folders(config_dir: Path | None) -> list[Path]:
     """The user's config folders: ``./conf`` when there is one, and ``--config-dir``."""
-    from diffopt.shipped import shipped_conf
+    from diffopt.shipped import own_folders
 
-    if config_dir is not None and not user_path(config_dir, "--config-dir").is_dir():
-        raise UsageError(f"--config-dir {config_dir}: there is no such folder.")
-    found = [folder for folder in (Path("conf"), config_dir) if folder is not None and folder.is_dir()]
-    return [folder for folder in found if folder.resolve() != shipped_conf().resolve()]
+    return own_folders(() if config_dir is None else (config_dir,), "--config-dir")
 
 
 def _requests(args: argparse.Namespace) -> list[Request]:
@@ -49,20 +44,15 @@ def _composer(args: argparse.Namespace) -> Composer:
 
 def plan(args: argparse.Namespace) -> int:
     """Exit code 0: a plan that lists refusals has done its work."""
-    from diffopt import show
-    from diffopt.interpreter import absent
-    from diffopt.plan import make_plan
+    from diffopt import api, show
 
     requests = _requests(args)
-    plans = [make_plan(request.cell, request.choices) for request in requests]
-    for index, found in enumerate(plans):
-        if (note := absent(found.cell.runtime)) is not None:
-            plans[index] = replace(found, notes=(*found.notes, note))
+    plans = [api.plan(request.cell) for request in requests]
     if args.json:
         cells = [plan.to_json(request.choices) for plan, request in zip(plans, requests, strict=True)]
         print(json.dumps({"cells": cells}, indent=2, ensure_ascii=False))
     elif len(plans) == 1:
-        print(show.one_plan(plans[0], requests[0].choices))
+        print(plans[0])
     else:
         print(show.many_plans(plans, [request.choices for request in requests]))
     return 0

@@ -41,28 +41,6 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def one_plan(plan: Plan, choices: Mapping[str, str]) -> str:
-    """One cell in full: its steps in order, the notes, and every reason against it."""
-    workload, model = plan.cell.workload, plan.cell.recipe.model
-    frames = "" if workload.frames is None else f" x {workload.frames} frames"
-    lines = [
-        f"cell {plan.cell.id}, recipe {plan.cell.recipe.id}: {plan.status}",
-        f"model {model.name} on {plan.cell.recipe.hardware.name}, {workload.task}, "
-        f"{workload.batch_size} x {workload.width}x{workload.height}{frames}, {workload.steps} steps",
-        *(
-            f"then {later.name}, {later.task}, {call.steps} steps"
-            for later, call in zip(model.cascade, workload.later_stages, strict=False)
-        ),
-        f"steps, in the order they touch {'each' if model.cascade else 'the'} pipeline:",
-    ]
-    for step in plan.steps:
-        order, (group, chosen) = step[1].order.name.lower(), step
-        lines.append(f"  {order:10} {group}={choices.get(group, chosen.kind)}")
-    lines += [f"note: {note}" for note in plan.notes]
-    lines += [f"refused: {reason}" for reason in plan.reasons]
-    return "\n".join(lines)
-
-
 def many_plans(plans: Sequence[Plan], choices: Sequence[Mapping[str, str]]) -> str:
     """One line per cell, every reason of a refused one below it, and the count."""
     names = labels([(chosen, plan.cell.model_dump(mode="json")) for plan, chosen in zip(plans, choices, strict=True)])

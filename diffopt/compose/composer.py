@@ -43,6 +43,7 @@ class Composed:
     data: dict[str, Any]
     choices: dict[str, str]
     typed: frozenset[str] = frozenset()  # keys that the command line sets itself
+    chosen: frozenset[str] = frozenset()  # groups whose option the command line, a recipe or a recipe file chose
 
 
 class Composer:
@@ -141,7 +142,7 @@ class Composer:
                     raise UsageError(complaints.key_of_others(override, group, skeleton.choices[group], having))
                 _set(data, override)
         typed = frozenset(str(override.key_or_group) for override in parsed)
-        return Composed(data=data, choices=dict(skeleton.choices), typed=typed)
+        return Composed(data=data, choices=dict(skeleton.choices), typed=typed, chosen=skeleton.chosen)
 
     def _others_with(self, key: str, data: Mapping[str, Any]) -> list[str]:
         """Options of a group of steps that have a dotted key, where the chosen one has not."""
@@ -168,7 +169,8 @@ class Composer:
                 raise UsageError("These options extend each other in a circle (their defaults lists).") from None
             data = {str(name): value for name, value in _container(config).items()}
             choices = {group: str(option) for group, option in defaults.overrides.known_choices.items()}
-            self._skeletons[key] = self._onto_base(Composed(data, choices), groups)
+            chosen = frozenset(defaults.overrides.override_choices)
+            self._skeletons[key] = self._onto_base(Composed(data, choices, chosen=chosen), groups)
         return self._skeletons[key]
 
     def _onto_base(self, composed: Composed, groups: list[Override]) -> Composed:
@@ -181,7 +183,7 @@ class Composer:
         data = {key: composed.data[key] for key in (*OUTSIDE_THE_CELL, *named)}
         data = {**self._base.data, **data}  # a group that the file lacks stays absent: the model knows if it may
         choices = {**composed.choices, **{g: o for g, o in self._base.choices.items() if g not in named}}
-        return Composed(data, choices)
+        return Composed(data, choices, chosen=composed.chosen | self._base.choices.keys())
 
 
 def _values(override: Override) -> list[str]:
