@@ -77,10 +77,12 @@ def _weights(part: nn.Module) -> Weights:
 
 
 def _counts(part: nn.Module) -> Counter[str]:
-    """Number of parameters by dtype."""
+    """Numbers that a file of the weights would hold, by dtype: parameters, and buffers that are saved with them."""
+    named = {name for name, _ in part.named_parameters(remove_duplicate=False)}
+    buffers = [tensor for name, tensor in part.state_dict().items() if name not in named]
     counts: Counter[str] = Counter()
-    for parameter in part.parameters():
-        counts[str(parameter.dtype).removeprefix("torch.")] += parameter.numel()
+    for tensor in (*part.parameters(), *buffers):
+        counts[str(tensor.dtype).removeprefix("torch.")] += tensor.numel()
     return counts
 
 

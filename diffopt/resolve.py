@@ -67,7 +67,7 @@ def requests(
         composed = expand(composer, overrides)
     else:
         if split_sweep(overrides)[0] is not None:
-            raise UsageError("sweep=NAME is a matrix of cells: add -m to run or plan it.")
+            raise UsageError("sweep=NAME is a matrix of cells: add -m (in Python multirun=True).")
         composed = [composer.compose(overrides)]
     resolver = Resolver(composer, resolve_model)
     found = [resolver.request(point) for point in composed]
