@@ -8,11 +8,13 @@
 Importing this imports neither torch nor diffusers, and each name its own module only when it is asked for.
 """
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffopt.api import load, optimize, run
+    from diffopt.api import compose, load, optimize, plan, run
     from diffopt.cell import Cell
     from diffopt.errors import DiffoptError, NoEffect, Refusal, UsageError
     from diffopt.quantized_files import save_quantized
@@ -31,14 +33,16 @@ __all__ = [
     "Result",
     "Study",
     "UsageError",
+    "compose",
     "load",
     "optimize",
+    "plan",
     "run",
     "save_quantized",
 ]
 
 _HOMES = {
-    "api": ("load", "optimize", "run"),
+    "api": ("compose", "load", "optimize", "plan", "run"),
     "cell": ("Cell",),
     "errors": ("DiffoptError", "NoEffect", "Refusal", "UsageError"),
     "quantized_files": ("save_quantized",),
@@ -53,3 +57,22 @@ def __getattr__(name: str) -> Any:
         if name in names:
             return getattr(import_module(f"diffopt.{module}"), name)
     raise AttributeError(f"module 'diffopt' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """Importing a submodule binds it to its package; here not where it has the name of a public function.
+
+    ``diffopt.plan`` is the function, whatever was imported before it; the module is had with ``from diffopt.plan import
+    make_plan``.
+    """
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in __all__ and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from diffopt import hardware, packages
 from diffopt.cell import Cell
 from diffopt.errors import NoEffect, Refusal, UsageError
 from diffopt.plan import Plan, make_plan
-from diffopt.resolve import Request, requests
+from diffopt.resolve import Request, make_composer, requests
 from diffopt.runtime import CURRENT
+from diffopt.shipped import existing, own_folders
 from diffopt.step import Order, Site
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+    from diffopt.compose import Composed
+    from diffopt.recipe import Model, Recipe
     from diffopt.result import Result
+    from diffopt.study import Study
+
+NOT_OF_A_CELL = {  # keys of a command line that say how cells are run and kept
+    "study": "diffopt.run(cell, study=…) says where a row is kept",
+    "launch": "diffopt.run launches its cells as launch=local does",
+}
 
 
 def load(
@@ -34,13 +45,14 @@ def load(
         recipe: the name of an overlay in ``conf/recipe``, or a file that ``diffopt show`` printed (a Path, or a
             string that ends in ``.yaml``).
         overrides: as on the command line, such as ``["model=sd15", "compile.fullgraph=false"]``.
-        config_dirs: folders with options and recipes beside the shipped ones; they may be anybody's, so the code
-            and the files elsewhere that they name are refused unless ``overrides`` names them too.
+        config_dirs: folders with options and recipes beside the shipped ones and those in ``./conf``; they may be
+            anybody's, so the code and the files elsewhere that they name are refused unless ``overrides`` names them
+            too.
         trust_config_dirs: likewise your own, which may name both.
 
     Returns:
-        The pipeline with every step applied. Compiling happens at its first call, so what only a run can prove is not
-        proven yet; :func:`run` does.
+        The pipeline with every step applied; its attribute ``diffopt`` is the recipe. Compiling happens at its first
+        call, so what only a run can prove is not proven yet; :func:`run` does.
 
     Raises:
         UsageError: the recipe or an override is wrong.
@@ -48,13 +60,10 @@ def load(
     """
     from diffopt.build import build
 
-    plan = _workable(_request(recipe, overrides, config_dirs, trust_config_dirs))
-    model = plan.cell.recipe.model
-    if model.cascade:
-        stages = ", ".join(f"model={stage.name}" for stage in model.stages)
-        raise Refusal(f"model={model.name} is {len(model.stages)} pipelines in a row; load each by itself: {stages}")
-    (pipe,) = build(plan)
-    return pipe
+    request = _Asked.of(recipe, overrides, config_dirs, trust_config_dirs).request()
+    _check_one_pipeline(request.cell.recipe.model)
+    (pipe,) = build(_workable(request))
+    return _marked(pipe, request.cell.recipe)
 
 
 def optimize(
@@ -67,66 +76,211 @@ def optimize(
 ) -> DiffusionPipeline:
     """Apply a recipe's steps to a pipeline that is loaded already; returns it, changed in place.
 
-    What only loading can do is not done here: the pipeline must already have the precision of the recipe.
+    Where neither the overrides nor the recipe choose a model, the facts are the pipeline's own; likewise its precision,
+    which is then left as it is. Chosen ones must be those that the pipeline has. Where a step refuses the pipeline, the
+    steps before it stay applied.
+
+    Args:
+        pipe: a pipeline of diffusers, however it was made.
+        recipe: as for :func:`load`, like the next three.
+
+    Returns:
+        ``pipe``; its attribute ``diffopt`` is the recipe.
+
+    Raises:
+        UsageError: the recipe or an override is wrong, or the pipeline's configs do not tell what must be known.
+        Refusal: the recipe cannot work on its hardware or on this pipeline, the pipeline is of another model or another
+            precision than the chosen one, or it was optimized already.
+    """
+    from diffopt.adopt import check_model, precision
+    from diffopt.build import apply
+
+    _check_plain(pipe)
+    asked = _Asked.of(recipe, overrides, config_dirs, trust_config_dirs)
+    adopted, request = _adopted(pipe, asked)
+    wanted, choices = request.cell.recipe, request.choices
+    _check_one_pipeline(wanted.model)
+    if "model" not in adopted:
+        check_model(pipe, wanted.model)
+    plan = _workable(request)
+    site = Site(model=wanted.model, hardware=wanted.hardware, workload=None, code_id=wanted.code_id)
+    steps = [(group, step) for group, step in plan.steps if group not in adopted]
+    for group, step in steps:
+        try:
+            step.check_loaded(pipe, site)
+        except NoEffect as error:
+            raise Refusal(
+                f"{group}={choices[group]} is chosen, and this pipeline was loaded as precision={precision(pipe)} "
+                f"({error}). Load it with other dtypes, cast that part with its `.to(…)`, or choose no {group}: what "
+                "the pipeline has is then taken."
+            ) from error
+    apply(pipe, steps, site)
+    return _marked(pipe, wanted)
+
+
+def compose(
+    recipe: str | Path = "baseline",
+    *,
+    overrides: Sequence[str] = (),
+    config_dirs: Sequence[str | Path] = (),
+    trust_config_dirs: Sequence[str | Path] = (),
+    multirun: bool = False,
+) -> list[Cell]:
+    """The cells that a command line asks for, for :func:`plan` and :func:`run`. Imports no torch.
+
+    Args:
+        recipe: as for :func:`load`, like the next three.
+        multirun: expand sweeps, as ``-m`` does: ``["compile=none,regional"]`` or ``["sweep=pytorch2"]``.
+
+    Returns:
+        Each distinct cell, in the order of the sweep; one without ``multirun``.
 
     Raises:
         UsageError: the recipe or an override is wrong.
-        Refusal: the recipe cannot work on its hardware or on this pipeline, or the pipeline was loaded otherwise.
     """
-    request = _request(recipe, overrides, config_dirs, trust_config_dirs)
-    plan = _workable(request)
-    wanted = request.cell.recipe
-    site = Site(model=wanted.model, hardware=wanted.hardware, workload=None, code_id=wanted.code_id)
-    for group, step in plan.steps:
-        if step.order is not Order.LOAD:
-            continue
-        try:
-            step.verify(pipe, site)
-        except NoEffect as error:
-            raise Refusal(
-                f"{group}={request.choices[group]} is done when the pipeline is loaded, and this one was loaded "
-                f"otherwise ({error}). Load it that way, choose the {group} that it has, or use diffopt.load."
-            ) from error
-    for _, step in plan.steps:
-        step.apply(pipe, site)
-    return pipe
+    return [
+        request.cell
+        for request in _Asked.of(recipe, overrides, config_dirs, trust_config_dirs).requests(multirun=multirun)
+    ]
 
 
-def run(cell: Cell, *, study: str | Path | None = None, choices: Mapping[str, str] | None = None) -> Result:
+def plan(cell: Cell) -> Plan:
+    """What would be done to the cell's pipeline, and every reason why it cannot work; ``print`` shows it.
+
+    Needs no torch and no GPU, and raises nothing for a cell that is refused: ``problems`` and ``reasons`` say why.
+    """
+    from diffopt.interpreter import absent
+
+    found = make_plan(_checked(cell))
+    note = absent(cell.runtime)
+    return found if note is None else replace(found, notes=(*found.notes, note))
+
+
+def run(cell: Cell, *, study: str | Path | Study | None = None) -> Result:
     """Measure one cell in a process of its own and keep the row.
 
     Args:
+        cell: one of those that :func:`compose` gives.
         study: name or directory of the study that keeps it; a fresh one without.
-        choices: option names by group, for the row and its messages.
 
     Returns:
         The row, whatever its status; nothing is raised for a cell that fails.
     """
     from diffopt.runner import run_one
 
-    return run_one(cell, study=study, choices=choices)
+    return run_one(_checked(cell), study=study, choices=cell.choices)
 
 
-def _request(
-    recipe: str | Path,
-    overrides: Sequence[str],
-    config_dirs: Sequence[str | Path],
-    trust_config_dirs: Sequence[str | Path],
-) -> Request:
-    folders, trusted = ([Path(folder) for folder in given] for given in (config_dirs, trust_config_dirs))
-    lock = Path(recipe) if isinstance(recipe, Path) or recipe.endswith((".yaml", ".yml")) else None
-    chosen = list(overrides) if lock else [f"recipe={recipe}", *overrides]
-    (request,) = requests(chosen, lock=lock, folders=folders, trusted=trusted)
-    if request.cell.runtime != CURRENT:
-        raise UsageError(
-            f"runtime={request.cell.runtime.name} is another Python, and the pipeline would be made in this one. "
-            f"Choose runtime={CURRENT.name}, or use diffopt.run, whose workers it starts."
+@dataclass(frozen=True)
+class _Asked:
+    """The arguments of a call as a command line."""
+
+    words: tuple[str, ...]
+    lock: Path | None
+    folders: tuple[Path, ...]
+    trusted: tuple[Path, ...]
+
+    @classmethod
+    def of(cls, recipe: Any, overrides: Any, config_dirs: Any, trust_config_dirs: Any) -> _Asked:
+        """Raises UsageError for arguments of the wrong type, and for what has no meaning from Python."""
+        if not isinstance(recipe, str | Path):
+            raise UsageError(f"recipe={recipe!r}: give the name of a recipe, or the path of a file.")
+        words = _listed(overrides, "overrides", '["model=tiny"]', str)
+        for word in words:
+            if said := NOT_OF_A_CELL.get(word.split("=")[0].split(".")[0]):
+                raise UsageError(f"{word} has no meaning here, leave it out: {said}.")
+        folders = tuple(own_folders(_listed(config_dirs, "config_dirs", '["conf"]', str | Path), "config_dirs:"))
+        listed = _listed(trust_config_dirs, "trust_config_dirs", '["conf"]', str | Path)
+        trusted = tuple(existing(folder, "trust_config_dirs:") for folder in listed)
+        if isinstance(recipe, Path) or recipe.endswith((".yaml", ".yml")):
+            return cls(words, Path(recipe), folders, trusted)
+        return cls((f"recipe={recipe}", *words), None, folders, trusted)
+
+    def composed(self) -> Composed:
+        return make_composer(self.lock, self.folders, self.trusted).compose(self.words)
+
+    def requests(self, **more: Any) -> list[Request]:
+        return requests(self.words, lock=self.lock, folders=self.folders, trusted=self.trusted, **more)
+
+    def request(self, **more: Any) -> Request:
+        """Of a pipeline that is made in this process."""
+        (found,) = self.requests(**more)
+        if found.cell.runtime != CURRENT:
+            raise UsageError(
+                f"runtime={found.cell.runtime.name} is another Python, and the pipeline would be made in this one. "
+                f"Choose runtime={CURRENT.name}, or use diffopt.run, whose workers it starts."
+            )
+        return found
+
+
+def _adopted(pipe: DiffusionPipeline, asked: _Asked) -> tuple[set[str], Request]:
+    """What is asked for, and the groups (model, precision) that nobody chose and that are what the pipeline has.
+
+    Raises UsageError for a value that says which model is to be loaded.
+    """
+    from diffopt import adopt
+
+    composed, words, model = asked.composed(), list(asked.words), {}
+    adopted = {"model", "precision"} - composed.chosen
+    if "model" in adopted:
+        if places := sorted(composed.typed & {f"model.{key}" for key in adopt.PLACES}):
+            raise UsageError(f"{places[0]} says what to load, and the pipeline is loaded already: leave it out.")
+        words.append("model=local")
+        model["resolve_model"] = lambda data, base: adopt.facts(pipe, data)
+    if "precision" in adopted and "precision.dtype" not in composed.typed:
+        words.append(f"precision={adopt.precision(pipe)}")
+    if any(key.startswith("precision.") for key in composed.typed):
+        adopted -= {"precision"}  # what is set is to be done
+    return adopted, replace(asked, words=tuple(words)).request(**model)
+
+
+def _check_plain(pipe: Any) -> None:
+    """Raises UsageError for what is no pipeline, and Refusal for one whose steps would come after later ones."""
+    from diffusers import DiffusionPipeline
+
+    if not isinstance(pipe, DiffusionPipeline):
+        raise UsageError(f"optimize takes a pipeline of diffusers, but got a {type(pipe).__name__}.")
+    before: Recipe | None = getattr(pipe, "diffopt", None)
+    done = [f"{group} ({step.kind})" for group, step in before.steps if step.order > Order.PLACE] if before else []
+    if done:
+        raise Refusal(
+            f"this pipeline was optimized already, {', '.join(done)}, and steps come in one order: load it anew, and "
+            "give all choices to one call"
         )
-    return request
+
+
+def _check_one_pipeline(model: Model) -> None:
+    if model.cascade:
+        stages = ", ".join(f"model={stage.name}" for stage in model.stages)
+        raise Refusal(f"model={model.name} is {len(model.stages)} pipelines in a row; take each by itself: {stages}")
 
 
 def _workable(request: Request) -> Plan:
-    plan = make_plan(request.cell, request.choices)
-    if plan.problems:
-        raise Refusal("This recipe cannot work: " + "; ".join(plan.reasons))
-    return plan
+    """The plan. Raises Refusal where the recipe cannot work, or not on this machine."""
+    found = plan(request.cell)
+    if found.problems:
+        raise Refusal("This recipe cannot work: " + "; ".join(found.reasons))
+    absent = hardware.check_declared(request.cell.recipe.hardware)
+    absent = absent or packages.lacking([step.requires() for _, step in found.steps])
+    if absent is not None:
+        raise Refusal(absent)
+    return found
+
+
+def _marked(pipe: Any, recipe: Recipe) -> DiffusionPipeline:
+    """The pipeline, which says what was done to it."""
+    pipe.diffopt = recipe
+    return pipe  # type: ignore[no-any-return]
+
+
+def _checked(cell: Cell) -> Cell:
+    if not isinstance(cell, Cell):
+        raise UsageError(f"one Cell is wanted, but got a {type(cell).__name__}; diffopt.compose gives a list of them.")
+    return cell
+
+
+def _listed(given: Any, name: str, example: str, kind: Any) -> tuple[Any, ...]:
+    listed = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
+    if not listed or not all(isinstance(item, kind) for item in given):
+        raise UsageError(f"{name}={given!r}: a list is wanted, such as {name}={example}.")
+    return tuple(given)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +34,15 @@ def build(plan: Plan, *, on_stage: Callable[[Stage], None] = lambda stage: None)
         pipes.append(load_pipeline(site.model, task, device=_drawn_on(plan, site), **_load_kwargs(plan, site)))
     on_stage("optimize")
     for pipe, site in zip(pipes, cell.sites, strict=True):
-        for group, step in plan.steps:
-            with _naming(f"applying {group} ({step.kind})"):
-                step.apply(pipe, site)
+        apply(pipe, plan.steps, site)
     return tuple(pipes)
+
+
+def apply(pipe: DiffusionPipeline, steps: Iterable[tuple[str, Step]], site: Site) -> None:
+    """Apply steps in the order given. Raises Refusal where one cannot work on this pipeline."""
+    for group, step in steps:
+        with _naming(f"applying {group} ({step.kind})"):
+            step.apply(pipe, site)
 
 
 def _drawn_on(plan: Plan, site: Site) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Annotated
 
@@ -47,6 +48,17 @@ class Cell(Frozen):
     def id(self) -> str:
         """First 12 hex digits of the SHA-256 of what was asked; no path, time, host name or machine fact in it."""
         return digest(identity(self))
+
+    @cached_property
+    def choices(self) -> Mapping[str, str]:
+        """Option names by group where the cell was composed, for messages and rows; part of no id."""
+        return {}
+
+    def chosen_by(self, choices: Mapping[str, str]) -> Cell:
+        """The same cell, which knows the options that led to it."""
+        found = self.model_copy()
+        found.__dict__["choices"] = dict(choices)  # where functools keeps it; the record itself stays frozen
+        return found
 
     @property
     def sites(self) -> tuple[Site, ...]:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from diffopt.errors import UsageError
-from diffopt.paths import user_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -26,24 +24,16 @@ if TYPE_CHECKING:
 
 def folders(config_dir: Path | None) -> list[Path]:
     """The user's config folders: ``./conf`` when there is one, and ``--config-dir``."""
-    from diffopt.shipped import shipped_conf
+    from diffopt.shipped import own_folders
 
-    found = [folder for folder in (Path("conf"), *_folder(config_dir, "--config-dir")) if folder.is_dir()]
-    return [folder for folder in found if folder.resolve() != shipped_conf().resolve()]
+    return own_folders(() if config_dir is None else (config_dir,), "--config-dir")
 
 
 def trusted(config_dir: Path | None) -> list[Path]:
     """The folder of ``--trust-config-dir``."""
-    return _folder(config_dir, "--trust-config-dir")
+    from diffopt.shipped import existing
 
-
-def _folder(given: Path | None, flag: str) -> list[Path]:
-    if given is None:
-        return []
-    folder = user_path(given, flag)
-    if not folder.is_dir():
-        raise UsageError(f"{flag} {given}: there is no such folder.")
-    return [folder]
+    return [] if config_dir is None else [existing(config_dir, "--trust-config-dir")]
 
 
 def _requests(args: argparse.Namespace) -> list[Request]:
@@ -66,16 +56,11 @@ def _composer(args: argparse.Namespace) -> Composer:
 
 def plan(args: argparse.Namespace) -> int:
     """Exit code 0: a plan that lists refusals has done its work."""
-    from diffopt import show
-    from diffopt.interpreter import absent
+    from diffopt import api, show
     from diffopt.loaded_code import loaded_code
-    from diffopt.plan import make_plan
 
     requests = _requests(args)
-    plans = [make_plan(request.cell, request.choices) for request in requests]
-    for index, found in enumerate(plans):
-        if (note := absent(found.cell.runtime)) is not None:
-            plans[index] = replace(found, notes=(*found.notes, note))
+    plans = [api.plan(request.cell) for request in requests]
     code = [loaded_code(request) for request in requests]
     if args.json:
         cells = [
@@ -84,7 +69,7 @@ def plan(args: argparse.Namespace) -> int:
         ]
         print(json.dumps({"cells": cells}, indent=2, ensure_ascii=False))
     elif len(plans) == 1:
-        print(show.one_plan(plans[0], requests[0].choices, code[0]))
+        print(plans[0].text(code[0]))
     else:
         print(show.many_plans(plans, [request.choices for request in requests], code))
     return 0

@@ -6,6 +6,7 @@ the weights are stored in. :func:`resolve_model` fills them in and identifies lo
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +41,28 @@ def resolve_model(data: dict[str, Any], base: Path) -> dict[str, Any]:
             is given; the hub has no such repository or revision.
         Refusal: the hub cannot be reached, or wants its terms accepted first.
     """
+
+    def told(given: dict[str, Any]) -> dict[str, Any]:
+        folder = _folder(given, base)
+        if folder is None:
+            return hub.told_by_hub(given) if _lacking(given) else {}
+        return {**_told_by_folder(folder, given), **({} if given["path"] is None else {"path": str(folder)})}
+
+    return complete(data, told)
+
+
+def complete(data: dict[str, Any], told: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """The ``model`` group with its nulls filled in by the facts that ``told`` gives for it, and then by the schema.
+
+    A ``path`` among the facts counts instead of the given one.
+
+    Raises:
+        UsageError: keys are missing, or facts without which there is no model.
+    """
     _check_keys(data)
     given = {**_defaults(nulls=True), **data}
-    folder = _folder(given, base)
-    resolved = dict(given)
-    if given["path"] is not None:
-        resolved["path"] = str(folder)
-    if folder is not None:
-        resolved = _fill(resolved, _told_by_folder(folder, resolved))
-    elif _lacking(given):
-        resolved = _fill(resolved, hub.told_by_hub(given))
-    resolved = _fill(resolved, _defaults(nulls=False))
+    facts = told(given)
+    resolved = _fill(_fill(given, facts) | {"path": facts.get("path", given["path"])}, _defaults(nulls=False))
     _check_complete(resolved)
     return resolved
 

@@ -7,7 +7,7 @@ the content of a local model) is resolved before the recipe is made.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from diffopt.resolve_workload import UNSAID, resolve_workload
 from diffopt.runtime import CURRENT, check_names, resolve_runtime
 from diffopt.study import locate
 
+ResolveModel = Callable[[dict[str, Any], Path], dict[str, Any]]
 LOCK_KEYS = ("choices", "recipe", "workload", "measure", "runtime")
 
 
@@ -50,6 +51,7 @@ def requests(
     lock: Path | None = None,
     folders: Sequence[Path] = (),
     trusted: Sequence[Path] = (),
+    resolve_model: ResolveModel = model_files.resolve_model,
 ) -> list[Request]:
     """What a command line asks for, one request per distinct cell, in the order of the sweep.
 
@@ -59,18 +61,20 @@ def requests(
         lock: a file that ``diffopt show`` printed; the overrides then change what it says.
         folders: config folders, whose options may be anybody's.
         trusted: config folders of the user's own, whose options may name code and any file.
+        folders: the user's config folders.
+        resolve_model: fills in the ``model`` group, where its facts are not to come from files or the hub.
 
     Raises:
         UsageError: for every mistake in the overrides, the YAML or the files they name.
     """
-    composer = Composer(folders, base=read_lock(lock) if lock else None, trusted=trusted)
+    composer = make_composer(lock, folders, trusted)
     if multirun:
         composed = expand(composer, overrides)
     else:
         if split_sweep(overrides)[0] is not None:
-            raise UsageError("sweep=NAME is a matrix of cells: add -m to run or plan it.")
+            raise UsageError("sweep=NAME is a matrix of cells: add -m (in Python multirun=True).")
         composed = [composer.compose(overrides)]
-    resolver = Resolver(composer)
+    resolver = Resolver(composer, resolve_model)
     found = [resolver.request(point) for point in composed]
     if any((request.study, request.launch) != (found[0].study, found[0].launch) for request in found):
         raise UsageError("study and launch are the same for a whole sweep: give each of them one value.")
@@ -81,6 +85,11 @@ def requests(
         )
     check_names(request.cell.runtime for request in found)
     return list({request.cell.id: request for request in reversed(found)}.values())[::-1]
+
+
+def make_composer(lock: Path | None, folders: Sequence[Path], trusted: Sequence[Path] = ()) -> Composer:
+    """A composer over the shipped options and those in ``folders``, on top of a recipe file where there is one."""
+    return Composer(folders, base=read_lock(lock) if lock else None, trusted=trusted)
 
 
 def read_lock(path: Path) -> Composed:
@@ -110,8 +119,9 @@ def read_lock(path: Path) -> Composed:
 class Resolver:
     """Turns composed data into cells; looks each device and model folder up once per command."""
 
-    def __init__(self, composer: Composer) -> None:
+    def __init__(self, composer: Composer, resolve_model: ResolveModel = model_files.resolve_model) -> None:
         self._composer = composer
+        self._resolve_model = resolve_model
         self._models: dict[str, dict[str, Any]] = {}
         self._auto: dict[str, Any] | None = None
 
@@ -137,7 +147,7 @@ class Resolver:
             locate(study)
         try:
             asked = {"recipe": recipe, "workload": workload, "measure": data["measure"], "runtime": runtime}
-            cell = _validate(asked)
+            cell = _validate(asked).chosen_by(composed.choices)
         except ValidationError as error:
             raise UsageError(f"{explain(error)}{self._origin(error, composed.choices)}") from error
         return Request(cell=cell, choices=composed.choices, launch=make_launch(data["launch"]), study=study)
@@ -145,7 +155,7 @@ class Resolver:
     def _model(self, data: dict[str, Any]) -> dict[str, Any]:
         key = json.dumps(data, sort_keys=True)
         if key not in self._models:
-            resolved = model_files.resolve_model({**data, "cascade": []}, Path.cwd())
+            resolved = self._resolve_model({**data, "cascade": []}, Path.cwd())
             stages = [self._model(self._stage(stage, data)) for stage in _stages(data.get("cascade"))]
             self._models[key] = {**resolved, "cascade": stages}
         return self._models[key]

@@ -42,29 +42,6 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def one_plan(plan: Plan, choices: Mapping[str, str], code: Sequence[Code] = ()) -> str:
-    """One cell in full: its steps in order, code from elsewhere, the notes, and every reason against it."""
-    workload, model = plan.cell.workload, plan.cell.recipe.model
-    frames = "" if workload.frames is None else f" x {workload.frames} frames"
-    lines = [
-        f"cell {plan.cell.id}, recipe {plan.cell.recipe.id}: {plan.status}",
-        f"model {model.name} on {plan.cell.recipe.hardware.name}, {workload.task}, "
-        f"{workload.batch_size} x {workload.width}x{workload.height}{frames}, {workload.steps} steps",
-        *(
-            f"then {later.name}, {later.task}, {call.steps} steps"
-            for later, call in zip(model.cascade, workload.later_stages, strict=False)
-        ),
-        f"steps, in the order they touch {'each' if model.cascade else 'the'} pipeline:",
-    ]
-    for step in plan.steps:
-        order, (group, chosen) = step[1].order.name.lower(), step
-        lines.append(f"  {order:10} {group}={choices.get(group, chosen.kind)}")
-    lines += [f"runs: {each}" for each in code]
-    lines += [f"note: {note}" for note in plan.notes]
-    lines += [f"refused: {reason}" for reason in plan.reasons]
-    return "\n".join(lines)
-
-
 def many_plans(plans: Sequence[Plan], choices: Sequence[Mapping[str, str]], code: Sequence[Sequence[Code]] = ()) -> str:
     """One line per cell, every reason of a refused one below it, code from elsewhere, and the count."""
     names = labels([(chosen, plan.cell.model_dump(mode="json")) for plan, chosen in zip(plans, choices, strict=True)])

@@ -205,6 +205,9 @@ class Step(Frozen):
         """
         return 1.0
 
+    def check_loaded(self, pipe: DiffusionPipeline, site: Site) -> None:
+        """Raise NoEffect where the pipeline, to which nothing was applied yet, was loaded otherwise than asked."""
+
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         """Change the pipeline in place. Raises Refusal where the pipeline cannot take it."""
 

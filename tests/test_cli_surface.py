@@ -16,8 +16,8 @@ Cli = Callable[..., tuple[int, str, str]]
 
 def test_public_names() -> None:
     assert diffopt.__all__ == [
-        "Cell", "DiffoptError", "NoEffect", "Recipe", "Refusal", "Result", "Study", "UsageError", "load", "optimize",
-        "run", "save_quantized",
+        "Cell", "DiffoptError", "NoEffect", "Recipe", "Refusal", "Result", "Study", "UsageError", "compose", "load",
+        "optimize", "plan", "run", "save_quantized",
     ]  # fmt: skip
     for name in diffopt.__all__:
         assert getattr(diffopt, name).__name__ == name

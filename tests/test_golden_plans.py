@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from diffopt import lock, show
+from diffopt import lock
 from diffopt.compose import shipped_conf
 from diffopt.plan import make_plan
 from diffopt.resolve import requests
@@ -26,7 +26,7 @@ def described(recipe: str) -> str:
     for model, places in TARGETS.items():
         for place in places:
             (case,) = requests([f"recipe={recipe}", f"model={model}", "model.weights=random", f"hardware={place}"])
-            parts.append(show.one_plan(make_plan(case.cell, case.choices), case.choices))
+            parts.append(str(make_plan(case.cell, case.choices)))
     return "\n\n".join(parts) + "\n"
 
 

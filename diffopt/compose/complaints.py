@@ -77,7 +77,7 @@ def ambiguous(error: str, overrides: Sequence[Override]) -> str:
     swept = next(override for override in overrides if override.is_sweep_override())
     key = swept.get_key_element()
     hint = QUOTING if "prompt" in key else f"For one value that holds a comma, quote it: '{key}=\"…\"'."
-    return f"{swept.input_line} gives '{key}' several values. To run them all, add -m. {hint}"
+    return f"{swept.input_line} gives '{key}' several values. To run them all, add -m (in Python multirun=True). {hint}"
 
 
 def unknown_key(override: Override, data: Mapping[str, Any], *, below: str | None = None) -> str:

@@ -45,6 +45,7 @@ class Composed:
     data: dict[str, Any]
     choices: dict[str, str]
     typed: frozenset[str] = frozenset()  # keys that the command line sets itself, or its matrix
+    chosen: frozenset[str] = frozenset()  # groups whose option the command line, a recipe or a recipe file chose
     origins: Origins = field(default_factory=dict)  # what files of others than diffopt set
 
 
@@ -169,7 +170,8 @@ class Composer:
                 _set(data, override)
                 note(origins, override.key_or_group, override.value(), origin if index < len(given) else None)
         keys = frozenset(str(override.key_or_group) for override in parsed)
-        return Composed(data=data, choices=dict(skeleton.choices), typed=keys, origins=origins)
+        choices = dict(skeleton.choices)
+        return Composed(data=data, choices=choices, typed=keys, chosen=skeleton.chosen, origins=origins)
 
     def _others_with(self, key: str, data: Mapping[str, Any]) -> list[str]:
         """Options of a group of steps that have a dotted key, where the chosen one has not."""
@@ -196,7 +198,8 @@ class Composer:
                 raise UsageError("These options extend each other in a circle (their defaults lists).") from None
             data = {str(name): value for name, value in _container(config).items()}
             choices = {group: str(option) for group, option in defaults.overrides.known_choices.items()}
-            found = Composed(data, choices, origins=self._origins(defaults.defaults))
+            chosen = frozenset(defaults.overrides.override_choices)
+            found = Composed(data, choices, chosen=chosen, origins=self._origins(defaults.defaults))
             self._skeletons[key] = self._onto_base(found, groups)
         return self._skeletons[key]
 
@@ -223,7 +226,8 @@ class Composer:
         data = {**self._base.data, **data}  # a group that the file lacks stays absent: the model knows if it may
         choices = {**composed.choices, **{g: o for g, o in self._base.choices.items() if g not in named}}
         kept = of_groups(self._base.origins, frozenset(self._base.data) - anew)
-        return Composed(data, choices, origins={**of_groups(composed.origins, anew), **kept})
+        chosen = composed.chosen | self._base.choices.keys()
+        return Composed(data, choices, chosen=chosen, origins={**of_groups(composed.origins, anew), **kept})
 
 
 def _values(override: Override) -> list[str]:

@@ -119,6 +119,11 @@ class Precision(Step):
         """``{"dtype": {"default": …, "vae": …}}``: torch dtypes by component, as ``from_pretrained`` takes them."""
         return {"dtype": self._dtypes(site)}
 
+    def check_loaded(self, pipe: DiffusionPipeline, site: Site) -> None:
+        asked = self._dtypes(site)
+        for name, module in parts(pipe).items():
+            _check(name, module, asked.get(name, asked["default"]))
+
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         import torch
 
@@ -144,11 +149,11 @@ class Precision(Step):
         flags = (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
         if flags != (self.tf32, self.tf32):
             raise NoEffect(f"precision.tf32={self.tf32}: torch's flags for products and convolutions are {flags}")
+        self.check_loaded(pipe, site)
         asked = self._dtypes(site)
         numbers: dict[str, int | float | str] = {}
         for name, module in parts(pipe).items():
-            _check(name, module, want := asked.get(name, asked["default"]))
-            numbers[name] = _short(want)
+            numbers[name] = _short(asked.get(name, asked["default"]))
             numbers[f"{name}_parameters"] = sum(parameter.numel() for _, parameter in _plain_floats(module))
         if site.model.vae is not None:
             _check_decoded(site.model.vae, getattr(pipe, site.model.vae), asked[site.model.vae])
@@ -209,12 +214,7 @@ def _casting_input(encode: Callable[..., Any], dtype: torch.dtype) -> Callable[.
 
 
 def _check_decoded(name: str, vae: nn.Module, dtype: torch.dtype) -> None:
-    """Raise NoEffect where the decoder computed in another dtype, or was never called.
-
-    A pipeline to which the step was not applied (``diffopt.optimize`` asks before) can be told by its weights alone.
-    """
-    if not hasattr(vae, _DECODED_IN):
-        return
+    """Raise NoEffect where the decoder computed in another dtype, or was never called."""
     found: torch.dtype | None = getattr(vae, _DECODED_IN)
     if found is None:
         raise NoEffect(f"precision: {name}.decode was not called, so what it computes in is not known")
