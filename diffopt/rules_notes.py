@@ -49,8 +49,8 @@ def _idle_guidance(case: Case) -> Iterator[str]:
     asked = workload.guidance
     if model.guides_by_negative_prompt and asked > 1 and not workload.negative_prompt:
         yield (
-            f"workload.guidance={asked:g}: model={model.name} guides only away from a negative prompt, and none is given; "
-            "'workload.negative_prompt=\" \"' guides away from a blank one"
+            f"workload.guidance={asked:g}: model={model.name} guides only away from a negative prompt, and none is "
+            "given; 'workload.negative_prompt=\" \"' guides away from a blank one"
         )
     if model.embedded_guidance and model.guidance <= 1 and asked != model.guidance:
         yield f"workload.guidance={asked:g}: model={model.name} is distilled and draws the same at any scale"
