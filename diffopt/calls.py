@@ -110,7 +110,9 @@ def _prompts(pipe: Any, model: Model, workload: Workload, batch: int) -> dict[st
         pictures = {"num_images_per_prompt": batch}
         return {"prompt_embeds": first, "negative_prompt_embeds": second, **pictures}
     found: dict[str, Any] = {"prompt": workload.batch_prompts[:batch]}
-    if "negative_prompt" in accepted and not model.embedded_guidance:
+    # None typed is none given. An empty one is something else: SDXL guides away from zeros where it is given none,
+    # Kandinsky 5 from words of its own, and Qwen-Image does not guide.
+    if workload.negative_prompt and "negative_prompt" in accepted and not model.embedded_guidance:
         found["negative_prompt"] = [workload.negative_prompt] * batch
     return found
 

@@ -35,8 +35,7 @@ latencies = []
 for _ in range(1 + warmup + samples):
     generator = [torch.Generator("cpu").manual_seed(0)]
     begin = time.perf_counter()
-    pipe([prompt], negative_prompt=[""], num_inference_steps=steps, guidance_scale=4.0, height=64, width=64,
-         generator=generator)
+    pipe([prompt], num_inference_steps=steps, guidance_scale=4.0, height=64, width=64, generator=generator)
     latencies.append(time.perf_counter() - begin)
 print(json.dumps(latencies[1 + warmup:]))
 """

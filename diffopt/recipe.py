@@ -152,6 +152,11 @@ class Model(Frozen):
     cascade: tuple[Model, ...] = ()  # the stages after this one; in YAML, names of model options
 
     @property
+    def guides_by_negative_prompt(self) -> bool:
+        """Whether its pipelines leave guidance out where no negative prompt is given, as all with true_cfg_scale do."""
+        return self.guidance_argument == "true_cfg_scale"
+
+    @property
     def pinned(self) -> bool:
         """Whether the same recipe will load the same weights for ever."""
         return self.content is not None or (self.revision is not None and len(self.revision) == 40)

@@ -44,8 +44,14 @@ def _emulated(case: Case) -> Iterator[str]:
 
 
 def _idle_guidance(case: Case) -> Iterator[str]:
-    """A scale that a distilled model is told of, if at all, in vain."""
-    model, asked = case.cell.recipe.model, case.cell.workload.guidance
+    """A scale that a distilled model is told of, if at all, in vain, or one that has nothing to guide away from."""
+    model, workload = case.cell.recipe.model, case.cell.workload
+    asked = workload.guidance
+    if model.guides_by_negative_prompt and asked > 1 and not workload.negative_prompt:
+        yield (
+            f"workload.guidance={asked:g}: model={model.name} guides only away from a negative prompt, and none is "
+            "given; 'workload.negative_prompt=\" \"' guides away from a blank one"
+        )
     if model.embedded_guidance and model.guidance <= 1 and asked != model.guidance:
         yield f"workload.guidance={asked:g}: model={model.name} is distilled and draws the same at any scale"
 

@@ -44,7 +44,7 @@ class Workload(Frozen):
 
     task: Task
     prompts: Annotated[tuple[str, ...], Field(min_length=1)]  # picture i of a batch draws prompts[i % len(prompts)]
-    negative_prompt: str
+    negative_prompt: str  # empty: not given to the pipeline
     batch_size: Annotated[int, Field(ge=1)]  # pictures per call; later stages of a cascade take the first one alone
     height: Annotated[int, Field(ge=1)]
     width: Annotated[int, Field(ge=1)]

@@ -63,13 +63,20 @@ def test_arguments_follow_the_workload() -> None:
         calls.run((stage,))
     first, second = pipe.calls
     assert first["prompt"] == ["fox"] * 3
-    assert first["negative_prompt"] == [""] * 3
+    assert "negative_prompt" not in first  # none typed is none given; to SDXL an empty one is something else
     assert (first["height"], first["width"], first["num_inference_steps"]) == (64, 64, 4)
     for call in (first, second):
         assert [g.initial_seed() for g in call["generator"]] == [5, 6, 7]
     assert first["generator"][0] is not second["generator"][0]  # a generator that was used gives other noise
     assert all(g.device.type == "cpu" for g in first["generator"])
     assert stage.name == "denoise"
+
+
+def test_a_negative_prompt_is_given_once_per_picture_of_the_batch() -> None:
+    pipe = TextToImage()
+    cell = a_cell("workload.batch_size=2", "workload.negative_prompt=ugly")
+    calls.run(calls.stages((pipe,), cell))  # type: ignore[arg-type]
+    assert pipe.calls[0]["negative_prompt"] == ["ugly"] * 2
 
 
 def test_a_picture_is_given_in_the_size_asked_for_once_per_picture_of_the_batch() -> None:

@@ -354,3 +354,13 @@ def test_activations_count_by_the_size_that_they_were_counted_with() -> None:
 def test_a_cascade_is_a_list_of_names(cascade: str) -> None:
     with pytest.raises(UsageError, match="list of names of model options"):
         requests(["model=tiny_deepfloyd_if", f"model.cascade={cascade}", "hardware=cpu"])
+
+
+def test_guidance_that_has_no_negative_prompt_to_guide_away_from_is_noted() -> None:
+    def noted(*words: str) -> list[str]:
+        return [note for note in plan("model=tiny_qwen_image", "hardware=cpu", *words).notes if "negative" in note]
+
+    (note,) = noted()
+    assert note.startswith("workload.guidance=4: model=tiny_qwen_image guides only away from a negative prompt")
+    assert not noted('workload.negative_prompt=" "')  # the remedy, as the shell hands it on
+    assert not noted("workload.guidance=1")

@@ -141,11 +141,17 @@ REFUSED = [
     ("tiny_flux_kontext", "taylorseer", "FluxKontextPipeline names no cache context"),
     ("tiny_flux_dev", "sea", "does not tell its cache the step and the sigma"),
     ("tiny_wan21_t2v_1_3b", "pab", "calls the denoiser twice per step"),
-    ("tiny_qwen_image", "faster", "calls the denoiser twice per step"),
     ("tiny_ltx_video", "faster", "no layout in frames is known"),
     ("tiny_qwen_image", "mag", "cache=mag_calibrate"),
     ("tiny_flux2_klein", "mag", "cache=mag_calibrate"),
 ]
+
+
+def test_qwen_image_is_called_twice_per_step_where_it_has_a_negative_prompt_to_guide_away_from() -> None:
+    asked = ("model=tiny_qwen_image", "cache=faster", "hardware=cpu", "workload.steps=10")
+    assert plan(*asked).problems == ()
+    (problem,) = plan(*asked, "workload.negative_prompt=ugly").problems
+    assert "calls the denoiser twice per step" in problem.fact
 
 
 @pytest.mark.parametrize(("model", "option", "reason"), REFUSED)
@@ -325,6 +331,7 @@ FAMILIES = [
     ("taylorseer_lite", "tiny_ltx_video"),
     ("pab", "tiny_hunyuan_video"),
     ("faster", FLUX),
+    ("faster", "tiny_qwen_image"),
 ]
 
 
@@ -363,10 +370,11 @@ def test_where_nothing_is_skipped_the_picture_is_exact_and_the_step_says_so(opti
         cell.effects()
 
 
-def test_calls_are_counted_by_steps_blocks_and_contexts() -> None:
-    cell = cached("mag", "tiny_qwen_image")
+@pytest.mark.parametrize(("words", "calls"), [((), 1), (("workload.negative_prompt=ugly",), 2)], ids=["one", "two"])
+def test_calls_are_counted_by_steps_blocks_and_contexts(words: tuple[str, ...], calls: int) -> None:
+    cell = Cell("tiny_qwen_image", "cache=mag", *SKIPS["mag"], *words)
     cell()
-    assert cell.effect.numbers["called"] == STEPS * len(cell.denoiser.transformer_blocks) * 2
+    assert cell.effect.numbers["called"] == STEPS * len(cell.denoiser.transformer_blocks) * calls
 
 
 @pytest.mark.parametrize("option", SKIPS)

@@ -54,7 +54,10 @@ PIPELINES = {
 
 def guided(site: Site) -> bool:
     """Whether each step needs a second prediction, without the prompt. Unknown without a workload: then it may."""
-    return not site.model.embedded_guidance and (site.workload is None or site.workload.guidance > 1)
+    model, asked = site.model, site.workload
+    if model.embedded_guidance or asked is None:
+        return not model.embedded_guidance
+    return asked.guidance > 1 and (not model.guides_by_negative_prompt or bool(asked.negative_prompt))
 
 
 def iterations(workload: Workload) -> int:

@@ -53,8 +53,8 @@ class Precision(Step):
     ``vae: auto`` is float32 where float16 is asked for and the model's VAE overflows in it (SDXL decodes to black), or
     where the model's VAE is always kept in float32 (Wan), else ``dtype``. ``encode`` and ``decode`` cast their input,
     since pipelines hand them ``dtype``, and ``decode`` notes what it computed in. SDXL's pipelines would widen and
-    narrow the VAE inside each call, and so undo the choice: that is switched off. Text encoders that overflow in
-    float16 are loaded in bfloat16.
+    narrow the VAE inside each call, and so undo the choice: that is switched off, and not in what is saved. Text
+    encoders that overflow in float16 are loaded in bfloat16.
     ``tf32`` is set for matrix products and convolutions alike, also to false: torch leaves it on for convolutions,
     so that its own float32 is not IEEE float32.
     """
@@ -132,16 +132,17 @@ class Precision(Step):
         torch.backends.cuda.matmul.allow_tf32 = self.tf32
         torch.backends.cudnn.allow_tf32 = self.tf32
         if self._text_in_bfloat16(site):
-            asked: Any = pipe
-            asked.encode_prompt = _casting_prompts(asked.encode_prompt, getattr(torch, self.dtype))
+            _replace(pipe, "encode_prompt", _encode_prompt_in, getattr(torch, self.dtype))
         if site.model.vae is None:
             return
         vae: Any = getattr(pipe, site.model.vae)
+        # Pipelines read the attribute; files and other classes are made of the item, which stays as it was loaded.
         if vae.config.get("force_upcast"):
-            vae.register_to_config(force_upcast=False)
+            vars(vae.config)["force_upcast"] = False
         dtype = getattr(torch, self.vae_dtype(site))
-        vae.encode = _casting_input(vae.encode, dtype)
-        vae.decode = _casting(vae, dtype)
+        _replace(vae, "encode", _encode_in, dtype)
+        _replace(vae, "decode", _decode_in, dtype)
+        setattr(vae, _DECODED_IN, None)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         import torch
@@ -174,7 +175,15 @@ class Precision(Step):
         return self.dtype == "float16" and site.model.limits.fp16_text_overflows
 
 
-def _casting_prompts(encode: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
+def _replace(owner: Any, name: str, by: Callable[..., Any], dtype: torch.dtype) -> None:
+    """Let ``owner.name(…)`` call ``by(owner, inner, dtype, …)``, where ``inner`` is what another step put there.
+
+    Neither a closure nor a bound method, so that a pipeline that is copied or pickled calls its own parts.
+    """
+    setattr(owner, name, functools.partial(by, owner, vars(owner).get(name), dtype))
+
+
+def _encode_prompt_in(pipe: Any, inner: Callable[..., Any] | None, dtype: torch.dtype, *args: Any, **kw: Any) -> Any:
     """``pipe.encode_prompt`` that gives embeddings in the denoiser's dtype; Flux hands on those of its encoders."""
     import torch
     from torch.utils._pytree import tree_map_only
@@ -182,35 +191,24 @@ def _casting_prompts(encode: Callable[..., Any], dtype: torch.dtype) -> Callable
     def cast(found: torch.Tensor) -> torch.Tensor:
         return found.to(dtype) if found.is_floating_point() else found
 
-    @functools.wraps(encode)
-    def encode_and_cast(*args: Any, **kwargs: Any) -> Any:
-        return tree_map_only(torch.Tensor, cast, encode(*args, **kwargs))
-
-    return encode_and_cast
+    found = type(pipe).encode_prompt(pipe, *args, **kw) if inner is None else inner(*args, **kw)
+    return tree_map_only(torch.Tensor, cast, found)
 
 
-def _casting(vae: Any, dtype: torch.dtype) -> Callable[..., Any]:
-    """``vae.decode`` for latents of any dtype; notes the dtype of the picture, which is that of the last products."""
-    decode = vae.decode
-    setattr(vae, _DECODED_IN, None)
-
-    @functools.wraps(decode)
-    def cast_and_decode(z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        out = decode(z.to(dtype), *args, **kwargs)
-        setattr(vae, _DECODED_IN, out[0].dtype)  # a tuple, or an output that is indexed like one
-        return out
-
-    return cast_and_decode
-
-
-def _casting_input(encode: Callable[..., Any], dtype: torch.dtype) -> Callable[..., Any]:
+def _encode_in(
+    vae: Any, inner: Callable[..., Any] | None, dtype: torch.dtype, x: torch.Tensor, *args: Any, **kw: Any
+) -> Any:
     """``vae.encode`` for pictures of any dtype."""
+    return type(vae).encode(vae, x.to(dtype), *args, **kw) if inner is None else inner(x.to(dtype), *args, **kw)
 
-    @functools.wraps(encode)
-    def cast_and_encode(x: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return encode(x.to(dtype), *args, **kwargs)
 
-    return cast_and_encode
+def _decode_in(
+    vae: Any, inner: Callable[..., Any] | None, dtype: torch.dtype, z: torch.Tensor, *args: Any, **kw: Any
+) -> Any:
+    """``vae.decode`` for latents of any dtype; notes the dtype of the picture, which is that of the last products."""
+    out = type(vae).decode(vae, z.to(dtype), *args, **kw) if inner is None else inner(z.to(dtype), *args, **kw)
+    setattr(vae, _DECODED_IN, out[0].dtype)  # a tuple, or an output that is indexed like one
+    return out
 
 
 def _check_decoded(name: str, vae: nn.Module, dtype: torch.dtype) -> None:
