@@ -75,7 +75,7 @@ def test_coverage(tmp_path: Path) -> None:
 
 @SLOW
 def test_demo(tmp_path: Path) -> None:
-    """Its two commands, with one cell of its sweep."""
+    """Its two commands, with one denoising step."""
     start("diffopt", "run", "-m", "sweep=demo", "measure=quick", "study=demo", "workload.steps=1", cwd=tmp_path)
     start("diffopt", "report", "demo", "--pictures", "studies/demo/pictures.png", cwd=tmp_path)
     assert (tmp_path / "studies/demo/pictures.png").is_file()
