@@ -16,6 +16,7 @@ from pathlib import Path
 
 from diffopt import commands
 from diffopt.errors import DiffoptError, Interrupted, UsageError
+from diffopt.streams import standard_streams
 
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
 
@@ -29,6 +30,7 @@ class Verb:
     flags: tuple[str, ...] = ()
     words: str = "overrides"  # what its positional arguments are
     example: str = ""
+    keeps: bool = False  # it makes files: whatever becomes of its output, its exit code tells of them
 
 
 FLAGS: dict[str, dict[str, object]] = {
@@ -70,6 +72,7 @@ VERBS: dict[str, Verb] = {
         commands.run,
         ("--multirun", "--recipe", "--config-dir", "--trust-config-dir"),
         example="diffopt run -m compile=none,regional attention=vanilla,sdpa measure=quick study=first",
+        keeps=True,
     ),
     "plan": Verb(
         "the cells, their steps in order, what is refused and why; needs no GPU",
@@ -82,6 +85,7 @@ VERBS: dict[str, Verb] = {
         commands.prefetch,
         ("--multirun", "--recipe", "--config-dir", "--trust-config-dir"),
         example="diffopt prefetch -m model=sd15,sdxl hardware=cpu",
+        keeps=True,
     ),
     "ls": Verb(
         "groups and options, one line each: what it does, needs, and whether it works here",
@@ -133,12 +137,28 @@ VERBS: dict[str, Verb] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the return value is the exit code."""
-    _make_printable()
-    try:
-        code = _dispatch(list(sys.argv[1:] if argv is None else argv))
-        sys.stdout.flush()
+    """Run one command; the return value is the exit code.
+
+    A reader that goes away (``| head``) changes nothing, not even the exit code: under ``pipefail`` it is no failure,
+    and a gate that fails has failed unread. Output that a device does not take is an error of verbs that make no more.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    with standard_streams() as lost:
+        code = _answer(arguments)
+        if (reason := lost()) is not None:
+            failed = _say(f"the output cannot be written: {reason.strerror}", 1)
+            keeps = bool(arguments) and arguments[0] in VERBS and VERBS[arguments[0]].keeps
+            code = code if keeps else code or failed
         return code
+
+
+def _answer(arguments: list[str]) -> int:
+    try:
+        return _dispatch(arguments)
+    except SystemExit as stop:  # argparse and Hydra
+        if isinstance(stop.code, str):
+            raise
+        return stop.code or 0
     except Interrupted as stop:
         return _say(str(stop), 128 + stop.signal)
     except KeyboardInterrupt:
@@ -147,33 +167,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _say(str(error), 2)
     except DiffoptError as error:
         return _say(str(error), 1)
-    except BrokenPipeError:  # `diffopt plan … | head`
-        _drop_output()
-        return 0
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        _drop_output()
-        return _say(f"the output cannot be written: {error.strerror}", 1)
-
-
-def _drop_output() -> None:
-    """What is still to be written has nowhere to go; Python would complain about it at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _say(f"{error.filename or 'a file'} cannot be written: {error.strerror}", 1)
 
 
 def _say(text: str, code: int) -> int:
     print(f"diffopt: {text}", file=sys.stderr)
     return code
-
-
-def _make_printable() -> None:
-    """A terminal that cannot show a sign gets its escape, not a traceback; a closed stdout gets nothing."""
-    if sys.stdout is None:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  (until the process ends)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _dispatch(arguments: list[str]) -> int:

@@ -23,6 +23,7 @@ from diffopt.gpu_matrix_list import SHIPPED, Point, folder_name, points, read_ma
 from diffopt.gpu_matrix_run import RESERVE_S, Budget, environment_of, estimated, minutes_for, run, teller
 from diffopt.gpu_matrix_times import Times
 from diffopt.plan import make_plan
+from diffopt.streams import standard_streams
 from diffopt.study import Study
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"  # of the checkout
@@ -122,4 +123,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with standard_streams():
+        sys.exit(main())

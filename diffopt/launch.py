@@ -26,7 +26,7 @@ class Deadlines(Frozen):
     compile: Seconds  # the first call
     warmup: Seconds
     measure: Seconds
-    quality: Seconds
+    quality: Seconds  # of a stage that no worker enters yet
 
 
 class CompileArtifact(Frozen):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from diffopt.pairs import ELSEWHERE, FAMILIES, Option, Pair, options, pairs, try_task
 from diffopt.result import write_text
+from diffopt.streams import standard_streams
 
 ROWS_PER_PROCESS = 100  # then a fresh one, so that nothing piles up in dynamo
 KEEP_EVERY = 20  # rows, so that a run that is stopped loses few
@@ -186,4 +187,5 @@ def read(path: Path) -> list[Pair]:
 
 
 if __name__ == "__main__":
-    main()
+    with standard_streams():
+        main()

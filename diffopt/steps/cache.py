@@ -1,7 +1,7 @@
 """Caches between denoising steps that skip blocks: what they gave is used again where it hardly changes.
 
 All caches are diffusers' hooks on its transformers; UNets have none. They change the picture, and how much depends on
-model, steps and settings, so look at the quality figures. The fields have diffusers' names. Caches of attention are in
+model, steps and settings, so look at the pictures. The fields have diffusers' names. Caches of attention are in
 ``cache_attention``.
 """
 

@@ -53,16 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--guidance", type=float, default=None, help="classifier-free guidance; default: the model's")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads of PyTorch")
     parser.add_argument("--model", type=Path, default=None, help="a folder instead of the built-in model")
+    parser.add_argument("--prompts", type=_count, default=None, help="the first N of each set of prompts; default: all")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     base = ["model=tiny"] if options.model is None else ["model=local", f"model.path={options.model}"]
-    measure: dict[str, Callable[[list[str], float], dict[str, Any]]] = {
+    measure: dict[str, Callable[[list[str], float, int | None], dict[str, Any]]] = {
         "guidance": guidances,
         "accuracy": accuracy,
         "optimizations": optimizations,
         "speed": speed,
     }
-    figures = measure[options.what](base, options.guidance or _customary_guidance())
+    figures = measure[options.what](base, options.guidance or _customary_guidance(), options.prompts)
     about = {"what": options.what, "environment": environment("cpu").model_dump(mode="json", exclude={"git"})}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.out, about | figures)
@@ -96,9 +97,9 @@ def _rates(verdicts: Sequence[Verdict]) -> dict[str, float]:
     return {part: round(statistics.mean(getattr(v, part) for v in verdicts), 4) for part in PARTS}
 
 
-def guidances(base: list[str], _: float) -> dict[str, Any]:
+def guidances(base: list[str], _: float, most: int | None) -> dict[str, Any]:
     """Rates for several guidance scales, on 60 held-out prompts that no other figure uses."""
-    scenes = held_out()[1]
+    scenes = held_out()[1][:most]
     pipe = load(overrides=base)
     found = {
         str(scale): rates(generate(pipe, scenes, steps=STEPS, guidance=scale, seed=VALIDATION_SEED), scenes)
@@ -107,29 +108,31 @@ def guidances(base: list[str], _: float) -> dict[str, Any]:
     return {"steps": STEPS, "prompts": len(scenes), "rates": _shown(found)}
 
 
-def accuracy(base: list[str], scale: float) -> dict[str, Any]:
+def accuracy(base: list[str], scale: float, most: int | None) -> dict[str, Any]:
     """The held-out check: 192 centred prompts with fresh seeds, and 100 prompts whose scenes training never saw."""
     placed, _ = held_out()
     pipe = load(overrides=base)
     sets: dict[str, Any] = {}
     verdicts: list[tuple[Scene, Verdict]] = []
-    for name, scenes, seed in (("centred", centred_scenes(), CENTRED_SEED), ("placed", placed, PLACED_SEED)):
+    for name, scenes, seed in (
+        ("centred", centred_scenes()[:most], CENTRED_SEED),
+        ("placed", placed[:most], PLACED_SEED),
+    ):
         pictures = generate(pipe, scenes, steps=STEPS, guidance=scale, seed=seed)
         judged = [(scene, check(picture, scene)) for picture, scene in zip(pictures, scenes, strict=True)]
         sets[name] = {"prompts": len(scenes), **_rates([verdict for _, verdict in judged])}
         verdicts += judged
     sets["together"] = {"prompts": len(verdicts), **_rates([verdict for _, verdict in verdicts])}
-    by_shape = {
-        shape: round(statistics.mean(v.shape for scene, v in verdicts if scene.shape == shape), 4) for shape in SHAPES
-    }
+    judged_by_shape = {shape: [v.shape for scene, v in verdicts if scene.shape == shape] for shape in SHAPES}
+    by_shape = {shape: round(statistics.mean(right), 4) for shape, right in judged_by_shape.items() if right}
     wrong = [scene.prompt for scene, verdict in verdicts if not verdict.all]
     return {"steps": STEPS, "guidance": scale, "rates": _shown(sets), "shape": _shown(by_shape), "wrong": wrong}
 
 
-def optimizations(base: list[str], scale: float) -> dict[str, Any]:
+def optimizations(base: list[str], scale: float, most: int | None) -> dict[str, Any]:
     """Accuracy, and likeness to fp32 eager at as many steps, of each optimization at 8, 12 and 20 steps."""
     placed, _ = held_out()
-    scenes = placed[:40] + centred_scenes()[::4][:40]
+    scenes = placed[:40][:most] + centred_scenes()[::4][:40][:most]
     eager = load(overrides=base)
     reference = {steps: generate(eager, scenes, steps=steps, guidance=scale, seed=PLACED_SEED) for steps in STEP_COUNTS}
     rows: list[dict[str, Any]] = [
@@ -151,7 +154,7 @@ def optimizations(base: list[str], scale: float) -> dict[str, Any]:
 def _proofs(overrides: list[str], pipe: Any) -> list[str]:
     """What each step of the recipe did to the pipeline, in one sentence each; NoEffect where one did nothing."""
     (request,) = requests(overrides)
-    return [effect.summary for effect in verify(make_plan(request.cell, request.choices), pipe)]
+    return [effect.summary for effect in verify(make_plan(request.cell, request.choices), [pipe])]
 
 
 def _likeness(pictures: Pictures, reference: Pictures | None) -> dict[str, float | None]:
@@ -168,7 +171,7 @@ def _likeness(pictures: Pictures, reference: Pictures | None) -> dict[str, float
     }
 
 
-def speed(base: list[str], scale: float) -> dict[str, Any]:
+def speed(base: list[str], scale: float, _: int | None) -> dict[str, Any]:
     """Seconds for one picture of 20 steps with guidance, and for loading once everything is imported."""
     load(overrides=base)  # imports
     started = time.perf_counter()
@@ -181,6 +184,12 @@ def speed(base: list[str], scale: float) -> dict[str, Any]:
         samples.append(round(time.perf_counter() - started, 4))
     figures = {"load_s": round(loading, 4), "picture_s": statistics.median(samples[1:]), "samples_s": samples[1:]}
     return {"steps": STEPS, "guidance": scale, "threads": torch.get_num_threads(), **_shown(figures)}
+
+
+def _count(word: str) -> int:
+    if not word.isdecimal() or int(word) == 0:
+        raise argparse.ArgumentTypeError(f"{word} is no number of prompts: give 1 or more")
+    return int(word)
 
 
 def _customary_guidance() -> float:
