@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffopt import hardware, packages
+from diffopt.asked import Asked
 from diffopt.cell import Cell
 from diffopt.errors import NoEffect, Refusal, UsageError
 from diffopt.plan import Plan, make_plan
-from diffopt.resolve import Request, make_composer, requests
-from diffopt.runtime import CURRENT
-from diffopt.shipped import existing, own_folders
 from diffopt.step import Order, Site
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from diffopt.compose import Composed
     from diffopt.recipe import Model, Recipe
+    from diffopt.resolve import Request
     from diffopt.result import Result
     from diffopt.study import Study
-
-NOT_OF_A_CELL = {  # keys of a command line that say how cells are run and kept
-    "study": "diffopt.run(cell, study=…) says where a row is kept",
-    "launch": "diffopt.run launches its cells as launch=local does",
-}
 
 
 def load(
@@ -60,7 +53,7 @@ def load(
     """
     from diffopt.build import build
 
-    request = _Asked.of(recipe, overrides, config_dirs, trust_config_dirs).request()
+    request = Asked.of(recipe, overrides, config_dirs, trust_config_dirs).request()
     _check_one_pipeline(request.cell.recipe.model)
     (pipe,) = build(_workable(request))
     return _marked(pipe, request.cell.recipe)
@@ -96,7 +89,7 @@ def optimize(
     from diffopt.build import apply
 
     _check_plain(pipe)
-    asked = _Asked.of(recipe, overrides, config_dirs, trust_config_dirs)
+    asked = Asked.of(recipe, overrides, config_dirs, trust_config_dirs)
     adopted, request = _adopted(pipe, asked)
     wanted, choices = request.cell.recipe, request.choices
     _check_one_pipeline(wanted.model)
@@ -138,10 +131,8 @@ def compose(
     Raises:
         UsageError: the recipe or an override is wrong.
     """
-    return [
-        request.cell
-        for request in _Asked.of(recipe, overrides, config_dirs, trust_config_dirs).requests(multirun=multirun)
-    ]
+    asked = Asked.of(recipe, overrides, config_dirs, trust_config_dirs)
+    return [request.cell for request in asked.requests(multirun=multirun)]
 
 
 def plan(cell: Cell) -> Plan:
@@ -171,49 +162,7 @@ def run(cell: Cell, *, study: str | Path | Study | None = None) -> Result:
     return run_one(_checked(cell), study=study, choices=cell.choices)
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """The arguments of a call as a command line."""
-
-    words: tuple[str, ...]
-    lock: Path | None
-    folders: tuple[Path, ...]
-    trusted: tuple[Path, ...]
-
-    @classmethod
-    def of(cls, recipe: Any, overrides: Any, config_dirs: Any, trust_config_dirs: Any) -> _Asked:
-        """Raises UsageError for arguments of the wrong type, and for what has no meaning from Python."""
-        if not isinstance(recipe, str | Path):
-            raise UsageError(f"recipe={recipe!r}: give the name of a recipe, or the path of a file.")
-        words = _listed(overrides, "overrides", '["model=tiny"]', str)
-        for word in words:
-            if said := NOT_OF_A_CELL.get(word.split("=")[0].split(".")[0]):
-                raise UsageError(f"{word} has no meaning here, leave it out: {said}.")
-        folders = tuple(own_folders(_listed(config_dirs, "config_dirs", '["conf"]', str | Path), "config_dirs:"))
-        listed = _listed(trust_config_dirs, "trust_config_dirs", '["conf"]', str | Path)
-        trusted = tuple(existing(folder, "trust_config_dirs:") for folder in listed)
-        if isinstance(recipe, Path) or recipe.endswith((".yaml", ".yml")):
-            return cls(words, Path(recipe), folders, trusted)
-        return cls((f"recipe={recipe}", *words), None, folders, trusted)
-
-    def composed(self) -> Composed:
-        return make_composer(self.lock, self.folders, self.trusted).compose(self.words)
-
-    def requests(self, **more: Any) -> list[Request]:
-        return requests(self.words, lock=self.lock, folders=self.folders, trusted=self.trusted, **more)
-
-    def request(self, **more: Any) -> Request:
-        """Of a pipeline that is made in this process."""
-        (found,) = self.requests(**more)
-        if found.cell.runtime != CURRENT:
-            raise UsageError(
-                f"runtime={found.cell.runtime.name} is another Python, and the pipeline would be made in this one. "
-                f"Choose runtime={CURRENT.name}, or use diffopt.run, whose workers it starts."
-            )
-        return found
-
-
-def _adopted(pipe: DiffusionPipeline, asked: _Asked) -> tuple[set[str], Request]:
+def _adopted(pipe: DiffusionPipeline, asked: Asked) -> tuple[set[str], Request]:
     """What is asked for, and the groups (model, precision) that nobody chose and that are what the pipeline has.
 
     Raises UsageError for a value that says which model is to be loaded.
@@ -277,10 +226,3 @@ def _checked(cell: Cell) -> Cell:
     if not isinstance(cell, Cell):
         raise UsageError(f"one Cell is wanted, but got a {type(cell).__name__}; diffopt.compose gives a list of them.")
     return cell
-
-
-def _listed(given: Any, name: str, example: str, kind: Any) -> tuple[Any, ...]:
-    listed = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
-    if not listed or not all(isinstance(item, kind) for item in given):
-        raise UsageError(f"{name}={given!r}: a list is wanted, such as {name}={example}.")
-    return tuple(given)

@@ -99,6 +99,7 @@ def test_a_name_can_be_replaced_by_what_is_no_module(monkeypatch: pytest.MonkeyP
 # load
 
 
+@pytest.mark.slow
 def test_a_session_in_which_the_pieces_come_one_by_one(tmp_path: Path) -> None:
     lines = [
         "import diffopt",
@@ -117,6 +118,7 @@ def test_a_session_in_which_the_pieces_come_one_by_one(tmp_path: Path) -> None:
     assert out.splitlines() == ["size (64, 64)", "ok", "True qkv", "ok qkv True True"]
 
 
+@pytest.mark.slow
 def test_inside_somebody_elses_hydra_application(tmp_path: Path) -> None:
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "app.yaml").write_text("a: 1\n")
@@ -137,7 +139,8 @@ def test_inside_somebody_elses_hydra_application(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "app.py", "a=7"], cwd=tmp_path, capture_output=True, text=True, check=False
     )
-    assert (done.returncode, done.stdout) == (0, "7 2 qkv\n"), done.stderr
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "7 2 qkv"  # Hydra's logging writes there too
 
 
 def test_conf_beside_the_working_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,6 +209,7 @@ def test_with_nothing_chosen_it_draws_bit_for_bit_what_the_plain_one_draws(name:
     assert torch.backends.cudnn.allow_tf32 == flags, "a precision that nobody chose is left as it is"
 
 
+@pytest.mark.filterwarnings("ignore:`upcast_vae` is deprecated:FutureWarning")  # diffusers calls it itself
 @pytest.mark.parametrize("make", [pipeline, xl_pipeline])
 @pytest.mark.parametrize(("dtype", "own"), [("float32", "fp32"), ("bfloat16", "bf16"), ("float16", "fp16")])
 def test_the_precision_of_the_weights_is_taken(make: Any, dtype: str, own: str) -> None:
@@ -366,6 +370,7 @@ def test_choices_are_no_part_of_a_cell() -> None:
     assert "precision=fp32" in str(diffopt.plan(cell))
 
 
+@pytest.mark.slow
 def test_run_in_a_plain_process(tmp_path: Path) -> None:
     code = (
         "import sys, diffopt\n"
