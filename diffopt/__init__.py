@@ -8,21 +8,23 @@
 Importing this imports neither torch nor diffusers, and each name its own module only when it is asked for.
 """
 
+from __future__ import annotations
+
 import sys
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from diffopt.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from diffopt.api import compose, load, optimize, plan, run
-    from diffopt.cell import Cell
     from diffopt.errors import DiffoptError, NoEffect, Refusal, UsageError
-    from diffopt.quantized_files import save_quantized
-    from diffopt.recipe import Recipe
-    from diffopt.result import Result
-    from diffopt.study import Study
-
-__version__ = "0.1.0"
+    from diffopt.recipe.cell import Cell
+    from diffopt.recipe.recipe import Recipe
+    from diffopt.results.result import Result
+    from diffopt.results.study import Study
+    from diffopt.steps.quant.saved import save_quantized
 
 __all__ = [
     "Cell",
@@ -43,12 +45,12 @@ __all__ = [
 
 _HOMES = {
     "api": ("compose", "load", "optimize", "plan", "run"),
-    "cell": ("Cell",),
+    "recipe.cell": ("Cell",),
     "errors": ("DiffoptError", "NoEffect", "Refusal", "UsageError"),
-    "quantized_files": ("save_quantized",),
-    "recipe": ("Recipe",),
-    "result": ("Result",),
-    "study": ("Study",),
+    "steps.quant.saved": ("save_quantized",),
+    "recipe.recipe": ("Recipe",),
+    "results.result": ("Result",),
+    "results.study": ("Study",),
 }
 
 

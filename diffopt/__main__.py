@@ -1,7 +1,9 @@
 """``python -m diffopt``."""
 
+from __future__ import annotations
+
 import sys
 
-from diffopt.cli import main
+from diffopt.cli.main import main
 
 sys.exit(main())

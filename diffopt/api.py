@@ -7,20 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffopt import hardware, packages
-from diffopt.asked import Asked
-from diffopt.cell import Cell
+from diffopt.config.asked import Asked
 from diffopt.errors import NoEffect, Refusal, UsageError
-from diffopt.plan import Plan, make_plan
-from diffopt.step import Order, Site
+from diffopt.machine import hardware, packages
+from diffopt.recipe.cell import Cell
+from diffopt.recipe.plan import Plan, make_plan
+from diffopt.schema.step import Order, Site
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from diffopt.recipe import Model, Recipe
-    from diffopt.resolve import Request
-    from diffopt.result import Result
-    from diffopt.study import Study
+    from diffopt.config.resolve import Request
+    from diffopt.recipe.recipe import Recipe
+    from diffopt.results.result import Result
+    from diffopt.results.study import Study
+    from diffopt.schema.model import Model
 
 
 def load(
@@ -51,7 +52,7 @@ def load(
         UsageError: the recipe or an override is wrong.
         Refusal: the recipe cannot work on its hardware, or a step cannot work on this pipeline; all reasons at once.
     """
-    from diffopt.build import build
+    from diffopt.pipeline.build import build
 
     request = Asked.of(recipe, overrides, config_dirs, trust_config_dirs).request()
     _check_one_pipeline(request.cell.recipe.model)
@@ -85,8 +86,8 @@ def optimize(
         Refusal: the recipe cannot work on its hardware or on this pipeline, the pipeline is of another model or another
             precision than the chosen one, or it was optimized already.
     """
-    from diffopt.adopt import check_model, precision
-    from diffopt.build import apply
+    from diffopt.pipeline.adopt import check_model, precision
+    from diffopt.pipeline.build import apply
 
     _check_plain(pipe)
     asked = Asked.of(recipe, overrides, config_dirs, trust_config_dirs)
@@ -140,7 +141,7 @@ def plan(cell: Cell) -> Plan:
 
     Needs no torch and no GPU, and raises nothing for a cell that is refused: ``problems`` and ``reasons`` say why.
     """
-    from diffopt.interpreter import absent
+    from diffopt.machine.interpreter import absent
 
     found = make_plan(_checked(cell))
     note = absent(cell.runtime)
@@ -157,7 +158,7 @@ def run(cell: Cell, *, study: str | Path | Study | None = None) -> Result:
     Returns:
         The row, whatever its status; nothing is raised for a cell that fails.
     """
-    from diffopt.runner import run_one
+    from diffopt.run.sweep import run_one
 
     return run_one(_checked(cell), study=study, choices=cell.choices)
 
@@ -167,7 +168,7 @@ def _adopted(pipe: DiffusionPipeline, asked: Asked) -> tuple[set[str], Request]:
 
     Raises UsageError for a value that says which model is to be loaded.
     """
-    from diffopt import adopt
+    from diffopt.pipeline import adopt
 
     composed, words, model = asked.composed(), list(asked.words), {}
     adopted = {"model", "precision"} - composed.chosen

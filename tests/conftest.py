@@ -14,13 +14,13 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-REPO = Path(__file__).parents[1]
-
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden from what is planned now")
+    parser.addoption(
+        "--update-golden", action="store_true", help="rewrite tests/recipe/golden from what is planned now"
+    )
 
 
 def pytest_configure() -> None:
@@ -56,7 +56,7 @@ def diffopt(tmp_path: Path) -> Run:
 @pytest.fixture
 def cli(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., object]:
     """Run the command in this process (fast): returns (exit code, stdout, stderr)."""
-    from diffopt.cli import main
+    from diffopt.cli.main import main
 
     monkeypatch.chdir(tmp_path)
 

@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from tiny_pipelines import pipeline, xl_pipeline
+from support.tiny_pipelines import pipeline, xl_pipeline
 
 import diffopt
-from diffopt.adopt import facts
-from diffopt.compose import Composer
-from diffopt.loading import load_pipeline
-from diffopt.model_files import packaged
-from diffopt.resolve import requests
+from diffopt.config import Composer
+from diffopt.config.resolve import requests
+from diffopt.models.resolve import packaged
+from diffopt.pipeline.adopt import facts
+from diffopt.pipeline.load import load_pipeline
 
 FUNCTIONS = ("compose", "load", "optimize", "plan", "run")
 MODELS_OF_OTHERS = ("tiny_sdxl", "tiny_flux_dev", "tiny_sd35_medium", "tiny_wan21_t2v_1_3b", "tiny_sd15_controlnet")
@@ -180,7 +180,7 @@ def test_mistakes_of_the_caller(call: Any, given: dict[str, Any], says: str) -> 
 
 
 def test_a_gpu_that_is_not_here_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffopt.hardware.detect", list)
+    monkeypatch.setattr("diffopt.machine.nvml.detect", list)
     with pytest.raises(diffopt.Refusal, match="hardware=a100 is declared, but this machine has no NVIDIA GPU"):
         diffopt.load(overrides=["hardware=a100"])
 

@@ -1,48 +1,27 @@
 """All steps. Imported explicitly, so that a broken module fails loudly; other packages add theirs by entry point.
 
 An installed package that declares an entry point in the group ``diffopt.steps`` has that object imported here, which
-runs its :func:`diffopt.step.register` decorators; its YAML options go into the user's own ``conf/``.
+runs its :func:`diffopt.schema.step.register` decorators; its YAML options go into the user's own ``conf/``.
 """
 
 from importlib.metadata import entry_points
 
-from diffopt.steps import (
-    aot,
-    attention,
-    cache,
-    cache_attention,
-    casting,
-    compile,
-    fuse,
-    layout,
-    lora,
-    memory,
-    none,
-    precision,
-    quant,
-    regions,
-    scheduler,
-    vae,
-)
+import diffopt.steps.attention.backends
+import diffopt.steps.cache.attention
+import diffopt.steps.cache.blocks
+import diffopt.steps.compile.ahead
+import diffopt.steps.compile.regions
+import diffopt.steps.compile.whole
+import diffopt.steps.fuse
+import diffopt.steps.layout
+import diffopt.steps.lora.adapters
+import diffopt.steps.memory.placement
+import diffopt.steps.none
+import diffopt.steps.precision
+import diffopt.steps.quant.casting
+import diffopt.steps.quant.torchao
+import diffopt.steps.scheduler.sampler
+import diffopt.steps.vae.split  # noqa: F401
 
 for _entry in entry_points(group="diffopt.steps"):
     _entry.load()
-
-__all__ = [
-    "aot",
-    "attention",
-    "cache",
-    "cache_attention",
-    "casting",
-    "compile",
-    "fuse",
-    "layout",
-    "lora",
-    "memory",
-    "none",
-    "precision",
-    "quant",
-    "regions",
-    "scheduler",
-    "vae",
-]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from diffopt.components import DiffusersComponents, attributes, missing, modules
 from diffopt.errors import NoEffect, Refusal
-from diffopt.step import Effect, Order, Site, Step, Trait, register
+from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
+from diffopt.steps.components import DiffusersComponents, attributes, missing, modules
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -86,7 +86,7 @@ class QKV(Step):
 
 
 def _attentions(module: nn.Module) -> dict[str, Any]:
-    from diffopt.steps.processors import attentions
+    from diffopt.steps.attention.processors import attentions
 
     return dict(attentions(module))
 
@@ -101,7 +101,7 @@ def _reason(attention: Any) -> str | None:
     """Why an attention module cannot be fused; None where it can be, or is."""
     from diffusers.models.attention import AttentionModuleMixin
 
-    from diffopt.steps.processors import FUSED, reads_fused
+    from diffopt.steps.attention.processors import FUSED, reads_fused
 
     kind = type(attention.processor).__name__
     if isinstance(attention, AttentionModuleMixin) and not attention._supports_qkv_fusion:
@@ -114,7 +114,7 @@ def _reason(attention: Any) -> str | None:
 
 
 def _fuse(attention: Any) -> None:
-    from diffopt.steps.processors import FUSED
+    from diffopt.steps.attention.processors import FUSED
 
     attention.fuse_projections()
     processor = FUSED.get(type(attention.processor))
@@ -124,7 +124,7 @@ def _fuse(attention: Any) -> None:
 
 def _is_fused(attention: Any) -> bool:
     """Whether the fused matrix exists and the processor in place reads it."""
-    from diffopt.steps.processors import reads_fused
+    from diffopt.steps.attention.processors import reads_fused
 
     has_matrix = hasattr(attention, "to_qkv") or hasattr(attention, "to_kv")
     return bool(getattr(attention, "fused_projections", False)) and has_matrix and reads_fused(attention.processor)

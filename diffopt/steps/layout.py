@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from diffopt.components import DiffusersComponents, attributes, missing, modules
 from diffopt.errors import NoEffect, Refusal
-from diffopt.step import Effect, Order, Site, Step, register
+from diffopt.schema.step import Effect, Order, Site, Step, register
+from diffopt.steps.components import DiffusersComponents, attributes, missing, modules
 
 if TYPE_CHECKING:
     import torch

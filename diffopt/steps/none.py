@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from diffopt.step import Order, Step, register
+from diffopt.schema.step import Order, Step, register
 
 
 @register("lora", "fuse", "quant", "attention", "layout", "vae", "scheduler", "compile", "cache")

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
-from diffopt.components import Component, attributes, parts
 from diffopt.errors import NoEffect, Refusal
-from diffopt.step import Effect, Order, Requirements, Site, Step, register
+from diffopt.schema.step import Effect, Order, Requirements, Site, Step, register
+from diffopt.steps.components import Component, attributes, parts
 
 if TYPE_CHECKING:
     import torch

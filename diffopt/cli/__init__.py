@@ -1,0 +1,4 @@
+"""The command line: verbs, progress, how plans and lists are shown.
+
+May import everything; nothing imports it.
+"""

@@ -1,0 +1,263 @@
+"""The command line: one verb, then Hydra's overrides. Parses, calls, prints; decides nothing.
+
+Exit codes: 0 every row of a sweep is ok or refused; 1 some cell failed, a single run was refused, or a comparison is
+worse than --slower allows; 2 wrong usage; 130 and 143 after Ctrl-C and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffopt.cli import reports, verbs
+from diffopt.cli.streams import standard_streams
+from diffopt.errors import DiffoptError, Interrupted, UsageError
+
+HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb: what it does in a line, its flags, and the command behind it."""
+
+    says: str
+    call: Callable[[argparse.Namespace], int]
+    flags: tuple[str, ...] = ()
+    words: str = "overrides"  # what its positional arguments are
+    example: str = ""
+    keeps: bool = False  # it makes files: whatever becomes of its output, its exit code tells of them
+
+
+FLAGS: dict[str, dict[str, object]] = {
+    "--multirun": {"short": "-m", "action": "store_true", "help": "run every combination of a,b values; sweep=NAME"},
+    "--recipe": {"metavar": "FILE", "type": Path, "help": "start from a file that `diffopt show` printed"},
+    "--config-dir": {"metavar": "DIR", "type": Path, "help": "options and recipes beside the shipped ones and ./conf"},
+    "--trust-config-dir": {
+        "metavar": "DIR",
+        "type": Path,
+        "help": "likewise, a folder of your own: its options may name interpreters, code and files anywhere",
+    },
+    "--json": {"action": "store_true", "help": "print JSON"},
+    "--pictures": {"metavar": "FILE", "type": Path, "help": "write a contact sheet of the pictures instead (PNG)"},
+    "--csv": {"action": "store_true", "help": "print CSV with every column"},
+    "--like": {
+        "metavar": "PAGE",
+        "help": "print the study as that page does: pytorch2 with its figures beside, accelerate_inference, flux",
+    },
+    "--published": {"metavar": "PAGE", "help": "print the figures of that page instead of a study: pytorch2"},
+    "--charts": {
+        "metavar": "DIR",
+        "type": Path,
+        "help": "draw the charts of --like or --published into DIR (PNG) instead of printing them as text",
+    },
+    "--slower": {
+        "metavar": "PERCENT",
+        "type": float,
+        "help": "exit code 1 if a cell of B is slower than A's by more than that beyond noise, or is no longer ok",
+    },
+    "--gpu": {
+        "metavar": "NAME",
+        "help": "whose pipelines the second chart shows; with --like, whose published figures stand beside every row",
+    },
+}
+
+VERBS: dict[str, Verb] = {
+    "run": Verb(
+        "compose, build, prove and measure; -m sweeps",
+        verbs.run,
+        ("--multirun", "--recipe", "--config-dir", "--trust-config-dir"),
+        example="diffopt run -m compile=none,regional attention=vanilla,sdpa measure=quick study=first",
+        keeps=True,
+    ),
+    "plan": Verb(
+        "the cells, their steps in order, what is refused and why; needs no GPU",
+        verbs.plan,
+        ("--multirun", "--recipe", "--config-dir", "--trust-config-dir", "--json"),
+        example="diffopt plan -m model=sd15,sdxl hardware=a100,t4 precision=fp16,bf16 compile=none,max_autotune",
+    ),
+    "prefetch": Verb(
+        "download what the cells' models need, for machines without a network",
+        verbs.prefetch,
+        ("--multirun", "--recipe", "--config-dir", "--trust-config-dir"),
+        example="diffopt prefetch -m model=sd15,sdxl hardware=cpu",
+        keeps=True,
+    ),
+    "ls": Verb(
+        "groups and options, one line each: what it does, needs, and whether it works here",
+        verbs.ls,
+        ("--config-dir", "--trust-config-dir"),
+        words="group",
+        example="diffopt ls attention",
+    ),
+    "show": Verb(
+        "the resolved recipe as YAML, to commit and to read back with --recipe",
+        verbs.show,
+        ("--recipe", "--config-dir", "--trust-config-dir"),
+        example="diffopt show recipe=pytorch2 model=sd15 > pytorch2.yaml",
+    ),
+    "diff": Verb(
+        "what two recipes change: names or files, then overrides for both",
+        verbs.diff,
+        ("--config-dir", "--trust-config-dir"),
+        words="recipes",
+        example="diffopt diff baseline pytorch2",
+    ),
+    "report": Verb(
+        "a study as a table, also beside published figures",
+        reports.report,
+        ("--csv", "--pictures", "--like", "--published", "--charts", "--gpu"),
+        words="study",
+        example="diffopt report first --csv > first.csv; diffopt report --published pytorch2 --charts .",
+    ),
+    "compare": Verb(
+        "two studies, or two sides of one: each cell of A beside its counterpart in B; a gate for CI",
+        reports.compare,
+        ("--slower", "--json"),
+        words="sides",
+        example="diffopt compare before after --slower 5; diffopt compare first compile=none compile=regional",
+    ),
+    "doctor": Verb(
+        "a first look at a machine: do compile, CUDA graphs, attention kernels, int8 and fp8 work here",
+        verbs.doctor,
+        ("--json",),
+        words="",
+    ),
+    "env": Verb(
+        "versions, GPUs, which options can work here",
+        verbs.env,
+        ("--json", "--config-dir", "--trust-config-dir"),
+        words="",
+    ),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the return value is the exit code.
+
+    A reader that goes away (``| head``) changes nothing, not even the exit code: under ``pipefail`` it is no failure,
+    and a gate that fails has failed unread. Output that a device does not take is an error of verbs that make no more.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    with standard_streams() as lost:
+        code = _answer(arguments)
+        if (reason := lost()) is not None:
+            failed = _say(f"the output cannot be written: {reason.strerror}", 1)
+            keeps = bool(arguments) and arguments[0] in VERBS and VERBS[arguments[0]].keeps
+            code = code if keeps else code or failed
+        return code
+
+
+def _answer(arguments: list[str]) -> int:
+    try:
+        return _dispatch(arguments)
+    except SystemExit as stop:  # argparse and Hydra
+        if isinstance(stop.code, str):
+            raise
+        return stop.code or 0
+    except Interrupted as stop:
+        return _say(str(stop), 128 + stop.signal)
+    except KeyboardInterrupt:
+        return _say("interrupted", 130)
+    except UsageError as error:
+        return _say(str(error), 2)
+    except DiffoptError as error:
+        return _say(str(error), 1)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        return _say(f"{error.filename or 'a file'} cannot be written: {error.strerror}", 1)
+
+
+def _say(text: str, code: int) -> int:
+    print(f"diffopt: {text}", file=sys.stderr)
+    return code
+
+
+def _dispatch(arguments: list[str]) -> int:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise UsageError("The working directory does not exist any more; change to another one.") from None
+    if {word.split("=", 1)[0] for word in arguments} & set(HYDRA_FLAGS):
+        return _ask_hydra(arguments)
+    if not arguments or arguments[0] in ("--help", "-h", "help"):
+        print(overview())
+        return 0
+    if arguments[0] == "--version":
+        from diffopt.version import __version__
+
+        print(f"diffopt {__version__}")
+        return 0
+    name = arguments[0]
+    if name not in VERBS:
+        from diffopt.schema.words import did_you_mean
+
+        raise UsageError(f"There is no verb '{name}'.{did_you_mean(name, VERBS)} Verbs: {', '.join(VERBS)}.")
+    args = build_parser(name).parse_intermixed_args(arguments[1:])
+    return VERBS[name].call(args)
+
+
+def overview() -> str:
+    """``diffopt --help``."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:{width}}  {verb.says}" for name, verb in VERBS.items())
+    return (
+        "usage: diffopt VERB [GROUP=OPTION …] [KEY=VALUE …]\n\n"
+        "Compose an optimization recipe for a diffusers pipeline, prove that it did what it says, measure it.\n\n"
+        f"verbs:\n{verbs}\n\n"
+        "A word of the form GROUP=OPTION chooses an option (diffopt ls), KEY=VALUE sets one of its values\n"
+        "(diffopt show). diffopt VERB --help says more; --cfg job, --info and --shell-completion are Hydra's own:\n"
+        '  eval "$(diffopt -sc install=bash)"   completes groups, options and keys in this shell'
+    )
+
+
+def build_parser(name: str) -> argparse.ArgumentParser:
+    """The parser of one verb."""
+    verb = VERBS[name]
+    parser = argparse.ArgumentParser(
+        prog=f"diffopt {name}",
+        description=f"{verb.says[0].upper()}{verb.says[1:]}.",
+        epilog=f"example: {verb.example}" if verb.example else None,
+        allow_abbrev=False,
+    )
+    if verb.words:
+        parser.add_argument(verb.words, nargs="*", metavar=_metavar(verb.words))
+    for flag in verb.flags:
+        settings = dict(FLAGS[flag])
+        short = settings.pop("short", None)
+        parser.add_argument(*((str(short),) if short else ()), flag, **settings)  # type: ignore[arg-type]
+    return parser
+
+
+def _metavar(words: str) -> str:
+    return {
+        "overrides": "GROUP=OPTION|KEY=VALUE",
+        "group": "GROUP",
+        "recipes": "RECIPE",
+        "study": "STUDY",
+        "sides": "STUDY|KEY=VALUE",
+    }[words]
+
+
+def _ask_hydra(arguments: list[str]) -> int:
+    from diffopt.config import shell
+
+    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    own.add_argument("--config-dir", type=Path)
+    own.add_argument("--trust-config-dir", type=Path)
+    known, rest = own.parse_known_args(arguments)
+    folders = [*verbs.folders(known.config_dir), *verbs.trusted(known.trust_config_dir)]
+    if any(word.startswith("query=") for word in rest):
+        shell.complete(os.environ.get("COMP_LINE", ""), tuple(VERBS), rest, folders)
+    else:
+        shell.answer(rest[1:] if rest[0] in VERBS else rest, folders)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

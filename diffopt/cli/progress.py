@@ -1,0 +1,128 @@
+"""What a sweep tells while it runs, and how it is shown: bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO, get_args
+
+from diffopt.results.result import Result, Stage
+from diffopt.run.events import (
+    CellFinished,
+    CellStarted,
+    Event,
+    Listener,
+    RowUnreadable,
+    StageStarted,
+    SweepFinished,
+    SweepStarted,
+)
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+
+def unreadable_line(event: RowUnreadable) -> str:
+    return f"{event.label}: its row is measured anew: {event.reason}"
+
+
+def outcome_line(event: CellFinished) -> str:
+    """One row in one line: what it is, how it ended, how fast it was or why not."""
+    result = event.result
+    latency = result.metrics.latency_s
+    words = [event.label, result.status if result.status == "ok" else f"{result.status} at {result.stage}"]
+    if latency is not None:
+        words.append(f"{latency.median:.3f} s")
+    if event.kept:
+        words.append("(kept)")
+    if result.reason:
+        words.append(f"- {result.reason.splitlines()[0]}")
+    return " ".join(words)
+
+
+def summary_line(event: SweepFinished) -> str:
+    counts = Counter(result.status for result in event.results)
+    noisy = sum(result.status == "ok" and not result.valid for result in event.results)
+    parts = [f"{count} {status}" for status, count in counts.items()]
+    parts += [f"{noisy} of them not valid"] if noisy else []
+    missing = event.asked - len(event.results)
+    parts += [f"{missing} not run"] if missing else []
+    return f"{event.asked} cells: {', '.join(parts)}"
+
+
+@contextmanager
+def progress(stream: TextIO | None = None) -> Iterator[Listener]:
+    """A listener for a command: bars when ``stream`` (default: standard error) is a terminal, else plain lines."""
+    stream = stream or sys.stderr
+    if not stream.isatty():
+        yield _Lines(stream)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(file=stream)) as bars:
+        yield _Bars(bars)
+
+
+class _Lines:
+    """One line per event that a log should have."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._total = self._done = 0
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case SweepStarted(total):
+                self._total = total
+            case RowUnreadable():
+                self._say(unreadable_line(event))
+            case CellStarted(cell_id, label):
+                self._say(f"{cell_id} {label}" if label != cell_id else cell_id)
+            case StageStarted(cell_id, stage):
+                self._say(f"{cell_id}   {stage}")
+            case CellFinished():
+                self._done += 1
+                self._say(f"[{self._done}/{self._total}] {outcome_line(event)}")
+            case SweepFinished():
+                self._say(summary_line(event))
+
+    def _say(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+
+class _Bars:
+    """One bar for the cells, one for each cell that is running."""
+
+    def __init__(self, bars: Progress) -> None:
+        self._bars = bars
+        self._cells: TaskID | None = None
+        self._running: dict[str, TaskID] = {}
+
+    def __call__(self, event: Event) -> None:
+        match event:
+            case SweepStarted(total):
+                self._cells = self._bars.add_task("cells", total=total)
+            case RowUnreadable():
+                self._bars.console.print(unreadable_line(event), markup=False, highlight=False, soft_wrap=True)
+            case CellStarted(cell_id, label):
+                self._running[cell_id] = self._bars.add_task(label, total=len(STAGES))
+            case StageStarted(cell_id, stage):
+                self._bars.update(self._running[cell_id], completed=STAGES.index(stage))
+            case CellFinished(result):
+                self._finish(event, result)
+            case SweepFinished():
+                self._bars.console.print(summary_line(event), markup=False, highlight=False)
+
+    def _finish(self, event: CellFinished, result: Result) -> None:
+        task = self._running.pop(result.cell_id, None)
+        if task is not None:
+            self._bars.remove_task(task)
+        if self._cells is not None:
+            self._bars.advance(self._cells)
+        self._bars.console.print(outcome_line(event), markup=False, highlight=False, soft_wrap=True)

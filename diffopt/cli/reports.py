@@ -1,0 +1,145 @@
+"""The verbs that read studies: report and compare."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from diffopt.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from diffopt.results.compare import Comparison
+    from diffopt.results.result import Result
+    from diffopt.results.study import Study
+
+
+def report(args: argparse.Namespace) -> int:
+    from diffopt.results.study import Study
+    from diffopt.results.table import table, to_csv, to_markdown
+
+    _check_report(args)
+    if args.published is not None:
+        from diffopt.results.published.pages import published_page
+
+        return _print_parts(published_page(args.published, args.charts, args.gpu))
+    if len(args.study) != 1:
+        raise UsageError("report takes one study: its name, or the path of its directory.")
+    study = Study.open(args.study[0])
+    results = _rows(study, args.study[0])
+    if args.like is not None:
+        from diffopt.results.published.pages import layout_of
+
+        return _print_parts(layout_of(args.like)(results, args.charts, args.gpu))
+    if args.pictures is not None:
+        _write_sheet(study, results, args.pictures)
+    else:
+        print(to_csv(results) if args.csv else to_markdown(table(results)), end="")
+    return 0
+
+
+def _rows(study: Study, name: str, on_lost: Callable[[str], None] = lambda text: None) -> tuple[Result, ...]:
+    """The rows of a study; what cannot be read, and cells without a row, are told.
+
+    Args:
+        on_lost: given the same texts.
+
+    Raises:
+        UsageError: there is no row.
+    """
+    unreadable: list[UsageError] = []
+    results = study.results(unreadable.append)
+    said = [f"left out: {error}" for error in unreadable]
+    if results and (unfinished := study.unfinished()):
+        said.append(
+            f"{len(unfinished)} cells have no row, they run now or were cut off: the same run command takes them up "
+            f"again ({', '.join(unfinished)})"
+        )
+    for text in said:
+        print(f"diffopt: {text}", file=sys.stderr)
+        on_lost(text)
+    if not results:
+        raise UsageError(f"The study {name} has no result{' that can be read' if unreadable else ' yet'}.")
+    return results
+
+
+def compare(args: argparse.Namespace) -> int:
+    """Exit code 1 where ``--slower`` is given and a cell fails it, or nothing could be judged."""
+    from diffopt.results import compare as module
+    from diffopt.results import comparison as compare_table
+    from diffopt.results import sides
+    from diffopt.results.study import Study
+    from diffopt.results.table import to_markdown
+
+    words = [word for word in args.sides if sides.is_selection(word)]
+    names = [word for word in args.sides if not sides.is_selection(word)]
+    if not 1 <= len(names) <= 2:
+        raise UsageError(f"compare takes one study or two, but got {len(names)}.")
+    chosen = sides.selections(words, len(names))
+    if args.slower is not None and not 0 <= args.slower < float("inf"):
+        raise UsageError(f"--slower {args.slower:g}: give the percentage by which B may be slower, 0 or more.")
+    lost: list[str] = []
+    rows = {name: _rows(Study.open(name), name, lost.append) for name in dict.fromkeys(names)}
+    before, after = (sides.select(rows[n], side, n) for n, side in zip((names[0], names[-1]), chosen, strict=True))
+    key = chosen[0].key if chosen[0] is not None and len(words) == 2 else None
+    found = module.compare(before, after, key, one_study=len(names) == 1)
+    changes, more = compare_table.changes(found), module.only_in(after, found)
+    if args.json:
+        print(json.dumps({"changes": changes, "cells": compare_table.to_json(found)}, indent=2, ensure_ascii=False))
+    else:
+        print("".join(f"{line}\n" for line in changes), end="")
+        print(to_markdown(compare_table.comparison_table(found)), end="")
+    if more:
+        print(f"diffopt: {len(more)} cells of B have no counterpart in A: {', '.join(more)}", file=sys.stderr)
+    return 0 if args.slower is None else _gate(found, args.slower, lost)
+
+
+def _gate(found: Sequence[Comparison], percent: float, lost: Sequence[str]) -> int:
+    """Exit code 1, and why, where a cell fails, or could not be judged."""
+    said = [f"{comparison.name}: {comparison.change}" for comparison in found if comparison.fails(percent)]
+    said += [f"not judged: {text}" for text in lost]
+    if all(comparison.ratio is None for comparison in found):
+        said += ["no cell has a figure on both sides, so nothing was judged"]
+    for text in said:
+        print(f"diffopt: --slower {percent:g}: {text}", file=sys.stderr)
+    return 1 if said else 0
+
+
+def _check_report(args: argparse.Namespace) -> None:
+    """Raises UsageError for flags that do not go together."""
+    own = ("csv", "pictures", "like", "published")  # each is a report of its own
+    given = [f"--{flag}" for flag in own if getattr(args, flag) not in (None, False)]
+    if len(given) > 1:
+        raise UsageError(f"{' and '.join(given)} are different reports: give one of them.")
+    if args.published is not None and args.study:
+        raise UsageError("--published takes no study, it prints others' figures; --like puts a study beside them.")
+    drawn = [f"--{flag}" for flag in ("charts", "gpu") if getattr(args, flag) is not None]
+    if drawn and args.like is None and args.published is None:
+        raise UsageError(f"{' and '.join(drawn)}: the charts are those of --like and --published.")
+    if args.like is not None:
+        from diffopt.results.published.pages import layout_of
+
+        layout_of(args.like)
+
+
+def _print_parts(parts: Iterator[str]) -> int:
+    """Parts of a Markdown page, with an empty line between them."""
+    for index, part in enumerate(parts):
+        print(f"\n{part}" if index else part, end="")
+    return 0
+
+
+def _write_sheet(study: Study, results: Sequence[Result], path: Path) -> None:
+    from diffopt.results.sheet import contact_sheet
+
+    if path.suffix.lower() != ".png":
+        raise UsageError(f"--pictures {path}: the contact sheet is a PNG; give a name that ends in .png.")
+    try:
+        contact_sheet(study, results).save(path)
+    except OSError as error:
+        raise UsageError(f"--pictures {path}: {error.strerror or error}") from error
+    print(f"{len(results)} cells on {path}")

@@ -1,0 +1,111 @@
+"""What is wrong with a command line or a config, in one paragraph: what, where, what instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.types import Override, QuotedString
+
+from diffopt.schema.words import did_you_mean
+
+QUOTING = (
+    "Quote it for Hydra inside the shell's quotes, 'workload.prompt=\"a cat, a dog (in oil)\"', or put prompts one per "
+    "line into a file and give workload.prompts_file=FILE."
+)
+
+
+def unknown_option(group: str, option: str, options: Sequence[str]) -> str:
+    return (
+        f"{group}={option}: the group '{group}' has no option '{option}'.{did_you_mean(option, options)} "
+        f"Its options are {', '.join(options)} (diffopt ls {group} says what each does)."
+    )
+
+
+def about_override(override: Override, groups: Sequence[str], options: Callable[[str], list[str]]) -> str | None:
+    """What is wrong with a parsed override as far as the names of groups and options tell."""
+    key = override.key_or_group
+    if override.is_hydra_override() or override.package is not None or "@" in str(override.input_line).split("=")[0]:
+        return (
+            f"{override.input_line}: Hydra itself is not configured here, and options cannot be moved to other "
+            f"packages. Results go where study=NAME says; sweeps are run with -m."
+        )
+    if key not in groups:
+        return _about_value(override)
+    if override.is_delete():
+        return f"{override.input_line}: a group cannot be deleted. Write {key}=none or another of its options."
+    if override.is_add() or override.is_force_add():
+        return f"{override.input_line}: the group '{key}' is always there, so leave out the '+'."
+    if override.is_sweep_override():
+        values: list[Any] = [] if _is_glob(override) else list(override.sweep_iterator())
+    else:
+        values = [override.value()]
+    for value in values:
+        text = value.text if isinstance(value, QuotedString) else value
+        if text is None:
+            none = " Write none, which is an option." if "none" in options(key) else ""
+            return f"{key}=null: null is not an option.{none} Its options are {', '.join(options(key))}."
+        if isinstance(text, (dict, list)):
+            return f"{override.input_line}: choose an option by its name. They are {', '.join(options(key))}."
+        if str(text) not in options(key):
+            return unknown_option(key, str(text), options(key))
+    return None
+
+
+def _is_glob(override: Override) -> bool:
+    return type(override._value).__name__ == "Glob"
+
+
+def _about_value(override: Override) -> str | None:
+    if override.is_delete() or override.is_add() or override.is_force_add():
+        return (
+            f"{override.input_line}: keys are neither added nor removed; every option lists all of its keys. "
+            f"Write {override.key_or_group}=VALUE to set one."
+        )
+    return None
+
+
+def unparsable(text: str, error: str) -> str:
+    if "=" not in text:
+        return f"'{text}' is not an override. Write KEY=VALUE, such as compile=default or workload.steps=20."
+    key = text.split("=", 1)[0]
+    hint = QUOTING if key in ("workload.prompt", "workload.negative_prompt") else "Quote the value: 'key=\"value\"'."
+    return f"{key}: its value has signs that Hydra's grammar takes in quotes only ({_first_line(error)}). {hint}"
+
+
+def ambiguous(error: str, overrides: Sequence[Override]) -> str:
+    swept = next(override for override in overrides if override.is_sweep_override())
+    key = swept.get_key_element()
+    hint = QUOTING if "prompt" in key else f"For one value that holds a comma, quote it: '{key}=\"…\"'."
+    return f"{swept.input_line} gives '{key}' several values. To run them all, add -m (in Python multirun=True). {hint}"
+
+
+def unknown_key(override: Override, data: Mapping[str, Any], *, below: str | None = None) -> str:
+    """A dotted key that the composed data does not have; ``below`` is an unknown key inside a mapping given to it."""
+    node: Any = data
+    parts = [*override.key_or_group.split("."), *([below] if below else [])]
+    for depth, part in enumerate(parts):
+        where = ".".join(parts[:depth])
+        if not isinstance(node, Mapping):
+            return f"{override.input_line}: '{where}' is a value, there is nothing below it to set."
+        if part not in node:
+            place, keys = f"'{where}'" if where else "the configuration", [str(key) for key in node]
+            near = did_you_mean(part, keys)
+            return f"{override.input_line}: {place} has no key '{part}'.{near} It has {', '.join(keys)}."
+        node = node[part]
+    raise ValueError(f"{override.input_line} is known")
+
+
+def key_of_others(override: Override, group: str, option: str, having: Sequence[str]) -> str:
+    """A key that the chosen option of a group has not, and others have."""
+    key = override.key_or_group.split(".")[1]
+    chosen = f"{override.input_line}: {group}={option} is chosen, which has no key '{key}'."
+    return f"{chosen} Choose one that has it, such as {group}={' or '.join(having)}."
+
+
+def composition(error: str) -> str:
+    return f"These options cannot be composed: {' '.join(error.split('Config search path:')[0].split())}"
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0].strip() if text.strip() else "no further detail"

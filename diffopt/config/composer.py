@@ -1,0 +1,260 @@
+"""Command-line overrides to plain data, by Hydra's own composition and nothing else of Hydra.
+
+No ``@hydra.main``, no ``GlobalHydra``, no plugins, no ``hydra`` node in the config: nothing that a YAML file could
+steer, nothing that leaks into somebody else's Hydra application.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.core_plugins.structured_config_source import StructuredConfigSource
+from hydra._internal.defaults_list import create_defaults_list
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.default_element import ResultDefault
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import ConfigCompositionException, HydraException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from diffopt.config import complaints
+from diffopt.config.origins import Origin, Origins, note, of_groups, of_option
+from diffopt.config.source import DataSource, read_data
+from diffopt.errors import UsageError
+from diffopt.machine.paths import shipped_conf
+
+PRIMARY = "config"
+OUTSIDE_THE_CELL = ("launch", "study")  # what a recipe file does not hold
+
+
+@dataclass(frozen=True)
+class Composed:
+    """One composed config as plain data, and the option that was chosen in each group."""
+
+    data: dict[str, Any]
+    choices: dict[str, str]
+    typed: frozenset[str] = frozenset()  # keys that the command line sets itself, or its matrix
+    chosen: frozenset[str] = frozenset()  # groups whose option the command line, a recipe or a recipe file chose
+    origins: Origins = field(default_factory=dict)  # what files of others than diffopt set
+
+
+class Composer:
+    """Composes configs from the shipped ``conf/`` and, beside it, the user's own folders.
+
+    Args:
+        folders: config folders, of whomever; those that do not exist are left out by the caller.
+        trusted: config folders of the user's own, which may name code and any file; searched before the others.
+        base: a recipe file's data; then only what the overrides name is composed, the rest is the file's.
+    """
+
+    def __init__(
+        self, folders: Sequence[Path] = (), base: Composed | None = None, *, trusted: Sequence[Path] = ()
+    ) -> None:
+        self._base = base
+        for source in (DataSource, StructuredConfigSource):
+            SourcesRegistry.instance().register(source)
+        own = shipped_conf().resolve()
+        given = {folder.resolve(): folder for folder in (*folders, *trusted) if folder.resolve() != own}
+        self._trusted = {folder.resolve() for folder in trusted}
+        self._given = dict(sorted(given.items(), key=lambda pair: pair[0] not in self._trusted))
+        self.folders = (shipped_conf(), *self._given)
+        path = ConfigSearchPathImpl()
+        for index, folder in enumerate(self.folders):
+            path.append("user" if index else "main", f"{DataSource.scheme()}://{folder}")
+        path.append("schema", "structured://")  # Hydra insists on this one, last; it stays empty
+        self._loader = ConfigLoaderImpl(config_search_path=path)
+        self._parser = OverridesParser.create(config_loader=self._loader)
+        self._skeletons: dict[tuple[str, ...], Composed] = {}
+        repository = self._loader.repository
+        names = sorted(path.name for path in shipped_conf().iterdir() if path.is_dir())
+        self._options = {name: repository.get_group_options(name, ObjectType.CONFIG) for name in names}
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        return tuple(self._options)
+
+    def options(self, group: str) -> list[str]:
+        """Names of the options of a group, the user's among them."""
+        return self._options[group]
+
+    def option_file(self, group: str, option: str) -> Path:
+        """The YAML file of an option. Raises UsageError when two folders have one of that name."""
+        found = [path for folder in self.folders if (path := folder / group / f"{option}.yaml").is_file()]
+        if len(found) > 1 and found[0].read_bytes() != found[1].read_bytes():  # a checkout's own conf/ is no clash
+            raise UsageError(
+                f"{found[1]} has the name of another option, {found[0]}. Give yours a name of its own "
+                f"(`defaults: [{option}, _self_]` in it extends the other)."
+            )
+        if not found:
+            raise UsageError(complaints.unknown_option(group, option, self.options(group)))
+        return found[0]
+
+    def own_file(self, group: str, option: str) -> Path | None:
+        """The file of an option of the user's own; None for a shipped one."""
+        return next((p for folder in self.folders[1:] if (p := folder / group / f"{option}.yaml").is_file()), None)
+
+    def origin(self, group: str, option: str) -> Origin | None:
+        """Where the file of an option comes from; None for a shipped one."""
+        return self._origin(f"{group}/{option}.yaml")
+
+    def _origin(self, name: str) -> Origin | None:
+        """Of the folders that have a file of that name, Hydra reads the first one's; and so does this."""
+        folder = next((folder for folder in self.folders if (folder / name).is_file()), None)
+        if folder is None or folder not in self._given:
+            return None
+        return of_option(self._given[folder], name, trusted=folder in self._trusted)
+
+    def read_option(self, group: str, option: str) -> dict[str, Any]:
+        """The checked data of one option's file as it stands, siblings not merged."""
+        return copy.deepcopy(read_data(self.option_file(group, option), f"{group}/{option}.yaml"))
+
+    def shipped(self, group: str) -> dict[str, dict[str, Any]]:
+        """The shipped options of a group as their files stand, siblings not merged."""
+        files = sorted((shipped_conf() / group).glob("*.yaml"))
+        return {file.stem: copy.deepcopy(read_data(file, f"{group}/{file.name}")) for file in files}
+
+    def parse(self, overrides: Sequence[str]) -> list[Override]:
+        """Parse and check what can be checked before composing: groups, options, quoting."""
+        parsed = []
+        for text in overrides:
+            try:
+                (override,) = self._parser.parse_overrides([text])
+            except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
+                raise UsageError(complaints.unparsable(text, str(error))) from error
+            complaint = complaints.about_override(override, self.groups, self.options)
+            if complaint:
+                raise UsageError(complaint)
+            parsed.append(override)
+        return parsed
+
+    def expand(self, overrides: Sequence[str]) -> list[list[str]]:
+        """The points of a sweep as lists of overrides: Hydra's own expansion of ``a,b``, choice, range and glob."""
+        parsed = self.parse(overrides)
+        for override in parsed:
+            if override.is_sweep_override() and not _values(override):
+                raise UsageError(f"{override.input_line} gives '{override.get_key_element()}' no value at all.")
+        (points,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+        return points
+
+    def compose(self, typed: Sequence[str], given: Sequence[str] = (), origin: Origin | None = None) -> Composed:
+        """Compose one config. Raises UsageError for every mistake in the overrides or in a YAML file.
+
+        Args:
+            typed: overrides of the command line.
+            given: overrides of a matrix, which those of the command line beat.
+            origin: where the matrix comes from.
+        """
+        parsed = self.parse([*given, *typed])
+        try:
+            self._loader.validate_sweep_overrides_legal(parsed, run_mode=RunMode.RUN, from_shell=True)
+        except ConfigCompositionException as error:
+            raise UsageError(complaints.ambiguous(str(error), parsed)) from error
+        skeleton = self._skeleton([override for override in parsed if override.key_or_group in self.groups])
+        data, origins = copy.deepcopy(skeleton.data), dict(skeleton.origins)
+        for index, override in enumerate(parsed):
+            if override.key_or_group not in self.groups:
+                if having := self._others_with(override.key_or_group, data):
+                    group = override.key_or_group.split(".")[0]
+                    raise UsageError(complaints.key_of_others(override, group, skeleton.choices[group], having))
+                _set(data, override)
+                note(origins, override.key_or_group, override.value(), origin if index < len(given) else None)
+        keys = frozenset(str(override.key_or_group) for override in parsed)
+        choices = dict(skeleton.choices)
+        return Composed(data=data, choices=choices, typed=keys, chosen=skeleton.chosen, origins=origins)
+
+    def _others_with(self, key: str, data: Mapping[str, Any]) -> list[str]:
+        """Options of a group of steps that have a dotted key, where the chosen one has not."""
+        group, _, rest = key.partition(".")
+        leaf, step = rest.partition(".")[0], data.get(group)
+        if not isinstance(step, dict) or "kind" not in step or leaf in step:
+            return []
+        return [option for option, values in self.shipped(group).items() if leaf in values]
+
+    def _skeleton(self, groups: list[Override]) -> Composed:
+        """The data for a choice of options, before values are set: composed once per choice, a sweep reuses it."""
+        key = tuple(str(override.input_line) for override in groups)
+        if key not in self._skeletons:
+            try:
+                repository = CachingConfigRepository(self._loader.repository)
+                defaults = create_defaults_list(repository, PRIMARY, groups, prepend_hydra=False, skip_missing=False)
+                for group, option in defaults.overrides.known_choices.items():
+                    if option is not None:
+                        self.option_file(group, option)
+                config = self._loader._compose_config_from_defaults_list(defaults.defaults, repository)
+            except (HydraException, OmegaConfBaseException, ValueError) as error:
+                raise UsageError(complaints.composition(str(error))) from error
+            except RecursionError:
+                raise UsageError("These options extend each other in a circle (their defaults lists).") from None
+            data = {str(name): value for name, value in _container(config).items()}
+            choices = {group: str(option) for group, option in defaults.overrides.known_choices.items()}
+            chosen = frozenset(defaults.overrides.override_choices)
+            found = Composed(data, choices, chosen=chosen, origins=self._origins(defaults.defaults))
+            self._skeletons[key] = self._onto_base(found, groups)
+        return self._skeletons[key]
+
+    def _origins(self, merged: Sequence[ResultDefault]) -> Origins:
+        """Where each value comes from, of files that are merged in this order."""
+        origins: Origins = {}
+        for entry in merged:
+            name = f"{entry.config_path}.yaml"
+            origin = self._origin(name)
+            if origin is not None or origins:
+                folder = next(folder for folder in self.folders if (folder / name).is_file())
+                note(origins, entry.package or "", read_data(folder / name, name), origin)
+        return origins
+
+    def _onto_base(self, composed: Composed, groups: list[Override]) -> Composed:
+        """A recipe file stands for all that was composed, but for the groups that the command line chooses anew."""
+        if self._base is None:
+            return composed
+        named = {override.key_or_group for override in groups}
+        if "recipe" in named:
+            raise UsageError("recipe=NAME composes a recipe, --recipe FILE is one; give one of the two.")
+        anew = frozenset(map(str, (*OUTSIDE_THE_CELL, *named)))
+        data = {key: composed.data[key] for key in anew}
+        data = {**self._base.data, **data}  # a group that the file lacks stays absent: the model knows if it may
+        choices = {**composed.choices, **{g: o for g, o in self._base.choices.items() if g not in named}}
+        kept = of_groups(self._base.origins, frozenset(self._base.data) - anew)
+        chosen = composed.chosen | self._base.choices.keys()
+        return Composed(data, choices, chosen=chosen, origins={**of_groups(composed.origins, anew), **kept})
+
+
+def _values(override: Override) -> list[str]:
+    """What a sweep over this override runs through. Raises UsageError for one that cannot be enumerated."""
+    try:
+        return list(override.sweep_string_iterator())
+    except (HydraException, ValueError) as error:
+        raise UsageError(f"{override.input_line} cannot be swept: {' '.join(str(error).split())}.") from error
+
+
+def _set(data: dict[str, Any], override: Override) -> None:
+    """Set one value: its key must be there; a mapping is merged into the one that is."""
+    *parents, leaf = override.key_or_group.split(".")
+    node: Any = data
+    for part in parents:
+        node = node.get(part) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or leaf not in node:
+        raise UsageError(complaints.unknown_key(override, data))
+    value = override.value()
+    if isinstance(value, dict) and isinstance(node[leaf], dict):
+        if unknown := sorted(str(key) for key in value if key not in node[leaf]):
+            raise UsageError(complaints.unknown_key(override, data, below=unknown[0]))
+        value = {**node[leaf], **value}
+    node[leaf] = value
+
+
+def _container(config: Any) -> dict[Any, Any]:
+    plain = OmegaConf.to_container(config, resolve=False)
+    assert isinstance(plain, dict)
+    return plain

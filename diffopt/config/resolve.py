@@ -1,0 +1,224 @@
+"""From composed plain data to a cell: nulls filled in, files and devices looked up. The only step that reads any.
+
+What decides the pipeline must stand in the recipe, so everything that depends on this machine (``hardware=auto``,
+the content of a local model) is resolved before the recipe is made.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from diffopt.config import Composed, Composer
+from diffopt.config.consent import consented, located
+from diffopt.config.origins import note, of_recipe_file
+from diffopt.config.sweep import expand, split_sweep
+from diffopt.config.workload import UNSAID, resolve_workload
+from diffopt.errors import UsageError
+from diffopt.machine import hardware, plain_yaml
+from diffopt.machine.paths import locate, user_path
+from diffopt.models import resolve as model_files
+from diffopt.models.lora import resolve_lora
+from diffopt.recipe.cell import Cell
+from diffopt.recipe.explain import explain, groups_in
+from diffopt.recipe.launch import Launch, make_launch
+from diffopt.recipe.recipe import Recipe
+from diffopt.schema.runtime import CURRENT, check_names, resolve_runtime
+
+ResolveModel = Callable[[dict[str, Any], Path], dict[str, Any]]
+LOCK_KEYS = ("choices", "recipe", "workload", "measure", "runtime")
+
+
+@dataclass(frozen=True)
+class Request:
+    """A cell, the options that led to it, and where and how it is to run."""
+
+    cell: Cell
+    choices: Mapping[str, str]
+    launch: Launch
+    study: str | None
+
+
+def requests(
+    overrides: Sequence[str],
+    *,
+    multirun: bool = False,
+    lock: Path | None = None,
+    folders: Sequence[Path] = (),
+    trusted: Sequence[Path] = (),
+    resolve_model: ResolveModel = model_files.resolve_model,
+) -> list[Request]:
+    """What a command line asks for, one request per distinct cell, in the order of the sweep.
+
+    Args:
+        overrides: Hydra overrides, ``sweep=NAME`` among them with ``multirun``.
+        multirun: expand sweeps (``-m``).
+        lock: a file that ``diffopt show`` printed; the overrides then change what it says.
+        folders: config folders, whose options may be anybody's.
+        trusted: config folders of the user's own, whose options may name code and any file.
+        folders: the user's config folders.
+        resolve_model: fills in the ``model`` group, where its facts are not to come from files or the hub.
+
+    Raises:
+        UsageError: for every mistake in the overrides, the YAML or the files they name.
+    """
+    composer = make_composer(lock, folders, trusted)
+    if multirun:
+        composed = expand(composer, overrides)
+    else:
+        if split_sweep(overrides)[0] is not None:
+            raise UsageError("sweep=NAME is a matrix of cells: add -m (in Python multirun=True).")
+        composed = [composer.compose(overrides)]
+    resolver = Resolver(composer, resolve_model)
+    found = [resolver.request(point) for point in composed]
+    if any((request.study, request.launch) != (found[0].study, found[0].launch) for request in found):
+        raise UsageError("study and launch are the same for a whole sweep: give each of them one value.")
+    if found[0].launch.compile_artifact.load is not None and any(request.cell.measure.starts for request in found):
+        raise UsageError(
+            "measure.starts=true begins with empty compile caches, and launch.compile_artifact.load fills them: choose "
+            "another measure, or leave the artifact out."
+        )
+    check_names(request.cell.runtime for request in found)
+    return list({request.cell.id: request for request in reversed(found)}.values())[::-1]
+
+
+def make_composer(lock: Path | None, folders: Sequence[Path], trusted: Sequence[Path] = ()) -> Composer:
+    """A composer over the shipped options and those in ``folders``, on top of a recipe file where there is one."""
+    return Composer(folders, base=read_lock(lock) if lock else None, trusted=trusted)
+
+
+def read_lock(path: Path) -> Composed:
+    """A file that ``diffopt show`` printed, as composed data; plain YAML, nothing in it is executed."""
+    if not user_path(path, "--recipe").exists() or path.is_dir():
+        raise UsageError(f"--recipe {path}: there is no such file. `diffopt show … > FILE` writes one.")
+    data, _ = plain_yaml.read(path)
+    data.setdefault("runtime", CURRENT.model_dump())  # files of before there was a choice
+    if set(data) != set(LOCK_KEYS) or not all(isinstance(section, dict) for section in data.values()):
+        raise UsageError(
+            f"--recipe {path} is not a file that `diffopt show` printed: it must have the keys "
+            f"{', '.join(LOCK_KEYS)} and no others. An overlay to compose with goes into conf/recipe/ and is chosen "
+            f"with recipe=NAME."
+        )
+    unknown = [*(set(data["recipe"]) - set(Recipe.model_fields)), *({"prompt", "prompts_file"} & set(data["workload"]))]
+    if unknown:
+        raise UsageError(f"--recipe {path}: '{sorted(unknown)[0]}' is not a key there.")
+    if not all(isinstance(option, str) for option in data["choices"].values()):
+        raise UsageError(f"--recipe {path}: 'choices' gives the name of an option for each group.")
+    workload = {**UNSAID, **data["workload"]}
+    outside = {"workload": workload, "measure": data["measure"], "runtime": data["runtime"]}
+    composed = Composed({**data["recipe"], **outside}, data["choices"])
+    note(composed.origins, "", composed.data, of_recipe_file(path))
+    return composed
+
+
+class Resolver:
+    """Turns composed data into cells; looks each device and model folder up once per command."""
+
+    def __init__(self, composer: Composer, resolve_model: ResolveModel = model_files.resolve_model) -> None:
+        self._composer = composer
+        self._resolve_model = resolve_model
+        self._models: dict[str, dict[str, Any]] = {}
+        self._auto: dict[str, Any] | None = None
+
+    def request(self, composed: Composed) -> Request:
+        for section in ("model", "hardware", "workload", "measure", "runtime", "launch"):
+            if not isinstance(composed.data.get(section), dict):
+                raise UsageError(f"'{section}' is missing, or is not a mapping of keys to values.")
+        data = consented(composed)
+        recipe = {name: data[name] for name in Recipe.model_fields if name in data}
+        recipe["model"] = self._model(data["model"])
+        recipe["hardware"] = self._hardware(data["hardware"], composed.typed)
+        self._check_backend(composed)
+        if isinstance(data.get("lora"), dict):
+            recipe["lora"] = resolve_lora(data["lora"], Path.cwd())
+        workload = resolve_workload(data["workload"], recipe["model"], composed.typed)
+        runtime = resolve_runtime(data["runtime"], composed.choices["runtime"])
+        study = data["study"]
+        if study is not None and not isinstance(study, str):
+            raise UsageError(
+                "study: a study has a name or a path, which is a text; a number needs quotes, 'study=\"1\"'."
+            )
+        if study is not None:
+            locate(study)
+        try:
+            asked = {"recipe": recipe, "workload": workload, "measure": data["measure"], "runtime": runtime}
+            cell = _validate(asked).chosen_by(composed.choices)
+        except ValidationError as error:
+            raise UsageError(f"{explain(error)}{self._origin(error, composed.choices)}") from error
+        return Request(cell=cell, choices=composed.choices, launch=make_launch(data["launch"]), study=study)
+
+    def _model(self, data: dict[str, Any]) -> dict[str, Any]:
+        key = json.dumps(data, sort_keys=True)
+        if key not in self._models:
+            resolved = self._resolve_model({**data, "cascade": []}, Path.cwd())
+            stages = [self._model(self._stage(stage, data)) for stage in _stages(data.get("cascade"))]
+            self._models[key] = {**resolved, "cascade": stages}
+        return self._models[key]
+
+    def _stage(self, stage: Any, first: Mapping[str, Any]) -> dict[str, Any]:
+        """A later stage of a cascade: complete data in a lock, in YAML the name of a model option."""
+        if isinstance(stage, dict):
+            return stage
+        if stage not in self._composer.options("model"):
+            raise UsageError(f"model.cascade: there is no model option '{stage}'. `diffopt ls model` lists them.")
+        composed = self._composer.compose([f"model={stage}"])
+        found: dict[str, Any] = located(composed, frozenset({"model"}))["model"]
+        if found.get("cascade"):
+            raise UsageError(f"model.cascade: {stage} is a cascade itself; name its stages one by one.")
+        return {**found, "weights": first.get("weights")}
+
+    def _hardware(self, data: dict[str, Any], typed: frozenset[str]) -> dict[str, Any]:
+        if data.get("name") != "auto":
+            return data
+        if values := sorted(key for key in typed if key.startswith("hardware.")):
+            raise UsageError(
+                f"{values[0]}: hardware=auto takes what this machine has. Choose hardware=NAME to change it."
+            )
+        if self._auto is None:
+            listed = [option for option in self._composer.options("hardware") if option != "auto"]
+            self._auto = hardware.resolve_auto({n: self._composer.read_option("hardware", n) for n in listed})
+        return self._auto
+
+    def _check_backend(self, composed: Composed) -> None:
+        """What a backend needs stands in its own option: under another option's name it would keep that one's needs."""
+        if "attention.backend" not in composed.typed:
+            return
+        backend, chosen = composed.data["attention"].get("backend"), composed.choices["attention"]
+        options = self._composer.shipped("attention")
+        having = [name for name, values in options.items() if values.get("backend") == backend]
+        if having and chosen not in having:
+            raise UsageError(
+                f"attention.backend={backend}: attention={chosen} says what another backend needs. Choose "
+                f"{' or '.join(f'attention={name}' for name in having)}."
+            )
+
+    def _origin(self, error: ValidationError, choices: Mapping[str, str]) -> str:
+        """The user's own files among the options that the error is about."""
+        files = [self._composer.own_file(group, choices[group]) for group in groups_in(error) if group in choices]
+        named = ", ".join(str(path) for path in dict.fromkeys(files) if path is not None)
+        return f" (see {named})" if named else ""
+
+
+def _stages(cascade: Any) -> list[Any]:
+    if cascade is None:
+        return []
+    if not isinstance(cascade, list) or not all(isinstance(stage, str | dict) for stage in cascade):
+        raise UsageError("model.cascade: the later stages are a list of names of model options, such as [a, b].")
+    return cascade
+
+
+def make_cell(data: dict[str, Any]) -> Cell:
+    """Validate plain data as a cell. Strict: what YAML gives is what counts, nothing is converted."""
+    try:
+        return _validate(data)
+    except ValidationError as error:
+        raise UsageError(explain(error)) from error
+
+
+def _validate(data: dict[str, Any]) -> Cell:
+    return Cell.model_validate_json(json.dumps(data))

@@ -1,0 +1,145 @@
+"""``diffopt doctor``: does what this machine should be able to do work? The parent's side; never imports torch.
+
+Every check is a small test in a child process (checks.py) with a deadline: a crash or a hang is one line of the
+answer, and a fresh child goes on with the next check.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from diffopt.config import Composer
+from diffopt.config import catalogue as listing
+from diffopt.doctor.child import Child, Finding, Task
+from diffopt.errors import Refusal
+from diffopt.machine import hardware, nvml
+from diffopt.machine.nvml import Gpu, driver_cuda
+
+DEADLINE_S = 180.0  # of a check; importing torch takes seconds, compiling a small function up to a minute
+NAME_WIDTH = 21  # of the longest name of a check
+PLAIN = ("auto", "vanilla")  # attention options that are no kernel of their own
+
+
+def examine(
+    listener: Callable[[Finding], None] = lambda finding: None, deadline_s: float = DEADLINE_S
+) -> list[Finding]:
+    """Look the machine up and try what it should be able to do; on the CPU where it has no NVIDIA GPU.
+
+    Args:
+        listener: told of each finding as it comes.
+        deadline_s: seconds that a check may take.
+    """
+    found: list[Finding] = []
+
+    def tell(finding: Finding) -> None:
+        found.append(finding)
+        listener(finding)
+
+    try:
+        gpu = _machine(tell)
+    except Refusal as broken:  # which options work here cannot be told either
+        remedy = "mend the driver: nvidia-smi must answer"
+        tell(Finding(check="gpu", status="fails", seconds=None, says=str(broken), remedy=remedy))
+        return found
+    with Child(gpu, deadline_s) as child:
+        for todo in _checks(gpu):
+            tell(todo if isinstance(todo, Finding) else child.ask(todo))
+            if isinstance(todo, Task) and todo.vital and found[-1].status == "fails":
+                break
+    return found
+
+
+def works(found: Sequence[Finding]) -> bool:
+    """Whether nothing fails that this machine should be able to do."""
+    return all(finding.status != "fails" for finding in found)
+
+
+def print_finding(finding: Finding) -> None:
+    """One line to stdout, and one more with the remedy where there is one."""
+    seconds = "" if finding.seconds is None else f"{finding.seconds:.1f} s"
+    print(f"{finding.status:8}  {finding.check:{NAME_WIDTH}}  {seconds:>7}  {finding.says}", flush=True)
+    if finding.remedy is not None:
+        print(f"{'':8}  {'':{NAME_WIDTH}}  {'':7}  -> {finding.remedy}", flush=True)
+
+
+def summary(found: Sequence[Finding]) -> str:
+    """The last line: how many of each, and what to do next."""
+    counts = Counter(finding.status for finding in found)
+    said = f"{counts['ok']} ok, {counts['fails']} fail, {counts['not here']} not here."
+    if not works(found):
+        return f"{said} Mend what fails, in the order above, and ask again."
+    first = "diffopt run model=sd15 model.weights=random recipe=pytorch2 measure=quick"
+    on_cpu = found[0].status == "not here"
+    return f"{said} What this machine can do works; a first cell: {'diffopt run' if on_cpu else first}"
+
+
+def _machine(tell: Callable[[Finding], None]) -> Gpu | None:
+    """The first GPU that CUDA programs see, told with its driver; None for the CPU. Raises Refusal for a broken one."""
+    gpus = nvml.detect()
+    if not gpus:
+        says = f"no NVIDIA driver or no visible GPU; everything below ran on the CPU, {hardware.cpu_model()}"
+        tell(Finding(check="gpu", status="not here", seconds=None, says=says))
+        return None
+    for gpu in gpus:
+        major, minor = gpu.compute_capability
+        says = f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB, compute capability {major}.{minor}"
+        says += f", driver {gpu.driver}"
+        tell(Finding(check=f"gpu {gpu.index}", status="ok", seconds=None, says=says))
+    return gpus[0]
+
+
+def _checks(gpu: Gpu | None) -> Iterator[Task | Finding]:
+    """Every check in its order, or at once what this hardware or environment lacks for it."""
+    device = "cpu" if gpu is None else "cuda"
+    on = {"device": device}
+    able = on if gpu is None else {**on, "capability": list(gpu.compute_capability)}
+    driven = able if gpu is None else {**able, "driver_cuda": driver_cuda()}
+    yield Task("torch", "torch", driven, vital=True)
+    if gpu is not None:
+        yield Task("cuda build", "cuda build", {**driven, "driver": gpu.driver}, vital=True)
+    for name, dtype in (("fp16", "float16"), ("bf16", "bfloat16")):
+        yield Task(name, "half", {**able, "dtype": dtype})
+    yield Task("compile", "compile", able)
+    if gpu is None:
+        for name in ("cuda graphs", "compile + cuda graphs"):
+            yield _not_here(name, "works on cuda only")
+    else:
+        yield Task("cuda graphs", "cuda graphs", on)
+        yield Task("compile + cuda graphs", "compile graphs", able)
+    composer = Composer([])
+    yield from _products(composer, on)
+    yield from _kernels(composer, on)
+
+
+def _products(composer: Composer, on: dict[str, Any]) -> Iterator[Task | Finding]:
+    """int8 and fp8: torch's own product, and torchao's Linear where the option works here."""
+    here = {row.option: row.here for row in listing.options(composer, "quant")}
+    for kind in ("int8", "fp8"):
+        why = here[f"{kind}_dynamic"]
+        for name, check, more in (
+            (f"{kind} matmul", f"{kind} product", {}),
+            (f"{kind} torchao", "torchao", {"kind": kind}),
+        ):
+            yield Task(name, check, {**on, **more}) if why == "yes" else _not_here(name, why)
+
+
+def _kernels(composer: Composer, on: dict[str, Any]) -> Iterator[Task | Finding]:
+    """Every attention option that is a kernel."""
+    for row in listing.options(composer, "attention"):
+        if row.option in PLAIN:
+            continue
+        name = f"attention={row.option}"
+        if row.here != "yes":
+            yield _not_here(name, row.here)
+            continue
+        option = composer.compose([name]).data["attention"]
+        if option["hub"] is not None:
+            yield _not_here(name, "is downloaded from the Hugging Face hub when it is first used; not tried")
+        else:
+            yield Task(name, "attention", {**on, "backend": option["backend"], "dtypes": option["dtypes"]})
+
+
+def _not_here(name: str, why: str) -> Finding:
+    return Finding(check=name, status="not here", seconds=None, says=why)

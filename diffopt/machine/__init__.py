@@ -1,0 +1,4 @@
+"""What is here: paths, files, GPUs, the CPU, installed packages, other interpreters, compile caches.
+
+Knows no recipe. May import ``schema``.
+"""

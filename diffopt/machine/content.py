@@ -1,0 +1,113 @@
+"""The hash by which files of a model count in a recipe, and its memory on disk.
+
+Hashing gigabytes takes longer than all else that planning does, so the SHA-256 of a big file is remembered under the
+user's cache folder for as long as the file's size, times and inode stay what they were. The memory is disposable: where
+it cannot be read or written, the file is hashed again.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from diffopt.errors import UsageError
+from diffopt.machine.files import write_json
+
+BIG = 64 * 2**20  # bytes; a smaller file is hashed in less than a tenth of a second
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class Stamp(NamedTuple):
+    """What changes when a file does. ctime too: `cp -p` over a file can keep its inode and set any mtime."""
+
+    size: int  # bytes
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+
+
+def content_of(folder: Path, paths: Iterable[Path]) -> str:
+    """SHA-256 over the names within ``folder``, sizes and bytes of files, in the order given.
+
+    Raises UsageError for what is not a file that can be read, such as a link to one that is gone.
+    """
+    total = hashlib.sha256()
+    for path in paths:
+        if not path.is_file():
+            raise UsageError(f"{path} is not a file, or a link to one that is gone: the model's folder is not complete")
+        try:
+            size, digest = _size_and_digest(path)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+        total.update(f"{path.relative_to(folder).as_posix()} {size} {digest}\n".encode(errors="surrogateescape"))
+    return total.hexdigest()
+
+
+def _size_and_digest(path: Path) -> tuple[int, str]:
+    """Size in bytes and SHA-256 of one file, the latter from the memory where it has it."""
+    stamp = _stamp(path)
+    memory = _memory() if stamp.size > BIG else None
+    if memory is None:
+        return stamp.size, _digest(path, stamp)
+    key = str(path.resolve())
+    known = _known_digest(_recall(memory).get(key), stamp)
+    if known is not None:
+        return stamp.size, known
+    digest = _digest(path, stamp)
+    if _stamp(path) == stamp:  # not written to meanwhile
+        _remember(memory, {**_recall(memory), key: {**stamp._asdict(), "sha256": digest}})
+    return stamp.size, digest
+
+
+def _known_digest(entry: Any, stamp: Stamp) -> str | None:
+    """The hash in an entry of the memory, if it is one and of the file as it is now."""
+    if not isinstance(entry, dict) or {**entry, **stamp._asdict()} != entry:
+        return None
+    digest = entry.get("sha256")
+    return digest if isinstance(digest, str) and SHA256.fullmatch(digest) else None
+
+
+def _stamp(path: Path) -> Stamp:
+    stat = path.stat()
+    return Stamp(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+
+
+@functools.cache
+def _digest(path: Path, stamp: Stamp) -> str:
+    """SHA-256 of a file, once per process and ``stamp``: a sweep may ask for the same file with each of its models."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _memory() -> Path | None:
+    """The file of remembered hashes; None for a user without a home. A relative XDG path is to be ignored (XDG)."""
+    folder = os.environ.get("XDG_CACHE_HOME", "")
+    try:
+        base = Path(folder) if os.path.isabs(folder) else Path.home() / ".cache"
+    except RuntimeError:
+        return None
+    return base / "diffopt" / "content.json"
+
+
+def _recall(memory: Path) -> dict[str, Any]:
+    """What is remembered, one entry per path; nothing when the file is missing, unreadable or spoiled."""
+    try:
+        known = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _remember(memory: Path, known: dict[str, Any]) -> None:
+    """Replace the memory, without files that are gone. A place that takes no files costs time and nothing else."""
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_json(memory, {path: entry for path, entry in known.items() if os.path.exists(path)})
+    except (OSError, ValueError):
+        return

@@ -1,0 +1,81 @@
+"""The machine: its NVIDIA GPUs, as NVML tells, and its CPU. Imports no torch."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from diffopt.machine import nvml
+from diffopt.machine.nvml import Gpu
+from diffopt.schema.hardware import Hardware, PeakTflops
+
+CPUINFO = Path("/proc/cpuinfo")
+WHOLE_WORDS = r"(?<![A-Za-z0-9]){}(?![A-Za-z0-9])(?! (?:Ti|D|SUPER|Laptop|Mobile)\b)"
+
+
+def match_length(names: Iterable[str], gpu_name: str) -> int:
+    """Length of the longest of ``names`` that ``gpu_name`` contains as whole words, or 0.
+
+    "L4" is not in "NVIDIA L40S", "H200" not in "GH200", and "RTX 3090" not in "RTX 3090 Ti", "RTX 4090" not in
+    "RTX 4090 D" nor "RTX 4090 Laptop GPU", which are other products.
+    """
+    found = [name for name in names if re.search(WHOLE_WORDS.format(re.escape(name)), gpu_name)]
+    return max(map(len, found), default=0)
+
+
+def resolve_auto(options: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Plain data of the hardware option that is this machine's: ``options`` are the group's YAMLs by name.
+
+    The option whose ``match`` fits the first GPU best, ``cpu`` without a GPU, else a record of what NVML tells, with
+    unknown peaks.
+    """
+    gpus = nvml.detect()
+    if not gpus:
+        return deepcopy(options["cpu"])
+    lengths = {name: match_length(option["match"], gpus[0].name) for name, option in options.items()}
+    best = max(lengths, key=lengths.__getitem__)
+    return deepcopy(options[best]) if lengths[best] else _probed(gpus[0])
+
+
+def _probed(gpu: Gpu) -> dict[str, Any]:
+    """A hardware record for a GPU that no option lists."""
+    return {
+        "name": re.sub(r"[^a-z0-9]+", "_", gpu.name.lower()).strip("_"),
+        "device": "cuda",
+        "match": [gpu.name],
+        "compute_capability": list(gpu.compute_capability),
+        "sms": None,
+        "memory_gib": round(gpu.memory_bytes / 2**30, 1),
+        "bandwidth_gb_s": None,
+        "peak_tflops": dict.fromkeys(PeakTflops.model_fields),
+        "slurm": {"constraint": None, "gres": None},
+        "ray_accelerator": None,
+    }
+
+
+def matching(hardware: Hardware) -> tuple[Gpu, ...]:
+    """The GPUs here that ``hardware`` describes."""
+    return tuple(gpu for gpu in nvml.detect() if match_length(hardware.match, gpu.name))
+
+
+def check_declared(hardware: Hardware) -> str | None:
+    """Why this machine cannot run a cell for ``hardware``, or None. Any machine can run one for the CPU."""
+    if hardware.device == "cpu" or matching(hardware):
+        return None
+    declared = f"hardware={hardware.name} is declared, but this machine has"
+    names = sorted({gpu.name for gpu in nvml.detect()})
+    return f"{declared} {' and '.join(names)}" if names else f"{declared} no NVIDIA GPU"
+
+
+def cpu_model() -> str:
+    """The processor's name, such as "AMD EPYC 7763 64-Core Processor"; its architecture where Linux gives none."""
+    if CPUINFO.exists():
+        for line in CPUINFO.read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                return value.strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,184 @@
+"""Another Python: where it is, what is installed there, and how it finds this diffopt. Never imports torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from shlex import quote
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from pydantic import ValidationError
+
+from diffopt.errors import UsageError
+from diffopt.machine.paths import shipped_conf, user_path
+from diffopt.schema.record import Frozen
+from diffopt.schema.runtime import CURRENT, Runtime, check_names
+from diffopt.schema.step import Step
+from diffopt.schema.words import text
+
+DISTRIBUTION = "diffopt-toolkit"
+NOT_FOR_WORKERS = frozenset({"hydra-core", "rich"})  # what only the command line imports
+ANSWER_S = 60.0  # a Python on a slow network disk starts in seconds
+# `metadata[…]` of a broken distribution, without a name, is deprecated; `get` is not
+QUESTION = """
+import json, platform
+from importlib.metadata import distributions
+found = [(each.metadata.get("Name"), each.version) for each in distributions()]
+print(json.dumps({"python": platform.python_version(), "found": [pair for pair in found if all(pair)]}))
+"""
+
+
+class _Answer(Frozen):
+    python: str
+    found: tuple[tuple[str, str], ...]  # name and version, in the order of that interpreter's path
+
+
+@dataclass(frozen=True)
+class Interpreter:
+    """A Python other than the one that runs diffopt."""
+
+    name: str  # the runtime's
+    python: str  # absolute path, links not followed: a venv's is one
+    version: str  # such as 3.12.4
+    distributions: Mapping[str, str]  # version by canonical name
+    variables: Mapping[str, str]  # of the environment that a worker needs there
+
+    def installed(self, distribution: str) -> str | None:
+        """The version of a distribution there, or None."""
+        return self.distributions.get(canonicalize_name(distribution))
+
+    @property
+    def markers(self) -> dict[str, str]:
+        """What environment markers (PEP 508) see there, as far as it may differ from here."""
+        return {"python_version": ".".join(self.version.split(".")[:2]), "python_full_version": self.version}
+
+    @property
+    def pip(self) -> str:
+        """The command that installs something there."""
+        command = f"{quote(self.python)} -m pip"
+        return command if self.installed("pip") else f"{quote(self.python)} -m ensurepip && {command}"
+
+
+@contextmanager
+def interpreters(runtimes: Iterable[Runtime]) -> Iterator[Mapping[str, Interpreter]]:
+    """Each runtime's interpreter by the runtime's name, without the current one; asked once.
+
+    While this lasts, workers find the package of this diffopt in a folder of its own: its real parent may be a whole
+    site-packages, with another torch in it.
+
+    Raises UsageError for what is not there, or is no Python that diffopt can use.
+    """
+    asked = list(dict.fromkeys(runtimes))
+    check_names(asked)
+    others = [runtime for runtime in asked if runtime != CURRENT]
+    if not others:
+        yield {}
+        return
+    with tempfile.TemporaryDirectory(prefix="diffopt-") as place:
+        _link_package(Path(place))
+        given = os.environ.get("PYTHONPATH")
+        # an empty PYTHONHOME is none; the one of this Python would be another's ruin
+        variables = {"PYTHONPATH": f"{place}{os.pathsep}{given}" if given else place, "PYTHONHOME": ""}
+        yield {runtime.name: ask(runtime, variables) for runtime in others}
+
+
+def absent(runtime: Runtime) -> str | None:
+    """Why a runtime cannot be there, without starting anything; None where a program lies at its path."""
+    if runtime == CURRENT or (runtime.python is not None and program(runtime.python) is not None):
+        return None
+    return f"runtime={runtime.name}: runtime.python={text(runtime.python)} is no program here"
+
+
+def check_present(runtimes: Iterable[Runtime]) -> None:
+    """Raises UsageError for the first one that cannot be there; starts nothing."""
+    for runtime in runtimes:
+        if (reason := absent(runtime)) is not None:
+            raise UsageError(f"{reason}. Give the path of a python: runtime.python=/path/to/venv/bin/python.")
+
+
+def ask(runtime: Runtime, variables: Mapping[str, str]) -> Interpreter:
+    """Start the interpreter once and let it list what is installed. Raises UsageError when it does not answer."""
+    check_present([runtime])
+    python = program(runtime.python or "")
+    assert python is not None, "it is present"
+    said, complaint = _run([python, "-P", "-c", QUESTION], {**os.environ, **variables})
+    try:
+        answer = _Answer.model_validate_json(said[-1] if said else "")
+    except ValidationError as error:  # what is older than 3.11 does not know -P
+        why = f": {complaint[0]}" if complaint else ""
+        raise UsageError(f"runtime={runtime.name}: {python} is no Python 3.11 or newer that works{why}.") from error
+    distributions: dict[str, str] = {}
+    for name, version in answer.found:
+        distributions.setdefault(canonicalize_name(name), version)
+    return Interpreter(runtime.name, python, answer.python, distributions, variables)
+
+
+def steps_from_elsewhere(steps: Iterable[Step]) -> tuple[str, ...]:
+    """The distributions that steps come from which are not diffopt's own; a worker imports them, too."""
+    modules = {type(step).__module__.split(".")[0] for step in steps}
+    entries = metadata.entry_points(group="diffopt.steps")
+    return tuple(entry.dist.name for entry in entries if entry.dist and entry.module.split(".")[0] in modules)
+
+
+def worker_requirements() -> tuple[str, ...]:
+    """What diffopt needs where a worker runs: the requirements of its own distribution, or of its checkout."""
+    package = Path(__file__).parents[1]
+    if (package / "conf").is_dir():
+        texts = metadata.requires(DISTRIBUTION) or []
+    else:
+        project = tomllib.loads((package.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        texts = project["dependencies"]
+    return tuple(text for text in texts if canonicalize_name(Requirement(text).name) not in NOT_FOR_WORKERS)
+
+
+def program(text: str) -> str | None:
+    """The absolute path of a program, links not followed; None where there is none. Starts nothing."""
+    path = user_path(text, "runtime.python")
+    found = shutil.which(path)
+    return None if found is None else os.path.abspath(found)
+
+
+def _link_package(folder: Path) -> None:
+    """``folder/diffopt``, whose entries are those of this package, with ``conf`` inside as when it is installed."""
+    package = folder / "diffopt"
+    package.mkdir()
+    for entry in Path(__file__).parents[1].absolute().iterdir():
+        if entry.name not in ("conf", "__pycache__"):
+            (package / entry.name).symlink_to(entry)
+    (package / "conf").symlink_to(shipped_conf().absolute())
+
+
+def _run(command: list[str], environment: Mapping[str, str]) -> tuple[list[str], list[str]]:
+    """The lines that a command prints and those that it complains with; nothing of it is left running."""
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            start_new_session=True,
+            text=True,
+            errors="replace",
+        )
+    except OSError as error:
+        return [], [error.strerror or str(error)]
+    with process:
+        try:
+            out, complaint = process.communicate(timeout=ANSWER_S)
+        except subprocess.TimeoutExpired:
+            return [], [f"it did not answer within {ANSWER_S:g} s"]
+        finally:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+    return out.splitlines(), [line for line in complaint.splitlines() if line.strip()]

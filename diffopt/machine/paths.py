@@ -1,0 +1,64 @@
+"""Paths: those that users write, the shipped configs, where studies lie."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from diffopt.errors import UsageError
+
+
+def user_path(text: str | Path, key: str) -> Path:
+    """``text`` as a path, ``~`` expanded; relative ones stay relative to the working directory.
+
+    Raises UsageError, naming ``key``, for what no file can be called (too long, a NUL, an unknown ``~user``).
+    """
+    try:
+        path = Path(text).expanduser()
+        path.lstat()  # asks the system, which refuses what cannot be a name
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, RuntimeError) as error:
+        shown = str(text) if len(str(text)) <= 60 else f"{str(text)[:57]}..."
+        raise UsageError(f"{key}={shown!r} cannot be a path: {getattr(error, 'strerror', None) or error}.") from error
+    return path
+
+
+def shipped_conf() -> Path:
+    """Return ``conf/``: inside the package when installed, beside it in a checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "conf"
+    return installed if installed.is_dir() else package.parent / "conf"
+
+
+def own_folders(named: Iterable[str | Path], key: str) -> list[Path]:
+    """The user's config folders: ``./conf`` when there is one, and those that are named.
+
+    Raises UsageError, naming ``key``, where a named one does not exist.
+    """
+    found = [Path("conf")] if Path("conf").is_dir() else []
+    found += [existing(folder, key) for folder in named]
+    return [folder for folder in found if folder.resolve() != shipped_conf().resolve()]
+
+
+def existing(folder: str | Path, key: str) -> Path:
+    """The folder as a path. Raises UsageError, naming ``key``, where it does not exist."""
+    path = user_path(folder, key)
+    if not path.is_dir():
+        raise UsageError(f"{key} {folder}: there is no such folder.")
+    return path
+
+
+ROOT = Path("studies")  # of named studies, in the working directory
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def locate(name_or_path: str | Path) -> Path:
+    """``NAME`` means studies/NAME; whatever has a separator in it is a path. Raises UsageError for neither."""
+    text = str(name_or_path)
+    if isinstance(name_or_path, Path) or "/" in text or text.startswith("~"):
+        return user_path(name_or_path, "study")
+    if not NAME.fullmatch(text):
+        raise UsageError(f"study={text}: a study's name has letters, digits, '.', '_' and '-'; a path has a '/' in it.")
+    return user_path(ROOT / text, "study")

@@ -1,0 +1,158 @@
+"""Pictures that a pipeline is given: looked up and checked when a recipe is composed, opened again by its worker.
+
+A picture counts by the SHA-256 of its file, so that a recipe says what was really put in. Imports Pillow only where a
+picture is opened, since most plans have none.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import struct
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from diffopt.errors import Refusal, UsageError
+from diffopt.machine.paths import user_path
+from diffopt.schema.words import did_you_mean, text
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from diffopt.schema.workload import Picture
+
+SHIPPED = Path(__file__).parent / "inputs"  # drawn by scripts/make_inputs
+FORMATS = ("PNG", "JPEG", "WEBP")
+MOST_PIXELS = 2**26  # 8192 x 8192; what decodes to more is a mistake, or a bomb
+
+
+def shipped_pictures() -> list[str]:
+    """Names of the pictures that diffopt brings along."""
+    return sorted(path.stem for path in SHIPPED.glob("*.png"))
+
+
+def resolve_picture(given: Any, key: str) -> dict[str, str]:
+    """The keys of :class:`diffopt.schema.workload.Picture`; resolving them once more changes nothing.
+
+    Args:
+        given: the name of a shipped picture; a file (anything with a suffix or a slash), relative to the working
+            directory; or a mapping of ``path``, which is one of the two, and ``content``, null or what it must be.
+        key: the key of the command line that it stands at.
+
+    Raises:
+        UsageError: there is no such picture, it cannot be read, or its content is another.
+    """
+    name, content = given, None
+    if isinstance(given, dict) and set(given) == {"path", "content"}:
+        name, content = given["path"], given["content"]
+    if not isinstance(name, str) or not isinstance(content, str | None):
+        raise UsageError(f"{key}={text(given)}: give the path of a picture, or one of {', '.join(shipped_pictures())}.")
+    if is_file(name):
+        file = user_path(name, key).absolute()
+    elif name in shipped_pictures():
+        file = SHIPPED / f"{name}.png"
+    else:
+        raise UsageError(
+            f"{key}={name}: diffopt brings no picture of that name along.{did_you_mean(name, shipped_pictures())} It "
+            f"has {', '.join(shipped_pictures())}; a file of yours has a suffix or a slash, such as ./{name}."
+        )
+    found = _content(file, f"{key}={name}")
+    if content not in (None, found):
+        raise UsageError(
+            f"{key}={name}: this is not the picture that the recipe was made with (its SHA-256 begins with "
+            f"{found[:12]}, the recipe's with {content[:12]}); {key}.content=null takes it."
+        )
+    return {"path": str(file) if is_file(name) else name, "content": found}
+
+
+def open_picture(picture: Picture, size: tuple[int, int], mode: Literal["RGB", "L"] = "RGB") -> Image:
+    """The picture as a pipeline takes it: upright, without transparency, stretched to ``size`` (width, height).
+
+    Args:
+        mode: ``L`` for a mask, whose values are kept as they are, without any between them. What is transparent counts
+            as black there, and as white in ``RGB``.
+
+    Raises:
+        Refusal: this machine has no such file, or another one than the recipe was made with.
+    """
+    from PIL.Image import Resampling
+
+    name = Path(picture.path).name  # no folder of this machine: what is said here goes into a row
+    path = Path(picture.path) if is_file(picture.path) else SHIPPED / f"{picture.path}.png"
+    try:
+        with path.open("rb") as file:
+            if _sha256(file) != picture.content:
+                raise Refusal(f"the picture {name} is not the one that the recipe was made with; compose it again")
+            decoded = _decode(file, f"the picture {name}")
+    except OSError as error:
+        raise Refusal(f"the picture {name} cannot be read here: {error.strerror}") from error
+    except UsageError as error:
+        raise Refusal(str(error)) from error
+    return _flat(decoded, mode).resize(size, Resampling.NEAREST if mode == "L" else Resampling.LANCZOS)
+
+
+def is_file(name: str) -> bool:
+    """Whether a picture's path is a file of the user's, and not the name of a shipped one."""
+    return "/" in name or Path(name).suffix != ""
+
+
+def _content(path: Path, said: str) -> str:
+    """SHA-256 of a file that is a picture. Raises UsageError, beginning with ``said``, where it is none."""
+    try:
+        if not path.is_file():
+            what = "this is a folder, not a picture" if path.is_dir() else "there is no such file"
+            raise UsageError(f"{said}: {what}.")
+        status = path.stat()
+        return _checked(path, said, (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino))
+    except OSError as error:
+        raise UsageError(f"{said} cannot be read: {error.strerror}.") from error
+
+
+@functools.cache
+def _checked(path: Path, said: str, _version: tuple[int, ...]) -> str:
+    """Once per process and version of the file: all cells of a sweep may have the same."""
+    with path.open("rb") as file:
+        _decode(file, said)
+        return _sha256(file)
+
+
+def _sha256(file: io.BufferedReader) -> str:
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _decode(file: io.BufferedReader, said: str) -> Image:
+    """The pixels of a picture, upright. Raises UsageError, beginning with ``said``, for what is none."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    file.seek(0)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata, and about sizes that are looked at here
+            opened = Image.open(file, formats=FORMATS)
+            if opened.width * opened.height > MOST_PIXELS:
+                raise Image.DecompressionBombError
+            if opened.format != "MPO" and getattr(opened, "is_animated", False):  # MPO: a JPEG with others inside
+                raise UsageError(f"{said} is animated; give one frame of it as a picture of its own.")
+            return ImageOps.exif_transpose(opened)
+    except UnidentifiedImageError:
+        raise UsageError(f"{said} is not a picture in PNG, JPEG or WebP.") from None
+    except Image.DecompressionBombError:
+        raise UsageError(f"{said} is too large: it has more than {MOST_PIXELS // 10**6} million pixels.") from None
+    except (OSError, SyntaxError, ValueError, struct.error) as error:  # whatever Pillow meets in a damaged file
+        raise UsageError(f"{said} is damaged and cannot be decoded: {' '.join(str(error).split())}.") from error
+
+
+def _flat(picture: Image, mode: Literal["RGB", "L"]) -> Image:
+    """``picture`` in ``mode``, on a ground of black for masks and of white for others where it is transparent."""
+    import numpy as np
+    from PIL import Image
+
+    if picture.mode.startswith("I"):  # 16 bits a pixel, such as depth maps, which Pillow would cut off at 255
+        return Image.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8)).convert(mode)
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        ground = Image.new("RGBA", picture.size, "black" if mode == "L" else "white")
+        picture = Image.alpha_composite(ground, picture.convert("RGBA"))
+    return picture.convert(mode)

@@ -1,0 +1,88 @@
+"""From a plan to an optimized pipeline, and the proof of every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from diffopt.recipe.plan import Plan
+from diffopt.results.result import Stage, StepEffect
+from diffopt.schema.step import Site, Step, Trait
+from diffopt.steps.components import left
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+def build(plan: Plan, *, on_stage: Callable[[Stage], None] = lambda stage: None) -> tuple[DiffusionPipeline, ...]:
+    """Load each stage's pipeline of ``plan`` and apply its steps, in their order; one stage, unless it is a cascade.
+
+    Args:
+        on_stage: called with ``load`` and ``optimize`` as they begin.
+
+    Raises:
+        Refusal: the model cannot be had here, or a step cannot work on this pipeline.
+    """
+    from diffopt.pipeline.load import load_pipeline
+
+    cell = plan.cell
+    on_stage("load")
+    pipes: list[DiffusionPipeline] = []
+    for site in cell.sites:
+        task = cell.workload.task if not pipes else site.model.task
+        pipes.append(load_pipeline(site.model, task, device=_drawn_on(plan, site), **_load_kwargs(plan, site)))
+    on_stage("optimize")
+    for pipe, site in zip(pipes, cell.sites, strict=True):
+        apply(pipe, plan.steps, site)
+    return tuple(pipes)
+
+
+def apply(pipe: DiffusionPipeline, steps: Iterable[tuple[str, Step]], site: Site) -> None:
+    """Apply steps in the order given. Raises Refusal where one cannot work on this pipeline."""
+    for group, step in steps:
+        with _naming(f"applying {group} ({step.kind})"):
+            step.apply(pipe, site)
+
+
+def _drawn_on(plan: Plan, site: Site) -> str:
+    """Where random weights are made: on the device, unless they are to stay away from it and might not fit there."""
+    return "cpu" if Trait.MOVES_WEIGHTS in plan.cell.recipe.memory.traits else site.hardware.device
+
+
+def verify(plan: Plan, pipes: Sequence[DiffusionPipeline]) -> tuple[StepEffect, ...]:
+    """The proof of each step on each finished stage, after warm-up. Raises NoEffect at the first that has none."""
+    sites = plan.cell.sites
+    return tuple(
+        _proof(pipe, site, group, step, stage=site.model.name if len(sites) > 1 else None)
+        for pipe, site in zip(pipes, sites, strict=True)
+        for group, step in plan.steps
+    )
+
+
+def _proof(pipe: DiffusionPipeline, site: Site, group: str, step: Step, stage: str | None) -> StepEffect:
+    with _naming(f"verifying {group} ({step.kind})" + (f" of {stage}" if stage else "")):
+        effect = left(step, site) or step.verify(pipe, site)
+    numbers = dict(effect.numbers)
+    return StepEffect(group=group, kind=step.kind, stage=stage, summary=effect.summary, numbers=numbers)
+
+
+def _load_kwargs(plan: Plan, site: Site) -> dict[str, Any]:
+    merged: dict[str, Any] = {}
+    for group, step in plan.steps:
+        wanted = step.load_kwargs(site)
+        twice = merged.keys() & wanted.keys()
+        if twice:
+            raise ValueError(f"{group} ({step.kind}) sets {', '.join(sorted(twice))}, which another step sets already")
+        merged |= wanted
+    return merged
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Say in an exception which step it comes from, without changing its type."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(what)
+        raise

@@ -1,0 +1,299 @@
+"""Timing a pipeline from outside. Imported by workers only, since it needs torch.
+
+Marks are set where every diffusers pipeline passes: ``encode_prompt``, ``scheduler.set_timesteps``, ``scheduler.step``
+(once per iteration) and ``vae.decode``. They are replaced on the instance, so compiled modules, their hooks and their
+guards stay as they are, and a call costs a few marks more than a plain one. A cascade has them in each of its stages.
+"""
+
+from __future__ import annotations
+
+import functools
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import torch
+
+from diffopt.errors import DiffoptError
+from diffopt.models import calls
+from diffopt.models.calls import Output
+from diffopt.pipeline.outputs import is_constant
+from diffopt.pipeline.peak_memory import PeakMeter, peak_meter
+from diffopt.recipe.cell import Cell
+from diffopt.results.result import CompileCache, Latency, Split, StageSpeed
+from diffopt.steps.compile.compiled_call import recorded_cuda_graphs
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+Observed = TypeVar("Observed")
+Mark = Any  # what a clock's mark() gives
+
+
+class Clock(Protocol):
+    """Marks moments in the order of the device's work."""
+
+    def synchronize(self) -> None: ...
+    def mark(self) -> Mark: ...
+    def seconds(self, begin: Mark, end: Mark) -> float: ...
+
+
+class HostClock:
+    """For the CPU, where work has ended when its call returns."""
+
+    def synchronize(self) -> None:
+        return None
+
+    def mark(self) -> float:
+        return time.perf_counter()
+
+    def seconds(self, begin: float, end: float) -> float:
+        return end - begin
+
+
+class CudaClock:
+    """Events in the current stream; they are read after the call, so no mark waits for the GPU."""
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize()
+
+    def mark(self) -> torch.cuda.Event:
+        event: torch.cuda.Event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return event
+
+    def seconds(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
+        return float(begin.elapsed_time(end)) / 1000
+
+
+@dataclass(frozen=True)
+class Part:
+    """One stage of a call; seconds. Parts that the stage does not have are None."""
+
+    name: str
+    iterations: int
+    iterations_per_second: float
+    text_encode: float | None
+    denoise: float
+    decode: float | None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One call of the pipeline; ``latency`` in seconds."""
+
+    latency: float
+    parts: tuple[Part, ...]
+
+
+class Meter:
+    """Calls the stages ``pipes`` with the cell's workload and times them.
+
+    Raises Refusal where a pipeline cannot be called so, DiffoptError when one never called its scheduler, and whatever
+    the pipelines raise.
+    """
+
+    def __init__(self, pipes: Sequence[DiffusionPipeline], cell: Cell) -> None:
+        self._stages = calls.stages(pipes, cell.recipe.model.stages, cell.workload)
+        self._cell = cell
+        self._clock: Clock = CudaClock() if cell.recipe.hardware.device == "cuda" else HostClock()
+        self._marks: dict[str, list[tuple[str, Mark]]] = {stage.name: [] for stage in self._stages}
+        self._latents: torch.Tensor | None = None
+        self._iterations = 0  # of the first stage of the last call
+        self.memory: PeakMeter = peak_meter(cell.recipe.hardware.device)
+        self.outputs: list[Output] = []  # of the last call
+        for pipe in pipes:
+            pipe.set_progress_bar_config(disable=True)
+
+    def call(self) -> Sample:
+        """One timed call, end to end: from the prompts to pictures on the host."""
+        for marks in self._marks.values():
+            marks.clear()
+        with self._marking():
+            self._clock.synchronize()
+            begin = time.perf_counter()
+            self.outputs = calls.run(self._stages)
+            self._clock.synchronize()
+            latency = time.perf_counter() - begin
+        parts = tuple(_part(name, marks, self._clock) for name, marks in self._marks.items())
+        self._iterations = parts[0].iterations
+        return Sample(latency, parts)
+
+    def samples(self) -> list[Sample]:
+        """The timed part. A recompile in it raises RuntimeError: it would be timed, and then nothing would be true."""
+        protocol = self._cell.measure
+        samples: list[Sample] = []
+        graphs = recorded_cuda_graphs()
+        with torch.compiler.set_stance("fail_on_recompile"):
+            begin = time.perf_counter()
+            while len(samples) < protocol.max_samples and (
+                len(samples) < protocol.samples or time.perf_counter() - begin < protocol.seconds
+            ):
+                samples.append(self.call())
+        if recorded_cuda_graphs() != graphs:
+            raise DiffoptError(f"{recorded_cuda_graphs() - graphs} CUDA graphs were recorded anew in the timed part")
+        return samples
+
+    def observe(self, look: Callable[[], Observed]) -> Observed:
+        """What ``look`` gives halfway through the iterations of one more call, which is not timed.
+
+        At the end of a call the device is idle already, since pictures were copied to the host; and looking takes
+        milliseconds, which no sample should have in it.
+        """
+        seen: list[Observed] = []
+        halfway = (self._iterations + 1) // 2
+        done = 0
+
+        def wrap(inner: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(inner)
+            def watched(*args: Any, **kwargs: Any) -> Any:
+                nonlocal done
+                result = inner(*args, **kwargs)
+                done += 1
+                if done == halfway:
+                    seen.append(look())
+                return result
+
+            return watched
+
+        with _replaced(self._stages[0].pipe.scheduler, "step", wrap):
+            calls.run(self._stages)
+        (only,) = seen
+        return only
+
+    def complaints(self, samples: list[Sample]) -> list[str]:
+        """Why these samples are not valid; empty when they are."""
+        found = []
+        latencies = [sample.latency for sample in samples]
+        variation = statistics.stdev(latencies) / statistics.mean(latencies)
+        limit = self._cell.measure.max_variation
+        if variation > limit:
+            found.append(f"latency varies by {variation:.1%} (standard deviation over mean), more than {limit:.1%}")
+        if self._latents is not None and not bool(torch.isfinite(self._latents).all()):
+            found.append("the latents of the last sample are not finite")
+        constant = [i for i, output in enumerate(self.outputs) if is_constant(output)]
+        if constant:
+            found.append(f"every pixel is the same in picture {', '.join(map(str, constant))}")
+        return found
+
+    @contextmanager
+    def _marking(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for stage in self._stages:
+                pipe, vae, marks = stage.pipe, stage.model.vae, self._marks[stage.name]
+                if hasattr(pipe, "encode_prompt"):
+                    stack.enter_context(_replaced(pipe, "encode_prompt", self._around("encode", marks)))
+                stack.enter_context(_replaced(pipe.scheduler, "set_timesteps", self._around("timesteps", marks)))
+                stack.enter_context(_replaced(pipe.scheduler, "step", self._after_step(marks)))
+                if vae is not None:
+                    stack.enter_context(_replaced(getattr(pipe, vae), "decode", self._around("decode", marks)))
+            yield
+
+    def _around(self, name: str, marks: list[tuple[str, Mark]]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def wrap(inner: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(inner)
+            def marked(*args: Any, **kwargs: Any) -> Any:
+                marks.append((f"{name} begin", self._clock.mark()))
+                result = inner(*args, **kwargs)
+                marks.append((f"{name} end", self._clock.mark()))
+                return result
+
+            return marked
+
+        return wrap
+
+    def _after_step(self, marks: list[tuple[str, Mark]]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        def wrap(inner: Callable[..., Any]) -> Callable[..., Any]:
+            @functools.wraps(inner)  # pipelines read the signature of `step` to learn which arguments it takes
+            def marked(*args: Any, **kwargs: Any) -> Any:
+                result = inner(*args, **kwargs)
+                marks.append(("step", self._clock.mark()))
+                self._latents = result[0]  # a tuple, or an output that is indexed like one
+                return result
+
+            return marked
+
+        return wrap
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """``owner.name`` wrapped on the instance, and put back as it was."""
+    inner = getattr(owner, name)
+    own = name in vars(owner)  # else it is the class's method, and deleting ours brings it back
+    setattr(owner, name, wrap(inner))
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, inner)
+        else:
+            delattr(owner, name)
+
+
+def _part(name: str, marks: list[tuple[str, Mark]], clock: Clock) -> Part:
+    at = {label: mark for label, mark in marks}
+    steps = [mark for label, mark in marks if label == "step"]
+    if not steps:
+        raise DiffoptError("the pipeline never called its scheduler's step(), so its iterations cannot be timed")
+    denoise = clock.seconds(at["timesteps end"], steps[-1])
+    # The first iteration cannot be told from what precedes it, so the rate counts from its end, where there are more.
+    rate = (len(steps) - 1) / clock.seconds(steps[0], steps[-1]) if len(steps) > 1 else 1 / denoise
+    return Part(
+        name=name,
+        iterations=len(steps),
+        iterations_per_second=rate,
+        text_encode=_spent("encode", marks, clock),
+        denoise=denoise,
+        decode=_spent("decode", marks, clock),
+    )
+
+
+def _spent(name: str, marks: list[tuple[str, Mark]], clock: Clock) -> float | None:
+    begins = [mark for label, mark in marks if label == f"{name} begin"]
+    ends = [mark for label, mark in marks if label == f"{name} end"]
+    return sum(map(clock.seconds, begins, ends)) if begins else None
+
+
+def latency(samples: list[Sample]) -> Latency:
+    seconds = [sample.latency for sample in samples]
+    q1, median, q3 = statistics.quantiles(seconds, n=4, method="inclusive")
+    return Latency(samples=tuple(seconds), median=median, q1=q1, q3=q3)
+
+
+def stage_speeds(samples: list[Sample]) -> tuple[StageSpeed, ...]:
+    """Of each stage, the median over the samples."""
+    speeds = []
+    for parts in zip(*(sample.parts for sample in samples), strict=True):
+        rate = statistics.median(part.iterations_per_second for part in parts)
+        speeds.append(StageSpeed(name=parts[0].name, steps=parts[-1].iterations, iterations_per_second=rate))
+    return tuple(speeds)
+
+
+def frames(outputs: Sequence[Output]) -> int:
+    """Pictures among ``outputs``; a video has many."""
+    return sum(len(output) if isinstance(output, list) else 1 for output in outputs)
+
+
+def compile_cache() -> CompileCache | None:
+    """What inductor's cache, or a package of compile=aot, gave in this process so far; None: nothing was compiled."""
+    from torch._dynamo.utils import counters
+
+    found, packages = counters["inductor"], counters["aot_packages"]
+    hits = int(found["fxgraph_cache_hit"] + packages["loaded"])
+    misses = int(found["fxgraph_cache_miss"] + found["fxgraph_cache_bypass"] + packages["compiled"])
+    return CompileCache(hits=hits, misses=misses) if hits or misses else None
+
+
+def split(samples: list[Sample]) -> Split:
+    """Medians over the samples, of all stages together."""
+
+    def median(name: str) -> float | None:
+        spent = [[value for part in sample.parts if (value := getattr(part, name)) is not None] for sample in samples]
+        seconds = [sum(values) for values in spent if values]
+        return statistics.median(seconds) if seconds else None
+
+    return Split(text_encode=median("text_encode"), denoise=median("denoise"), decode=median("decode"))

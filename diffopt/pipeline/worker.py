@@ -1,0 +1,250 @@
+"""The child process that builds and measures one cell: ``python -m diffopt.pipeline.worker CELL OUT --progress-fd N``.
+
+It writes the stage it enters to the progress descriptor, one JSON object a line, and ends by writing its outcome.
+Whatever it prints goes to the row's log. When the process that started it dies, it ends its whole process group.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from diffopt.errors import Refusal
+from diffopt.machine import packages
+from diffopt.machine.compile_cache import Artifact, load_artifact, save_artifact
+from diffopt.machine.files import write_json
+from diffopt.machine.nvml import Device, gpu_device
+from diffopt.pipeline.build import build, verify
+from diffopt.pipeline.device_check import check_device
+from diffopt.pipeline.failure import describe, status_of
+from diffopt.pipeline.outputs import save_pictures
+from diffopt.pipeline.peak_memory import PeakMeter, peak_meter
+from diffopt.recipe.cell import Cell
+from diffopt.recipe.plan import Plan, make_plan
+from diffopt.results.result import Metrics, Outcome, PeakMemory, PeakReserved, Stage, StepEffect
+
+if TYPE_CHECKING:
+    from diffopt.pipeline.meter import Meter
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Work on one cell and leave; never returns to the caller."""
+    parser = argparse.ArgumentParser(prog="python -m diffopt.pipeline.worker", description="Measure one cell.")
+    parser.add_argument("cell", type=Path)
+    parser.add_argument("outcome", type=Path)
+    parser.add_argument("--progress-fd", type=int, required=True)
+    parser.add_argument("--start-only", action="store_true", help="end after the first call")
+    parser.add_argument("--save-artifact", action="store_true", help="keep what compiling left behind beside the row")
+    parser.add_argument("--load-artifact", type=Path, help="start from such a file")
+    parser.add_argument("--sha256", help="of that file")
+    parser.add_argument("--gpu", help="NVML uuid of the only GPU that is visible")
+    options = parser.parse_args(arguments)
+    os.set_inheritable(options.progress_fd, False)  # a process of ours that outlives us must not keep it open
+    if os.getpgrp() != os.getpid():
+        os.setsid()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+    def report(stage: Stage) -> None:
+        os.write(options.progress_fd, json.dumps({"stage": stage}).encode() + b"\n")
+
+    artifact = None if options.load_artifact is None else (options.load_artifact, options.sha256)
+    work = Work(
+        options.cell,
+        options.outcome.parent,
+        report=report,
+        gpu=options.gpu,
+        start_only=options.start_only,
+        load_artifact=artifact,
+        save_artifact=options.save_artifact,
+    )
+    outcome = work.outcome()
+    write_json(options.outcome, outcome.model_dump(mode="json"))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # all is said; taking torch apart takes seconds, and a crash in it would say nothing of the cell
+
+
+def _end_with_parent() -> None:
+    """Standard input is a pipe that only the parent holds; it ends when the parent does, however that comes about."""
+    while os.read(0, 4096):
+        continue
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
+
+class Work:
+    """One cell's way through the stages. What has been learned so far becomes the outcome wherever the way ends."""
+
+    def __init__(
+        self,
+        cell_file: Path,
+        folder: Path,
+        *,
+        report: Callable[[Stage], None],
+        gpu: str | None,
+        start_only: bool = False,
+        load_artifact: tuple[Path, str] | None = None,
+        save_artifact: bool = False,
+    ) -> None:
+        self._cell_file, self._folder, self._report, self._gpu = cell_file, folder, report, gpu
+        self._start_only, self._load_artifact, self._save_artifact = start_only, load_artifact, save_artifact
+        self._artifact: Artifact | None = None
+        self._stage: Stage = "load"  # the parent knows that it begins with this one
+        self._memory: PeakMeter | None = None
+        self._metrics: dict[str, Any] = {}
+        self._effects: tuple[StepEffect, ...] = ()
+        self._complaints: list[str] = []
+        self._pictures: tuple[str, ...] = ()
+        self._device: Device | None = None
+
+    def outcome(self) -> Outcome:
+        """Do the work. Every exception becomes an outcome, its traceback a part of the log."""
+        try:
+            self._run()
+        except Exception as error:  # the border of the process: beyond it there are only rows
+            traceback.print_exc()
+            self._note_peak()
+            return self._outcome(status_of(error), describe(error))
+        return self._outcome("ok", "; ".join(self._complaints) or None)
+
+    def _run(self) -> None:
+        plan = _plan(self._cell_file)
+        _import_libraries(plan.cell)
+        check_device(plan.cell.recipe.hardware, self._gpu)
+        device = plan.cell.recipe.hardware.device
+        if self._load_artifact is not None:
+            load_artifact(*self._load_artifact, device)
+        self._memory = peak_meter(device)
+        begin = time.perf_counter()
+        pipes = build(plan, on_stage=self._enter)
+        self._metrics["load_s"] = time.perf_counter() - begin
+
+        from diffopt.pipeline.meter import Meter
+
+        meter = Meter(pipes, plan.cell)
+        self._memory = meter.memory
+        self._call_first(meter)
+        if self._start_only:
+            return
+        self._warm_up(meter, plan.cell.measure.warmup)
+        self._effects = verify(plan, pipes)
+        if self._save_artifact:
+            self._artifact = save_artifact(self._folder / "compile-cache.zip", device)
+        self._measure(meter, plan.cell)
+
+    def _call_first(self, meter: Meter) -> None:
+        from diffopt.pipeline import meter as measure
+
+        self._enter("compile")
+        meter.memory.reset()
+        self._metrics["first_call_s"] = meter.call().latency
+        self._metrics["compile_cache"] = measure.compile_cache()
+        self._note_peak()
+        if self._load_artifact is not None and not _cached_graphs():
+            name = self._load_artifact[0].name
+            self._complaints.append(f"the compile artifact {name} was loaded, but no graph came from it")
+
+    def _warm_up(self, meter: Meter, calls: int) -> None:
+        self._enter("warmup")
+        meter.memory.reset()
+        self._metrics["warmup_s"] = sum(meter.call().latency for _ in range(calls))
+
+    def _measure(self, meter: Meter, cell: Cell) -> None:
+        from diffopt.pipeline import meter as measure
+
+        self._enter("measure")
+        meter.memory.reset()
+        samples = meter.samples()
+        self._note_peak()
+        latency = measure.latency(samples)
+        self._metrics |= {
+            "latency_s": latency,
+            "stages": measure.stage_speeds(samples),
+            "images_per_second": measure.frames(meter.outputs) / latency.median,
+            "split_s": measure.split(samples),
+        }
+        fps = cell.recipe.model.fps
+        self._pictures = save_pictures(meter.outputs, self._folder, cell.id, cell.workload.seed, fps=fps)
+        self._complaints += meter.complaints(samples)
+        if self._gpu is not None:
+            self._look_at_gpu(meter, self._gpu)
+
+    def _look_at_gpu(self, meter: Meter, uuid: str) -> None:
+        """Keep the state of the GPU at work, and complain where it was forced to be slow, or where nobody can tell."""
+        try:
+            self._device = meter.observe(lambda: gpu_device(uuid))
+        except Refusal as error:  # the samples are good for all that
+            self._complaints.append(f"whether the GPU throttled is not known: {error}")
+            return
+        if self._device.gpu is not None and (reasons := self._device.gpu.slowdowns):
+            self._complaints.append(f"the GPU was slowed down: {', '.join(reasons)}")
+
+    def _enter(self, stage: Stage) -> None:
+        if stage != self._stage:
+            self._stage = stage
+            self._report(stage)
+
+    def _note_peak(self) -> None:
+        if self._memory is None:
+            return
+        key = "steady" if self._stage in ("warmup", "measure", "quality") else "first_call"
+        used = self._metrics.get("peak_memory_bytes", PeakMemory())
+        self._metrics["peak_memory_bytes"] = used.model_copy(update={key: self._memory.peak()})
+        held = self._metrics.get("peak_reserved_bytes", PeakReserved())
+        self._metrics["peak_reserved_bytes"] = held.model_copy(update={key: self._memory.reserved()})
+
+    def _outcome(self, status: Any, reason: str | None) -> Outcome:
+        return Outcome(
+            status=status,
+            stage=self._stage,
+            reason=reason,
+            valid=status == "ok" and not self._complaints,
+            effects=self._effects,
+            metrics=Metrics(**self._metrics),
+            pictures=self._pictures,
+            compile_cache=None if self._artifact is None else self._artifact.path.name,
+            compile_cache_sha256=None if self._artifact is None else self._artifact.sha256,
+            device=self._device,
+        )
+
+
+def _cached_graphs() -> int:
+    """Graphs that inductor took from its cache in this process; packages of compile=aot are none of them."""
+    from torch._dynamo.utils import counters
+
+    return int(counters["inductor"]["fxgraph_cache_hit"])
+
+
+def _plan(cell_file: Path) -> Plan:
+    """Plan the cell anew from what is written: the worker trusts nothing that was checked in another process."""
+    data = yaml.safe_load(cell_file.read_text(encoding="utf-8"))
+    choices = data.pop("choices")
+    plan = make_plan(Cell.model_validate_json(json.dumps(data)), choices)
+    if plan.problems:
+        raise Refusal("\n".join(problem.text for problem in plan.problems))
+    if (reason := packages.lacking(step.requires() for _, step in plan.steps)) is not None:
+        raise Refusal(reason)
+    return plan
+
+
+def _import_libraries(cell: Cell) -> None:
+    """Import what every cell of this pipeline needs, before the clock of ``load_s`` starts."""
+    import diffusers
+
+    tasks = (cell.workload.task, *(later.task for later in cell.recipe.model.cascade))
+    for model, task in zip(cell.recipe.model.stages, tasks, strict=True):
+        getattr(diffusers, str(getattr(model.pipelines, task)), None)  # loading says what is wrong with a name
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What a failed validation means, in the words of the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from diffopt.schema.words import did_you_mean, text
+
+
+def explain(error: ValidationError, *, prefix: str = "") -> str:
+    """One paragraph: every offending key, its value, what is valid.
+
+    Keys are those of the command line: ``recipe.`` and the tags of unions are left out, ``prefix`` is put before.
+    """
+    details = error.errors(include_url=False)
+    inner = {detail["loc"][:-1] for detail in details}  # a list whose items are wrong also counts as too short
+    kept = [detail for detail in details if not (detail["type"] == "too_short" and detail["loc"] in inner)]
+    return " ".join(dict.fromkeys(_one(dict(detail), prefix) for detail in kept))
+
+
+def groups_in(error: ValidationError) -> list[str]:
+    """The config groups that the offending keys belong to."""
+    return list(dict.fromkeys(_key(detail["loc"]).split(".")[0] for detail in error.errors(include_url=False)))
+
+
+def _one(detail: dict[str, Any], prefix: str) -> str:
+    kind, context, value = detail["type"], detail.get("ctx", {}), detail["input"]
+    key = _key((*([prefix] if prefix else []), *detail["loc"]))
+    if kind == "value_error":
+        return f"{context['error']}."
+    if kind == "extra_forbidden":
+        return f"'{key}' is not a key here."
+    if kind == "missing":
+        return f"'{key}' is missing; an option's YAML lists all of its keys."
+    if kind == "union_tag_invalid":
+        tags = [tag.strip().strip("'") for tag in str(context["expected_tags"]).split(",")]
+        hint = did_you_mean(str(context["tag"]), tags)
+        return f"{key}.kind={context['tag']}: there is no such kind.{hint} Kinds of {key} are {', '.join(tags)}."
+    if kind == "union_tag_not_found":
+        return f"'{key}' has no 'kind' that says which step it is."
+    if kind == "literal_error":
+        return f"{key}={_short(value)}: must be {context['expected']}."
+    if kind == "tuple_type":
+        return f"{key}={_short(value)}: must be a list, such as [{'' if value is None else _short(value)}]."
+    return f"{key}={_short(value)}: {detail['msg'][0].lower()}{detail['msg'][1:]}."
+
+
+def _key(location: tuple[int | str, ...]) -> str:
+    parts = [part for part in location if part != "recipe"]
+    if len(parts) >= 2 and parts[0] in _step_groups():
+        parts = [parts[0], *parts[2:]]  # the second part is the tag of the union
+    return ".".join(str(part) for part in parts)
+
+
+def _step_groups() -> frozenset[str]:
+    from diffopt.recipe.recipe import STEP_GROUPS
+
+    return frozenset(STEP_GROUPS)
+
+
+def _short(value: Any) -> str:
+    word = text(value)
+    return word if len(word) <= 60 else word[:57] + "..."

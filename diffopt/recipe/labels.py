@@ -1,0 +1,73 @@
+"""What tells the cells of a sweep apart, in the words of the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from diffopt.recipe.recipe import GROUP_ORDER
+from diffopt.schema.words import flatten, text
+from diffopt.schema.workload import PICTURES
+
+# What explains a value that a file decides: its name tells the content, and the content tells the rest. A model's
+# files also follow from whether weights are read or drawn, which somebody asked for and no file decides.
+_FILES = {"lora.content": "lora.path", "lora.swap_content": "lora.swap_path"} | {
+    f"workload.{name}.content": f"workload.{name}.path" for name in PICTURES
+}
+_ASKED = ("model.path", "model.weights")
+_FOLLOWS = (
+    {content: (path,) for content, path in _FILES.items()}
+    | {"model.content": _ASKED}
+    | dict.fromkeys(("lora.components", "lora.rank", "lora.target_rank"), ("lora.content", "lora.swap_content"))
+)
+
+Point = tuple[Mapping[str, str], Mapping[str, Any]]  # choices, and the cell as plain data
+
+
+def labels(points: Sequence[Point]) -> list[dict[str, str]]:
+    """For each point the options and values in which the points differ.
+
+    A value is named only where the choice of options does not explain it: ``compile.mode`` differs between
+    ``compile=default`` and ``compile=max_autotune``, but it is the option that was chosen.
+    """
+    flat = [dict(flatten(data)) for _, data in points]
+    varying = [group for group in GROUP_ORDER if len({choices.get(group) for choices, _ in points}) > 1]
+    keys = [key for key in dict.fromkeys(key for data in flat for key in data) if _unexplained(key, points, flat)]
+    return [
+        {
+            **{group: choices[group] for group in varying if group in choices},
+            **{key: _short(key, data[key]) for key in keys if key in data},
+        }
+        for (choices, _), data in zip(points, flat, strict=True)
+    ]
+
+
+def _short(key: str, value: Any) -> str:
+    """A value as a label: a hash by its beginning, a picture or a LoRA by its file's name."""
+    if key.endswith("content"):
+        return text(value)[:12]
+    return PurePath(value).name if key in _FILES.values() and value is not None else text(value)
+
+
+def one_line(label: Mapping[str, str]) -> str:
+    """``compile=default attention=sdpa``."""
+    return " ".join(f"{key}={value}" for key, value in label.items())
+
+
+def _unexplained(key: str, points: Sequence[Point], flat: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether ``key`` differs between points of the same options (its own group's, and the model's).
+
+    What a model's files decide is explained by them: by the folder's path, else by what was asked of the weights, else
+    by their content. So is a picture, and what is read from a LoRA's file.
+    """
+    group = key.split(".")[0]
+    seen: dict[tuple[Any, ...], str] = {}
+    for (choices, _), data in zip(points, flat, strict=True):
+        folder = None if key in (*_ASKED, "model.content") else data.get("model.content")
+        file = tuple(_short(name, data.get(name)) for name in _FOLLOWS.get(key, ()))
+        same = (choices.get(group), choices.get("model"), folder, file)
+        value = text(data.get(key))
+        if seen.setdefault(same, value) != value:
+            return True
+    return False

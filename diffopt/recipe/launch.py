@@ -1,0 +1,75 @@
+"""How cells are run: the options of the ``launch`` group."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from diffopt.errors import UsageError
+from diffopt.machine.paths import user_path
+from diffopt.recipe.explain import explain
+from diffopt.schema.record import Frozen
+
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Deadlines(Frozen):
+    """How long each stage of a cell may take, in seconds; then its process is killed and the row is ``timeout``."""
+
+    load: Seconds  # starting Python and importing torch included
+    optimize: Seconds
+    compile: Seconds  # the first call
+    warmup: Seconds
+    measure: Seconds
+    quality: Seconds  # of a stage that no worker enters yet
+
+
+class CompileArtifact(Frozen):
+    """What compiling left behind, as one file beside the row that another machine can start warm from.
+
+    An artifact is its author's code, so one is loaded only together with the SHA-256 of its content.
+    """
+
+    save: bool
+    load: str | None  # a file; typed, relative to where the command is given
+    sha256: Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")] | None
+
+    @model_validator(mode="after")
+    def _pinned(self) -> CompileArtifact:
+        if (self.load is None) != (self.sha256 is None):
+            raise ValueError(
+                "compile_artifact.load and compile_artifact.sha256 go together: an artifact runs its author's code, so "
+                "it is loaded only if it is the very file that you trust"
+            )
+        return self
+
+
+class Launch(Frozen):
+    """``local``: one process per cell on this machine; one at a time on the CPU, one per fitting GPU on GPUs."""
+
+    kind: Literal["local"]
+    deadlines: Deadlines
+    compile_artifact: CompileArtifact
+    grace: Seconds  # for a process that was asked to end, or that closed its report, until it is killed
+
+
+def make_launch(data: Mapping[str, Any]) -> Launch:
+    """The composed ``launch`` group as an object. Raises UsageError for a value that it cannot have."""
+    try:
+        launch = Launch.model_validate_json(json.dumps(data))
+    except ValidationError as error:
+        raise UsageError(explain(error, prefix="launch")) from error
+    artifact = launch.compile_artifact.load
+    if artifact is not None and not user_path(artifact, "launch.compile_artifact.load").is_file():
+        raise UsageError(f"launch.compile_artifact.load={artifact}: there is no such file.")
+    return launch
+
+
+def default_launch(conf: Path) -> Launch:
+    """The shipped ``launch=local``, for callers in Python that give none."""
+    return make_launch(yaml.safe_load((conf / "launch" / "local.yaml").read_text(encoding="utf-8")))

@@ -1,0 +1,57 @@
+"""Every reason why a well-formed cell cannot work, each stated once. Pure data in, problems out; no torch.
+
+The reasons stand by subject: pairs of traits in ``rules_conflicts``, the device and its compiler in ``rules_hardware``,
+memory in ``rules_memory``, what is asked of a model in ``rules_workload``, and what a step knows of itself in its own
+``problems``. What is merely slow, or does nothing special on a device, is measured, not refused: ``rules_notes``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from itertools import product
+
+from diffopt.recipe.cell import Cell
+from diffopt.recipe.rules.case import Case, Problem
+from diffopt.recipe.rules.conflicts import CONFLICTS, hooks_in_graphs
+from diffopt.recipe.rules.hardware import compiler_limits, unmet_requirements
+from diffopt.recipe.rules.memory import does_not_fit
+from diffopt.recipe.rules.notes import notes_on
+from diffopt.recipe.rules.workload import unsuited_workload
+
+
+def problems(cell: Cell, choices: Mapping[str, str]) -> tuple[Problem, ...]:
+    """All reasons why ``cell`` cannot work on the hardware it names; empty when there is none."""
+    case = Case(cell, choices)
+    return (*_other_problems(case), *does_not_fit(case, _other_problems))
+
+
+def notes(cell: Cell, choices: Mapping[str, str]) -> tuple[str, ...]:
+    """What will work, but not as a newcomer may think."""
+    return tuple(notes_on(Case(cell, choices)))
+
+
+def _other_problems(case: Case) -> tuple[Problem, ...]:
+    """All but memory."""
+    return (
+        *unsuited_workload(case),
+        *_conflicts(case),
+        *hooks_in_graphs(case),
+        *unmet_requirements(case),
+        *compiler_limits(case),
+        *_own_problems(case),
+    )
+
+
+def _conflicts(case: Case) -> Iterator[Problem]:
+    for conflict in CONFLICTS:
+        for first, second in product(case.groups(conflict.first), case.groups(conflict.second)):
+            if case.meet(first, second) or not conflict.in_one_part:
+                keys = (case.key(first), case.key(second))
+                yield Problem(conflict.fact, keys, conflict.remedy, conflict.evidence)
+
+
+def _own_problems(case: Case) -> Iterator[Problem]:
+    for group, step in case.cell.recipe.steps:
+        for site in case.cell.sites:
+            for fact in step.problems(site):
+                yield Problem(fact, (case.key(group), f"model={site.model.name}"), f"choose another {group}")

@@ -1,0 +1,100 @@
+"""What rules read, a cell with the names that the user wrote, and what they find, a problem. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import get_args
+
+from diffopt.recipe.cell import Cell
+from diffopt.schema.hardware import Hardware
+from diffopt.schema.step import Trait
+from diffopt.steps.components import Component, attributes
+
+PARTS = frozenset(get_args(Component))
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why a cell cannot work: the fact, the keys that cause it, what to do instead, and where that is known from."""
+
+    fact: str
+    keys: tuple[str, ...]
+    remedy: str
+    evidence: str = ""
+
+    @property
+    def text(self) -> str:
+        source = f" [{self.evidence}]" if self.evidence else ""
+        return f"{' x '.join(self.keys)}: {self.fact}; {self.remedy}{source}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A cell with the names of the options that led to it, which is what messages speak of."""
+
+    cell: Cell
+    choices: Mapping[str, str]
+
+    @property
+    def hardware(self) -> Hardware:
+        return self.cell.recipe.hardware
+
+    @property
+    def place(self) -> str:
+        return f"hardware={self.hardware.name}"
+
+    @property
+    def dtype(self) -> str:
+        """What the denoiser computes in, and so what one says of the whole pipeline."""
+        return self.cell.recipe.precision.dtype_of("denoiser", self.cell.sites[0])
+
+    def dtypes(self, group: str) -> dict[str, frozenset[str]]:
+        """The parts that the step of a group touches in any stage, by the dtype that they compute in."""
+        precision, found = self.cell.recipe.precision, dict[str, set[str]]()
+        for site, part in product(self.cell.sites, get_args(Component)):
+            if part in self.touched(group) and attributes(site.model, part):
+                found.setdefault(precision.dtype_of(part, site), set()).add(part)
+        return {dtype: frozenset(parts) for dtype, parts in found.items()}
+
+    def key(self, group: str) -> str:
+        return f"{group}={self.choices.get(group, getattr(self.cell.recipe, group).kind)}"
+
+    @property
+    def compiled(self) -> frozenset[str]:
+        """The words for what is compiled; empty where nothing is."""
+        return frozenset(getattr(self.cell.recipe.compile, "components", ()))
+
+    def groups(self, trait: Trait) -> list[str]:
+        """Groups of the steps that have this trait on this hardware."""
+        return [group for group, step in self.cell.recipe.steps if trait in step.traits_on(self.hardware)]
+
+    def holders(self, trait: Trait) -> list[str]:
+        """Keys of the steps that have this trait on this hardware."""
+        return [self.key(group) for group in self.groups(trait)]
+
+    def touched(self, group: str) -> frozenset[str]:
+        """The parts that the step of a group touches: those it names, of a cache the denoiser, else all."""
+        step = getattr(self.cell.recipe, group)
+        if Trait.CACHES in step.traits:
+            return frozenset({"denoiser"})
+        named = frozenset(map(_part, getattr(step, "components", None) or PARTS))
+        return named if named <= PARTS else PARTS  # a LoRA's file has names of its own
+
+    def without(self, group: str, parts: frozenset[str], other: str) -> str:
+        """A remedy: to leave out the words for ``parts``, where the group names others too, or ``other``."""
+        every = getattr(getattr(self.cell.recipe, group), "components", ())
+        named = [word for word in every if _part(word) in parts]
+        return (
+            other if len(named) == len(every) else f"leave {' and '.join(named)} out of {group}.components, or {other}"
+        )
+
+    def meet(self, one: str, other: str) -> bool:
+        """Whether the steps of two groups touch a part in common."""
+        return not self.touched(one).isdisjoint(self.touched(other))
+
+
+def _part(word: str) -> str:
+    """The part that a word in ``components`` stands for; of a VAE the decoder is compiled, by a word of its own."""
+    return "vae" if word == "vae_decode" else word

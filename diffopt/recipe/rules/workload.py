@@ -1,0 +1,105 @@
+"""What is asked of a model that it cannot do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from diffopt.recipe.rules.case import Case, Problem
+from diffopt.schema.model import TASKS, Model
+from diffopt.schema.words import text
+from diffopt.schema.workload import ASKED_FOR, NEEDS, PICTURES
+
+EPSILON = 1e-6  # for 5 * (1 - 0.8), which floating point makes a little less than 1
+IMG2IMG_EVIDENCE = "diffusers 0.42, get_timesteps of the img2img pipelines of FLUX.1, SD3, Qwen-Image and Z-Image"
+
+
+def unsuited_workload(case: Case) -> Iterator[Problem]:
+    """The task, the sizes, the pictures, the words or the later stages of the workload are not for this model."""
+    yield from _odd_sizes(case)
+    yield from _not_taken(case)
+    model, workload = case.cell.recipe.model, case.cell.workload
+    if workload.task not in model.pipelines.tasks:
+        can = " or ".join(f"workload={task}" for task in model.pipelines.tasks)
+        fact = f"model {model.name} has no pipeline for {workload.task}"
+        yield Problem(fact, (f"model={model.name}", f"workload.task={workload.task}"), f"choose {can}")
+    elif workload.strength is not None and "strength" in NEEDS[workload.task]:
+        yield from _no_step(case)
+        if workload.task == "img2img" and model.denoiser == "transformer":
+            yield from _ignored_picture(case)
+    if workload.negative_prompt and not any(map(_reads_negative_prompt, model.stages, _guidances(case))):
+        fact = "its guidance is embedded, or not above 1, so that no negative prompt is read"
+        yield Problem(fact, (f"model={model.name}", "workload.negative_prompt"), "leave the negative prompt empty")
+    if len(workload.later_stages) != len(model.cascade):
+        names = ", ".join(stage.name for stage in model.cascade) or "none"
+        fact = f"model {model.name} has {len(model.cascade)} stages after its first one ({names})"
+        given = f"workload.later_stages with {len(workload.later_stages)} stages"
+        yield Problem(fact, (given,), "workload.later_stages=null fills them in")
+    for stage in model.cascade:
+        if stage.task != "upscale":
+            fact = f"a later stage of a cascade scales pictures up, but {stage.name} is for {stage.task}"
+            yield Problem(fact, ("model.cascade",), "name models with the task upscale")
+
+
+def _odd_sizes(case: Case) -> Iterator[Problem]:
+    """A height, a width or a number of frames that the VAE cannot make."""
+    model, workload = case.cell.recipe.model, case.cell.workload
+    for side in ("height", "width"):
+        size, block = getattr(workload, side), model.size_multiple
+        if size % block:
+            low = size // block * block
+            near = " or ".join(str(each) for each in (low, low + block) if each)
+            fact = f"model {model.name} draws in blocks of {block} pixels"
+            yield Problem(fact, (f"workload.{side}={size}",), f"use {near}")
+    step, frames = model.frame_step, workload.frames
+    if step is not None and frames is not None and "frames" in NEEDS[workload.task] and (frames - 1) % step:
+        low = (frames - 1) // step * step + 1
+        fact = f"model {model.name} makes videos of a multiple of {step} frames and one more"
+        yield Problem(fact, (f"workload.frames={frames}",), f"use {low} or {low + step}")
+
+
+def _not_taken(case: Case) -> Iterator[Problem]:
+    """What is given and the task does not ask for, so that it would change nothing."""
+    model, workload = case.cell.recipe.model, case.cell.workload
+    for key in ASKED_FOR:
+        given = getattr(workload, key)
+        if given is None or key in NEEDS[workload.task]:
+            continue
+        takers = [task for task in TASKS if key in NEEDS[task]]
+        able = [f"workload={task}" for task in takers if task in model.pipelines.tasks]
+        remedy = f"choose {' or '.join(able)}, or leave it out (null)"
+        if not able:
+            remedy = f"leave it out (null): model {model.name} has no pipeline for {' or '.join(takers)}"
+        shown = given.path if key in PICTURES else text(given)
+        yield Problem(f"workload={workload.task} takes no {key}", (f"workload.{key}={shown}",), remedy)
+
+
+def _no_step(case: Case) -> Iterator[Problem]:
+    """The share of the steps that is run comes to none: pipelines of transformers round it up, those of UNets down."""
+    steps, strength = case.cell.workload.steps, case.cell.workload.strength
+    if strength is None:
+        return
+    up = case.cell.recipe.model.denoiser == "transformer"
+    if (steps - int(steps - steps * strength) if up else int(steps * strength)) < 1:
+        fact = "that share of the steps, which is run on the picture, is no step at all"
+        keys = (f"workload.steps={steps}", f"workload.strength={strength}")
+        yield Problem(fact, keys, f"use a strength of {1 / steps:.2g} or more, or more steps")
+
+
+def _reads_negative_prompt(model: Model, guidance: float) -> bool:
+    return guidance > 1 and not model.embedded_guidance and model.embeddings is None
+
+
+def _guidances(case: Case) -> list[float]:
+    """The guidance of each stage, as far as it is given."""
+    workload = case.cell.workload
+    return [workload.guidance, *(stage.guidance for stage in workload.later_stages)]
+
+
+def _ignored_picture(case: Case) -> Iterator[Problem]:
+    """Flow matching begins at pure noise: a strength that leaves out no whole step never looks at the picture."""
+    steps, strength = case.cell.workload.steps, case.cell.workload.strength
+    if strength is not None and steps * (1 - strength) < 1 - EPSILON:
+        fact = f"with {steps} steps a strength of {strength} begins at the first one, which is pure noise"
+        keys = ("workload.strength", f"model={case.cell.recipe.model.name}")
+        remedy = f"take more steps, or a strength of {1 - 1 / steps:.2g} or less, or the picture has no effect"
+        yield Problem(fact, keys, remedy, IMG2IMG_EVIDENCE)

@@ -1,0 +1,122 @@
+"""What ``report --published`` and ``report --like`` print and draw."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from diffopt.errors import UsageError
+from diffopt.machine.paths import user_path
+from diffopt.results.published import layout
+from diffopt.results.published.charts import called, charts, to_png, to_text
+from diffopt.results.published.figures import names, plain, published
+from diffopt.results.published.ladder import LADDERS, ladder
+from diffopt.results.published.layout import Entry
+from diffopt.results.published.like import Likeness, likeness
+from diffopt.results.result import Result
+from diffopt.results.table import to_markdown
+from diffopt.schema.words import did_you_mean
+
+Page = Callable[[Sequence[Result], Path | None, str | None], Iterator[str]]
+
+
+def published_page(name: str, folder: Path | None, gpu: str | None) -> Iterator[str]:
+    """The tables of a published benchmark, then its charts: :func:`_charts` has the last two arguments."""
+    cells = layout.entries(published(name))
+    drawn = _charts(cells, folder, gpu)  # first, so that nothing is printed when they cannot be drawn
+    for heading, table in layout.tables(cells):
+        yield layout.to_markdown(heading, table)
+    yield from drawn
+
+
+def layouts() -> dict[str, Page]:
+    """What ``--like`` can be: each yields parts of the page that it makes of the rows of a study."""
+    return {name: _like(name) for name in names()} | {name: _ladder(name) for name in LADDERS}
+
+
+def layout_of(name: str) -> Page:
+    """One of :func:`layouts`. Raises UsageError for an unknown name."""
+    known = layouts()
+    if name not in known:
+        raise UsageError(f"--like {name}: there is no such page.{did_you_mean(name, known)} Pages: {', '.join(known)}.")
+    return known[name]
+
+
+def _like(name: str) -> Page:
+    def page(results: Sequence[Result], folder: Path | None, gpu: str | None) -> Iterator[str]:
+        theirs = _page_gpu(name, gpu)
+        found = likeness(results, name, theirs)
+        drawn = _charts(found.drawn, folder, _our_gpu(name, gpu, found))
+        for heading, table in layout.tables([*found.ours, *found.beside], found.columns):
+            yield layout.to_markdown(heading, table)
+        says = ["Iterations per second, each over the whole batch; of a cascade, one figure per stage."]
+        if found.beside:
+            whose = "" if theirs is None else f" of the {theirs}"
+            says.append(
+                f"'published' is the page's figure{whose} of the newest torch that it has; above 1x ours is faster."
+            )
+        yield "\n".join(f"- {line}" for line in (*says, *found.notes)) + "\n"
+        yield from drawn
+
+    return page
+
+
+def _page_gpu(name: str, gpu: str | None) -> str | None:
+    """The page's GPU of that name, as the page writes it; None where it has none."""
+    found = {plain(figure.gpu): figure.gpu for figure in published(name)}
+    return None if gpu is None else found.get(plain(gpu))
+
+
+def _our_gpu(name: str, gpu: str | None, found: Likeness) -> str | None:
+    """``gpu`` where it names one of the study's; None where it is meant for the page's figures alone.
+
+    Raises UsageError where it is neither, or several of the study's.
+    """
+    ours = list(dict.fromkeys(entry.gpu for entry in found.ours))
+    mine = [] if gpu is None else called(gpu, ours)
+    if gpu is None or len(mine) == 1:
+        return gpu
+    if _page_gpu(name, gpu) is not None:
+        return None
+    if mine:
+        raise UsageError(
+            f"--gpu {gpu} is several of the study's GPUs: {', '.join(mine)}. A longer part of a name tells which one."
+        )
+    theirs = dict.fromkeys(figure.gpu for figure in published(name))
+    raise UsageError(
+        f"--gpu {gpu} is not one of the study's GPUs: {', '.join(ours)}; and none of the page's: {', '.join(theirs)}."
+    )
+
+
+def _ladder(name: str) -> Page:
+    def page(results: Sequence[Result], folder: Path | None, gpu: str | None) -> Iterator[str]:
+        if folder is not None or gpu is not None:
+            raise UsageError(f"--like {name} is one table: --charts and --gpu go with --like {' or '.join(names())}.")
+        yield to_markdown(ladder(results, name))
+
+    return page
+
+
+def _charts(cells: Sequence[Entry], folder: Path | None, gpu: str | None) -> list[str]:
+    """The charts as text in a fence, or where each was drawn when there is a ``folder`` for them."""
+    found = charts(cells, gpu)
+    if folder is None:
+        return ["```text\n" + "\n".join(map(to_text, found)) + "```\n"] if found else []
+    if not found:
+        raise UsageError(f"--charts {folder}: there is no figure to draw.")
+    folder = user_path(folder, "--charts")
+    with TemporaryDirectory() as drawn:  # nothing is made in the user's place before all of them can be drawn
+        for chart in found:
+            to_png(chart, Path(drawn, f"{chart.name}.png"))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"--charts {folder}: the folder cannot be made: {error.strerror or error}.") from error
+        try:
+            for chart in found:
+                shutil.copyfile(Path(drawn, f"{chart.name}.png"), folder / f"{chart.name}.png")
+        except OSError as error:
+            raise UsageError(f"--charts {folder}: it cannot be written to: {error.strerror or error}.") from error
+    return [f"{chart.title}: {folder / f'{chart.name}.png'}\n" for chart in found]

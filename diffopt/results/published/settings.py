@@ -1,0 +1,66 @@
+"""Whether a row was measured with the settings of a published benchmark: those of the sweep that has its name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from diffopt.config.resolve import Request, requests
+from diffopt.recipe.recipe import STEP_GROUPS
+from diffopt.results.result import Result
+from diffopt.schema.words import flatten, text
+
+# What sets the speed of the stages. Prompts, pictures and seeds do not, and neither does how long one measures.
+WORKLOAD = ("height", "width", "steps", "guidance", "strength", "frames", "later_stages")
+
+Key = tuple[str, str, int, bool]  # model option, task, pictures per call, compiled or not
+
+
+def unlike(result: Result, sweep: str) -> dict[str, str]:
+    """The settings in which a row differs from the sweep's cell of the same model, task, batch size and compile or not.
+
+    ``{"attention=vanilla": "auto"}`` says that the sweep has ``attention=auto``. A model that the sweep has not differs
+    in its name. A batch size that it has not is compared with a cell of one picture.
+    """
+    recipe, workload = result.cell["recipe"], result.cell["workload"]
+    model, task, compiled = recipe["model"]["name"], workload["task"], recipe["compile"]["kind"] != "none"
+    cells = _cells(sweep)
+    asked = cells.get((model, task, workload["batch_size"], compiled)) or cells.get((model, task, 1, compiled))
+    if asked is None:
+        names = dict.fromkeys(name for name, its_task, _, _ in cells if its_task == task)
+        return {f"model={model}": " or ".join(names)}
+    page = asked.cell.model_dump(mode="json")
+    changed = {key: value for group in STEP_GROUPS for key, value in _changed(group, result, page, asked.choices)}
+    for key in WORKLOAD:
+        if workload.get(key) != page["workload"][key] and key in workload:
+            changed[f"workload.{key}={text(workload[key])}"] = text(page["workload"][key])
+    return changed
+
+
+@cache
+def _cells(sweep: str) -> Mapping[Key, Request]:
+    """The sweep's cells as it ships; for which hardware they are composed changes none of the settings."""
+    found: dict[Key, Request] = {}
+    for request in requests([f"sweep={sweep}", "hardware=cpu"], multirun=True):
+        recipe, workload = request.cell.recipe, request.cell.workload
+        compiled = request.choices["compile"] != "none"
+        found[recipe.model.name, workload.task, workload.batch_size, compiled] = request
+    return found
+
+
+def _changed(
+    group: str, result: Result, page: Mapping[str, Any], choices: Mapping[str, str]
+) -> Iterator[tuple[str, str]]:
+    """By the option where another one was chosen, else value by value. A field that either lacks came later."""
+    mine, theirs = (dict(flatten(cell["recipe"].get(group, {}), f"{group}.")) for cell in (result.cell, page))
+    differing = [key for key in theirs if key in mine and mine[key] != theirs[key]]
+    # the page splits no decoding; where the sweep does, it is for the memory, and no figure is of decoding
+    if not differing or (group == "vae" and mine.get("vae.kind") == "none"):
+        return
+    option = result.choices.get(group, mine[f"{group}.kind"])
+    if option != choices[group]:
+        yield f"{group}={option}", choices[group]
+        return
+    for key in differing:
+        yield f"{key}={text(mine[key])}", text(theirs[key])

@@ -1,0 +1,79 @@
+"""What makes two rows of studies comparable, and the cell that an optimized one is compared with. No torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from diffopt.errors import UsageError
+from diffopt.recipe.cell import Cell
+from diffopt.recipe.explain import explain
+from diffopt.recipe.recipe import STEP_GROUPS
+from diffopt.results.result import REMEDY, Result
+from diffopt.schema.hardware import Hardware
+from diffopt.schema.model import Model
+from diffopt.schema.record import descriptive, identity
+from diffopt.schema.runtime import CURRENT
+from diffopt.schema.workload import PICTURES
+
+_DESCRIBED = {"model": descriptive(Model), "hardware": descriptive(Hardware)}  # keys that decide nothing
+_SHARED = ("precision", "memory", "scheduler", "lora")  # groups of which a reference has an option too
+
+
+def reference_of(result: Result, results: Sequence[Result]) -> Result | None:
+    """The cell of the same study that an optimized one is compared with, or None.
+
+    Valid, same model, workload, sampler and hardware, measured alike in the same environment by the same interpreter,
+    customary dtype (the VAE as the model needs it), no other optimization. What only describes a model or a GPU may
+    differ.
+    """
+    for other in results:
+        recipe, mine = other.cell["recipe"], result.cell["recipe"]
+        if (
+            other.status == "ok"
+            and other.valid
+            and other.env_id == result.env_id
+            and runtime_of(other.cell) == runtime_of(result.cell)
+            and other.cell["measure"] == result.cell["measure"]
+            and _workload(other.cell["workload"]) == _workload(result.cell["workload"])
+            and _deciding(recipe) == _deciding(mine)
+            and recipe["precision"].get("dtype") == mine["model"]["dtype"]
+            and not recipe["precision"].get("tf32")
+            and recipe["precision"].get("vae") == "auto"
+            and recipe["memory"]["kind"] == "resident"
+            and all(recipe[group]["kind"] == "none" for group in STEP_GROUPS if group not in _SHARED)
+        ):
+            return other
+    return None
+
+
+def runtime_of(cell: Mapping[str, Any]) -> str:
+    """The name of the interpreter that ran a row's cell."""
+    return str(cell["runtime"]["name"] if "runtime" in cell else CURRENT.name)  # rows of before there was a choice
+
+
+def asked(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """What a row's cell asked for, as its id counts it, whichever diffopt wrote it; without the runtime.
+
+    Raises UsageError when this diffopt has no such recipe any more.
+    """
+    try:
+        read = Cell.model_validate_json(json.dumps({key: part for key, part in cell.items() if key != "runtime"}))
+    except ValidationError as error:
+        raise UsageError(f"A row has a recipe that this diffopt does not know: {explain(error)} {REMEDY}") from error
+    return identity(read)
+
+
+def _workload(workload: Mapping[str, Any]) -> dict[str, Any]:
+    """A row's workload without the names of its pictures, which count by their content."""
+    pictures = {name: value["content"] for name in PICTURES if (value := workload.get(name))}
+    return {**workload, **pictures}
+
+
+def _deciding(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """What a cell shares with its reference."""
+    told = _DESCRIBED | {group: frozenset[str]() for group in ("scheduler", "lora")}
+    return tuple({k: v for k, v in recipe[part].items() if k not in told[part]} for part in told)

@@ -1,0 +1,197 @@
+"""The record of one measured cell: what was asked, what was done, what came out, and where."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ValidationError
+
+from diffopt.errors import UsageError
+from diffopt.machine.environment import Environment
+from diffopt.machine.nvml import Device
+from diffopt.recipe.recipe import STEP_GROUPS, Recipe
+from diffopt.schema.record import Frozen
+
+SCHEMA_VERSION: Literal[1] = 1
+REMEDY = "Running the cell into this study again replaces it."
+
+Status = Literal["ok", "refused", "oom", "error", "crashed", "timeout", "interrupted"]
+Stage = Literal["plan", "load", "optimize", "compile", "warmup", "measure", "quality"]
+
+
+class Latency(Frozen):
+    """End to end, from the prompts to pictures on the host, of one batch; seconds."""
+
+    samples: tuple[float, ...]  # as they came
+    median: float
+    q1: float
+    q3: float
+
+
+class StageSpeed(Frozen):
+    """Speed of one denoising stage of the pipeline (a cascade has several)."""
+
+    name: str
+    steps: int  # iterations of one call: calls of the scheduler, each over the whole batch
+    iterations_per_second: float  # median over the samples
+
+
+class Split(Frozen):
+    """Medians of the parts of a call, in seconds; null where the pipeline has no such part. They need not add up."""
+
+    text_encode: float | None
+    denoise: float | None
+    decode: float | None
+
+
+class PeakMemory(Frozen):
+    """Bytes: allocated by PyTorch on a GPU, resident in the process on the CPU; null where it cannot be told."""
+
+    first_call: int | None = None  # while compiling; of a cell that ended before the end of it: until there
+    steady: int | None = None  # during the samples
+
+
+class PeakReserved(Frozen):
+    """Bytes that PyTorch's allocator reserved on a GPU; null on the CPU.
+
+    At least what was allocated. Where CUDA graphs replay, only this counts their activations, which live in the
+    graphs' private pool; elsewhere the difference is blocks kept for the next allocation.
+    """
+
+    first_call: int | None = None
+    steady: int | None = None
+
+
+class CompileCache(Frozen):
+    """Graphs that inductor took from its cache on disk, and graphs that it compiled anew, in the first call.
+
+    With no miss, ``first_call_s`` is the time of a warm start, else of a cold one.
+    """
+
+    hits: int
+    misses: int  # those that the cache cannot hold among them
+
+
+class Start(Frozen):
+    """A fresh process from loading the pipeline to the end of its first call; seconds."""
+
+    load_s: float
+    first_call_s: float
+    compile_cache: CompileCache | None
+
+
+class Starts(Frozen):
+    """With empty compile caches, and with what that start left in them. Files of weights are in memory by chance."""
+
+    cold: Start
+    warm: Start
+
+
+class Metrics(Frozen):
+    """What was measured; null what the cell did not reach."""
+
+    load_s: float | None = None
+    first_call_s: float | None = None  # compiling included; warm or cold, as ``compile_cache`` tells
+    warmup_s: float | None = None
+    latency_s: Latency | None = None
+    stages: tuple[StageSpeed, ...] = ()
+    images_per_second: float | None = None  # pictures that came out; of videos, frames
+    split_s: Split | None = None
+    peak_memory_bytes: PeakMemory = PeakMemory()
+    peak_reserved_bytes: PeakReserved = PeakReserved()
+    compile_cache: CompileCache | None = None  # None: inductor compiled nothing
+    starts: Starts | None = None  # where measure.starts asks for them
+
+
+class StepEffect(Frozen):
+    """The proof of one step."""
+
+    group: str
+    kind: str
+    stage: str | None = None  # which stage of a cascade; None: the pipeline is none
+    summary: str
+    numbers: dict[str, int | float | str]
+
+
+class Artifacts(Frozen):
+    """Files beside ``result.json``."""
+
+    log: str | None = None
+    pictures: tuple[str, ...] = ()
+    compile_cache: str | None = None  # an artifact for launch.compile_artifact.load
+    compile_cache_sha256: str | None = None
+
+
+class Outcome(Frozen):
+    """What a worker process says of itself; everything else of a result is known outside of it."""
+
+    status: Literal["ok", "refused", "oom", "error"]
+    stage: Stage
+    reason: str | None = None
+    valid: bool = False
+    effects: tuple[StepEffect, ...] = ()
+    metrics: Metrics = Metrics()
+    pictures: tuple[str, ...] = ()
+    compile_cache: str | None = None
+    compile_cache_sha256: str | None = None
+    device: Device | None = None  # as it was right after the samples, when clocks and throttling tell something
+
+
+class Result(Frozen):
+    """One row of a study. ``stage`` is where the cell ended; for ``ok`` the last one that it went through."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    cell_id: str
+    env_id: str
+    recipe_id: str
+    status: Status
+    stage: Stage
+    reason: str | None  # why it is not ok, or why an ok row is not valid
+    valid: bool
+    choices: dict[str, str]
+    cell: dict[str, Any]  # without the folder of a local model, since results are shared
+    effects: tuple[StepEffect, ...] = ()
+    metrics: Metrics = Metrics()
+    environment: Environment
+    artifacts: Artifacts = Artifacts()
+
+
+def _lacks(cell: dict[str, Any]) -> str | None:
+    """The first part that a row's ``cell`` must have and has not; reports compare these parts."""
+    recipe = cell.get("recipe")
+    if not isinstance(recipe, dict):
+        return "recipe"
+    wanted = [
+        ("recipe." + name, recipe.get(name)) for name, field in Recipe.model_fields.items() if field.is_required()
+    ]
+    wanted += [(name, cell.get(name)) for name in ("workload", "measure")]
+    absent = [name for name, part in wanted if not isinstance(part, dict)]
+    absent += [f"recipe.{group}.kind" for group in STEP_GROUPS if "kind" not in recipe.get(group, {"kind": None})]
+    absent += [] if "dtype" in (recipe.get("model") or {}) else ["recipe.model.dtype"]
+    return absent[0] if absent else None
+
+
+def read_result(path: Path) -> Result:
+    """Read a ``result.json``. Raises UsageError when it is not one, or one of another schema version."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} cannot be read as a result: {error}. {REMEDY}") from error
+    found = data.get("schema_version") if isinstance(data, dict) else None
+    if isinstance(found, int) and found != SCHEMA_VERSION:
+        raise UsageError(
+            f"{path} has schema version {found}, this diffopt reads {SCHEMA_VERSION}. "
+            f"Read it with the diffopt that wrote it. {REMEDY}"
+        )
+    try:
+        result = Result.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise UsageError(f"{path} is not a result of diffopt: {where}: {first['msg']}. {REMEDY}") from error
+    if lacking := _lacks(result.cell):
+        raise UsageError(f"{path} is not a result of diffopt: its cell has no {lacking}. {REMEDY}")
+    return result

@@ -1,0 +1,144 @@
+"""A study: a directory of results. What a sweep writes, what a report reads.
+
+    NAME/cells/<cell_id>/<env_id>/{cell.yaml, result.json, log.txt, 0.png, …}
+
+Each row is its own folder and each file appears whole, so processes on many machines may write different cells of one
+study at once. There is no index and nothing shared: what the directory holds is the state.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from diffopt.errors import UsageError
+from diffopt.machine.files import write_json
+from diffopt.machine.paths import ROOT, locate
+from diffopt.results.result import Result, read_result
+
+CLAIM_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Study:
+    """A directory of results. Make one with :meth:`open`, :meth:`create` or :meth:`fresh`."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, name_or_path: str | Path) -> Study:
+        """A study to read. Raises UsageError when there is none, naming those that there are."""
+        study = cls(locate(name_or_path))
+        if not (study.path / "cells").is_dir():
+            there = sorted(path.parent.name for path in ROOT.glob("*/cells") if path.is_dir())
+            known = f" {ROOT}/ has {', '.join(there)}." if there else f" There is none in {ROOT}/ yet."
+            raise UsageError(f"study={name_or_path}: {study.path} is not a study.{known}")
+        return study
+
+    @classmethod
+    def create(cls, name_or_path: str | Path) -> Study:
+        """A study to write: a new one, or one that continues where it stopped."""
+        study = cls(locate(name_or_path))
+        if study.path.is_dir() and not (study.path / "cells").is_dir() and any(study.path.iterdir()):
+            raise UsageError(f"study={name_or_path}: {study.path} has other files in it and is no study.")
+        try:
+            (study.path / "cells").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"study={name_or_path}: {study.path} cannot be made into a study: {error.strerror}."
+            ) from error
+        return study
+
+    @classmethod
+    def fresh(cls) -> Study:
+        """A new study under a name that nobody else has: the time, and a suffix for runs of the same second."""
+        path = ROOT / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        try:
+            ROOT.mkdir(exist_ok=True)
+            path.mkdir(exist_ok=False)
+        except OSError as error:
+            raise UsageError(
+                f"{path} cannot be made here: {error.strerror}. Say where results go with study=/a/path."
+            ) from error
+        return cls.create(path)
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def folder(self, cell_id: str, env_id: str) -> Path:
+        """Where the row of a cell in an environment lies; it need not exist."""
+        return self.path / "cells" / cell_id / env_id
+
+    def results(self, on_unreadable: Callable[[UsageError], None] | None = None) -> tuple[Result, ...]:
+        """All rows, ordered by id.
+
+        Args:
+            on_unreadable: told of each file that is not a result, which is then left out.
+
+        Raises:
+            UsageError: for such a file, when there is nobody to tell.
+        """
+        found = []
+        for path in sorted(self.path.glob("cells/*/*/result.json")):
+            try:
+                found.append(read_result(path))
+            except UsageError as error:
+                if on_unreadable is None:
+                    raise
+                on_unreadable(error)
+        return tuple(found)
+
+    def unfinished(self) -> tuple[str, ...]:
+        """Ids of cells that were begun and have no row anywhere: they run now, or were cut off with their parent."""
+        begun = {path.parent.parent.name for path in self.path.glob("cells/*/*/cell.yaml")}
+        return tuple(sorted(begun - {path.parent.parent.name for path in self.path.glob("cells/*/*/result.json")}))
+
+    @contextmanager
+    def claim(self, cell_id: str, env_id: str, wait: Callable[[float], bool]) -> Iterator[bool]:
+        """Work on a cell alone: another process that claims it waits until this one is done.
+
+        The claim is a lock that the system drops with the process that holds it, so a killed one leaves none behind.
+
+        Args:
+            wait: sleeps for the seconds it is given; False ends the waiting.
+
+        Yields:
+            Whether the cell is claimed; False when the waiting was ended.
+        """
+        folder = self.folder(cell_id, env_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / ".claim", "w", encoding="utf-8") as file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if not wait(CLAIM_POLL_S):
+                        yield False
+                        return
+            yield True
+
+    def kept(self, cell_id: str, env_id: str) -> Result | None:
+        """The row of a cell that need not run again: ok, out of memory, or refused by its plan.
+
+        Refusals for want of a device or a package (their stage is ``load``) and every failure run again.
+        Raises UsageError when there is a row that cannot be read.
+        """
+        path = self.folder(cell_id, env_id) / "result.json"
+        if not path.exists():
+            return None
+        result = read_result(path)
+        final = result.status in ("ok", "oom") or (result.status == "refused" and result.stage == "plan")
+        return result if final else None
+
+    def keep(self, result: Result) -> None:
+        """Write a row; it is there whole or not at all."""
+        folder = self.folder(result.cell_id, result.env_id)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "result.json", result.model_dump(mode="json"))

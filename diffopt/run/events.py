@@ -1,0 +1,56 @@
+"""What happens in a sweep, as it is told to whoever listens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from diffopt.results.result import Result, Stage
+
+
+@dataclass(frozen=True)
+class SweepStarted:
+    total: int  # cells
+
+
+@dataclass(frozen=True)
+class CellStarted:
+    """A worker is about to be started; refused and kept cells have no such event."""
+
+    cell_id: str
+    label: str  # the options that lead to the cell, as on the command line
+
+
+@dataclass(frozen=True)
+class RowUnreadable:
+    """The study has a row of the cell that cannot be read: it is replaced."""
+
+    label: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    cell_id: str
+    stage: Stage
+
+
+@dataclass(frozen=True)
+class CellFinished:
+    result: Result
+    label: str
+    kept: bool = False  # the row was there already, nothing ran
+
+
+@dataclass(frozen=True)
+class SweepFinished:
+    results: tuple[Result, ...] = field(repr=False)
+    asked: int  # cells; more than results when the sweep was interrupted
+
+
+Event = SweepStarted | RowUnreadable | CellStarted | StageStarted | CellFinished | SweepFinished
+Listener = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """The listener of callers in Python that give none."""

@@ -1,0 +1,65 @@
+"""The row of a cell: its folder, and what a worker's verdict becomes in it. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffopt.machine.environment import Environment
+from diffopt.machine.files import write_text
+from diffopt.recipe import lock
+from diffopt.recipe.cell import Cell
+from diffopt.recipe.named_files import places
+from diffopt.results.result import Artifacts, Outcome, Result
+from diffopt.run.process import Verdict
+
+
+def prepare(folder: Path, cell: Cell, choices: Mapping[str, str]) -> None:
+    """The folder of a row, with the cell in it, as ``show`` prints it, and nothing of an earlier try."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for pattern in ("result.json", "outcome.json", "log.txt", "*.png", "*.gif", "*.zip", ".*.tmp"):
+        for stale in folder.glob(pattern):
+            stale.unlink()
+    write_text(folder / "cell.yaml", lock.to_yaml(cell, choices))
+
+
+def make(folder: Path, cell: Cell, choices: Mapping[str, str], where: Environment, verdict: Verdict) -> Result:
+    """The row of a cell that was tried, or refused.
+
+    Args:
+        folder: where it will lie, with what the worker left there.
+        where: as it was before the cell ran, which is what the row's ``env_id`` says; the device is kept as the worker
+            saw it last.
+    """
+    said = verdict.outcome or Outcome(status="error", stage=verdict.stage)
+    artifacts = Artifacts(
+        log="log.txt" if (folder / "log.txt").exists() else None,
+        pictures=said.pictures,
+        compile_cache=said.compile_cache,
+        compile_cache_sha256=said.compile_cache_sha256,
+    )
+    return Result(
+        cell_id=cell.id,
+        env_id=where.id,
+        recipe_id=cell.recipe.id,
+        status=verdict.status,
+        stage=verdict.stage,
+        reason=verdict.reason,
+        valid=said.valid,
+        choices=dict(choices),
+        cell=_shareable(cell),
+        effects=said.effects,
+        metrics=said.metrics,
+        environment=where if said.device is None else where.model_copy(update={"device": said.device}),
+        artifacts=artifacts,
+    )
+
+
+def _shareable(cell: Cell) -> dict[str, Any]:
+    """The cell as plain data without this machine's folders, which cell.yaml has; a picture keeps its file's name."""
+    data = cell.model_dump(mode="json")
+    data["runtime"]["python"] = None
+    for place in places({**data["recipe"], "workload": data["workload"]}):
+        place.holder[place.key] = None if place.typed.startswith("model.") else Path(place.path).name
+    return data

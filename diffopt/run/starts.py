@@ -1,0 +1,61 @@
+"""The worker processes of one cell: the one that measures it, and before it those that tell how long a start takes."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from diffopt.machine.compile_cache import private_caches
+from diffopt.machine.interpreter import Interpreter
+from diffopt.recipe.cell import Cell
+from diffopt.recipe.launch import CompileArtifact, Launch
+from diffopt.results.result import Metrics, Stage, Start, Starts
+from diffopt.run.process import Stop, Verdict, run_child
+
+_NO_ARTIFACT = CompileArtifact(save=False, load=None, sha256=None)
+
+
+def run_worker(
+    cell: Cell,
+    folder: Path,
+    launch: Launch,
+    stop: Stop,
+    gpu: str | None,
+    on_stage: Callable[[Stage], None],
+    interpreter: Interpreter | None = None,
+) -> Verdict:
+    """One cell's worker; where ``measure.starts`` asks for it, a cold and a warm start before it.
+
+    All three share compile caches of their own, which are empty at first. Where a start does not end well, that is how
+    the cell ended.
+    """
+
+    def child(launch: Launch = launch, **starting: Any) -> Verdict:
+        return run_child(folder, launch, stop, gpu=gpu, on_stage=on_stage, interpreter=interpreter, **starting)
+
+    if not cell.measure.starts:
+        return child()
+    with tempfile.TemporaryDirectory(prefix="diffopt-") as place:
+        caches = private_caches(Path(place))
+        bare = launch.model_copy(update={"compile_artifact": _NO_ARTIFACT})
+        starts = []
+        for _ in ("cold", "warm"):
+            verdict = child(bare, caches=caches, start_only=True)
+            if verdict.outcome is None or verdict.status != "ok":
+                return verdict
+            (folder / "outcome.json").unlink()
+            starts.append(_start(verdict.outcome.metrics))
+        verdict = child(caches=caches)
+    if verdict.outcome is None:
+        return verdict
+    metrics = verdict.outcome.metrics.model_copy(update={"starts": Starts(cold=starts[0], warm=starts[1])})
+    return replace(verdict, outcome=verdict.outcome.model_copy(update={"metrics": metrics}))
+
+
+def _start(metrics: Metrics) -> Start:
+    assert metrics.load_s is not None, "a start that ended well was loaded"
+    assert metrics.first_call_s is not None, "and called"
+    return Start(load_s=metrics.load_s, first_call_s=metrics.first_call_s, compile_cache=metrics.compile_cache)

@@ -1,0 +1,111 @@
+"""What diffusers' caches can work with, as data, so that a plan needs no torch.
+
+Read in diffusers 0.42.1; tests/steps/cache/test_blocks.py compares it with what is installed. Classes that are not
+listed are let through here and looked at when the cache is installed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from diffopt.schema.step import Site
+    from diffopt.schema.workload import Workload
+
+# transformers without diffusers' CacheMixin; UNets, which have none either, are told by their names
+UNCACHED = frozenset(
+    {"PixArtTransformer2DModel", "SD3Transformer2DModel", "SanaTransformer2DModel", "ZImageTransformer2DModel"}
+)
+# transformers whose blocks give text and picture at first and one fused sequence later
+FUSED_BLOCKS = frozenset({"Flux2Transformer2DModel"})
+# how the output of a denoiser whose batch holds both predictions is laid out, where it is made of frames
+FRAMES = {"CogVideoXTransformer3DModel": "BFCHW"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calls:
+    """How a pipeline class calls its denoiser."""
+
+    context: bool = True  # names each call (cache_context), so that caches can keep several calls of a step apart
+    time: bool = True  # says where it is in the noise (current_timestep)
+    step: bool = False  # tells caches the step and its sigma
+    both_in_batch: bool = False  # guidance doubles the batch; else it calls twice per step
+
+
+PIPELINES = {
+    "FluxPipeline": Calls(),
+    "FluxImg2ImgPipeline": Calls(context=False, time=False),
+    "FluxInpaintPipeline": Calls(context=False, time=False),
+    "FluxKontextPipeline": Calls(context=False),
+    "FluxKontextInpaintPipeline": Calls(context=False),
+    "Flux2KleinPipeline": Calls(),
+    "Flux2KleinInpaintPipeline": Calls(),
+    "QwenImagePipeline": Calls(),
+    "QwenImageImg2ImgPipeline": Calls(),
+    "QwenImageInpaintPipeline": Calls(),
+    "WanPipeline": Calls(step=True),
+    "LTXPipeline": Calls(both_in_batch=True),
+    "LTXImageToVideoPipeline": Calls(both_in_batch=True),
+    "CogVideoXPipeline": Calls(both_in_batch=True),
+    "HunyuanVideoPipeline": Calls(),
+}
+
+
+def guided(site: Site) -> bool:
+    """Whether each step needs a second prediction, without the prompt. Unknown without a workload: then it may."""
+    model, asked = site.model, site.workload
+    if model.embedded_guidance or asked is None:
+        return not model.embedded_guidance
+    return asked.guidance > 1 and (not model.guides_by_negative_prompt or bool(asked.negative_prompt))
+
+
+def iterations(workload: Workload) -> int:
+    """Steps that are really run: from a picture, diffusers leaves out the first share of them."""
+    if workload.strength is None:
+        return workload.steps
+    return workload.steps - int(max(workload.steps - workload.steps * workload.strength, 0))
+
+
+def too_short(site: Site, computed: int) -> tuple[str, ...]:
+    """Why a cache that computes ``computed`` steps at the beginning and the end could skip nothing."""
+    ran = None if site.workload is None else iterations(site.workload)
+    if ran is None or ran > computed:
+        return ()
+    return (f"the workload runs {ran} steps, and it computes {computed} in any case, so nothing would be skipped",)
+
+
+def lacking(
+    site: Site, *, context: bool = False, time: bool = False, step: bool = False, one_state: bool = False
+) -> tuple[str, ...]:
+    """Reasons why a cache cannot work on this model, known from its classes.
+
+    Args:
+        context: it keeps the calls of a step apart by the context that the pipeline names.
+        time: it reads the pipeline's ``current_timestep``.
+        step: it reads the step and its sigma in the context.
+        one_state: it keeps one state, so that two calls per step would mix.
+    """
+    model = site.model
+    if model.denoiser_class in UNCACHED or "UNet" in model.denoiser_class:
+        return (f"{model.denoiser_class} has no enable_cache; diffusers' caches are for some of its transformers",)
+    name = _pipeline_class(site)
+    calls = PIPELINES.get(name)
+    if calls is None:
+        return ()
+    two = guided(site) and not calls.both_in_batch
+    reasons = {
+        f"{name} names no cache context, by which this cache keeps the calls of a step apart": context
+        and not calls.context,
+        f"{name} does not tell the current timestep, which this cache reads": time and not calls.time,
+        f"{name} does not tell its cache the step and the sigma, which this cache reads": step and not calls.step,
+        f"with guidance above 1 {name} calls the denoiser twice per step, and this cache would give the one call what "
+        f"it kept of the other": one_state and two,
+    }
+    return tuple(reason for reason, holds in reasons.items() if holds)
+
+
+def _pipeline_class(site: Site) -> str:
+    """diffusers' class for what is asked; a later stage of a cascade, or no workload: the customary task."""
+    asked = site.workload.task if site.workload is not None else site.model.task
+    return str(getattr(site.model.pipelines, asked) or getattr(site.model.pipelines, site.model.task))

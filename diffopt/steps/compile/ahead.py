@@ -1,0 +1,54 @@
+"""Ahead-of-time compilation: the denoiser as a package that a later process loads instead of compiling."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
+from diffopt.steps.compile.whole import Divisible, GraphFreeMode, Inductor, compiler_traits, inductor_options
+from diffopt.steps.components import missing, modules
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
+
+
+@register("compile")
+class Ahead(Step):
+    """Compile each component into a package (AOTInductor) at its first call, or load the one made earlier.
+
+    Packages lie in the user's cache, under a hash of the recipe without its sampler, the library versions, the device,
+    the module and its inputs; each holds one kind of inputs. They hold no weights, so these must stay where they are.
+    """
+
+    order: ClassVar[Order] = Order.COMPILE
+    kind: Literal["aot"]
+    components: Divisible
+    mode: GraphFreeMode
+    options: Inductor
+
+    @property
+    def traits(self) -> frozenset[Trait]:
+        return compiler_traits("inductor", self.mode, fullgraph=False) | {Trait.EXPORTS}
+
+    def problems(self, site: Site) -> tuple[str, ...]:
+        return missing(site, self.components, "compile.components")
+
+    def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
+        from diffopt.machine.compile_cache import place, root
+        from diffopt.steps.compile.packaged_call import PackagedCall
+
+        settings = inductor_options(self.mode, self.options) or {}
+        for name, module in modules(pipe, site, self.components, "compile.components").items():
+            identity = {
+                "recipe": site.code_id,
+                "component": name,
+                "settings": settings,
+                "place": place(site.hardware.device).model_dump(),
+            }
+            module._compiled_call_impl = PackagedCall(module, root() / "aot", identity=identity, settings=settings)
+
+    def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
+        from diffopt.steps.compile.packaged_call import proof
+
+        found = modules(pipe, site, self.components, "compile.components")
+        return proof({name: module._compiled_call_impl for name, module in found.items()})

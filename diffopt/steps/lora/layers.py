@@ -1,0 +1,136 @@
+"""The layers of a LoRA in a pipeline: loaded, and counted against the file. Imports torch and peft.
+
+diffusers loads what matches and says nothing of the rest: a file whose names fit no part leaves a pipeline as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from diffusers import DiffusionPipeline
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers.utils import logging as of_transformers
+
+from diffopt.errors import Refusal
+from diffopt.models.lora import checked
+from diffopt.schema.words import one_line
+from diffopt.steps.components import parts
+
+if TYPE_CHECKING:
+    from diffopt.steps.lora.adapters import Lora
+
+Layers = dict[str, dict[str, Any]]  # component: path of the layer: the layer
+
+_LAYER = re.compile(r"(\.lora_[AB]|\.lora\.(down|up)|_lora\.(down|up)|\.lora_(down|up)|\.lokr_).*$")
+_COUNTS = "_diffopt_lora_layers"  # attribute of the pipeline
+
+
+def load(pipe: Any, step: Lora, *, adapter: str) -> None:
+    """Put the layers of the step's file into the pipeline, active, and remember how many there are.
+
+    Raises Refusal where the file is not the recipe's, the pipeline takes none, or a layer fits none of its modules.
+    """
+    said = f"lora={step.kind}"
+    if step.path is None:
+        raise Refusal(f"{said}: name the LoRA's file with lora.path=FILE.safetensors")
+    if not hasattr(pipe, "load_lora_weights"):
+        raise Refusal(f"{said}: {type(pipe).__name__} has no load_lora_weights")
+    if any(adapted(part) for part in parts(pipe).values()):
+        raise Refusal(f"{said}: the pipeline has LoRA layers already; unload_lora_weights() takes them out")
+    file = checked(step.path, step.content)
+    wanted = targets(pipe, file, said)
+    with quiet():
+        try:
+            pipe.load_lora_weights(str(file), adapter_name=adapter, use_safetensors=True, local_files_only=True)
+        except (ValueError, RuntimeError, LookupError, TypeError) as error:
+            first = min(min(paths) for paths in wanted.values())
+            reason = f"nothing is called {first}" if "not found in the base model" in str(error) else _brief(error)
+            raise Refusal(f"{said}: {file.name} does not fit this {type(pipe).__name__}: {reason}") from error
+    found = layers(pipe, adapter)
+    for component, paths in wanted.items():
+        if len(found.get(component, {})) < len(paths):
+            lacking = sorted(paths - found.get(component, {}).keys())
+            raise Refusal(
+                f"{said}: {len(found.get(component, {}))} of the {len(paths)} layers in {file.name} fit {component} "
+                f"({type(getattr(pipe, component)).__name__}), {lacking[0]} does not"
+            )
+    for layer in (layer for one in found.values() for layer in one.values()):
+        layer.requires_grad_(False)
+    setattr(pipe, _COUNTS, {component: len(found[component]) for component in wanted})
+
+
+def targets(pipe: Any, file: Path, said: str) -> dict[str, set[str]]:
+    """The modules that a file changes, by component, in diffusers' names; other tools' formats are converted."""
+    with quiet():
+        try:
+            state = pipe.lora_state_dict(str(file), use_safetensors=True, local_files_only=True)
+        except (ValueError, RuntimeError, LookupError, TypeError) as error:
+            raise Refusal(
+                f"{said}: {file.name} is in no format that {type(pipe).__name__} knows: {_brief(error)}"
+            ) from error
+    found: dict[str, set[str]] = {}
+    for name in state[0] if isinstance(state, tuple) else state:
+        component, _, rest = name.partition(".")
+        if _LAYER.search(rest):
+            found.setdefault(component, set()).add(_LAYER.sub("", rest))
+    loadable = [name for name in pipe._lora_loadable_modules if getattr(pipe, name, None) is not None]
+    if not found or (unknown := sorted(found.keys() - set(loadable))):
+        told = f"its names begin with {', '.join(unknown)}" if found else "no tensor is named as LoRA's are"
+        raise Refusal(
+            f"{said}: {file.name} does not fit {type(pipe).__name__}, which takes {', '.join(loadable)}: {told}"
+        )
+    return found
+
+
+def layers(pipe: DiffusionPipeline, adapter: str) -> Layers:
+    """The layers of an adapter, by component and path; components without any are left out."""
+    found = {
+        name: {path: layer for path, layer in adapted(part) if _has(layer, adapter)}
+        for name, part in parts(pipe).items()
+    }
+    return {name: one for name, one in found.items() if one}
+
+
+def counts(pipe: DiffusionPipeline) -> Mapping[str, int]:
+    """How many layers the file has for each component; empty where :func:`load` was not called."""
+    found: Mapping[str, int] = vars(pipe).get(_COUNTS, {})
+    return found
+
+
+def adapted(part: nn.Module) -> list[tuple[str, Any]]:
+    """Path and layer of every adapter's layers in a component."""
+    return [(path, layer) for path, layer in part.named_modules() if isinstance(layer, BaseTunerLayer)]
+
+
+def _has(layer: Any, adapter: str) -> bool:
+    return any(adapter in getattr(layer, name, {}) for name in layer.adapter_layer_names)
+
+
+def _brief(error: Exception) -> str:
+    """The beginning of what a library says of a file; it goes on for each of its tensors."""
+    said = one_line(error)
+    return said if len(said) <= 300 else f"{said[:297]}..."
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without a warning for each part that a file does not change, and without bars; what it misses is counted here."""
+    loggers = {logger: logger.level for logger in map(logging.getLogger, ("diffusers.loaders", "diffusers.utils"))}
+    bars = of_transformers.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    if bars:
+        of_transformers.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for logger, level in loggers.items():
+            logger.setLevel(level)
+        if bars:
+            of_transformers.enable_progress_bar()

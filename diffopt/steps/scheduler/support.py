@@ -1,0 +1,207 @@
+"""What diffusers' samplers can sample and how pipelines call them, as data, so that a plan needs no torch.
+
+Read in diffusers 0.42.1; tests/steps/scheduler/test_sampler.py compares it with what is installed. Of OTHERS only the
+names are known: they are let through here and looked at when the sampler is put in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from diffopt.schema.step import Site
+
+# What a denoiser was trained to undo, which a sampler's formulas must be for: noise added to a picture that is scaled
+# down (variance preserving), a straight line between picture and noise, or noise added as Karras et al. do.
+Process = Literal["diffusion", "flow", "edm"]
+NAMES: dict[Process, str] = {"diffusion": "diffusion", "flow": "flow matching", "edm": "EDM"}
+SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")  # of sigmas; one of them at most
+
+
+@dataclass(frozen=True, kw_only=True)
+class Known:
+    """One class of sampler."""
+
+    takes: frozenset[str]  # of the settings of a sampler and of ESSENTIAL: its constructor's arguments
+    ignores: tuple[str, ...] = ()  # of these, what no line of it reads
+    algorithms: tuple[str, ...] = ()  # values of algorithm_type that stay what they are
+    process: frozenset[Process] = frozenset({"diffusion"})
+    sigmas: bool = False  # set_timesteps takes the sigmas that a pipeline gives
+    noise: bool = False  # draws noise in every step
+    twice: bool = False  # has the denoiser called twice in each step but the last
+    waits: bool = False  # every step waits for the device, wherever its schedule lies
+    pipelines: str = ""  # made for these alone: the beginning of their names
+    packages: tuple[str, ...] = ()
+
+    @property
+    def solves_both(self) -> bool:
+        """Whether use_flow_sigmas decides what it samples."""
+        return {"diffusion", "flow"} <= self.process
+
+
+_FLOW: frozenset[Process] = frozenset({"flow"})
+_BOTH: frozenset[Process] = frozenset({"diffusion", "flow"})
+_EDM: frozenset[Process] = frozenset({"edm"})
+_BETAS = frozenset({"timestep_spacing", "trained_betas"})
+_CLIPS = _BETAS | {"clip_sample"}
+_ZERO_SNR = frozenset({"rescale_betas_zero_snr"})
+_SPACED = frozenset(SPACINGS)
+_SOLVER = _BETAS | _SPACED | {"algorithm_type", "flow_shift", "use_flow_sigmas"}
+_ORDERS = frozenset({"solver_order", "use_dynamic_shifting"})
+_LAST = frozenset({"final_sigmas_type"})
+_COGVIDEOX = _CLIPS | _ZERO_SNR | {"snr_shift_scale"}
+_SHIFTS = _SPACED | {"invert_sigmas", "shift", "shift_terminal", "use_dynamic_shifting"}
+_DPM = ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver")
+SAMPLERS = {
+    "CogVideoXDDIMScheduler": Known(takes=_COGVIDEOX, ignores=("clip_sample",), pipelines="CogVideoX"),
+    "CogVideoXDPMScheduler": Known(takes=_COGVIDEOX, ignores=("clip_sample",), pipelines="CogVideoX", noise=True),
+    "DDIMParallelScheduler": Known(takes=_CLIPS | _ZERO_SNR),
+    "DDIMScheduler": Known(takes=_CLIPS | _ZERO_SNR),
+    "DDPMScheduler": Known(takes=_CLIPS | _ZERO_SNR | {"variance_type"}, noise=True),
+    "DEISMultistepScheduler": Known(takes=_SOLVER | _ORDERS, algorithms=("deis",), process=_BOTH),
+    "DPMSolverMultistepScheduler": Known(
+        takes=_SOLVER | _ORDERS | _LAST | _ZERO_SNR | {"variance_type"}, algorithms=_DPM, process=_BOTH
+    ),
+    "DPMSolverSDEScheduler": Known(takes=_BETAS | _SPACED, noise=True, twice=True, packages=("torchsde",)),
+    "DPMSolverSinglestepScheduler": Known(
+        takes=(_SOLVER | _ORDERS | _LAST | {"variance_type"}) - {"timestep_spacing"}, algorithms=_DPM[:3], process=_BOTH
+    ),
+    "EDMDPMSolverMultistepScheduler": Known(
+        takes=_LAST | {"algorithm_type", "solver_order"}, algorithms=_DPM[:2], process=_EDM
+    ),
+    "EDMEulerScheduler": Known(takes=_LAST, process=_EDM, sigmas=True),
+    "EulerAncestralDiscreteScheduler": Known(takes=_BETAS | _ZERO_SNR, noise=True),
+    "EulerDiscreteScheduler": Known(takes=_BETAS | _SPACED | _LAST | _ZERO_SNR, sigmas=True),
+    "FlowMatchEulerDiscreteScheduler": Known(takes=_SHIFTS, process=_FLOW, sigmas=True),
+    "FlowMatchHeunDiscreteScheduler": Known(takes=frozenset({"shift"}), process=_FLOW, twice=True),
+    "FlowMatchLCMScheduler": Known(takes=_SHIFTS, process=_FLOW, sigmas=True, noise=True),
+    "HeunDiscreteScheduler": Known(takes=_CLIPS | _SPACED, twice=True),
+    "KDPM2AncestralDiscreteScheduler": Known(takes=_BETAS | _SPACED, noise=True, twice=True),
+    "KDPM2DiscreteScheduler": Known(takes=_BETAS | _SPACED, twice=True),
+    "LCMScheduler": Known(takes=_CLIPS | _ZERO_SNR, ignores=("timestep_spacing",), noise=True),
+    "LMSDiscreteScheduler": Known(takes=_BETAS | _SPACED, packages=("scipy",)),
+    "LTXEulerAncestralRFScheduler": Known(takes=frozenset(), process=_FLOW, sigmas=True, noise=True, waits=True),
+    "PNDMScheduler": Known(takes=_BETAS | {"skip_prk_steps"}),
+    "SASolverScheduler": Known(
+        takes=_SOLVER | {"variance_type"}, algorithms=("data_prediction", "noise_prediction"), process=_BOTH, noise=True
+    ),
+    "TCDScheduler": Known(takes=_CLIPS | _ZERO_SNR, ignores=("clip_sample", "timestep_spacing"), noise=True),
+    # copies sigmas to the device and solves a small linear system there
+    "UniPCMultistepScheduler": Known(
+        takes=(_SOLVER | _ORDERS | _LAST | _ZERO_SNR | {"shift_terminal"}) - {"algorithm_type"},
+        process=_BOTH,
+        sigmas=True,
+        waits=True,
+    ),
+}
+
+# diffusers' other samplers, for pipelines of their own. What is in neither list is not there to be put in.
+OTHERS = frozenset(
+    {
+        "AmusedScheduler",
+        "BlockRefinementScheduler",
+        "CMStochasticIterativeScheduler",
+        "ConsistencyDecoderScheduler",
+        "CosineDPMSolverMultistepScheduler",
+        "DDIMInverseScheduler",
+        "DDPMParallelScheduler",
+        "DDPMWuerstchenScheduler",
+        "DPMSolverMultistepInverseScheduler",
+        "DiscreteDDIMScheduler",
+        "EntropyBoundScheduler",
+        "FlowMapEulerDiscreteScheduler",
+        "HeliosDMDScheduler",
+        "HeliosScheduler",
+        "IPNDMScheduler",
+        "KarrasVeScheduler",
+        "MiniMaxH3Scheduler",
+        "PiflowScheduler",
+        "RFD4ProteinaScheduler",
+        "RePaintScheduler",
+        "SCMScheduler",
+        "ScoreSdeVeScheduler",
+        "ScoreSdeVpScheduler",
+        "UnCLIPScheduler",
+        "VQDiffusionScheduler",
+    }
+)
+
+# Denoisers whose published weights match a flow.
+FLOW_DENOISERS = frozenset(
+    {
+        "Flux2Transformer2DModel",
+        "FluxTransformer2DModel",
+        "HunyuanVideoTransformer3DModel",
+        "LTXVideoTransformer3DModel",
+        "QwenImageTransformer2DModel",
+        "SD3Transformer2DModel",
+        "SanaTransformer2DModel",
+        "WanTransformer3DModel",
+        "ZImageTransformer2DModel",
+    }
+)
+DIFFUSION_DENOISERS = frozenset({"CogVideoXTransformer3DModel", "PixArtTransformer2DModel"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calls:
+    """How a pipeline class calls its sampler."""
+
+    sigmas: Literal["never", "always", "unless_flow"] = "never"  # unless_flow: not where use_flow_sigmas is set
+    generator: bool = False  # gives each step the generator, without which its noise follows no seed
+
+
+_SEEDED = Calls(generator=True)
+PIPELINES = {
+    "CogVideoXPipeline": _SEEDED,
+    "Flux2KleinInpaintPipeline": Calls(sigmas="unless_flow"),
+    "Flux2KleinPipeline": Calls(sigmas="unless_flow"),
+    "FluxImg2ImgPipeline": Calls(sigmas="always"),
+    "FluxInpaintPipeline": Calls(sigmas="always"),
+    "FluxKontextInpaintPipeline": Calls(sigmas="always"),
+    "FluxKontextPipeline": Calls(sigmas="always"),
+    "FluxPipeline": Calls(sigmas="unless_flow"),
+    "HunyuanVideoPipeline": Calls(sigmas="always"),
+    "IFPipeline": _SEEDED,
+    "IFSuperResolutionPipeline": _SEEDED,
+    "LTXImageToVideoPipeline": Calls(sigmas="always"),
+    "LTXPipeline": Calls(sigmas="always"),
+    "PixArtSigmaPipeline": _SEEDED,
+    "QwenImageImg2ImgPipeline": Calls(sigmas="always"),
+    "QwenImageInpaintPipeline": Calls(sigmas="always"),
+    "QwenImagePipeline": Calls(sigmas="always"),
+    "SanaPipeline": _SEEDED,
+    "StableDiffusion3Img2ImgPipeline": Calls(),
+    "StableDiffusion3InpaintPipeline": Calls(),
+    "StableDiffusion3Pipeline": Calls(),
+    "StableDiffusionControlNetPipeline": _SEEDED,
+    "StableDiffusionImg2ImgPipeline": _SEEDED,
+    "StableDiffusionInpaintPipeline": _SEEDED,
+    "StableDiffusionPipeline": _SEEDED,
+    "StableDiffusionUpscalePipeline": _SEEDED,
+    "StableDiffusionXLImg2ImgPipeline": _SEEDED,
+    "StableDiffusionXLInpaintPipeline": _SEEDED,
+    "StableDiffusionXLPipeline": _SEEDED,
+    "WanPipeline": Calls(),
+    "ZImageImg2ImgPipeline": Calls(sigmas="always"),
+    "ZImageInpaintPipeline": Calls(sigmas="always"),
+    "ZImagePipeline": Calls(sigmas="always"),
+}
+
+
+def process_of_model(site: Site) -> Process | None:
+    """What the model's denoiser undoes; None where diffopt does not know it."""
+    name = site.model.denoiser_class
+    if name in FLOW_DENOISERS:
+        return "flow"
+    return "diffusion" if "UNet" in name or name in DIFFUSION_DENOISERS else None
+
+
+def process_of_config(class_name: str, config: Mapping[str, Any]) -> Process | None:
+    """What the scheduler that a model came with samples, told by its class and config."""
+    known = SAMPLERS.get(class_name)
+    if config.get("prediction_type") == "flow_prediction" or (known is not None and known.process == _FLOW):
+        return "flow"
+    return None if known is None else "diffusion" if "diffusion" in known.process else "edm"

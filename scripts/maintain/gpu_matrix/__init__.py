@@ -1,0 +1,1 @@
+"""The most valuable cells on a GPU in the minutes there are."""

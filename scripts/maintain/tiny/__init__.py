@@ -1,0 +1,12 @@
+"""The built-in model's language and its referee: which prompts it understands, and whether a picture is right.
+
+NumPy and Pillow only. Training and evaluation live beside this in modules that nothing else imports.
+"""
+
+from __future__ import annotations
+
+from scripts.maintain.tiny.checker import Reading, Verdict, check, read
+from scripts.maintain.tiny.grammar import Scene, all_scenes, centred_scenes, held_out, parse
+from scripts.maintain.tiny.pictures import draw
+
+__all__ = ["Reading", "Scene", "Verdict", "all_scenes", "centred_scenes", "check", "draw", "held_out", "parse", "read"]

@@ -1,0 +1,117 @@
+"""The public names and the command line are frozen here: a change of either is a change of this file."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+
+import diffopt
+from diffopt.cli import main as cli_module
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+def test_public_names() -> None:
+    assert diffopt.__all__ == [
+        "Cell", "DiffoptError", "NoEffect", "Recipe", "Refusal", "Result", "Study", "UsageError", "compose", "load",
+        "optimize", "plan", "run", "save_quantized",
+    ]  # fmt: skip
+    for name in diffopt.__all__:
+        assert getattr(diffopt, name).__name__ == name
+        assert getattr(diffopt, name).__doc__
+
+
+def test_verbs_and_their_flags() -> None:
+    assert {name: verb.flags for name, verb in cli_module.VERBS.items()} == {
+        "run": ("--multirun", "--recipe", "--config-dir", "--trust-config-dir"),
+        "plan": ("--multirun", "--recipe", "--config-dir", "--trust-config-dir", "--json"),
+        "ls": ("--config-dir", "--trust-config-dir"),
+        "show": ("--recipe", "--config-dir", "--trust-config-dir"),
+        "diff": ("--config-dir", "--trust-config-dir"),
+        "report": ("--csv", "--pictures", "--like", "--published", "--charts", "--gpu"),
+        "prefetch": ("--multirun", "--recipe", "--config-dir", "--trust-config-dir"),
+        "compare": ("--slower", "--json"),
+        "doctor": ("--json",),
+        "env": ("--json", "--config-dir", "--trust-config-dir"),
+    }
+
+
+def test_groups() -> None:
+    from diffopt.config import Composer
+
+    assert set(Composer().groups) == {
+        "attention", "cache", "compile", "fuse", "hardware", "launch", "layout", "lora", "measure", "memory", "model",
+        "precision", "quant", "recipe", "runtime", "scheduler", "sweep", "vae", "workload",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("verb", [[], *([name] for name in cli_module.VERBS)])
+def test_help(cli: Cli, verb: list[str]) -> None:
+    code, out, err = cli(*verb, "--help")
+    assert code == 0
+    assert out.startswith("usage: diffopt")
+    assert err == ""
+
+
+def test_version(cli: Cli) -> None:
+    assert cli("--version") == (0, f"diffopt {diffopt.__version__}\n", "")
+
+
+WITHOUT_TORCH = {
+    "help": ["--help"],
+    "ls": ["ls"],
+    "ls attention": ["ls", "attention"],
+    "ls hardware": ["ls", "hardware"],
+    "ls model": ["ls", "model"],
+    "prefetch": ["prefetch", "model=tiny"],
+    "show": ["show", "recipe=pytorch2"],
+    "diff": ["diff", "baseline", "pytorch2"],
+    "plan": ["plan", "model=sd15", "hardware=a100"],
+    "plan -m": ["plan", "-m", "compile=none,default", "--json"],
+    "report --published": ["report", "--published", "pytorch2"],
+    "env": ["env"],
+    "cfg": ["show", "--cfg", "job"],
+    "info": ["show", "--info", "defaults"],
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT_TORCH)
+def test_no_verb_but_run_imports_torch(name: str, tmp_path: object) -> None:
+    code = (
+        "import sys; from diffopt.cli.main import main; code = main(sys.argv[1:]);"
+        "bad = sorted({'torch', 'diffusers', 'transformers', 'torchao', 'accelerate'} & set(sys.modules));"
+        "print('imported:', *bad, file=sys.stderr); sys.exit(code or bool(bad))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *WITHOUT_TORCH[name]], cwd=str(tmp_path), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
+    assert done.stderr == "imported:\n"
+
+
+def test_the_parent_of_a_run_does_not_import_torch(tmp_path: object) -> None:
+    code = (
+        "import sys; from diffopt.cli.main import main;"
+        "code = main(['run', 'hardware=a100', 'study=x', 'measure=quick']);"
+        "assert 'torch' not in sys.modules; sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=str(tmp_path), capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "refused" in done.stdout
+    assert "hardware=a100" in done.stdout
+
+
+def test_hydras_own_flags(cli: Cli) -> None:
+    code, out, err = cli("run", "--cfg", "job", "compile=default")
+    assert code == 0, err
+    assert "fullgraph: " in out
+    code, out, err = cli("plan", "--info", "defaults", "recipe=pytorch2")
+    assert code == 0, err
+    assert "compile/reduce_overhead" in out
+    code, _, err = cli("run", "--cfg", "job", "compile=nope")
+    assert code == 2
+    assert "Traceback" not in err

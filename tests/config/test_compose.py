@@ -1,0 +1,133 @@
+"""Composition: our configs equal Hydra's, choices on the command line beat overlays, mistakes are one paragraph."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from diffopt.config import Composer, shipped_conf
+from diffopt.config.resolve import requests
+from diffopt.config.sweep import expand
+from diffopt.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def composer() -> Composer:
+    return Composer()
+
+
+def hydras_own(overrides: list[str]) -> object:
+    with initialize_config_dir(version_base="1.3", config_dir=str(shipped_conf())):
+        return OmegaConf.to_container(compose("config", overrides), resolve=False)
+
+
+ALL_OPTIONS = [
+    (path.parent.name, path.stem) for path in sorted(shipped_conf().glob("*/*.yaml")) if path.parent.name != "sweep"
+]
+
+
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [
+        # of the tiny models, which are of one shape, the fast tests take one
+        pytest.param(g, o, id=f"{g}={o}", marks=pytest.mark.slow if o.startswith("tiny_") and o != "tiny_sd15" else ())
+        for g, o in ALL_OPTIONS
+    ],
+)
+def test_every_option_composes_as_hydra_composes_it(composer: Composer, group: str, option: str) -> None:
+    assert composer.compose([f"{group}={option}"]).data == hydras_own([f"{group}={option}"])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compile=none,default", "workload.batch_size=1,4", "workload.seed=3"],
+        ["recipe=baseline,pytorch2", "compile=none,max_autotune", "quant=none"],
+        ["attention=choice(sdpa,math)", "workload.steps=range(1,4)", 'workload.prompt="a cat, a dog"'],
+        ["quant=glob(int8*)", "precision=bf16", "compile.fullgraph=true,false", "compile=default"],
+    ],
+)
+def test_our_sweep_equals_hydras(composer: Composer, arguments: list[str]) -> None:
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    (points,) = BasicSweeper.split_arguments(composer.parse(arguments), max_batch_size=None)
+    assert [composed.data for composed in expand(composer, arguments)] == [hydras_own(point) for point in points]
+
+
+def test_an_interpolated_order_of_overrides_does_not_matter(composer: Composer) -> None:
+    words = ["compile.fullgraph=false", "compile=default", "workload.steps=3"]
+    first = composer.compose(words)
+    assert all(composer.compose(list(order)).data == first.data for order in itertools.permutations(words))
+
+
+@pytest.mark.parametrize("choice", ["none", "max_autotune", "regional"])
+@pytest.mark.parametrize("multirun", [False, True])
+def test_a_choice_on_the_command_line_beats_the_overlay(choice: str, multirun: bool) -> None:
+    (asked,) = requests(["recipe=pytorch2", f"compile={choice}"], multirun=multirun)
+    (plain,) = requests([f"compile={choice}"])
+    assert asked.choices["compile"] == choice
+    assert asked.cell.recipe.compile == plain.cell.recipe.compile
+    assert asked.choices["precision"] == "fp16"
+
+
+def test_points_are_independent_of_each_other(composer: Composer) -> None:
+    """A value set at one point must not leak into the skeleton that the next point starts from."""
+    set_once = expand(composer, ["workload.seed=7,8", "compile=default"])
+    assert [point.data["workload"]["seed"] for point in set_once] == [7, 8]
+    assert composer.compose(["compile=default"]).data["workload"]["seed"] == 0
+
+
+def test_equal_cells_are_planned_once() -> None:
+    assert len(requests(["recipe=baseline,baseline", "compile=none"], multirun=True)) == 1
+
+
+def test_named_matrix_axes_zip_exclude(tmp_path: Path) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "axes": {"compile": ["none", "default"], "workload.batch_size": [1, 2]},
+                "zip": [{"precision": "fp16", "workload.seed": 1}, {"precision": "bf16", "workload.seed": 2}],
+                "exclude": [{"compile": "default", "workload.batch_size": 2}],
+            }
+        )
+    )
+    found = requests(["sweep=mine"], multirun=True, folders=[tmp_path])
+    seen = {
+        (r.choices["compile"], r.cell.workload.batch_size, r.choices["precision"], r.cell.workload.seed) for r in found
+    }
+    assert len(found) == len(seen) == 6
+    assert {(c, b) for c, b, _, _ in seen} == {("none", 1), ("none", 2), ("default", 1)}
+    assert {(p, s) for _, _, p, s in seen} == {("fp16", 1), ("bf16", 2)}
+    typed = requests(["sweep=mine", "compile=regional"], multirun=True, folders=[tmp_path])
+    assert {r.choices["compile"] for r in typed} == {"regional"}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("axes: {compile: none}", "axes.compile"),
+        ("axis: {compile: [none]}", "'axis' is not a key"),
+        ("exclude: [{}]", "empty exclude"),
+        ("axes: {compile: [none]}\nexclude: [{compile: none}]", "leaves no cell"),
+        ("axes: {compile: [nope]}", "no option 'nope'"),
+        ("axes: {compile: [none]}\nexclude: [{compil: none}]", "neither a group nor a key"),
+    ],
+)
+def test_a_bad_matrix_is_explained(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.yaml").write_text(text)
+    with pytest.raises(UsageError, match=said):
+        requests(["sweep=mine"], multirun=True, folders=[tmp_path])
+
+
+def test_composing_leaves_no_global_hydra_behind(composer: Composer) -> None:
+    from hydra.core.global_hydra import GlobalHydra
+
+    composer.compose(["compile=default"])
+    assert not GlobalHydra.instance().is_initialized()

@@ -1,0 +1,89 @@
+"""What a worker makes of a pipeline and a GPU that are made up; real ones are in test_worker.py."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from diffopt.errors import Refusal
+from diffopt.machine.nvml import Device, GpuState
+from diffopt.pipeline import worker
+from diffopt.pipeline.worker import Work
+from diffopt.results.result import PeakMemory, PeakReserved
+
+
+class Meter:
+    def observe(self, look: Callable[[], Any]) -> Any:
+        return look()
+
+
+class Memory:
+    def reset(self) -> None: ...
+    def peak(self) -> int:
+        return 5
+
+    def reserved(self) -> int:
+        return 9
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Work:
+    return Work(tmp_path / "cell.yaml", tmp_path, report=lambda stage: None, gpu="GPU-1")
+
+
+def gpu(*reasons: str) -> Device:
+    state = GpuState(
+        uuid="GPU-1",
+        driver=None,
+        clock_mhz=None,
+        memory_clock_mhz=None,
+        max_clock_mhz=None,
+        power_limit_w=None,
+        temperature_c=None,
+        throttle_reasons=reasons,
+    )
+    return Device(kind="cuda", name="a GPU", memory_bytes=None, gpu=state)
+
+
+@pytest.mark.parametrize(
+    ("reasons", "complaint"),
+    [
+        (("power cap",), None),
+        (
+            ("power cap", "thermal (software)", "power brake"),
+            "the GPU was slowed down: thermal (software), power brake",
+        ),
+    ],
+)
+def test_a_slowed_gpu_makes_a_row_not_valid(
+    work: Work, monkeypatch: pytest.MonkeyPatch, reasons: tuple[str, ...], complaint: str | None
+) -> None:
+    monkeypatch.setattr(worker, "gpu_device", lambda uuid: gpu(*reasons))
+    work._look_at_gpu(Meter(), "GPU-1")  # type: ignore[arg-type]
+    outcome = work._outcome("ok", None)
+    assert work._complaints == ([] if complaint is None else [complaint])
+    assert outcome.valid is (complaint is None)
+    assert outcome.device == gpu(*reasons)
+
+
+def test_a_gpu_that_cannot_be_read_any_more_keeps_its_samples(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lost(uuid: str) -> Device:
+        raise Refusal(f"NVML cannot read GPU {uuid}: GPU is lost")
+
+    monkeypatch.setattr(worker, "gpu_device", lost)
+    work._look_at_gpu(Meter(), "GPU-1")  # type: ignore[arg-type]
+    assert work._complaints == ["whether the GPU throttled is not known: NVML cannot read GPU GPU-1: GPU is lost"]
+
+
+def test_peaks_while_compiling_and_while_steady(work: Work) -> None:
+    work._memory = Memory()
+    work._note_peak()
+    assert work._outcome("oom", "").metrics.peak_memory_bytes == PeakMemory(first_call=5, steady=None)
+    work._enter("measure")
+    work._note_peak()
+    metrics = work._outcome("ok", None).metrics
+    assert metrics.peak_memory_bytes == PeakMemory(first_call=5, steady=5)
+    assert metrics.peak_reserved_bytes == PeakReserved(first_call=9, steady=9)

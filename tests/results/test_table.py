@@ -1,0 +1,216 @@
+"""A study as a table, as CSV and as a contact sheet; what is compared with what."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from support.rows import ENVIRONMENT, a_result
+
+from diffopt.config.resolve import requests
+from diffopt.errors import UsageError
+from diffopt.recipe.labels import labels
+from diffopt.results.reference import reference_of
+from diffopt.results.result import (
+    Artifacts,
+    CompileCache,
+    Latency,
+    Metrics,
+    PeakMemory,
+    PeakReserved,
+    Result,
+    StageSpeed,
+    StepEffect,
+    read_result,
+)
+from diffopt.results.sheet import GAP, SIDE, contact_sheet
+from diffopt.results.study import Study
+from diffopt.results.table import table, to_csv, to_markdown
+
+
+def row(*overrides: str, seconds: float | None = None, **changes: Any) -> Result:
+    (request,) = requests(["hardware=cpu", "measure=quick", *overrides])
+    if seconds is not None:
+        changes["metrics"] = Metrics(
+            first_call_s=9.0,
+            latency_s=Latency(samples=(seconds,) * 3, median=seconds, q1=seconds, q3=seconds),
+            stages=(StageSpeed(name="unet", steps=8, iterations_per_second=8 / seconds),),
+            images_per_second=1 / seconds,
+            peak_memory_bytes=PeakMemory(first_call=2**30, steady=2**29),
+        )
+    return a_result(request.cell, choices=dict(request.choices), **changes)
+
+
+def cells(text: str) -> list[dict[str, str]]:
+    lines = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines()]
+    return [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+
+
+STUDY = [
+    row(seconds=1.0),
+    row("compile=default", seconds=0.5),
+    row("compile=regional", status="oom", stage="compile", valid=False, reason="out | of\nmemory"),
+    row("compile=dynamic", status="ok", valid=False, reason="latency varies", seconds=2.0),
+]
+
+
+def test_the_table_says_what_differs_how_fast_and_why_not() -> None:
+    found = cells(to_markdown(table(STUDY)).replace("\\|", "/"))
+    assert [line["compile"] for line in found] == ["none", "default", "regional", "dynamic"]
+    assert "model" not in found[0], "what all rows share is left out"
+    assert [line["speed-up"] for line in found] == ["1.00x", "2.00x", "", "0.50x"]
+    assert [line["status"] for line in found] == ["ok", "ok", "oom", "ok, not valid"]
+    assert found[2]["reason"] == "compile: out / of memory"
+    assert (found[1]["latency s"], found[1]["it/s"], found[1]["peak MiB"]) == ("0.5", "16", "512")
+
+
+def test_the_reference_has_the_customary_dtype_and_no_other_optimization() -> None:
+    base, fast = STUDY[:2]
+    assert reference_of(fast, [fast, base]) is base
+    for unlike in (
+        row("workload.steps=3", seconds=1.0),
+        row("precision=bf16", seconds=1.0),
+        row("attention=math", seconds=1.0),
+        row("scheduler=ddim", seconds=1.0),
+        row(seconds=1.0, env_id="0" * 12),
+        row(status="error", valid=False),
+    ):
+        assert reference_of(fast, [fast, unlike]) is None
+
+
+@pytest.mark.parametrize(
+    "unlike",
+    [
+        row(seconds=1.0, valid=False),
+        row("measure.warmup=9", seconds=1.0),
+        row("precision.vae=float16", seconds=1.0),
+    ],
+)
+def test_a_reference_is_valid_measured_alike_and_has_the_customary_vae(unlike: Result) -> None:
+    assert reference_of(STUDY[1], [unlike]) is None
+
+
+def test_a_corrected_data_sheet_does_not_part_a_cell_from_its_reference() -> None:
+    base, fast = STUDY[:2]
+    model = {**base.cell["recipe"]["model"], "parameters": 7}
+    older = base.model_copy(update={"cell": {**base.cell, "recipe": {**base.cell["recipe"], "model": model}}})
+    assert reference_of(fast, [older]) is older
+
+
+def with_metrics(result: Result, **changes: Any) -> Result:
+    return result.model_copy(update={"metrics": result.metrics.model_copy(update=changes)})
+
+
+def test_a_first_call_is_cold_or_warm() -> None:
+    caches = (None, CompileCache(hits=3, misses=0), CompileCache(hits=5, misses=1))
+    lines = cells(to_markdown(table([with_metrics(STUDY[0], compile_cache=cache) for cache in caches])))
+    assert [line["first call s"] for line in lines] == ["9", "9 (warm)", "9 (cold)"]
+
+
+def test_the_peak_of_cuda_graphs_is_what_was_reserved() -> None:
+    reserved = with_metrics(STUDY[1], peak_reserved_bytes=PeakReserved(first_call=2**31, steady=2**30))
+    effect = StepEffect(group="compile", kind="full", summary="", numbers={"graphs": 1, "cuda_graphs": 2})
+    graphs = reserved.model_copy(update={"effects": (effect,)})
+    assert [line["peak MiB"] for line in cells(to_markdown(table([reserved, graphs])))] == ["512", "1024"]
+
+
+def test_a_report_leaves_unreadable_rows_out_and_says_so(
+    cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    study = Study.create(tmp_path / "studies/mine")
+    for result in STUDY[:2]:
+        study.keep(result)
+    damaged, other = (study.folder(result.cell_id, result.env_id) / "result.json" for result in STUDY[:2])
+    damaged.write_text('{"schema')
+    code, out, err = cli("report", "mine")
+    assert code == 0
+    assert STUDY[1].cell_id in out
+    assert STUDY[0].cell_id not in out
+    assert err.startswith("diffopt: left out: ")
+    assert f"{STUDY[0].cell_id}" in err
+    assert "again replaces it" in err
+    other.write_text("")
+    code, out, err = cli("report", "mine")
+    assert (code, out) == (2, "")
+    assert "has no result that can be read" in err
+
+
+def test_a_cell_refused_elsewhere_and_measured_here_is_one_row() -> None:
+    refused = row(status="refused", stage="load", valid=False, reason="no GPU", env_id="0" * 12)
+    assert len(table([refused, STUDY[0]]).rows) == 1
+    assert len(table([refused, STUDY[1]]).rows) == 2
+
+
+def test_two_environments_are_told_apart() -> None:
+    elsewhere = row(seconds=3.0, env_id="1" * 12)
+    shown = table([STUDY[0], elsewhere])
+    assert "device" in shown.headers
+    assert ENVIRONMENT.id in " ".join(shown.rows[0])
+    assert [line[shown.headers.index("speed-up")] for line in shown.rows] == ["1.00x", "1.00x"]
+
+
+def test_csv_has_every_value_and_reads_back() -> None:
+    read = list(csv.DictReader(io.StringIO(to_csv(STUDY))))
+    assert [line["status"] for line in read] == ["ok", "ok", "oom", "ok"]
+    assert read[1]["metrics.latency_s.median"] == "0.5"
+    assert read[1]["metrics.stage_unet.iterations_per_second"] == "16.0"
+    assert read[2]["reason"] == "out | of\nmemory"
+    assert read[0]["cell.recipe.compile.kind"] == "none"
+
+
+def test_the_contact_sheet_shows_each_picture_and_each_failure(tmp_path: Path) -> None:
+    study = Study.create(tmp_path / "s")
+    red = row(seconds=1.0, artifacts=Artifacts(pictures=("0.png",)))
+    folder = study.folder(red.cell_id, red.env_id)
+    folder.mkdir(parents=True)
+    Image.new("RGB", (64, 64), "red").save(folder / "0.png")
+    sheet = contact_sheet(study, [red, STUDY[2]])
+    middle = GAP + SIDE // 2
+    assert sheet.getpixel((middle, middle)) == (255, 0, 0)
+    assert sheet.getpixel((middle + SIDE + GAP, middle)) == (255, 255, 255)
+    assert sheet.width == 2 * (SIDE + GAP) + GAP
+
+
+@pytest.mark.parametrize("part", ["recipe", "recipe.quant", "recipe.quant.kind", "recipe.model.dtype", "workload"])
+def test_a_row_whose_cell_is_not_one_is_not_read(tmp_path: Path, part: str) -> None:
+    """The schema says that ``cell`` is a mapping; what reports compare in it must be there too."""
+    data = STUDY[0].model_dump(mode="json")
+    *parents, leaf = part.split(".")
+    node = data["cell"]
+    for name in parents:
+        node = node[name]
+    del node[leaf]
+    (tmp_path / "result.json").write_text(json.dumps(data))
+    with pytest.raises(UsageError, match=f"its cell has no {part}"):
+        read_result(tmp_path / "result.json")
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"schema_version": ' + "9" * 5000 + "}"])
+def test_json_that_is_too_much(tmp_path: Path, text: str) -> None:
+    (tmp_path / "result.json").write_text(text)
+    with pytest.raises(UsageError, match="cannot be read as a result"):
+        read_result(tmp_path / "result.json")
+
+
+def test_a_picture_is_named_by_its_file_and_a_copy_of_it_has_the_same_reference(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "red.png")
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "copy.png")
+    Image.new("RGB", (8, 8), "blue").save(tmp_path / "blue.png")
+    red, copy, blue = (
+        requests(["hardware=cpu", "model=tiny_sd15", "workload=img2img", f"workload.image={tmp_path / name}"])[0].cell
+        for name in ("red.png", "copy.png", "blue.png")
+    )
+    names = labels([({}, cell.model_dump(mode="json")) for cell in (red, blue)])
+    assert names == [{"workload.image.path": "red.png"}, {"workload.image.path": "blue.png"}]
+    assert red.id == copy.id != blue.id
+    faster = requests(
+        ["hardware=cpu", "model=tiny_sd15", "workload=img2img", f"workload.image={tmp_path / 'copy.png'}", "fuse=qkv"]
+    )[0].cell
+    rows = [a_result(red), a_result(blue), a_result(faster)]
+    assert reference_of(rows[2], rows) is rows[0]

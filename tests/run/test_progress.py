@@ -1,0 +1,76 @@
+"""What a sweep says: plain lines in a log, bars on a terminal."""
+
+import io
+
+from support.rows import a_cell, a_result
+
+from diffopt.cli.progress import progress
+from diffopt.results.result import Latency, Metrics
+from diffopt.run.events import (
+    CellFinished,
+    CellStarted,
+    RowUnreadable,
+    StageStarted,
+    SweepFinished,
+    SweepStarted,
+    silent,
+)
+
+CELL = a_cell().id
+FAST = a_result(metrics=Metrics(latency_s=Latency(samples=(1.5, 1.5), median=1.5, q1=1.5, q3=1.5)))
+NOISY = a_result(valid=False, reason="latency varies by 60.0%")
+FAILED = a_result(status="crashed", stage="compile", reason="killed by SIGKILL\nmore", valid=False)
+
+STORY = [
+    SweepStarted(3),
+    RowUnreadable("compile=none", "PATH is not a result. [Again]"),
+    CellStarted(CELL, "compile=none"),
+    StageStarted(CELL, "load"),
+    StageStarted(CELL, "compile"),
+    CellFinished(FAST, "compile=none"),
+    CellFinished(NOISY, "[bold]quant=none", kept=True),
+    CellFinished(FAILED, "compile=default"),
+    SweepFinished((FAST, NOISY, FAILED), asked=4),
+]
+
+
+def told(stream):
+    with progress(stream) as listener:
+        for event in STORY:
+            listener(event)
+    return stream.getvalue()
+
+
+def test_plain_lines():
+    assert told(io.StringIO()).splitlines() == [
+        "compile=none: its row is measured anew: PATH is not a result. [Again]",
+        f"{CELL} compile=none",
+        f"{CELL}   load",
+        f"{CELL}   compile",
+        "[1/3] compile=none ok 1.500 s",
+        "[2/3] [bold]quant=none ok (kept) - latency varies by 60.0%",
+        "[3/3] compile=default crashed at compile - killed by SIGKILL",
+        "4 cells: 2 ok, 1 crashed, 1 of them not valid, 1 not run",
+    ]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_bars_on_a_terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    text = told(Terminal())
+    assert "cells" in text
+    assert "━" in text
+    assert "compile=none ok 1.500 s" in text
+    assert "measured anew: PATH is not a result. [Again]" in text
+    assert "[bold]quant=none ok (kept)" in text
+    assert "4 cells: 2 ok, 1 crashed" in text
+
+
+def test_a_listener_may_say_nothing():
+    for event in STORY:
+        assert silent(event) is None

@@ -1,0 +1,97 @@
+"""docs/complaints.md names tests that exist; and the tests of complaints that no other file shows."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch._dynamo.utils as dynamo
+from support.places import REPO
+
+from diffopt.config.resolve import requests
+from diffopt.pipeline.worker import Work
+from diffopt.recipe.plan import Plan, make_plan
+from diffopt.recipe.recipe import STEP_GROUPS
+
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split(" |")]
+    for line in (REPO / "docs/complaints.md").read_text(encoding="utf-8").splitlines()
+    if re.match(r"\| \d", line)
+]
+
+
+def plan(*words: str) -> Plan:
+    (request,) = requests(words)
+    return make_plan(request.cell, request.choices)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
+def test_a_complaint_is_answered_by_tests_that_exist(row: list[str]) -> None:
+    _, complaint, answer, shown = row
+    assert "https://github.com/" in complaint
+    tests = re.findall(r"`(tests/\w+\.py)::(\w+)`", shown)
+    assert len(tests) == shown.count("::")
+    assert tests or "not yet" in answer
+    for file, name in tests:
+        assert re.search(rf"^def {name}\(", (REPO / file).read_text(encoding="utf-8"), re.M), f"{file} has no {name}"
+
+
+def test_every_complaint_is_there_in_order() -> None:
+    assert [row[0] for row in ROWS] == [str(number) for number in range(1, 27)]
+
+
+def test_nothing_is_optimized_unless_asked() -> None:
+    chosen = plan("model=sd15", "hardware=a100").cell.recipe
+    kinds = {group: getattr(chosen, group).kind for group in STEP_GROUPS}
+    assert {group for group, kind in kinds.items() if kind != "none"} == {"precision", "memory"}
+    assert (chosen.precision.dtype, kinds["memory"]) == ("float32", "resident")
+
+
+def test_one_order_whatever_was_typed_first() -> None:
+    words = ("cache=first_block", "compile=regional", "quant=int8_weight", "fuse=qkv", "lora=fused", "attention=sdpa")
+    for typed in (words, words[::-1]):
+        found = [group for group, _ in plan("model=flux_dev", "hardware=h100", "precision=bf16", *typed).steps]
+        assert found == ["precision", "memory", "lora", "fuse", "quant", "attention", "compile", "cache"]
+
+
+def test_quantizing_without_compiling_is_noted() -> None:
+    words = ("model=flux_dev", "hardware=h200", "precision=bf16", "quant=int8_dynamic")
+    assert any("without compile, quantizing mostly costs time" in note for note in plan(*words).notes)
+    assert not any("without compile" in note for note in plan(*words, "compile=regional").notes)
+
+
+class Meter:
+    """What the first call of a pipeline looks like to the worker."""
+
+    memory = SimpleNamespace(reset=lambda: None, peak=lambda: 1, reserved=lambda: None)
+
+    def call(self) -> Any:
+        return SimpleNamespace(latency=1.0)
+
+    def samples(self) -> list[Any]:
+        return []
+
+
+@pytest.mark.parametrize(
+    ("found", "loaded", "valid"),
+    [
+        ({"fxgraph_cache_hit": 2}, True, True),
+        ({"fxgraph_cache_miss": 2}, True, False),
+        ({}, True, False),  # compile=none
+        ({"fxgraph_cache_miss": 2}, False, True),
+    ],
+)
+def test_an_artifact_that_gave_no_graph_makes_a_row_not_valid(
+    found: dict[str, int], loaded: bool, valid: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dynamo, "counters", {"inductor": Counter(found), "aot_packages": Counter(loaded=3)})
+    artifact = (tmp_path / "cache.zip", "0" * 64) if loaded else None
+    work = Work(tmp_path / "cell.yaml", tmp_path, report=lambda stage: None, gpu=None, load_artifact=artifact)
+    work._call_first(Meter())  # type: ignore[arg-type]
+    said = "the compile artifact cache.zip was loaded, but no graph came from it"
+    assert work._complaints == ([] if valid else [said])
+    assert work._outcome("ok", None).valid is valid

@@ -1,0 +1,87 @@
+"""The matrix `-m 'model=glob(tiny_*)' compile=none,regional quant=none,int8_dynamic`: nothing ends in an error.
+
+One option for each class of denoisers, here in one process and with a compiler that only captures. Two of them also as
+the real command: a process for each cell, and code that inductor generates.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from support.tiny_families import FAMILIES
+
+from diffopt.config import Composer
+from diffopt.config.resolve import requests
+from diffopt.pipeline.build import build, verify
+from diffopt.pipeline.meter import Meter
+from diffopt.recipe.plan import Plan, make_plan
+from scripts.maintain.pairs import CAPTURE
+
+pytestmark = pytest.mark.slow
+CELLS = [(f"compile={c}", f"quant={q}") for c, q in itertools.product(("none", "regional"), ("none", "int8_dynamic"))]
+NO_BLOCKS = "tiny_deepfloyd_if"  # the UNets of its first two stages have no block of the kind that repeats
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch.set_num_threads(1)
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def planned(option: str, *words: str) -> Plan:
+    capture = CAPTURE if "compile=regional" in words else ()
+    (request,) = requests([f"model={option}", "hardware=cpu", "measure=quick", *words, *capture])
+    return make_plan(request.cell, request.choices)
+
+
+def test_every_class_of_denoisers_is_here() -> None:
+    options = [option for option in Composer().options("model") if option.startswith("tiny_")]
+    found = {option: {m.denoiser_class for m in planned(option).cell.recipe.model.stages} for option in options}
+    assert set().union(*found.values()) == set().union(*(found[option] for option in FAMILIES))
+
+
+@pytest.mark.parametrize("words", CELLS, ids=" ".join)
+@pytest.mark.parametrize("option", FAMILIES)
+def test_a_cell_works_or_its_plan_says_why_not(option: str, words: tuple[str, str]) -> None:
+    plan = planned(option, *words)
+    if option == NO_BLOCKS and "compile=regional" in words:
+        assert plan.reasons
+        assert all("has no blocks that repeat" in reason for reason in plan.reasons)
+        return
+    assert plan.reasons == []
+    pipes = build(plan)
+    meter = Meter(pipes, plan.cell)
+    meter.call()
+    meter.call()
+    effects = {effect.group: effect.numbers for effect in verify(plan, pipes)}
+    assert {"compile", "quant"} & effects.keys() == {
+        group for group, name in (word.split("=") for word in words) if name != "none"
+    }
+    complaints = meter.complaints(meter.samples())  # where anything is compiled in the samples, they raise
+    assert [said for said in complaints if "latency varies" not in said] == [], (
+        "other processes may keep this one waiting"
+    )
+
+
+def test_the_command_gives_a_row_for_each_cell(diffopt: Callable[..., Any], tmp_path: Path) -> None:
+    words = ("compile=none,regional", "quant=none,int8_dynamic", "hardware=cpu", "measure=quick", "study=matrix")
+    for option in ("tiny_flux_dev", NO_BLOCKS):
+        done = diffopt("run", "-m", f"model={option}", *words)
+        assert done.returncode == 0, done.stderr[-2000:]
+    rows = [
+        json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("studies/matrix/cells/*/*/result.json")
+    ]
+    told = {(row["choices"]["model"], row["choices"]["compile"], row["choices"]["quant"]): row for row in rows}
+    assert len(told) == len(rows) == 8
+    refused = {key for key, row in told.items() if row["status"] == "refused"}
+    assert refused == {(NO_BLOCKS, "regional", quant) for quant in ("none", "int8_dynamic")}
+    assert {row["status"] for key, row in told.items() if key not in refused} == {"ok"}
+    assert all("has no blocks that repeat" in told[key]["reason"] for key in refused)
