@@ -92,7 +92,7 @@ def optimize(
     _check_plain(pipe)
     asked = Asked.of(recipe, overrides, config_dirs, trust_config_dirs)
     adopted, request = _adopted(pipe, asked)
-    wanted, choices = request.cell.recipe, request.choices
+    wanted, choices = request.cell.recipe, request.cell.choices
     _check_one_pipeline(wanted.model)
     if "model" not in adopted:
         check_model(pipe, wanted.model)
@@ -160,7 +160,7 @@ def run(cell: Cell, *, study: str | Path | Study | None = None) -> Result:
     """
     from diffopt.run.sweep import run_one
 
-    return run_one(_checked(cell), study=study, choices=cell.choices)
+    return run_one(_checked(cell), study=study)
 
 
 def _adopted(pipe: DiffusionPipeline, asked: Asked) -> tuple[set[str], Request]:

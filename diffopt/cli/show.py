@@ -43,9 +43,9 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def many_plans(plans: Sequence[Plan], choices: Sequence[Mapping[str, str]], code: Sequence[Sequence[Code]] = ()) -> str:
+def many_plans(plans: Sequence[Plan], code: Sequence[Sequence[Code]] = ()) -> str:
     """One line per cell, every reason of a refused one below it, code from elsewhere, and the count."""
-    names = labels([(chosen, plan.cell.model_dump(mode="json")) for plan, chosen in zip(plans, choices, strict=True)])
+    names = labels([plan.cell.model_dump(mode="json") for plan in plans])
     lines = []
     for plan, name in zip(plans, names, strict=True):
         lines.append(f"{plan.cell.id}  {plan.status:7}  {one_line(name)}")

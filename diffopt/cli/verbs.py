@@ -59,14 +59,13 @@ def plan(args: argparse.Namespace) -> int:
     code = [loaded_code(request) for request in requests]
     if args.json:
         cells = [
-            {**plan.to_json(request.choices), "code": [each.to_json() for each in own]}
-            for plan, request, own in zip(plans, requests, code, strict=True)
+            {**plan.to_json(), "code": [each.to_json() for each in own]} for plan, own in zip(plans, code, strict=True)
         ]
         print(json.dumps({"cells": cells}, indent=2, ensure_ascii=False))
     elif len(plans) == 1:
         print(plans[0].text(code[0]))
     else:
-        print(show.many_plans(plans, [request.choices for request in requests], code))
+        print(show.many_plans(plans, code))
     return 0
 
 
@@ -88,7 +87,7 @@ def show(args: argparse.Namespace) -> int:
     from diffopt.recipe import lock
 
     (request,) = _requests(args)
-    print(lock.to_yaml(request.cell, request.choices, Path.cwd()), end="")
+    print(lock.to_yaml(request.cell, Path.cwd()), end="")
     return 0
 
 
@@ -126,7 +125,7 @@ def run(args: argparse.Namespace) -> int:
     with interpreters(request.cell.runtime for request in requests) as others:  # asked before there is a study
         study = Study.fresh() if name is None else Study.create(name)
         with progress() as listener:
-            results = run_all(requests, study, requests[0].launch, listener, others)
+            results = run_all([request.cell for request in requests], study, requests[0].launch, listener, others)
     shown = table(results)
     show.print_table(shown.headers, shown.rows, right=shown.right)
     show.print_whereabouts(study, results)

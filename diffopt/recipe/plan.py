@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from diffopt.recipe import rules
 from diffopt.recipe.cell import Cell
@@ -19,7 +19,6 @@ class Plan:
     steps: tuple[tuple[str, Step], ...]  # (group, step), in the order they touch the pipeline
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
-    choices: Mapping[str, str] = field(default_factory=dict)  # option names by group; kinds are shown for the others
 
     def __str__(self) -> str:
         return self.text()
@@ -39,7 +38,7 @@ class Plan:
             f"steps, in the order they touch {'each' if model.cascade else 'the'} pipeline:",
         ]
         for group, step in self.steps:
-            lines.append(f"  {step.order.name.lower():10} {group}={self.choices.get(group, step.kind)}")
+            lines.append(f"  {step.order.name.lower():10} {group}={self.cell.choices.get(group, step.kind)}")
         lines += [f"runs: {each}" for each in code]
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"refused: {reason}" for reason in self.reasons]
@@ -53,12 +52,12 @@ class Plan:
     def reasons(self) -> list[str]:
         return [problem.text for problem in self.problems]
 
-    def to_json(self, choices: Mapping[str, str]) -> dict[str, object]:
+    def to_json(self) -> dict[str, object]:
         """One entry of ``diffopt plan --json``."""
         steps = [{"order": step.order.name.lower(), "group": group, "kind": step.kind} for group, step in self.steps]
         return {
             "cell_id": self.cell.id,
-            "choices": dict(choices),
+            "choices": dict(self.cell.choices),
             "status": self.status,
             "reasons": self.reasons,
             "notes": list(self.notes),
@@ -66,13 +65,9 @@ class Plan:
         }
 
 
-def make_plan(cell: Cell, choices: Mapping[str, str] | None = None) -> Plan:
+def make_plan(cell: Cell) -> Plan:
     """Order the steps of ``cell`` and collect its problems; pure.
 
-    Args:
-        choices: option names by group, so that messages name what the user wrote; those of the cell without, and where
-            it has none they name kinds.
+    Messages name the options that led to the cell, as the user wrote them, and kinds where it knows of none.
     """
-    names = choices or cell.choices
-    problems, notes = rules.problems(cell, names), rules.notes(cell, names)
-    return Plan(cell=cell, steps=cell.recipe.steps, problems=problems, notes=notes, choices=names)
+    return Plan(cell=cell, steps=cell.recipe.steps, problems=rules.problems(cell), notes=rules.notes(cell))

@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from diffopt.errors import Interrupted, Refusal, UsageError
 from diffopt.machine import hardware, packages
@@ -42,27 +41,11 @@ from diffopt.schema.step import Requirements
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Request(Protocol):
-    """What is to be run: a cell, and the option names that led to it."""
-
-    @property
-    def cell(self) -> Cell: ...
-    @property
-    def choices(self) -> Mapping[str, str]: ...
-
-
-@dataclass(frozen=True)
-class _One:
-    cell: Cell
-    choices: Mapping[str, str]
-
-
 def run_one(
     cell: Cell,
     *,
     study: str | Path | Study | None = None,
     launch: Launch | None = None,
-    choices: Mapping[str, str] | None = None,
     listener: Listener = silent,
 ) -> Result:
     """Measure one cell and keep its row, whatever becomes of it; see :func:`run_all`.
@@ -70,12 +53,12 @@ def run_one(
     Args:
         study: name, directory or Study that keeps it; a fresh one without.
     """
-    (result,) = run_all([_One(cell, choices or {})], study, launch, listener)
+    (result,) = run_all([cell], study, launch, listener)
     return result
 
 
 def run_all(
-    requests: Sequence[Request],
+    cells: Sequence[Cell],
     study: str | Path | Study | None = None,
     launch: Launch | None = None,
     listener: Listener = silent,
@@ -98,8 +81,8 @@ def run_all(
     """
     if launch is None:
         launch = default_launch(shipped_conf())
-    distinct = list({request.cell.id: request for request in requests}.values())
-    asking = interpreters(request.cell.runtime for request in requests) if others is None else nullcontext(others)
+    distinct = list({cell.id: cell for cell in cells}.values())
+    asking = interpreters(cell.runtime for cell in cells) if others is None else nullcontext(others)
     with asking as found, _stopping() as stop:
         if not isinstance(study, Study):
             study = Study.fresh() if study is None else Study.create(study)
@@ -107,13 +90,13 @@ def run_all(
         sweep.run(distinct)
     if stop.signal is not None:
         raise Interrupted(stop.signal)
-    return [sweep.rows[request.cell.id] for request in requests]
+    return [sweep.rows[cell.id] for cell in cells]
 
 
-def _names(requests: Sequence[Request]) -> dict[str, str]:
+def _names(cells: Sequence[Cell]) -> dict[str, str]:
     """What the progress calls each cell: what tells it from the others; its id when there is nothing to tell."""
-    points = [(request.choices, request.cell.model_dump(mode="json")) for request in requests]
-    return {r.cell.id: one_line(words) or r.cell.id for r, words in zip(requests, labels(points), strict=True)}
+    found = labels([cell.model_dump(mode="json") for cell in cells])
+    return {cell.id: one_line(words) or cell.id for cell, words in zip(cells, found, strict=True)}
 
 
 @contextmanager
@@ -145,37 +128,36 @@ class _Sweep:
     places: dict[tuple[str, str | None, str], Environment] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def run(self, requests: Sequence[Request]) -> None:
-        self.tell(SweepStarted(len(requests)))
-        fitting = {request.cell.id: _gpus(request.cell) for request in requests}
+    def run(self, cells: Sequence[Cell]) -> None:
+        self.tell(SweepStarted(len(cells)))
+        fitting = {cell.id: _gpus(cell) for cell in cells}
         gpus = {gpu.uuid: gpu for found in fitting.values() for gpu in found}
-        waiting = [request for request in requests if fitting[request.cell.id]]
+        waiting = [cell for cell in cells if fitting[cell.id]]
 
         def lane(gpu: Gpu) -> None:
-            while (request := self._take(waiting, fitting, gpu)) is not None:
-                self.one(request, gpu)
+            while (cell := self._take(waiting, fitting, gpu)) is not None:
+                self.one(cell, gpu)
 
         if gpus:
             with ThreadPoolExecutor(max_workers=len(gpus)) as pool:
                 list(pool.map(lane, gpus.values()))
-        for request in requests:
-            if not fitting[request.cell.id] and self.stop.signal is None:
-                self.one(request, None)
-        done = tuple(self.rows[r.cell.id] for r in requests if r.cell.id in self.rows)
-        self.tell(SweepFinished(done, asked=len(requests)))
+        for cell in cells:
+            if not fitting[cell.id] and self.stop.signal is None:
+                self.one(cell, None)
+        done = tuple(self.rows[cell.id] for cell in cells if cell.id in self.rows)
+        self.tell(SweepFinished(done, asked=len(cells)))
 
-    def _take(self, waiting: list[Request], fitting: Mapping[str, Sequence[Gpu]], gpu: Gpu) -> Request | None:
+    def _take(self, waiting: list[Cell], fitting: Mapping[str, Sequence[Gpu]], gpu: Gpu) -> Cell | None:
         """The next cell that fits the GPU; None when there is none, or when the sweep is to stop."""
         with self.lock:
             if self.stop.signal is not None:
                 return None
-            index = next((i for i, request in enumerate(waiting) if gpu in fitting[request.cell.id]), None)
+            index = next((i for i, cell in enumerate(waiting) if gpu in fitting[cell.id]), None)
             return None if index is None else waiting.pop(index)
 
-    def one(self, request: Request, gpu: Gpu | None) -> None:
+    def one(self, cell: Cell, gpu: Gpu | None) -> None:
         """Take one cell to its row."""
-        cell = request.cell
-        plan = make_plan(cell, request.choices)
+        plan = make_plan(cell)
         unreadable = None
         try:
             where = self.where(cell, gpu)
@@ -183,21 +165,19 @@ class _Sweep:
             where, unreadable = self.where(cell, None), Verdict("refused", "load", str(error))
         with self.study.claim(cell.id, where.id, self.stop.wait) as claimed:
             if claimed:
-                self.one_claimed(request, gpu, plan, where, unreadable)
+                self.one_claimed(plan, gpu, where, unreadable)
 
-    def one_claimed(
-        self, request: Request, gpu: Gpu | None, plan: Plan, where: Environment, unreadable: Verdict | None
-    ) -> None:
-        cell = request.cell
+    def one_claimed(self, plan: Plan, gpu: Gpu | None, where: Environment, unreadable: Verdict | None) -> None:
+        cell = plan.cell
         kept = self.kept(cell, where)
         if kept is not None and (kept.status != "refused" or plan.problems):
             self.finish(kept, kept=True)
             return
         folder = self.study.folder(cell.id, where.id)
-        row.prepare(folder, cell, request.choices)
+        row.prepare(folder, cell)
         refusal = _refusal(plan, self.others.get(cell.runtime.name)) or unreadable
         if refusal is not None:
-            self.keep(request, where, refusal)
+            self.keep(cell, where, refusal)
             return
         self.tell(CellStarted(cell.id, self.names[cell.id]))
 
@@ -207,7 +187,7 @@ class _Sweep:
         place, interpreter = gpu.uuid if gpu else None, self.others.get(cell.runtime.name)
         verdict = run_worker(cell, folder, self.launch, self.stop, place, on_stage, interpreter)
         (folder / "outcome.json").unlink(missing_ok=True)
-        self.keep(request, where, verdict)
+        self.keep(cell, where, verdict)
 
     def kept(self, cell: Cell, where: Environment) -> Result | None:
         """The row that the study keeps. One that cannot be read must not stop the sweep: it is told, and replaced."""
@@ -228,9 +208,9 @@ class _Sweep:
             self.places[key] = environment(device, gpu=key[1], git=self.git, interpreter=self.others.get(runtime))
         return self.places[key]
 
-    def keep(self, request: Request, where: Environment, verdict: Verdict) -> None:
+    def keep(self, cell: Cell, where: Environment, verdict: Verdict) -> None:
         """Write the row of a cell that was tried, or refused."""
-        result = row.make(self.study.folder(request.cell.id, where.id), request.cell, request.choices, where, verdict)
+        result = row.make(self.study.folder(cell.id, where.id), cell, where, verdict)
         self.study.keep(result)
         self.finish(result)
 

@@ -43,7 +43,7 @@ def row(*words: str, speeds: tuple[float, ...] = (), at: Environment | None = No
     request, at = asked(*words), at or where()
     stages = tuple(StageSpeed(name=f"s{i}", steps=8, iterations_per_second=speed) for i, speed in enumerate(speeds))
     changes = {"metrics": Metrics(stages=stages), "environment": at, "env_id": at.id, **changes}
-    return a_result(request.cell, choices=dict(request.choices), **changes)
+    return a_result(request.cell, choices=dict(request.cell.choices), **changes)
 
 
 def failed(*words: str, status: str, stage: str, reason: str = "because", **more: Any) -> Result:
@@ -231,7 +231,7 @@ def test_every_cell_of_the_sweep_is_compared() -> None:
         at, speeds = where(), (1.0,) * len(request.cell.recipe.model.stages)
         stages = tuple(StageSpeed(name=f"s{i}", steps=8, iterations_per_second=speed) for i, speed in enumerate(speeds))
         values: dict[str, Any] = {"metrics": Metrics(stages=stages), "environment": at, "env_id": at.id}
-        rows.append(a_result(request.cell, choices=dict(request.choices), **values))
+        rows.append(a_result(request.cell, choices=dict(request.cell.choices), **values))
     found = likeness(rows, PAGE)
     notes = [note.partition(" (")[0] for note in found.notes]
     assert notes == ["stage 2 is IF-II-M-like: random weights, of inferred widths"]
@@ -429,7 +429,7 @@ def test_the_whole_gpu_matrix_has_a_place_for_each_row_and_a_chart_as_the_page_s
         )
         at = where(device=H100)
         values: dict[str, Any] = {"metrics": Metrics(stages=stages), "environment": at, "env_id": at.id}
-        rows.append(a_result(point.cell, choices=dict(point.request.choices), **values))
+        rows.append(a_result(point.cell, choices=dict(point.cell.choices), **values))
     found = likeness(rows, PAGE, "A100")
     spots = {(e.gpu, e.batch_size, e.pipeline, e.torch, e.mode) for e in found.ours}
     assert len(spots) == len(found.ours) == len(places(rows, PAGE))

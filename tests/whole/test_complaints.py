@@ -26,7 +26,7 @@ ROWS = [
 
 def plan(*words: str) -> Plan:
     (request,) = requests(words)
-    return make_plan(request.cell, request.choices)
+    return make_plan(request.cell)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])

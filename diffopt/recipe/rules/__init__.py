@@ -7,7 +7,7 @@ memory in ``rules_memory``, what is asked of a model in ``rules_workload``, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import product
 
 from diffopt.recipe.cell import Cell
@@ -19,15 +19,15 @@ from diffopt.recipe.rules.notes import notes_on
 from diffopt.recipe.rules.workload import unsuited_workload
 
 
-def problems(cell: Cell, choices: Mapping[str, str]) -> tuple[Problem, ...]:
+def problems(cell: Cell) -> tuple[Problem, ...]:
     """All reasons why ``cell`` cannot work on the hardware it names; empty when there is none."""
-    case = Case(cell, choices)
+    case = Case(cell)
     return (*_other_problems(case), *does_not_fit(case, _other_problems))
 
 
-def notes(cell: Cell, choices: Mapping[str, str]) -> tuple[str, ...]:
+def notes(cell: Cell) -> tuple[str, ...]:
     """What will work, but not as a newcomer may think."""
-    return tuple(notes_on(Case(cell, choices)))
+    return tuple(notes_on(Case(cell)))
 
 
 def _other_problems(case: Case) -> tuple[Problem, ...]:

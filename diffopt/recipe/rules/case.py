@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import get_args
@@ -35,7 +34,6 @@ class Case:
     """A cell with the names of the options that led to it, which is what messages speak of."""
 
     cell: Cell
-    choices: Mapping[str, str]
 
     @property
     def hardware(self) -> Hardware:
@@ -59,7 +57,7 @@ class Case:
         return {dtype: frozenset(parts) for dtype, parts in found.items()}
 
     def key(self, group: str) -> str:
-        return f"{group}={self.choices.get(group, getattr(self.cell.recipe, group).kind)}"
+        return f"{group}={self.cell.choices.get(group, getattr(self.cell.recipe, group).kind)}"
 
     @property
     def compiled(self) -> frozenset[str]:

@@ -19,8 +19,7 @@ def does_not_fit(case: Case, others: Callable[[Case], tuple[Problem, ...]]) -> I
         return
 
     def works(remedy: Remedy) -> bool:
-        changed = Case(remedy.cell, {**case.choices, **dict(remedy.options)})
-        return len(others(changed)) <= len(others(case))
+        return len(others(Case(remedy.cell))) <= len(others(case))
 
     found = [str(remedy) for remedy in remedies(case.cell, NOTED * has * GIB, works)]
     none = f"none of the options tried ({', '.join(TRIED)}) makes it fit with a tenth of the memory to spare"

@@ -166,7 +166,7 @@ def _by_settings(members: Sequence[Place]) -> list[Place]:
 
 
 def _by_differences(members: Sequence[Place]) -> list[Place]:
-    differing = labels([(place.result.choices, place.result.cell) for place in members])
+    differing = labels([place.result.point for place in members])
     crowding = set[str]()
     for spot in dict.fromkeys(place.spot for place in members):
         here = [label for place, label in zip(members, differing, strict=True) if place.spot == spot]

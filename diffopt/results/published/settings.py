@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
-from diffopt.config.resolve import Request, requests
+from diffopt.config.resolve import requests
+from diffopt.recipe.cell import Cell
 from diffopt.recipe.recipe import STEP_GROUPS
 from diffopt.results.result import Result
 from diffopt.schema.words import flatten, text
@@ -30,7 +31,7 @@ def unlike(result: Result, sweep: str) -> dict[str, str]:
     if asked is None:
         names = dict.fromkeys(name for name, its_task, _, _ in cells if its_task == task)
         return {f"model={model}": " or ".join(names)}
-    page = asked.cell.model_dump(mode="json")
+    page = asked.model_dump(mode="json")
     changed = {key: value for group in STEP_GROUPS for key, value in _changed(group, result, page, asked.choices)}
     for key in WORKLOAD:
         if workload.get(key) != page["workload"][key] and key in workload:
@@ -39,14 +40,13 @@ def unlike(result: Result, sweep: str) -> dict[str, str]:
 
 
 @cache
-def _cells(sweep: str) -> Mapping[Key, Request]:
+def _cells(sweep: str) -> Mapping[Key, Cell]:
     """The sweep's cells as it ships; for which hardware they are composed changes none of the settings."""
-    found: dict[Key, Request] = {}
-    for request in requests([f"sweep={sweep}", "hardware=cpu"], multirun=True):
-        recipe, workload = request.cell.recipe, request.cell.workload
-        compiled = request.choices["compile"] != "none"
-        found[recipe.model.name, workload.task, workload.batch_size, compiled] = request
-    return found
+    cells = [request.cell for request in requests([f"sweep={sweep}", "hardware=cpu"], multirun=True)]
+    return {
+        (cell.recipe.model.name, cell.workload.task, cell.workload.batch_size, cell.choices["compile"] != "none"): cell
+        for cell in cells
+    }
 
 
 def _changed(

@@ -42,7 +42,7 @@ def dry_run(todo: Sequence[Point], path: Path, minutes: float) -> None:
         seconds = estimated(point, times)
         if (row := now.done.get(point.cell.id)) is not None:
             state = f"has its row: {row.status}"
-        elif make_plan(point.cell, point.request.choices).problems:
+        elif make_plan(point.cell).problems:
             state = "refused by its plan"
         else:
             fits = seconds <= left - point.request.launch.grace
