@@ -11,7 +11,8 @@ from diffopt.config.asked import Asked
 from diffopt.errors import NoEffect, Refusal, UsageError
 from diffopt.machine import hardware, packages
 from diffopt.recipe.cell import Cell
-from diffopt.recipe.plan import Plan, make_plan
+from diffopt.recipe.plan import make_plan
+from diffopt.recipe.planned import Plan
 from diffopt.schema.step import Order, Site
 
 if TYPE_CHECKING:

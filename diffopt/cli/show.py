@@ -13,7 +13,7 @@ from diffopt.config.loaded_code import Code
 from diffopt.machine.environment import Environment
 from diffopt.machine.nvml import Device
 from diffopt.recipe.labels import labels, one_line
-from diffopt.recipe.plan import Plan
+from diffopt.recipe.planned import Plan
 from diffopt.results.result import Result
 from diffopt.results.study import Study
 

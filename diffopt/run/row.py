@@ -11,16 +11,22 @@ from diffopt.recipe import lock
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.named_files import places
 from diffopt.results.result import Artifacts, Outcome, Result
-from diffopt.run.process import Verdict
+from diffopt.run.process import OUTCOME, PLAN, Verdict
 
 
 def prepare(folder: Path, cell: Cell) -> None:
     """The folder of a row, with the cell in it, as ``show`` prints it, and nothing of an earlier try."""
     folder.mkdir(parents=True, exist_ok=True)
-    for pattern in ("result.json", "outcome.json", "log.txt", "*.png", "*.gif", "*.zip", ".*.tmp"):
+    for pattern in ("result.json", PLAN, OUTCOME, "log.txt", "*.png", "*.gif", "*.zip", ".*.tmp"):
         for stale in folder.glob(pattern):
             stale.unlink()
     write_text(folder / "cell.yaml", lock.to_yaml(cell))
+
+
+def tidy(folder: Path) -> None:
+    """Remove what parent and worker said to each other."""
+    for name in (PLAN, OUTCOME):
+        (folder / name).unlink(missing_ok=True)
 
 
 def make(folder: Path, cell: Cell, where: Environment, verdict: Verdict) -> Result:

@@ -19,7 +19,8 @@ from diffopt.machine.paths import shipped_conf
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.labels import labels, one_line
 from diffopt.recipe.launch import Launch, default_launch
-from diffopt.recipe.plan import Plan, make_plan
+from diffopt.recipe.plan import make_plan
+from diffopt.recipe.planned import Plan
 from diffopt.results.result import Result, Stage
 from diffopt.results.study import Study
 from diffopt.run import row
@@ -34,7 +35,7 @@ from diffopt.run.events import (
     SweepStarted,
     silent,
 )
-from diffopt.run.process import Stop, Verdict
+from diffopt.run.process import PLAN, Stop, Verdict
 from diffopt.run.starts import run_worker
 from diffopt.schema.step import Requirements
 
@@ -184,9 +185,10 @@ class _Sweep:
         def on_stage(stage: Stage) -> None:
             self.tell(StageStarted(cell.id, stage))
 
+        plan.write(folder / PLAN)
         place, interpreter = gpu.uuid if gpu else None, self.others.get(cell.runtime.name)
         verdict = run_worker(cell, folder, self.launch, self.stop, place, on_stage, interpreter)
-        (folder / "outcome.json").unlink(missing_ok=True)
+        row.tidy(folder)
         self.keep(cell, where, verdict)
 
     def kept(self, cell: Cell, where: Environment) -> Result | None:

@@ -287,7 +287,8 @@ def test_a_worker_needs_what_the_project_says_but_for_the_command_line():
     names = set(map(named, worker_requirements()))
     assert {"torch", "diffusers", "transformers", "pydantic", "torchao"} <= names
     assert not {"hydra-core", "rich"} & names
-    block = "import sys; sys.modules.update(hydra=None, rich=None); import diffopt.pipeline.worker"
+    block = "import sys; sys.modules.update({'hydra': None, 'rich': None, 'diffopt.recipe.rules': None}); "
+    block += "import diffopt.pipeline.worker"
     subprocess.run([sys.executable, "-c", block], check=True)
 
 

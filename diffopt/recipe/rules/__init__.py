@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from itertools import product
 
 from diffopt.recipe.cell import Cell
-from diffopt.recipe.rules.case import Case, Problem
+from diffopt.recipe.planned import Problem
+from diffopt.recipe.rules.case import Case
 from diffopt.recipe.rules.conflicts import CONFLICTS, hooks_in_graphs
 from diffopt.recipe.rules.hardware import compiler_limits, unmet_requirements
 from diffopt.recipe.rules.memory import does_not_fit

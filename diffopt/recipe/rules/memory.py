@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from diffopt.recipe.rules.case import Case, Problem
+from diffopt.recipe.planned import Problem
+from diffopt.recipe.rules.case import Case
 from diffopt.recipe.rules.estimate import GIB, NOTED, estimate
 from diffopt.recipe.rules.remedies import TRIED, Remedy, remedies
 
