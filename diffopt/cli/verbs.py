@@ -53,8 +53,10 @@ def plan(args: argparse.Namespace) -> int:
     from diffopt import api
     from diffopt.cli import show
     from diffopt.config.loaded_code import loaded_code
+    from diffopt.run.launchers import launcher
 
     requests = _requests(args)
+    launcher(requests[0].launch.kind)  # as `run` would complain
     plans = [api.plan(request.cell) for request in requests]
     code = [loaded_code(request) for request in requests]
     if args.json:
@@ -118,11 +120,13 @@ def run(args: argparse.Namespace) -> int:
     from diffopt.machine.interpreter import interpreters
     from diffopt.results.study import Study
     from diffopt.results.table import table
+    from diffopt.run.launchers import launcher
     from diffopt.run.sweep import run_all
 
     requests = _requests(args)
     name = requests[0].study
-    with interpreters(request.cell.runtime for request in requests) as others:  # asked before there is a study
+    launcher(requests[0].launch.kind)  # asked before there is a study
+    with interpreters(request.cell.runtime for request in requests) as others:  # likewise
         study = Study.fresh() if name is None else Study.create(name)
         with progress() as listener:
             results = run_all([request.cell for request in requests], study, requests[0].launch, listener, others)

@@ -18,7 +18,7 @@ from diffopt.machine import nvml as hardware
 from diffopt.machine.nvml import Device, Gpu
 from diffopt.results.result import CompileCache
 from diffopt.results.study import Study
-from diffopt.run import sweep as runner
+from diffopt.run import runner
 from diffopt.run.events import CellFinished, CellStarted, RowUnreadable, StageStarted, SweepFinished, SweepStarted
 from diffopt.run.sweep import run_all, run_one
 
@@ -197,7 +197,7 @@ def test_each_gpu_runs_one_cell_at_a_time_and_the_cpu_comes_last(monkeypatch):
 
     monkeypatch.setattr(runner, "run_worker", work)
     cells = [seeded(i) if i < 2 else on_gpu(seeded(i)) for i in range(8)]
-    rows = run_all([cell for cell in cells], "s", launch())
+    rows = run_all(cells, "s", launch())
     assert [row.cell_id for row in rows] == [cell.id for cell in cells]
     assert ["GPU-0", "GPU-1"] in most
     assert order[-2:] == [None, None]
