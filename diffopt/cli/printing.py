@@ -7,15 +7,18 @@ import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from typing import TYPE_CHECKING
 
-from diffopt.config.catalogue import Row
-from diffopt.config.loaded_code import Code
-from diffopt.machine.environment import Environment
-from diffopt.machine.nvml import Device
 from diffopt.recipe.labels import labels, one_line
-from diffopt.recipe.planned import Plan
-from diffopt.results.result import Result
-from diffopt.results.study import Study
+
+if TYPE_CHECKING:
+    from diffopt.config.catalogue import Row
+    from diffopt.config.loaded_code import Code
+    from diffopt.machine.environment import Environment
+    from diffopt.machine.nvml import Device
+    from diffopt.recipe.planned import Plan
+    from diffopt.results.result import Result
+    from diffopt.results.study import Study
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset()) -> None:
