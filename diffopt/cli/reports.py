@@ -7,12 +7,13 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 
 from diffopt.errors import UsageError
+from diffopt.recipe.cell import Cell
 from diffopt.results import comparison, sides
 from diffopt.results.compare import Comparison, only_in
 from diffopt.results.compare import compare as compare_rows
+from diffopt.results.published.pages import layout_of, published_page
 from diffopt.results.result import Result
 from diffopt.results.sheet import contact_sheet
 from diffopt.results.study import Study
@@ -22,13 +23,13 @@ from diffopt.results.table import table, to_csv, to_markdown
 def report(args: argparse.Namespace) -> int:
     _check_report(args)
     if args.published is not None:
-        return _print_parts(_pages().published_page(args.published, args.charts, args.gpu))
+        return _print_parts(published_page(args.published, args.charts, args.gpu))
     if len(args.study) != 1:
         raise UsageError("report takes one study: its name, or the path of its directory.")
     study = Study.open(args.study[0])
     results = _rows(study, args.study[0])
     if args.like is not None:
-        return _print_parts(_pages().layout_of(args.like)(results, args.charts, args.gpu))
+        return _print_parts(layout_of(args.like)(results, args.charts, args.gpu, _sweep))
     if args.pictures is not None:
         _write_sheet(study, results, args.pictures)
     else:
@@ -109,14 +110,14 @@ def _check_report(args: argparse.Namespace) -> None:
     if drawn and args.like is None and args.published is None:
         raise UsageError(f"{' and '.join(drawn)}: the charts are those of --like and --published.")
     if args.like is not None:
-        _pages().layout_of(args.like)
+        layout_of(args.like)
 
 
-def _pages() -> ModuleType:
-    """The module of published pages; only here, since it composes their sweeps by Hydra, and no other report does."""
-    from diffopt.results.published import pages
+def _sweep(name: str) -> list[Cell]:
+    """The cells of a shipped sweep; for which hardware they are composed changes none of their settings."""
+    from diffopt.config.resolve import requests  # here, since all other reports do without Hydra
 
-    return pages
+    return [request.cell for request in requests([f"sweep={name}", "hardware=cpu"], multirun=True)]
 
 
 def _print_parts(parts: Iterator[str]) -> int:

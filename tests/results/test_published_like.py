@@ -14,11 +14,14 @@ from diffopt.config.resolve import Request, requests
 from diffopt.errors import UsageError
 from diffopt.machine.environment import Environment
 from diffopt.machine.nvml import Device
+from diffopt.recipe.cell import Cell
+from diffopt.results.published import like as page
+from diffopt.results.published import places as page_places
 from diffopt.results.published.charts import charts
 from diffopt.results.published.figures import published
 from diffopt.results.published.layout import entries, tables
-from diffopt.results.published.like import Likeness, likeness
-from diffopt.results.published.places import places
+from diffopt.results.published.like import Likeness
+from diffopt.results.published.places import Place
 from diffopt.results.result import Metrics, Result, StageSpeed
 from diffopt.results.study import Study
 from scripts.maintain.gpu_matrix.cells import SHIPPED, points, read_matrix
@@ -30,6 +33,19 @@ A100 = "NVIDIA A100-SXM4-80GB"
 @cache
 def asked(*words: str) -> Request:
     return requests(["hardware=a100", "measure=quick", "precision=fp16", "layout=channels_last_denoiser", *words])[0]
+
+
+@cache
+def sweep(name: str) -> tuple[Cell, ...]:
+    return tuple(request.cell for request in requests([f"sweep={name}", "hardware=cpu"], multirun=True))
+
+
+def likeness(results: Iterable[Result], name: str, gpu: str | None = None) -> Likeness:
+    return page.likeness(list(results), name, sweep(name), gpu)
+
+
+def places(results: Iterable[Result], name: str) -> list[Place]:
+    return page_places.places(list(results), name, sweep(name))
 
 
 def where(torch: str = "2.13.0", device: str | None = A100) -> Environment:
