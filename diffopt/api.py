@@ -11,7 +11,8 @@ from diffopt.config.asked import Asked
 from diffopt.errors import NoEffect, Refusal, UsageError
 from diffopt.machine import hardware, packages
 from diffopt.recipe.cell import Cell
-from diffopt.recipe.plan import Plan, make_plan
+from diffopt.recipe.plan import make_plan
+from diffopt.recipe.planned import Plan
 from diffopt.schema.step import Order, Site
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def optimize(
     _check_plain(pipe)
     asked = Asked.of(recipe, overrides, config_dirs, trust_config_dirs)
     adopted, request = _adopted(pipe, asked)
-    wanted, choices = request.cell.recipe, request.choices
+    wanted, choices = request.cell.recipe, request.cell.choices
     _check_one_pipeline(wanted.model)
     if "model" not in adopted:
         check_model(pipe, wanted.model)
@@ -160,7 +161,7 @@ def run(cell: Cell, *, study: str | Path | Study | None = None) -> Result:
     """
     from diffopt.run.sweep import run_one
 
-    return run_one(_checked(cell), study=study, choices=cell.choices)
+    return run_one(_checked(cell), study=study)
 
 
 def _adopted(pipe: DiffusionPipeline, asked: Asked) -> tuple[set[str], Request]:

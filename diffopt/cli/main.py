@@ -12,11 +12,13 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
-from diffopt.cli import reports, verbs
 from diffopt.cli.streams import standard_streams
 from diffopt.errors import DiffoptError, Interrupted, UsageError
+from diffopt.schema.words import did_you_mean
+from diffopt.version import __version__
 
 HYDRA_FLAGS = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--shell-completion", "-sc")
 
@@ -26,7 +28,7 @@ class Verb:
     """One verb: what it does in a line, its flags, and the command behind it."""
 
     says: str
-    call: Callable[[argparse.Namespace], int]
+    call: str  # the function behind it, as MODULE:FUNCTION of this package
     flags: tuple[str, ...] = ()
     words: str = "overrides"  # what its positional arguments are
     example: str = ""
@@ -66,70 +68,78 @@ FLAGS: dict[str, dict[str, object]] = {
     },
 }
 
+METAVARS = {
+    "overrides": "GROUP=OPTION|KEY=VALUE",
+    "group": "GROUP",
+    "recipes": "RECIPE",
+    "study": "STUDY",
+    "sides": "STUDY|KEY=VALUE",
+}
+
 VERBS: dict[str, Verb] = {
     "run": Verb(
         "compose, build, prove and measure; -m sweeps",
-        verbs.run,
+        "sweeps:run",
         ("--multirun", "--recipe", "--config-dir", "--trust-config-dir"),
         example="diffopt run -m compile=none,regional attention=vanilla,sdpa measure=quick study=first",
         keeps=True,
     ),
     "plan": Verb(
         "the cells, their steps in order, what is refused and why; needs no GPU",
-        verbs.plan,
+        "plans:plan",
         ("--multirun", "--recipe", "--config-dir", "--trust-config-dir", "--json"),
         example="diffopt plan -m model=sd15,sdxl hardware=a100,t4 precision=fp16,bf16 compile=none,max_autotune",
     ),
     "prefetch": Verb(
         "download what the cells' models need, for machines without a network",
-        verbs.prefetch,
+        "downloads:prefetch",
         ("--multirun", "--recipe", "--config-dir", "--trust-config-dir"),
         example="diffopt prefetch -m model=sd15,sdxl hardware=cpu",
         keeps=True,
     ),
     "ls": Verb(
         "groups and options, one line each: what it does, needs, and whether it works here",
-        verbs.ls,
+        "options:ls",
         ("--config-dir", "--trust-config-dir"),
         words="group",
         example="diffopt ls attention",
     ),
     "show": Verb(
         "the resolved recipe as YAML, to commit and to read back with --recipe",
-        verbs.show,
+        "recipes:show",
         ("--recipe", "--config-dir", "--trust-config-dir"),
         example="diffopt show recipe=pytorch2 model=sd15 > pytorch2.yaml",
     ),
     "diff": Verb(
         "what two recipes change: names or files, then overrides for both",
-        verbs.diff,
+        "recipes:diff",
         ("--config-dir", "--trust-config-dir"),
         words="recipes",
         example="diffopt diff baseline pytorch2",
     ),
     "report": Verb(
         "a study as a table, also beside published figures",
-        reports.report,
+        "reports:report",
         ("--csv", "--pictures", "--like", "--published", "--charts", "--gpu"),
         words="study",
         example="diffopt report first --csv > first.csv; diffopt report --published pytorch2 --charts .",
     ),
     "compare": Verb(
         "two studies, or two sides of one: each cell of A beside its counterpart in B; a gate for CI",
-        reports.compare,
+        "reports:compare",
         ("--slower", "--json"),
         words="sides",
         example="diffopt compare before after --slower 5; diffopt compare first compile=none compile=regional",
     ),
     "doctor": Verb(
         "a first look at a machine: do compile, CUDA graphs, attention kernels, int8 and fp8 work here",
-        verbs.doctor,
+        "machines:doctor",
         ("--json",),
         words="",
     ),
     "env": Verb(
         "versions, GPUs, which options can work here",
-        verbs.env,
+        "machines:env",
         ("--json", "--config-dir", "--trust-config-dir"),
         words="",
     ),
@@ -143,9 +153,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     and a gate that fails has failed unread. Output that a device does not take is an error of verbs that make no more.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with standard_streams() as lost:
+    with standard_streams() as loss:
         code = _answer(arguments)
-        if (reason := lost()) is not None:
+        if (reason := loss()) is not None:
             failed = _say(f"the output cannot be written: {reason.strerror}", 1)
             keeps = bool(arguments) and arguments[0] in VERBS and VERBS[arguments[0]].keeps
             code = code if keeps else code or failed
@@ -163,10 +173,8 @@ def _answer(arguments: list[str]) -> int:
         return _say(str(stop), 128 + stop.signal)
     except KeyboardInterrupt:
         return _say("interrupted", 130)
-    except UsageError as error:
-        return _say(str(error), 2)
     except DiffoptError as error:
-        return _say(str(error), 1)
+        return _say(str(error), 2 if isinstance(error, UsageError) else 1)
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
@@ -184,22 +192,25 @@ def _dispatch(arguments: list[str]) -> int:
     except FileNotFoundError:
         raise UsageError("The working directory does not exist any more; change to another one.") from None
     if {word.split("=", 1)[0] for word in arguments} & set(HYDRA_FLAGS):
-        return _ask_hydra(arguments)
+        return _function("hydra_flags:ask_hydra")(arguments, tuple(VERBS))
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(overview())
         return 0
     if arguments[0] == "--version":
-        from diffopt.version import __version__
-
         print(f"diffopt {__version__}")
         return 0
     name = arguments[0]
     if name not in VERBS:
-        from diffopt.schema.words import did_you_mean
-
         raise UsageError(f"There is no verb '{name}'.{did_you_mean(name, VERBS)} Verbs: {', '.join(VERBS)}.")
     args = build_parser(name).parse_intermixed_args(arguments[1:])
-    return VERBS[name].call(args)
+    return _function(VERBS[name].call)(args)
+
+
+def _function(place: str) -> Callable[..., int]:
+    """The function at MODULE:FUNCTION; each verb pays for its own imports, and ``--help`` for none."""
+    module, _, name = place.partition(":")
+    found: Callable[..., int] = getattr(import_module(f"diffopt.cli.{module}"), name)
+    return found
 
 
 def overview() -> str:
@@ -226,37 +237,12 @@ def build_parser(name: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     if verb.words:
-        parser.add_argument(verb.words, nargs="*", metavar=_metavar(verb.words))
+        parser.add_argument(verb.words, nargs="*", metavar=METAVARS[verb.words])
     for flag in verb.flags:
         settings = dict(FLAGS[flag])
         short = settings.pop("short", None)
         parser.add_argument(*((str(short),) if short else ()), flag, **settings)  # type: ignore[arg-type]
     return parser
-
-
-def _metavar(words: str) -> str:
-    return {
-        "overrides": "GROUP=OPTION|KEY=VALUE",
-        "group": "GROUP",
-        "recipes": "RECIPE",
-        "study": "STUDY",
-        "sides": "STUDY|KEY=VALUE",
-    }[words]
-
-
-def _ask_hydra(arguments: list[str]) -> int:
-    from diffopt.config import shell
-
-    own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    own.add_argument("--config-dir", type=Path)
-    own.add_argument("--trust-config-dir", type=Path)
-    known, rest = own.parse_known_args(arguments)
-    folders = [*verbs.folders(known.config_dir), *verbs.trusted(known.trust_config_dir)]
-    if any(word.startswith("query=") for word in rest):
-        shell.complete(os.environ.get("COMP_LINE", ""), tuple(VERBS), rest, folders)
-    else:
-        shell.answer(rest[1:] if rest[0] in VERBS else rest, folders)
-    return 0
 
 
 if __name__ == "__main__":

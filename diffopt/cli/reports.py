@@ -5,36 +5,31 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from diffopt.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-    from diffopt.results.compare import Comparison
-    from diffopt.results.result import Result
-    from diffopt.results.study import Study
+from diffopt.recipe.cell import Cell
+from diffopt.results import comparison, sides
+from diffopt.results.compare import Comparison, only_in
+from diffopt.results.compare import compare as compare_rows
+from diffopt.results.published.pages import layout_of, published_page
+from diffopt.results.result import Result
+from diffopt.results.sheet import contact_sheet
+from diffopt.results.study import Study
+from diffopt.results.table import table, to_csv, to_markdown
 
 
 def report(args: argparse.Namespace) -> int:
-    from diffopt.results.study import Study
-    from diffopt.results.table import table, to_csv, to_markdown
-
     _check_report(args)
     if args.published is not None:
-        from diffopt.results.published.pages import published_page
-
         return _print_parts(published_page(args.published, args.charts, args.gpu))
     if len(args.study) != 1:
         raise UsageError("report takes one study: its name, or the path of its directory.")
     study = Study.open(args.study[0])
     results = _rows(study, args.study[0])
     if args.like is not None:
-        from diffopt.results.published.pages import layout_of
-
-        return _print_parts(layout_of(args.like)(results, args.charts, args.gpu))
+        return _print_parts(layout_of(args.like)(results, args.charts, args.gpu, _sweep))
     if args.pictures is not None:
         _write_sheet(study, results, args.pictures)
     else:
@@ -69,12 +64,6 @@ def _rows(study: Study, name: str, on_lost: Callable[[str], None] = lambda text:
 
 def compare(args: argparse.Namespace) -> int:
     """Exit code 1 where ``--slower`` is given and a cell fails it, or nothing could be judged."""
-    from diffopt.results import compare as module
-    from diffopt.results import comparison as compare_table
-    from diffopt.results import sides
-    from diffopt.results.study import Study
-    from diffopt.results.table import to_markdown
-
     words = [word for word in args.sides if sides.is_selection(word)]
     names = [word for word in args.sides if not sides.is_selection(word)]
     if not 1 <= len(names) <= 2:
@@ -86,13 +75,13 @@ def compare(args: argparse.Namespace) -> int:
     rows = {name: _rows(Study.open(name), name, lost.append) for name in dict.fromkeys(names)}
     before, after = (sides.select(rows[n], side, n) for n, side in zip((names[0], names[-1]), chosen, strict=True))
     key = chosen[0].key if chosen[0] is not None and len(words) == 2 else None
-    found = module.compare(before, after, key, one_study=len(names) == 1)
-    changes, more = compare_table.changes(found), module.only_in(after, found)
+    found = compare_rows(before, after, key, one_study=len(names) == 1)
+    changes, more = comparison.changes(found), only_in(after, found)
     if args.json:
-        print(json.dumps({"changes": changes, "cells": compare_table.to_json(found)}, indent=2, ensure_ascii=False))
+        print(json.dumps({"changes": changes, "cells": comparison.to_json(found)}, indent=2, ensure_ascii=False))
     else:
         print("".join(f"{line}\n" for line in changes), end="")
-        print(to_markdown(compare_table.comparison_table(found)), end="")
+        print(to_markdown(comparison.comparison_table(found)), end="")
     if more:
         print(f"diffopt: {len(more)} cells of B have no counterpart in A: {', '.join(more)}", file=sys.stderr)
     return 0 if args.slower is None else _gate(found, args.slower, lost)
@@ -100,9 +89,9 @@ def compare(args: argparse.Namespace) -> int:
 
 def _gate(found: Sequence[Comparison], percent: float, lost: Sequence[str]) -> int:
     """Exit code 1, and why, where a cell fails, or could not be judged."""
-    said = [f"{comparison.name}: {comparison.change}" for comparison in found if comparison.fails(percent)]
+    said = [f"{each.name}: {each.change}" for each in found if each.fails(percent)]
     said += [f"not judged: {text}" for text in lost]
-    if all(comparison.ratio is None for comparison in found):
+    if all(each.ratio is None for each in found):
         said += ["no cell has a figure on both sides, so nothing was judged"]
     for text in said:
         print(f"diffopt: --slower {percent:g}: {text}", file=sys.stderr)
@@ -121,9 +110,14 @@ def _check_report(args: argparse.Namespace) -> None:
     if drawn and args.like is None and args.published is None:
         raise UsageError(f"{' and '.join(drawn)}: the charts are those of --like and --published.")
     if args.like is not None:
-        from diffopt.results.published.pages import layout_of
-
         layout_of(args.like)
+
+
+def _sweep(name: str) -> list[Cell]:
+    """The cells of a shipped sweep; for which hardware they are composed changes none of their settings."""
+    from diffopt.config.resolve import requests  # here, since all other reports do without Hydra
+
+    return [request.cell for request in requests([f"sweep={name}", "hardware=cpu"], multirun=True)]
 
 
 def _print_parts(parts: Iterator[str]) -> int:
@@ -134,8 +128,6 @@ def _print_parts(parts: Iterator[str]) -> int:
 
 
 def _write_sheet(study: Study, results: Sequence[Result], path: Path) -> None:
-    from diffopt.results.sheet import contact_sheet
-
     if path.suffix.lower() != ".png":
         raise UsageError(f"--pictures {path}: the contact sheet is a PNG; give a name that ends in .png.")
     try:

@@ -84,7 +84,7 @@ def _step_row(composer: Composer, resolver: Resolver, group: str, option: str, s
     key = f"{group}={option}"
     lacking = packages.lacking([step.requires()])
     place = f"hardware={request.cell.recipe.hardware.name}"
-    reasons = [p.fact for p in make_plan(request.cell, request.choices).problems if {key, place} <= set(p.keys)]
+    reasons = [p.fact for p in make_plan(request.cell).problems if {key, place} <= set(p.keys)]
     reasons += [lacking] if lacking else []
     return Row(option, says, describe(step.requires()), "; ".join(dict.fromkeys(reasons)) or "yes")
 

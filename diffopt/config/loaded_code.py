@@ -55,4 +55,4 @@ def _all(request: Request) -> Iterator[Code]:
 
 
 def _option(request: Request, group: str) -> str:
-    return f"{group}={request.choices.get(group)}"
+    return f"{group}={request.cell.choices.get(group)}"

@@ -36,10 +36,9 @@ LOCK_KEYS = ("choices", "recipe", "workload", "measure", "runtime")
 
 @dataclass(frozen=True)
 class Request:
-    """A cell, the options that led to it, and where and how it is to run."""
+    """A cell, and where and how it is to run."""
 
     cell: Cell
-    choices: Mapping[str, str]
     launch: Launch
     study: str | None
 
@@ -147,10 +146,10 @@ class Resolver:
             locate(study)
         try:
             asked = {"recipe": recipe, "workload": workload, "measure": data["measure"], "runtime": runtime}
-            cell = _validate(asked).chosen_by(composed.choices)
+            cell = _validate({"choices": composed.choices, **asked})
         except ValidationError as error:
             raise UsageError(f"{explain(error)}{self._origin(error, composed.choices)}") from error
-        return Request(cell=cell, choices=composed.choices, launch=make_launch(data["launch"]), study=study)
+        return Request(cell=cell, launch=make_launch(data["launch"]), study=study)
 
     def _model(self, data: dict[str, Any]) -> dict[str, Any]:
         key = json.dumps(data, sort_keys=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from diffopt.recipe.plan import Plan
+from diffopt.recipe.planned import Plan
 from diffopt.results.result import Stage, StepEffect
 from diffopt.schema.step import Site, Step, Trait
 from diffopt.steps.components import left

@@ -1,4 +1,4 @@
-"""The child process that builds and measures one cell: ``python -m diffopt.pipeline.worker CELL OUT --progress-fd N``.
+"""The child process that builds and measures one cell: ``python -m diffopt.pipeline.worker PLAN OUT --progress-fd N``.
 
 It writes the stage it enters to the progress descriptor, one JSON object a line, and ends by writing its outcome.
 Whatever it prints goes to the row's log. When the process that started it dies, it ends its whole process group.
@@ -18,8 +18,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from diffopt.errors import Refusal
 from diffopt.machine import packages
 from diffopt.machine.compile_cache import Artifact, load_artifact, save_artifact
@@ -31,7 +29,7 @@ from diffopt.pipeline.failure import describe, status_of
 from diffopt.pipeline.outputs import save_pictures
 from diffopt.pipeline.peak_memory import PeakMeter, peak_meter
 from diffopt.recipe.cell import Cell
-from diffopt.recipe.plan import Plan, make_plan
+from diffopt.recipe.planned import Plan, read_plan
 from diffopt.results.result import Metrics, Outcome, PeakMemory, PeakReserved, Stage, StepEffect
 
 if TYPE_CHECKING:
@@ -41,7 +39,7 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Work on one cell and leave; never returns to the caller."""
     parser = argparse.ArgumentParser(prog="python -m diffopt.pipeline.worker", description="Measure one cell.")
-    parser.add_argument("cell", type=Path)
+    parser.add_argument("plan", type=Path)
     parser.add_argument("outcome", type=Path)
     parser.add_argument("--progress-fd", type=int, required=True)
     parser.add_argument("--start-only", action="store_true", help="end after the first call")
@@ -60,7 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     artifact = None if options.load_artifact is None else (options.load_artifact, options.sha256)
     work = Work(
-        options.cell,
+        options.plan,
         options.outcome.parent,
         report=report,
         gpu=options.gpu,
@@ -87,7 +85,7 @@ class Work:
 
     def __init__(
         self,
-        cell_file: Path,
+        plan_file: Path,
         folder: Path,
         *,
         report: Callable[[Stage], None],
@@ -96,7 +94,7 @@ class Work:
         load_artifact: tuple[Path, str] | None = None,
         save_artifact: bool = False,
     ) -> None:
-        self._cell_file, self._folder, self._report, self._gpu = cell_file, folder, report, gpu
+        self._plan_file, self._folder, self._report, self._gpu = plan_file, folder, report, gpu
         self._start_only, self._load_artifact, self._save_artifact = start_only, load_artifact, save_artifact
         self._artifact: Artifact | None = None
         self._stage: Stage = "load"  # the parent knows that it begins with this one
@@ -118,7 +116,7 @@ class Work:
         return self._outcome("ok", "; ".join(self._complaints) or None)
 
     def _run(self) -> None:
-        plan = _plan(self._cell_file)
+        plan = _plan(self._plan_file)
         _import_libraries(plan.cell)
         check_device(plan.cell.recipe.hardware, self._gpu)
         device = plan.cell.recipe.hardware.device
@@ -225,13 +223,9 @@ def _cached_graphs() -> int:
     return int(counters["inductor"]["fxgraph_cache_hit"])
 
 
-def _plan(cell_file: Path) -> Plan:
-    """Plan the cell anew from what is written: the worker trusts nothing that was checked in another process."""
-    data = yaml.safe_load(cell_file.read_text(encoding="utf-8"))
-    choices = data.pop("choices")
-    plan = make_plan(Cell.model_validate_json(json.dumps(data)), choices)
-    if plan.problems:
-        raise Refusal("\n".join(problem.text for problem in plan.problems))
+def _plan(file: Path) -> Plan:
+    """Read the plan. Raises Refusal for what only this process can tell of it: whether its packages are here."""
+    plan = read_plan(file)
     if (reason := packages.lacking(step.requires() for _, step in plan.steps)) is not None:
         raise Refusal(reason)
     return plan

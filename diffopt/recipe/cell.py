@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from diffopt.recipe.recipe import Recipe
-from diffopt.schema.record import Frozen, digest, identity
+from diffopt.schema.record import Descriptive, Frozen, digest, identity
 from diffopt.schema.runtime import CURRENT, Runtime
 from diffopt.schema.step import Site
 from diffopt.schema.workload import Workload
@@ -40,26 +40,20 @@ class Measure(Frozen):
 class Cell(Frozen):
     """What is measured. Its id says what was asked; where it ran is in the result's ``env_id``."""
 
+    # option names by group where the cell was composed, for messages and rows
+    choices: Annotated[Mapping[str, str], Descriptive()] = {}
     recipe: Recipe
     workload: Workload
     measure: Measure
     runtime: Runtime = CURRENT
 
+    def __hash__(self) -> int:
+        return hash(self.id)
+
     @cached_property
     def id(self) -> str:
         """First 12 hex digits of the SHA-256 of what was asked; no path, time, host name or machine fact in it."""
         return digest(identity(self))
-
-    @cached_property
-    def choices(self) -> Mapping[str, str]:
-        """Option names by group where the cell was composed, for messages and rows; part of no id."""
-        return {}
-
-    def chosen_by(self, choices: Mapping[str, str]) -> Cell:
-        """The same cell, which knows the options that led to it."""
-        found = self.model_copy()
-        found.__dict__["choices"] = dict(choices)  # where functools keeps it; the record itself stays frozen
-        return found
 
     @property
     def sites(self) -> tuple[Site, ...]:

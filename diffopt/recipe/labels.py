@@ -22,7 +22,8 @@ _FOLLOWS = (
     | dict.fromkeys(("lora.components", "lora.rank", "lora.target_rank"), ("lora.content", "lora.swap_content"))
 )
 
-Point = tuple[Mapping[str, str], Mapping[str, Any]]  # choices, and the cell as plain data
+Choices = Mapping[str, str]
+Point = Mapping[str, Any]  # a cell as plain data, with its choices
 
 
 def labels(points: Sequence[Point]) -> list[dict[str, str]]:
@@ -31,15 +32,16 @@ def labels(points: Sequence[Point]) -> list[dict[str, str]]:
     A value is named only where the choice of options does not explain it: ``compile.mode`` differs between
     ``compile=default`` and ``compile=max_autotune``, but it is the option that was chosen.
     """
-    flat = [dict(flatten(data)) for _, data in points]
-    varying = [group for group in GROUP_ORDER if len({choices.get(group) for choices, _ in points}) > 1]
-    keys = [key for key in dict.fromkeys(key for data in flat for key in data) if _unexplained(key, points, flat)]
+    chosen: list[Choices] = [point["choices"] for point in points]
+    flat = [dict(flatten({key: part for key, part in point.items() if key != "choices"})) for point in points]
+    varying = [group for group in GROUP_ORDER if len({choices.get(group) for choices in chosen}) > 1]
+    keys = [key for key in dict.fromkeys(key for data in flat for key in data) if _unexplained(key, chosen, flat)]
     return [
         {
             **{group: choices[group] for group in varying if group in choices},
             **{key: _short(key, data[key]) for key in keys if key in data},
         }
-        for (choices, _), data in zip(points, flat, strict=True)
+        for choices, data in zip(chosen, flat, strict=True)
     ]
 
 
@@ -55,7 +57,7 @@ def one_line(label: Mapping[str, str]) -> str:
     return " ".join(f"{key}={value}" for key, value in label.items())
 
 
-def _unexplained(key: str, points: Sequence[Point], flat: Sequence[Mapping[str, Any]]) -> bool:
+def _unexplained(key: str, chosen: Sequence[Choices], flat: Sequence[Mapping[str, Any]]) -> bool:
     """Whether ``key`` differs between points of the same options (its own group's, and the model's).
 
     What a model's files decide is explained by them: by the folder's path, else by what was asked of the weights, else
@@ -63,7 +65,7 @@ def _unexplained(key: str, points: Sequence[Point], flat: Sequence[Mapping[str, 
     """
     group = key.split(".")[0]
     seen: dict[tuple[Any, ...], str] = {}
-    for (choices, _), data in zip(points, flat, strict=True):
+    for choices, data in zip(chosen, flat, strict=True):
         folder = None if key in (*_ASKED, "model.content") else data.get("model.content")
         file = tuple(_short(name, data.get(name)) for name in _FOLLOWS.get(key, ()))
         same = (choices.get(group), choices.get("model"), folder, file)

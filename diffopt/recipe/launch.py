@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -50,9 +50,9 @@ class CompileArtifact(Frozen):
 
 
 class Launch(Frozen):
-    """``local``: one process per cell on this machine; one at a time on the CPU, one per fitting GPU on GPUs."""
+    """Where cells run, and what each of them may take, one process per cell wherever it is."""
 
-    kind: Literal["local"]
+    kind: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]  # which launcher: a module of diffopt/run/launchers
     deadlines: Deadlines
     compile_artifact: CompileArtifact
     grace: Seconds  # for a process that was asked to end, or that closed its report, until it is killed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from diffopt.recipe.named_files import inside, places, to_type
 from diffopt.schema.words import flatten
 
 
-def to_yaml(cell: Cell, choices: Mapping[str, str], base: Path | None = None) -> str:
+def to_yaml(cell: Cell, base: Path | None = None) -> str:
     """The resolved cell with the choices that led to it. ``read_lock`` gives the same ids back.
 
     Args:
@@ -24,16 +23,16 @@ def to_yaml(cell: Cell, choices: Mapping[str, str], base: Path | None = None) ->
     for place in places(sections):
         if base is not None and inside(path := Path(place.path), base):
             place.holder[place.key] = f"./{path.resolve().relative_to(base.resolve())}"
-    command = " ".join(["diffopt run --recipe THIS_FILE", *to_type(cell, choices, sections)])
+    command = " ".join(["diffopt run --recipe THIS_FILE", *to_type(cell, sections)])
     header = f"# diffopt recipe {cell.recipe.id}, cell {cell.id}\n# Read it back with: {command}\n"
     if not cell.recipe.model.pinned:
         header += f"# model.revision={cell.recipe.model.revision}: not pinned to a commit, its weights may change\n"
-    body = {"choices": dict(sorted(choices.items())), **data}
-    return header + yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=120)
+    data["choices"] = dict(sorted(cell.choices.items()))
+    return header + yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
 
 
 def changes(before: Cell, after: Cell) -> list[tuple[str, Any, Any]]:
     """``(key, before, after)`` of every value that differs, keys as on the command line; a missing one is ``None``."""
-    old, new = (dict(flatten(cell.model_dump(mode="json"))) for cell in (before, after))
+    old, new = (dict(flatten(cell.model_dump(mode="json", exclude={"choices"}))) for cell in (before, after))
     keys = list(dict.fromkeys((*old, *new)))
     return [(key, old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)]

@@ -85,7 +85,7 @@ def kernel_keys(attention: Any) -> list[str]:
     return [f"attention.hub.{key}" for key in keys]
 
 
-def to_type(cell: Cell, choices: Mapping[str, str], sections: Mapping[str, Any]) -> list[str]:
+def to_type(cell: Cell, sections: Mapping[str, Any]) -> list[str]:
     """The words that a reader of this cell's recipe file adds to the command.
 
     Args:
@@ -95,7 +95,7 @@ def to_type(cell: Cell, choices: Mapping[str, str], sections: Mapping[str, Any])
     keys = [INTERPRETER, *kernel_keys(sections["attention"])]
     values = [(key, holder.get(leaf)) for key in keys for holder, leaf in [holder_of(data, key)]]
     words = [word(key, value) for key, value in values if value is not None]
-    return words + unique(typed_word(p, choices) for p in places(sections) if os.path.isabs(p.path))
+    return words + unique(typed_word(p, cell.choices) for p in places(sections) if os.path.isabs(p.path))
 
 
 def inside(path: Path, base: Path) -> bool:

@@ -104,7 +104,7 @@ def _without(data: Mapping[str, Any], key: str | None) -> dict[str, Any]:
 def _between(one: Result, other: Result) -> str:
     """What tells two rows apart, and how to choose one of them."""
     if one.cell_id != other.cell_id:
-        first, second = (one_line(label) for label in labels([(r.choices, r.cell) for r in (one, other)]))
+        first, second = (one_line(label) for label in labels([r.point for r in (one, other)]))
         return f"{first or one.cell_id} and {second or other.cell_id}; choose the sides by what differs between these"
     key = "runtime" if runtime_of(one.cell) != runtime_of(other.cell) else "env"
     shown = [runtime_of(r.cell) if key == "runtime" else r.env_id for r in (one, other)]
@@ -131,7 +131,7 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 def _names(results: Sequence[Result], key: str | None) -> dict[int, str]:
     """What tells the rows of A apart, by their Python ids; with the device where there are several."""
-    told = labels([(result.choices, result.cell) for result in results])
+    told = labels([result.point for result in results])
     several = len({result.environment.device.name for result in results}) > 1
     names = {}
     for label, result in zip(told, results, strict=True):

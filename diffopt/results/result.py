@@ -151,11 +151,16 @@ class Result(Frozen):
     reason: str | None  # why it is not ok, or why an ok row is not valid
     valid: bool
     choices: dict[str, str]
-    cell: dict[str, Any]  # without the folder of a local model, since results are shared
+    cell: dict[str, Any]  # without its choices, and without the folder of a local model, since results are shared
     effects: tuple[StepEffect, ...] = ()
     metrics: Metrics = Metrics()
     environment: Environment
     artifacts: Artifacts = Artifacts()
+
+    @property
+    def point(self) -> dict[str, Any]:
+        """The cell as plain data with its choices, which a row keeps beside it."""
+        return {**self.cell, "choices": self.choices}
 
 
 def _lacks(cell: dict[str, Any]) -> str | None:

@@ -23,7 +23,7 @@ def contact_sheet(study: Study, results: Sequence[Result], *, columns: int = 4) 
 
     A video is shown by its middle frame.
     """
-    names = labels([(result.choices, result.cell) for result in results])
+    names = labels([result.point for result in results])
     across = min(columns, len(results))
     down = -(-len(results) // across)
     tile = (SIDE + GAP, SIDE + GAP + CAPTION_LINES * LINE)

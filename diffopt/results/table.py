@@ -33,7 +33,7 @@ def table(results: Sequence[Result]) -> Table:
     memory reserved, since a replay's activations are not allocated.
     """
     results = useful(results)
-    names = labels([(result.choices, result.cell) for result in results])
+    names = labels([result.point for result in results])
     if len({result.env_id for result in results}) > 1:
         names = [{**name, "device": _where(result)} for name, result in zip(names, results, strict=True)]
     if len({_torch(result) for result in results}) > 1:

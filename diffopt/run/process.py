@@ -40,6 +40,7 @@ FALSIFYING = frozenset(
         *("CUDA_LAUNCH_BLOCKING", "PYTORCH_NO_CUDA_MEMORY_CACHING"),
     }
 )
+PLAN, OUTCOME = "plan.json", "outcome.json"  # in the folder of a row, while its worker runs: to it and from it
 LONGEST_LINE = 4096  # bytes; a stage report is far shorter
 
 
@@ -103,7 +104,7 @@ def run_child(
     caches: Mapping[str, str] | None = None,
     start_only: bool = False,
 ) -> Verdict:
-    """Run the worker on ``folder/cell.yaml`` until it ends or must be ended; nothing of its group is left behind.
+    """Run the worker on the plan in ``folder`` until it ends or must be ended; nothing of its group is left behind.
 
     Args:
         gpu: NVML uuid of the only GPU that the worker sees; None for the CPU.
@@ -143,7 +144,7 @@ def _command(folder: Path, progress: int, launch: Launch, gpu: str | None, pytho
     # -P: a file in the user's directory must not stand in for a library
     # -X: a crash leaves its Python frames in the log
     command = [python, "-P", "-X", "faulthandler", "-m", "diffopt.pipeline.worker"]
-    command += [str(folder / "cell.yaml"), str(folder / "outcome.json"), "--progress-fd", str(progress)]
+    command += [str(folder / PLAN), str(folder / OUTCOME), "--progress-fd", str(progress)]
     if launch.compile_artifact.save:
         command += ["--save-artifact"]
     if launch.compile_artifact.load is not None:
@@ -257,7 +258,7 @@ def _verdict(folder: Path, cause: Cause, stage: Stage, code: int, launch: Launch
         return Verdict("timeout", stage, f"more than {seconds:g} s in stage {stage} (launch.deadlines.{stage})")
     if cause == "garbage":
         return Verdict("crashed", stage, f"the worker's reports cannot be read{_last_words(folder)}")
-    report = folder / "outcome.json"
+    report = folder / OUTCOME
     if report.exists():
         try:
             outcome = Outcome.model_validate_json(report.read_bytes())

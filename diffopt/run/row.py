@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +11,25 @@ from diffopt.recipe import lock
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.named_files import places
 from diffopt.results.result import Artifacts, Outcome, Result
-from diffopt.run.process import Verdict
+from diffopt.run.process import OUTCOME, PLAN, Verdict
 
 
-def prepare(folder: Path, cell: Cell, choices: Mapping[str, str]) -> None:
+def prepare(folder: Path, cell: Cell) -> None:
     """The folder of a row, with the cell in it, as ``show`` prints it, and nothing of an earlier try."""
     folder.mkdir(parents=True, exist_ok=True)
-    for pattern in ("result.json", "outcome.json", "log.txt", "*.png", "*.gif", "*.zip", ".*.tmp"):
+    for pattern in ("result.json", PLAN, OUTCOME, "log.txt", "*.png", "*.gif", "*.zip", ".*.tmp"):
         for stale in folder.glob(pattern):
             stale.unlink()
-    write_text(folder / "cell.yaml", lock.to_yaml(cell, choices))
+    write_text(folder / "cell.yaml", lock.to_yaml(cell))
 
 
-def make(folder: Path, cell: Cell, choices: Mapping[str, str], where: Environment, verdict: Verdict) -> Result:
+def tidy(folder: Path) -> None:
+    """Remove what parent and worker said to each other."""
+    for name in (PLAN, OUTCOME):
+        (folder / name).unlink(missing_ok=True)
+
+
+def make(folder: Path, cell: Cell, where: Environment, verdict: Verdict) -> Result:
     """The row of a cell that was tried, or refused.
 
     Args:
@@ -47,7 +52,7 @@ def make(folder: Path, cell: Cell, choices: Mapping[str, str], where: Environmen
         stage=verdict.stage,
         reason=verdict.reason,
         valid=said.valid,
-        choices=dict(choices),
+        choices=dict(cell.choices),
         cell=_shareable(cell),
         effects=said.effects,
         metrics=said.metrics,
@@ -58,7 +63,7 @@ def make(folder: Path, cell: Cell, choices: Mapping[str, str], where: Environmen
 
 def _shareable(cell: Cell) -> dict[str, Any]:
     """The cell as plain data without this machine's folders, which cell.yaml has; a picture keeps its file's name."""
-    data = cell.model_dump(mode="json")
+    data = cell.model_dump(mode="json", exclude={"choices"})
     data["runtime"]["python"] = None
     for place in places({**data["recipe"], "workload": data["workload"]}):
         place.holder[place.key] = None if place.typed.startswith("model.") else Path(place.path).name

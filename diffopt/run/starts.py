@@ -13,7 +13,7 @@ from diffopt.machine.interpreter import Interpreter
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.launch import CompileArtifact, Launch
 from diffopt.results.result import Metrics, Stage, Start, Starts
-from diffopt.run.process import Stop, Verdict, run_child
+from diffopt.run.process import OUTCOME, Stop, Verdict, run_child
 
 _NO_ARTIFACT = CompileArtifact(save=False, load=None, sha256=None)
 
@@ -46,7 +46,7 @@ def run_worker(
             verdict = child(bare, caches=caches, start_only=True)
             if verdict.outcome is None or verdict.status != "ok":
                 return verdict
-            (folder / "outcome.json").unlink()
+            (folder / OUTCOME).unlink()
             starts.append(_start(verdict.outcome.metrics))
         verdict = child(caches=caches)
     if verdict.outcome is None:

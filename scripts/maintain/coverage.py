@@ -68,7 +68,7 @@ def plans(entry: Entry, hardware: str) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         words = [word.replace(FILE, str(_made_up_lora(Path(folder)))) for word in entry.overrides]
         found = requests([*words, *([] if own else [f"hardware={hardware}"])], multirun=True)
-    reasons = [reason for request in found for reason in make_plan(request.cell, request.choices).reasons]
+    reasons = [reason for request in found for reason in make_plan(request.cell).reasons]
     return reasons[0] if reasons else None
 
 

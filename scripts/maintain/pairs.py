@@ -178,7 +178,7 @@ def _plan(family: str, words: Sequence[str], hardware: str = "cpu") -> Plan:
     if hardware == "cpu" and hasattr(data, "backend") and data.backend == "inductor":
         tuned = [f"compile.options.{name}=null" for name in data.options.model_dump()]  # type: ignore[attr-defined]
         (request,) = requests([*asked, *CAPTURE, *tuned])
-    return make_plan(request.cell, request.choices)
+    return make_plan(request.cell)
 
 
 @functools.cache
@@ -190,7 +190,7 @@ def lora_file(model: str) -> Path:
     from diffopt.pipeline.build import build
 
     (request,) = requests([f"model={model}", "hardware=cpu", "measure=quick"])
-    (pipe,) = build(make_plan(request.cell, request.choices))
+    (pipe,) = build(make_plan(request.cell))
     name = request.cell.recipe.model.denoiser
     noise = torch.Generator().manual_seed(0)
     matrices = {}

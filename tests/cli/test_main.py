@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
 
 import pytest
+from support.rows import a_result
 
 import diffopt
 from diffopt.cli import main as cli_module
+from diffopt.results.study import Study
 
 Cli = Callable[..., tuple[int, str, str]]
+CLI = Path(cli_module.__file__).parent
 
 
 def test_public_names() -> None:
@@ -37,6 +43,55 @@ def test_verbs_and_their_flags() -> None:
         "doctor": ("--json",),
         "env": ("--json", "--config-dir", "--trust-config-dir"),
     }
+
+
+def test_each_verb_is_a_function_of_a_module_that_has_another_name() -> None:
+    modules = {path.stem for path in CLI.glob("*.py")}
+    assert not modules & set(cli_module.VERBS)
+    for name, verb in cli_module.VERBS.items():
+        module, _, function = verb.call.partition(":")
+        assert (module in modules, function) == (True, name)
+        assert getattr(import_module(f"diffopt.cli.{module}"), function).__module__ == f"diffopt.cli.{module}"
+
+
+def test_imports_stand_at_the_top_of_their_modules() -> None:
+    """The one dispatcher imports by name; of the reports only one needs a sweep, and so Hydra."""
+    inside = {
+        (path.stem, function.name)
+        for path in CLI.glob("*.py")
+        for function in ast.walk(ast.parse(path.read_text()))
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+        if isinstance(node, ast.ImportFrom)
+        and (node.module or "").startswith("diffopt")
+        or isinstance(node, ast.Import)
+        and any(alias.name.startswith("diffopt") for alias in node.names)
+    }
+    assert inside == {("reports", "_sweep")}
+
+
+@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["--version"], ["nope"]])
+def test_help_imports_no_more_than_the_command_line(words: list[str]) -> None:
+    code = (
+        "import sys; from diffopt.cli.main import main; main(sys.argv[1:]);"
+        "print(*sorted(name for name in sys.modules if name.partition('.')[0] in "
+        "('diffopt', 'hydra', 'omegaconf', 'pydantic', 'yaml', 'rich')), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1].split() == [
+        "diffopt", "diffopt.cli", "diffopt.cli.main", "diffopt.cli.streams", "diffopt.errors", "diffopt.schema",
+        "diffopt.schema.words", "diffopt.version",
+    ]  # fmt: skip
+
+
+def test_a_report_needs_no_hydra(tmp_path: Path) -> None:
+    Study.create(tmp_path / "s").keep(a_result())
+    code = (
+        "import sys; from diffopt.cli.main import main; code = main(sys.argv[1:]); assert 'hydra' not in sys.modules;"
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "report", f"{tmp_path}/s"], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_groups() -> None:

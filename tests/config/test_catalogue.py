@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from diffopt.cli.show import wrapped
+from diffopt.cli.printing import wrapped
 from diffopt.config import Composer
 from diffopt.config import catalogue as listing
 from diffopt.config.catalogue import Row, describe_model

@@ -70,9 +70,9 @@ def test_an_interpolated_order_of_overrides_does_not_matter(composer: Composer) 
 def test_a_choice_on_the_command_line_beats_the_overlay(choice: str, multirun: bool) -> None:
     (asked,) = requests(["recipe=pytorch2", f"compile={choice}"], multirun=multirun)
     (plain,) = requests([f"compile={choice}"])
-    assert asked.choices["compile"] == choice
+    assert asked.cell.choices["compile"] == choice
     assert asked.cell.recipe.compile == plain.cell.recipe.compile
-    assert asked.choices["precision"] == "fp16"
+    assert asked.cell.choices["precision"] == "fp16"
 
 
 def test_points_are_independent_of_each_other(composer: Composer) -> None:
@@ -99,13 +99,14 @@ def test_named_matrix_axes_zip_exclude(tmp_path: Path) -> None:
     )
     found = requests(["sweep=mine"], multirun=True, folders=[tmp_path])
     seen = {
-        (r.choices["compile"], r.cell.workload.batch_size, r.choices["precision"], r.cell.workload.seed) for r in found
+        (chosen["compile"], cell.workload.batch_size, chosen["precision"], cell.workload.seed)
+        for cell, chosen in ((r.cell, r.cell.choices) for r in found)
     }
     assert len(found) == len(seen) == 6
     assert {(c, b) for c, b, _, _ in seen} == {("none", 1), ("none", 2), ("default", 1)}
     assert {(p, s) for _, _, p, s in seen} == {("fp16", 1), ("bf16", 2)}
     typed = requests(["sweep=mine", "compile=regional"], multirun=True, folders=[tmp_path])
-    assert {r.choices["compile"] for r in typed} == {"regional"}
+    assert {r.cell.choices["compile"] for r in typed} == {"regional"}
 
 
 @pytest.mark.parametrize(

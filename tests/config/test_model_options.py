@@ -131,7 +131,7 @@ def test_no_required_key_is_missing_and_none_is_unknown(name: str) -> None:
 def test_it_composes_and_plans(name: str) -> None:
     """Size, frames and stages are checked by the plan."""
     request = request_of(name)
-    plan = make_plan(request.cell, request.choices)
+    plan = make_plan(request.cell)
     assert plan.status == "ok", plan.reasons
     assert request.cell.workload.task == composed(name)["task"]
     assert request.cell.recipe.model.name == name

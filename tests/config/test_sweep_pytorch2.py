@@ -76,14 +76,14 @@ def test_no_cell_is_refused_that_the_page_measured(planned: list[dict[str, str]]
 
 def test_the_settings_are_those_of_the_page() -> None:
     found = swept("hardware=a100", "workload.batch_size=4")
-    assert [(r.choices["model"], r.choices["workload"]) for r in found] == PIPELINES * 2
-    assert [r.choices["compile"] for r in found] == ["none"] * 6 + ["reduce_overhead"] * 6
+    assert [(r.cell.choices["model"], r.cell.choices["workload"]) for r in found] == PIPELINES * 2
+    assert [r.cell.choices["compile"] for r in found] == ["none"] * 6 + ["reduce_overhead"] * 6
     for request in found:
         recipe, workload = request.cell.recipe, request.cell.workload
         assert (recipe.precision.dtype, recipe.layout.components) == ("float16", ("denoiser",))  # type: ignore[attr-defined]
         assert (recipe.attention.kind, recipe.scheduler.kind) == ("none", "none"), "what diffusers chooses itself"
         assert workload.batch_size == 4
-        if request.choices["compile"] != "none":
+        if request.cell.choices["compile"] != "none":
             step: Any = recipe.compile
             assert (step.mode, step.fullgraph, step.components) == ("reduce-overhead", True, ("denoiser",))
     workloads = [request.cell.workload for request in found[:6]]
@@ -96,13 +96,13 @@ def test_the_settings_are_those_of_the_page() -> None:
 
 def test_a_batch_of_sdxl_decodes_picture_by_picture_unless_told_otherwise() -> None:
     sliced = [
-        (request.choices["model"], request.cell.workload.batch_size)
+        (request.cell.choices["model"], request.cell.workload.batch_size)
         for request in swept("hardware=t4", "compile=none")
-        if request.choices["vae"] == "slicing"
+        if request.cell.choices["vae"] == "slicing"
     ]
     assert sliced == [("sdxl", 4), ("sdxl", 16)]
-    assert {r.choices["vae"] for r in swept("hardware=t4", "vae=default", "model=sdxl")} == {"default"}
-    assert {r.choices["vae"] for r in swept("hardware=t4", "model=tiny_sdxl", "workload=auto")} == {"default"}
+    assert {r.cell.choices["vae"] for r in swept("hardware=t4", "vae=default", "model=sdxl")} == {"default"}
+    assert {r.cell.choices["vae"] for r in swept("hardware=t4", "model=tiny_sdxl", "workload=auto")} == {"default"}
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_the_protocol_of_the_page_stands_beside_ours() -> None:
     found = swept(
         "hardware=a100", "model=sd15", "workload=txt2img", "workload.batch_size=1", "measure=standard,pytorch2"
     )
-    assert [(r.choices["measure"], r.choices["compile"]) for r in found] == [
+    assert [(r.cell.choices["measure"], r.cell.choices["compile"]) for r in found] == [
         ("standard", "none"),
         ("pytorch2", "none"),
         ("standard", "reduce_overhead"),
@@ -160,7 +160,7 @@ def documented() -> list[str]:
 def test_the_small_matrix_of_its_yaml_has_the_same_shape() -> None:
     found = requests([*documented(), "hardware=cpu"], multirun=True)
     assert len(found) == 36
-    shape = {(r.cell.workload.task, r.cell.workload.batch_size, r.choices["compile"]) for r in found}
+    shape = {(r.cell.workload.task, r.cell.workload.batch_size, r.cell.choices["compile"]) for r in found}
     assert len(shape) == 4 * 3 * 2, "text to image three times: Stable Diffusion, the cascade and SDXL"
 
 

@@ -52,7 +52,7 @@ def resolved(
 def against(*words: str) -> list[str]:
     """The reasons of a plan that are about its workload."""
     (request,) = requests(["hardware=cpu", *words])
-    reasons = make_plan(request.cell, request.choices).reasons
+    reasons = make_plan(request.cell).reasons
     return [reason for reason in reasons if reason.startswith("workload.")]
 
 

@@ -36,7 +36,7 @@ class Drawn:
         self.option = option
         request = self.request()
         self.cell = request.cell
-        self.pipes = build(make_plan(request.cell, request.choices))
+        self.pipes = build(make_plan(request.cell))
         for pipe in self.pipes:
             pipe.set_progress_bar_config(disable=True)
         self.plain = self()

@@ -22,11 +22,11 @@ TARGETS = {"sd15": ("a100", "t4"), "sdxl": ("h100", "cpu")}
 def described(recipe: str) -> str:
     """What is frozen: the resolved recipe, and its plan on GPUs where it works and where it does not."""
     (request,) = requests([f"recipe={recipe}", "model=sd15", "model.weights=random", "hardware=a100"])
-    parts = [lock.to_yaml(request.cell, request.choices)]
+    parts = [lock.to_yaml(request.cell)]
     for model, places in TARGETS.items():
         for place in places:
             (case,) = requests([f"recipe={recipe}", f"model={model}", "model.weights=random", f"hardware={place}"])
-            parts.append(str(make_plan(case.cell, case.choices)))
+            parts.append(str(make_plan(case.cell)))
     return "\n\n".join(parts) + "\n"
 
 

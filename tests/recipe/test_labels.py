@@ -10,9 +10,9 @@ from diffopt.config.resolve import requests
 from diffopt.recipe.labels import labels
 
 
-def point(path: str, content: str, rank: int, **more: Any) -> tuple[dict[str, str], dict[str, Any]]:
+def point(path: str, content: str, rank: int, **more: Any) -> dict[str, Any]:
     step = {"kind": "hotswap", "path": path, "content": content * 32, "rank": rank, "components": ["unet"], **more}
-    return {"lora": "hotswap"}, {"recipe": {"lora": step}}
+    return {"choices": {"lora": "hotswap"}, "recipe": {"lora": step}}
 
 
 def test_what_follows_from_the_file_is_not_told_beside_it() -> None:
@@ -49,7 +49,7 @@ def test_weights_are_told_by_their_own_word_and_not_by_the_files_that_they_bring
     asked = requests([f"model={model}", "model.weights=random,pretrained", "hardware=cpu"], multirun=True)
     data = [request.cell.model_dump(mode="json") for request in asked]
     assert data[0]["recipe"]["model"]["content"] != data[1]["recipe"]["model"]["content"]
-    found = labels([(request.choices, cell) for request, cell in zip(asked, data, strict=True)])
+    found = labels(data)
     assert found == [{"model.weights": "random"}, {"model.weights": "pretrained"}]
 
 
@@ -57,10 +57,10 @@ def test_weights_are_told_by_their_own_word_and_not_by_the_files_that_they_bring
 def test_what_the_files_of_a_local_folder_decide_is_told_by_the_folder(path: str | None) -> None:
     """A row keeps no path; then the content stands for it."""
 
-    def local(content: str, weights: str, head_sizes: list[int]) -> tuple[dict[str, str], dict[str, Any]]:
+    def local(content: str, weights: str, head_sizes: list[int]) -> dict[str, Any]:
         where = None if path is None else f"{path} {content}"
         model = {"path": where, "content": content * 32, "weights": weights, "head_sizes": head_sizes}
-        return {"model": "local"}, {"recipe": {"model": model}}
+        return {"choices": {"model": "local"}, "recipe": {"model": model}}
 
     found = labels([local("aa", "pretrained", [64]), local("bb", "pretrained", [72])])
     folder = [{"model.content": "a" * 12}, {"model.content": "b" * 12}]

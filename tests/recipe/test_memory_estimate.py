@@ -182,7 +182,7 @@ def test_a_cascade_is_there_together_and_works_one_by_one() -> None:
 
 
 def plan(found: Cell, **choices: str) -> Plan:
-    return make_plan(found, choices)
+    return make_plan(found.model_copy(update={"choices": choices}) if choices else found)
 
 
 def refusals(found: Cell, **choices: str) -> list[rules.Problem]:

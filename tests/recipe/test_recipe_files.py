@@ -31,7 +31,7 @@ def test_a_shown_recipe_reads_back_with_the_same_ids(cli: Cli, tmp_path: Path, w
     (read,) = requests([], lock=tmp_path / "mine.yaml")
     assert (read.cell.id, read.cell.recipe.id) == (asked.cell.id, asked.cell.recipe.id)
     assert read.cell == asked.cell
-    assert read.choices == asked.choices
+    assert read.cell.choices == asked.cell.choices
     assert asked.cell.recipe.id in text
     code, again, _ = cli("show", "--recipe", "mine.yaml")
     assert again == text
@@ -42,7 +42,7 @@ def test_overrides_on_a_recipe_file(cli: Cli, tmp_path: Path) -> None:
     (base,) = requests([], lock=tmp_path / "mine.yaml")
     (other,) = requests(["compile=none", "workload.batch_size=4", "workload.prompt=cat"], lock=tmp_path / "mine.yaml")
     assert other.cell.recipe.compile.kind == "none"
-    assert other.choices["compile"] == "none"
+    assert other.cell.choices["compile"] == "none"
     assert other.cell.workload.batch_size == 4
     assert other.cell.workload.prompts == ("cat",)
     assert other.cell.recipe.precision == base.cell.recipe.precision
@@ -106,7 +106,7 @@ def test_ids_do_not_depend_on_paths_or_names(tmp_path: Path) -> None:
     (tmp_path / "compile" / "mine.yaml").write_text("# The same under another name.\ndefaults: [default, _self_]\n")
     (second,) = requests(["compile=mine"], folders=[tmp_path])
     assert first.cell.id == second.cell.id
-    assert first.choices["compile"] != second.choices["compile"]
+    assert first.cell.choices["compile"] != second.cell.choices["compile"]
 
 
 def test_plan_json(cli: Cli) -> None:

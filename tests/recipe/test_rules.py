@@ -14,7 +14,7 @@ from diffopt.schema.step import Order, Trait, kinds
 
 def plan(*overrides: str) -> Plan:
     (request,) = requests(list(overrides))
-    return make_plan(request.cell, request.choices)
+    return make_plan(request.cell)
 
 
 def keys(*overrides: str) -> list[tuple[str, ...]]:
@@ -319,7 +319,7 @@ def test_small_gpus_do_not_search_matrix_products(gpu: str, noted: bool) -> None
 def test_int4_is_packed_where_the_weights_are() -> None:
     words = ("model=sdxl", "hardware=a100", "precision=bf16", "quant=int4_weight", "memory=model_offload")
     (request,) = requests(list(words))
-    reasons = make_plan(request.cell, request.choices).reasons
+    reasons = make_plan(request.cell).reasons
     assert any("packed by a kernel of the GPU" in reason for reason in reasons)
 
 
@@ -338,7 +338,7 @@ def test_int4_is_packed_where_the_weights_are() -> None:
 )
 def test_what_would_change_nothing_is_refused(words: tuple[str, ...], reason: str) -> None:
     (request,) = requests([*words, "hardware=cpu"])
-    (told,) = make_plan(request.cell, request.choices).reasons
+    (told,) = make_plan(request.cell).reasons
     assert reason in told
 
 

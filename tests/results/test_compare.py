@@ -29,7 +29,7 @@ def row(
     *words: str, seconds: float | None = 1.0, spread: float = 0.0, runtime: str | None = None, **more: Any
 ) -> Result:
     (request,) = requests(["hardware=cpu", "measure=quick", *words])
-    cell, choices = request.cell, {**request.choices}
+    cell, choices = request.cell, {**request.cell.choices}
     if runtime is not None:
         cell = make_cell({**cell.model_dump(mode="json"), "runtime": {"name": runtime, "python": f"/{runtime}"}})
         choices["runtime"] = runtime

@@ -31,7 +31,7 @@ def row(request: Request, seconds: float | None, **changes: Any) -> Result:
         )
     else:
         changes = {"status": "oom", "stage": "compile", "valid": False, "reason": "out of memory", **changes}
-    return a_result(request.cell, choices=dict(request.choices), **changes)
+    return a_result(request.cell, choices=dict(request.cell.choices), **changes)
 
 
 def climbed(results: Sequence[Result], name: str = "accelerate_inference") -> list[dict[str, str]]:
@@ -194,7 +194,7 @@ def test_only_the_models_of_a_ladder_climb_it() -> None:
 def test_every_rung_can_work_where_the_ladder_was_published(name: str, place: str) -> None:
     assert name in LADDERS
     found = asked(f"sweep={name}", f"hardware={place}")
-    assert [make_plan(request.cell, request.choices).problems for request in found] == [()] * len(found)
+    assert [make_plan(request.cell).problems for request in found] == [()] * len(found)
     assert {request.cell.recipe.model.name for request in found} <= {"sdxl", "flux_dev", "flux_schnell"}
 
 

@@ -230,7 +230,7 @@ def test_the_readme_s_sweeps_of_the_page_are_planned_in_full() -> None:
         study = next(word for word in words if word.startswith("study="))
         hardware = "cpu" if "precision=fp32" in words else "a100"
         found[study] = requests([*words, f"hardware={hardware}"], multirun=True)
-        assert [make_plan(r.cell, r.choices).problems for r in found[study]] == [()] * len(found[study])
+        assert [make_plan(r.cell).problems for r in found[study]] == [()] * len(found[study])
     assert {study: len(cells) for study, cells in found.items()} == {
         "study=page": 36,
         "study=both": 72,

@@ -14,11 +14,14 @@ from diffopt.config.resolve import Request, requests
 from diffopt.errors import UsageError
 from diffopt.machine.environment import Environment
 from diffopt.machine.nvml import Device
+from diffopt.recipe.cell import Cell
+from diffopt.results.published import like as page
+from diffopt.results.published import places as page_places
 from diffopt.results.published.charts import charts
 from diffopt.results.published.figures import published
 from diffopt.results.published.layout import entries, tables
-from diffopt.results.published.like import Likeness, likeness
-from diffopt.results.published.places import places
+from diffopt.results.published.like import Likeness
+from diffopt.results.published.places import Place
 from diffopt.results.result import Metrics, Result, StageSpeed
 from diffopt.results.study import Study
 from scripts.maintain.gpu_matrix.cells import SHIPPED, points, read_matrix
@@ -32,6 +35,19 @@ def asked(*words: str) -> Request:
     return requests(["hardware=a100", "measure=quick", "precision=fp16", "layout=channels_last_denoiser", *words])[0]
 
 
+@cache
+def sweep(name: str) -> tuple[Cell, ...]:
+    return tuple(request.cell for request in requests([f"sweep={name}", "hardware=cpu"], multirun=True))
+
+
+def likeness(results: Iterable[Result], name: str, gpu: str | None = None) -> Likeness:
+    return page.likeness(list(results), name, sweep(name), gpu)
+
+
+def places(results: Iterable[Result], name: str) -> list[Place]:
+    return page_places.places(list(results), name, sweep(name))
+
+
 def where(torch: str = "2.13.0", device: str | None = A100) -> Environment:
     found = Device(kind="cuda", name=device, memory_bytes=2**36, gpu=None)
     versions = {**ENVIRONMENT.versions, "torch": torch}
@@ -43,7 +59,7 @@ def row(*words: str, speeds: tuple[float, ...] = (), at: Environment | None = No
     request, at = asked(*words), at or where()
     stages = tuple(StageSpeed(name=f"s{i}", steps=8, iterations_per_second=speed) for i, speed in enumerate(speeds))
     changes = {"metrics": Metrics(stages=stages), "environment": at, "env_id": at.id, **changes}
-    return a_result(request.cell, choices=dict(request.choices), **changes)
+    return a_result(request.cell, choices=dict(request.cell.choices), **changes)
 
 
 def failed(*words: str, status: str, stage: str, reason: str = "because", **more: Any) -> Result:
@@ -231,7 +247,7 @@ def test_every_cell_of_the_sweep_is_compared() -> None:
         at, speeds = where(), (1.0,) * len(request.cell.recipe.model.stages)
         stages = tuple(StageSpeed(name=f"s{i}", steps=8, iterations_per_second=speed) for i, speed in enumerate(speeds))
         values: dict[str, Any] = {"metrics": Metrics(stages=stages), "environment": at, "env_id": at.id}
-        rows.append(a_result(request.cell, choices=dict(request.choices), **values))
+        rows.append(a_result(request.cell, choices=dict(request.cell.choices), **values))
     found = likeness(rows, PAGE)
     notes = [note.partition(" (")[0] for note in found.notes]
     assert notes == ["stage 2 is IF-II-M-like: random weights, of inferred widths"]
@@ -429,7 +445,7 @@ def test_the_whole_gpu_matrix_has_a_place_for_each_row_and_a_chart_as_the_page_s
         )
         at = where(device=H100)
         values: dict[str, Any] = {"metrics": Metrics(stages=stages), "environment": at, "env_id": at.id}
-        rows.append(a_result(point.cell, choices=dict(point.request.choices), **values))
+        rows.append(a_result(point.cell, choices=dict(point.cell.choices), **values))
     found = likeness(rows, PAGE, "A100")
     spots = {(e.gpu, e.batch_size, e.pipeline, e.torch, e.mode) for e in found.ours}
     assert len(spots) == len(found.ours) == len(places(rows, PAGE))

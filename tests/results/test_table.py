@@ -44,7 +44,7 @@ def row(*overrides: str, seconds: float | None = None, **changes: Any) -> Result
             images_per_second=1 / seconds,
             peak_memory_bytes=PeakMemory(first_call=2**30, steady=2**29),
         )
-    return a_result(request.cell, choices=dict(request.choices), **changes)
+    return a_result(request.cell, choices=dict(request.cell.choices), **changes)
 
 
 def cells(text: str) -> list[dict[str, str]]:

@@ -21,7 +21,7 @@ def run(tmp_path, monkeypatch):
     use_stub(monkeypatch)
 
     def call(mode, **deadlines):
-        (tmp_path / "cell.yaml").write_text(to_yaml(stubbed(mode), {}))
+        (tmp_path / "cell.yaml").write_text(to_yaml(stubbed(mode)))
         stages = []
         stop = Stop()
         verdict = run_child(tmp_path, launch(**deadlines), stop, gpu=None, on_stage=stages.append)
@@ -78,7 +78,7 @@ def stopped(tmp_path, monkeypatch):
 
     def call(grace, *others):
         use_stub(monkeypatch)
-        (tmp_path / "cell.yaml").write_text(to_yaml(stubbed("hang"), {}))
+        (tmp_path / "cell.yaml").write_text(to_yaml(stubbed("hang")))
         stop = Stop()
 
         def on_stage(stage):

@@ -55,17 +55,14 @@ def another(path, **versions):
 
 
 def with_runtime(cell, name, python):
-    return make_cell({**cell.model_dump(mode="json"), "runtime": {"name": name, "python": str(python)}})
+    data = cell.model_dump(mode="json")
+    data["choices"]["runtime"] = name
+    return make_cell({**data, "runtime": {"name": name, "python": str(python)}})
 
 
 def asked(*words):
     (request,) = requests(["hardware=cpu", "measure=quick", *words])
     return request.cell
-
-
-class Request:
-    def __init__(self, cell):
-        self.cell, self.choices = cell, {"runtime": cell.runtime.name}
 
 
 # what is asked
@@ -93,7 +90,7 @@ def test_an_option_of_ones_own_has_its_name(tmp_path, monkeypatch):
         CURRENT,
         Runtime(name="t210", python="/venvs/t210/bin/python"),
     ]
-    assert [request.choices["runtime"] for request in found] == ["current", "t210"]
+    assert [request.cell.choices["runtime"] for request in found] == ["current", "t210"]
 
 
 @pytest.mark.parametrize(
@@ -123,14 +120,14 @@ def test_two_interpreters_need_two_names():
 def test_a_recipe_file_has_the_runtime_and_older_ones_have_the_current(tmp_path):
     cell = asked("runtime=python", "runtime.python=/x")
     file = tmp_path / "cell.yaml"
-    file.write_text(lock.to_yaml(cell, {"runtime": "python"}))
+    file.write_text(lock.to_yaml(cell))
     with pytest.raises(UsageError, match="names runtime.python=/x"):
         requests([], lock=file)
     (request,) = requests(["runtime.python=/x"], lock=file)
-    assert (request.cell, request.choices["runtime"]) == (cell, "python")
+    assert (request.cell, request.cell.choices["runtime"]) == (cell, "python")
     assert requests(["runtime.python=/y"], lock=file)[0].cell.runtime.python == "/y"
     assert requests(["runtime=current"], lock=file)[0].cell.id == asked().id
-    data = yaml.safe_load(lock.to_yaml(asked(), {}))
+    data = yaml.safe_load(lock.to_yaml(asked()))
     del data["runtime"]
     file.write_text(yaml.safe_dump(data))
     assert read_lock(file).data["runtime"] == CURRENT.model_dump()
@@ -165,7 +162,7 @@ def test_it_is_asked_once_and_nothing_without_need(tmp_path):
 def test_the_code_of_this_diffopt_is_found_there_and_nothing_beside_it(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "own"))
     code = "import diffopt.machine.paths, importlib.util, json, sys; print(json.dumps([diffopt.__file__, "
-    code += "str(diffopt.shipped.shipped_conf()), importlib.util.find_spec('tests') is None, sys.path[:2]]))"
+    code += "str(diffopt.machine.paths.shipped_conf()), importlib.util.find_spec('tests') is None, sys.path[:2]]))"
     with interpreters([Runtime(name="o", python=sys.executable)]) as found:
         there = found["o"]
         done = subprocess.run(
@@ -290,7 +287,8 @@ def test_a_worker_needs_what_the_project_says_but_for_the_command_line():
     names = set(map(named, worker_requirements()))
     assert {"torch", "diffusers", "transformers", "pydantic", "torchao"} <= names
     assert not {"hydra-core", "rich"} & names
-    block = "import sys; sys.modules.update(hydra=None, rich=None); import diffopt.pipeline.worker"
+    block = "import sys; sys.modules.update({'hydra': None, 'rich': None, 'diffopt.recipe.rules': None}); "
+    block += "import diffopt.pipeline.worker"
     subprocess.run([sys.executable, "-c", block], check=True)
 
 
@@ -311,7 +309,7 @@ def test_one_sweep_over_two_interpreters(tmp_path, monkeypatch):
         with_runtime(stubbed("ok"), "t210", another(tmp_path / "a", torch="2.10.0")),
         with_runtime(stubbed("ok"), "t211", another(tmp_path / "b", torch="2.11.0", diffopt_toolkit="0.0.1")),
     ]
-    rows = run_all([Request(cell) for cell in cells], "s", launch())
+    rows = run_all(cells, "s", launch())
     assert [(row.status, row.environment.versions["torch"]) for row in rows] == [("ok", "2.10.0"), ("ok", "2.11.0")]
     assert [row.cell["runtime"] for row in rows] == [{"name": name, "python": None} for name in ("t210", "t211")]
     assert {row.environment.versions["python"] for row in rows} == {"3.12.4"}
@@ -331,14 +329,14 @@ def test_one_sweep_over_two_interpreters(tmp_path, monkeypatch):
 def test_a_runtime_that_lacks_something_is_a_row_and_is_tried_again(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = another(tmp_path / "python", torch="2.9.0", torchao=None)
-    request = Request(with_runtime(stubbed("ok"), "old", path))
-    (row,) = run_all([request], "s", launch())
+    cell = with_runtime(stubbed("ok"), "old", path)
+    (row,) = run_all([cell], "s", launch())
     assert (row.status, row.stage) == ("refused", "load")
     needed = [text for text in worker_requirements() if named(text) in ("torch", "torchao")]
     command = " ".join(f"'{text}'" for text in needed)
     assert row.reason == f"runtime=old needs {', '.join(needed)}: {path} -m pip install {command}"
     another(path, torch="2.10.0")
-    (row,) = run_all([request], "s", launch())
+    (row,) = run_all([cell], "s", launch())
     assert row.status == "ok"
 
 
@@ -349,7 +347,7 @@ def test_what_a_step_needs_is_asked_of_the_runtime(tmp_path, monkeypatch):
     monkeypatch.setattr(kind, "requires", lambda self: Requirements(packages=("not-here-but-there>=1",)))
     path = another(tmp_path / "python", not_here_but_there="1.5")
     negative = cell.model_copy(update={"workload": stubbed("ok").workload})
-    here, fine = run_all([Request(negative), Request(with_runtime(negative, "o", path))], "s", launch())
+    here, fine = run_all([negative, with_runtime(negative, "o", path)], "s", launch())
     assert (here.status, here.reason) == ("refused", "needs not-here-but-there>=1: pip install 'not-here-but-there>=1'")
     assert fine.status == "ok"
 
@@ -358,7 +356,7 @@ def test_starts_are_those_of_the_runtime(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     cell = with_runtime(stubbed("start"), "o", another(tmp_path / "python"))
     cell = cell.model_copy(update={"measure": cell.measure.model_copy(update={"starts": True})})
-    (row,) = run_all([Request(cell)], "s", launch())
+    (row,) = run_all([cell], "s", launch())
     assert (row.status, row.metrics.starts.warm.compile_cache.hits) == ("ok", 1)
 
 

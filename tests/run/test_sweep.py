@@ -6,7 +6,6 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -19,15 +18,9 @@ from diffopt.machine import nvml as hardware
 from diffopt.machine.nvml import Device, Gpu
 from diffopt.results.result import CompileCache
 from diffopt.results.study import Study
-from diffopt.run import sweep as runner
+from diffopt.run import runner
 from diffopt.run.events import CellFinished, CellStarted, RowUnreadable, StageStarted, SweepFinished, SweepStarted
 from diffopt.run.sweep import run_all, run_one
-
-
-@dataclass
-class Asked:
-    cell: object
-    choices: dict = field(default_factory=lambda: {"compile": "none"})
 
 
 @pytest.fixture(autouse=True)
@@ -38,12 +31,12 @@ def _stubs_in_an_empty_folder(tmp_path, monkeypatch):
 
 def sweep(*modes, study="s", **deadlines):
     events = []
-    rows = run_all([Asked(stubbed(mode)) for mode in modes], study, launch(**deadlines), events.append)
+    rows = run_all([stubbed(mode) for mode in modes], study, launch(**deadlines), events.append)
     return rows, events
 
 
 def test_one_cell_and_what_its_folder_holds():
-    row = run_one(stubbed("ok"), study="s", launch=launch(), choices={"compile": "none"})
+    row = run_one(stubbed("ok"), study="s", launch=launch())
     assert (row.status, row.valid, row.reason) == ("ok", True, None)
     folder = Study.open("s").folder(row.cell_id, row.env_id)
     assert sorted(p.name for p in folder.iterdir()) == [".claim", "0.png", "cell.yaml", "log.txt", "result.json"]
@@ -138,7 +131,7 @@ def test_want_of_a_device_is_refused_and_tried_again(monkeypatch):
     monkeypatch.setattr(hardware, "detect", lambda: ())
     events = []
     for _ in range(2):
-        (row,) = run_all([Asked(on_gpu(stubbed("ok")))], "s", launch(), events.append)
+        (row,) = run_all([on_gpu(stubbed("ok"))], "s", launch(), events.append)
         assert (row.status, row.stage) == ("refused", "load")
         assert "hardware=a100" in row.reason
     assert not any(isinstance(e, CellFinished) and e.kept for e in events)
@@ -150,7 +143,7 @@ def test_a_broken_driver_is_a_row_and_cells_for_the_cpu_go_on(monkeypatch):
         raise Refusal("this machine's NVIDIA driver does not answer")
 
     monkeypatch.setattr(hardware, "detect", detect)
-    broken, fine = run_all([Asked(on_gpu(stubbed("ok"))), Asked(stubbed("ok"))], "s", launch())
+    broken, fine = run_all([on_gpu(stubbed("ok")), stubbed("ok")], "s", launch())
     assert (broken.status, broken.stage) == ("refused", "load")
     assert "does not answer" in broken.reason
     assert fine.status == "ok"
@@ -162,7 +155,7 @@ def test_a_gpu_that_cannot_be_read_any_more_is_a_refused_row(monkeypatch):
 
     monkeypatch.setattr(hardware, "detect", lambda: (Gpu(0, "GPU-0", "NVIDIA A100", 80 * 2**30, (8, 0), "570.1"),))
     monkeypatch.setattr("diffopt.machine.nvml.gpu_device", gone)
-    row, fine = run_all([Asked(on_gpu(stubbed("ok"))), Asked(stubbed("ok"))], "s", launch())
+    row, fine = run_all([on_gpu(stubbed("ok")), stubbed("ok")], "s", launch())
     assert (row.status, row.stage, row.reason) == ("refused", "load", "NVML cannot read GPU GPU-0: GPU is lost")
     assert row.environment.device.name is None
     assert fine.status == "ok"
@@ -172,7 +165,7 @@ def test_a_refused_plan_is_a_row_at_once_with_every_reason_and_is_kept():
     cell = a_cell("quant=fp8_dynamic")
     events = []
     for _ in range(2):
-        (row,) = run_all([Asked(cell, {"quant": "fp8_dynamic"})], "s", launch(), events.append)
+        (row,) = run_all([cell], "s", launch(), events.append)
         assert (row.status, row.stage) == ("refused", "plan")
         assert "quant=fp8_dynamic" in row.reason
     assert not any(isinstance(e, CellStarted) for e in events)
@@ -204,7 +197,7 @@ def test_each_gpu_runs_one_cell_at_a_time_and_the_cpu_comes_last(monkeypatch):
 
     monkeypatch.setattr(runner, "run_worker", work)
     cells = [seeded(i) if i < 2 else on_gpu(seeded(i)) for i in range(8)]
-    rows = run_all([Asked(cell) for cell in cells], "s", launch())
+    rows = run_all(cells, "s", launch())
     assert [row.cell_id for row in rows] == [cell.id for cell in cells]
     assert ["GPU-0", "GPU-1"] in most
     assert order[-2:] == [None, None]
@@ -224,7 +217,7 @@ def test_a_signal_ends_the_sweep_with_a_row_for_the_running_cell(number):
             os.kill(os.getpid(), number)
 
     with pytest.raises(Interrupted) as caught:
-        run_all([Asked(stubbed(mode)) for mode in ("exit0", "hang", "ok")], "s", launch(), listen)
+        run_all([stubbed(mode) for mode in ("exit0", "hang", "ok")], "s", launch(), listen)
     assert caught.value.signal == number
     assert [row.status for row in events[-1].results] == ["crashed", "interrupted"]
     assert events[-1].asked == 3

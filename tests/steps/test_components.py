@@ -58,7 +58,7 @@ def asked(*words: str, model: str = CASCADE, hardware: str = "cpu") -> Request:
 
 
 def planned(request: Request) -> Plan:
-    return make_plan(request.cell, request.choices)
+    return make_plan(request.cell)
 
 
 @functools.cache

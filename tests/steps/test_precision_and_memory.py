@@ -153,7 +153,7 @@ def test_one_convolution_in_the_old_layout_is_found():
 @pytest.mark.parametrize("family", ["tiny_flux_dev", "tiny_flux_kontext", "tiny_sana_1600m"])
 def test_text_encoders_that_overflow_hand_on_what_the_denoiser_reads(family):
     (request,) = requests([f"model={family}", "hardware=cpu", "measure=quick", "precision=fp16"])
-    plan = make_plan(request.cell, request.choices)
+    plan = make_plan(request.cell)
     pipes = build(plan)
     meter = Meter(pipes, request.cell)
     meter.call()

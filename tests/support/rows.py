@@ -42,7 +42,7 @@ def a_result(cell: Cell | None = None, **changes: Any) -> Result:
         "reason": None,
         "valid": True,
         "choices": {"compile": "none"},
-        "cell": cell.model_dump(mode="json"),
+        "cell": cell.model_dump(mode="json", exclude={"choices"}),
         "environment": ENVIRONMENT,
     }
     return Result(**{**values, **changes})

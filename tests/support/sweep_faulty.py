@@ -3,7 +3,6 @@
 A process of its own, because steps are registered when diffopt is imported, and because tests kill it.
 """
 
-import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -16,17 +15,18 @@ from diffopt.run.sweep import run_all
 
 
 def ask(kinds):
-    """One request per kind of layout, everything else the same."""
+    """One cell per kind of layout, everything else the same."""
     (base,) = requests(["measure=quick", "measure.samples=2", "measure.max_samples=2", "workload.steps=1"])
     for kind in kinds:
         data = base.cell.model_dump(mode="json")
         data["recipe"]["layout"] = {"kind": kind}
-        yield dataclasses.replace(base, cell=make_cell(data), choices={**base.choices, "layout": kind})
+        data["choices"]["layout"] = kind
+        yield make_cell(data), base.launch
 
 
 def main(study, deadline, *kinds):
-    asked = list(ask(kinds))
-    (launch,) = {request.launch for request in asked}
+    asked, launches = zip(*ask(kinds), strict=True)
+    (launch,) = set(launches)
     launch = launch.model_copy(
         update={"grace": 1.0, "deadlines": launch.deadlines.model_copy(update={"optimize": float(deadline)})}
     )

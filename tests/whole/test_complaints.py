@@ -26,7 +26,7 @@ ROWS = [
 
 def plan(*words: str) -> Plan:
     (request,) = requests(words)
-    return make_plan(request.cell, request.choices)
+    return make_plan(request.cell)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
@@ -90,7 +90,7 @@ def test_an_artifact_that_gave_no_graph_makes_a_row_not_valid(
 ) -> None:
     monkeypatch.setattr(dynamo, "counters", {"inductor": Counter(found), "aot_packages": Counter(loaded=3)})
     artifact = (tmp_path / "cache.zip", "0" * 64) if loaded else None
-    work = Work(tmp_path / "cell.yaml", tmp_path, report=lambda stage: None, gpu=None, load_artifact=artifact)
+    work = Work(tmp_path / "plan.json", tmp_path, report=lambda stage: None, gpu=None, load_artifact=artifact)
     work._call_first(Meter())  # type: ignore[arg-type]
     said = "the compile artifact cache.zip was loaded, but no graph came from it"
     assert work._complaints == ([] if valid else [said])

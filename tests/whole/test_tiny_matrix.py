@@ -39,7 +39,7 @@ def fresh() -> Iterator[None]:
 def planned(option: str, *words: str) -> Plan:
     capture = CAPTURE if "compile=regional" in words else ()
     (request,) = requests([f"model={option}", "hardware=cpu", "measure=quick", *words, *capture])
-    return make_plan(request.cell, request.choices)
+    return make_plan(request.cell)
 
 
 def test_every_class_of_denoisers_is_here() -> None:

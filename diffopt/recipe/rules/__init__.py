@@ -1,17 +1,18 @@
 """Every reason why a well-formed cell cannot work, each stated once. Pure data in, problems out; no torch.
 
-The reasons stand by subject: pairs of traits in ``rules_conflicts``, the device and its compiler in ``rules_hardware``,
-memory in ``rules_memory``, what is asked of a model in ``rules_workload``, and what a step knows of itself in its own
-``problems``. What is merely slow, or does nothing special on a device, is measured, not refused: ``rules_notes``.
+The reasons stand by subject: pairs of traits in ``conflicts``, the device and its compiler in ``hardware``,
+memory in ``memory``, what is asked of a model in ``workload``, and what a step knows of itself in its own
+``problems``. What is merely slow, or does nothing special on a device, is measured, not refused: ``notes``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import product
 
 from diffopt.recipe.cell import Cell
-from diffopt.recipe.rules.case import Case, Problem
+from diffopt.recipe.planned import Problem
+from diffopt.recipe.rules.case import Case
 from diffopt.recipe.rules.conflicts import CONFLICTS, hooks_in_graphs
 from diffopt.recipe.rules.hardware import compiler_limits, unmet_requirements
 from diffopt.recipe.rules.memory import does_not_fit
@@ -19,15 +20,15 @@ from diffopt.recipe.rules.notes import notes_on
 from diffopt.recipe.rules.workload import unsuited_workload
 
 
-def problems(cell: Cell, choices: Mapping[str, str]) -> tuple[Problem, ...]:
+def problems(cell: Cell) -> tuple[Problem, ...]:
     """All reasons why ``cell`` cannot work on the hardware it names; empty when there is none."""
-    case = Case(cell, choices)
+    case = Case(cell)
     return (*_other_problems(case), *does_not_fit(case, _other_problems))
 
 
-def notes(cell: Cell, choices: Mapping[str, str]) -> tuple[str, ...]:
+def notes(cell: Cell) -> tuple[str, ...]:
     """What will work, but not as a newcomer may think."""
-    return tuple(notes_on(Case(cell, choices)))
+    return tuple(notes_on(Case(cell)))
 
 
 def _other_problems(case: Case) -> tuple[Problem, ...]:

@@ -1,8 +1,7 @@
-"""What rules read, a cell with the names that the user wrote, and what they find, a problem. No torch."""
+"""What rules read, a cell with the words that the user wrote. No torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
 from typing import get_args
@@ -16,26 +15,10 @@ PARTS = frozenset(get_args(Component))
 
 
 @dataclass(frozen=True)
-class Problem:
-    """Why a cell cannot work: the fact, the keys that cause it, what to do instead, and where that is known from."""
-
-    fact: str
-    keys: tuple[str, ...]
-    remedy: str
-    evidence: str = ""
-
-    @property
-    def text(self) -> str:
-        source = f" [{self.evidence}]" if self.evidence else ""
-        return f"{' x '.join(self.keys)}: {self.fact}; {self.remedy}{source}"
-
-
-@dataclass(frozen=True)
 class Case:
-    """A cell with the names of the options that led to it, which is what messages speak of."""
+    """A cell, spoken of by the options that led to it."""
 
     cell: Cell
-    choices: Mapping[str, str]
 
     @property
     def hardware(self) -> Hardware:
@@ -59,7 +42,7 @@ class Case:
         return {dtype: frozenset(parts) for dtype, parts in found.items()}
 
     def key(self, group: str) -> str:
-        return f"{group}={self.choices.get(group, getattr(self.cell.recipe, group).kind)}"
+        return f"{group}={self.cell.choices.get(group, getattr(self.cell.recipe, group).kind)}"
 
     @property
     def compiled(self) -> frozenset[str]:

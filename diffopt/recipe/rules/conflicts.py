@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from diffopt.recipe.rules.case import Case, Problem
+from diffopt.recipe.planned import Problem
+from diffopt.recipe.rules.case import Case
 from diffopt.schema.step import Trait
 
 HOOK_EVIDENCE = "https://github.com/huggingface/accelerate/issues/3885"

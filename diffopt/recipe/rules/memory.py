@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from diffopt.recipe.rules.case import Case, Problem
+from diffopt.recipe.planned import Problem
+from diffopt.recipe.rules.case import Case
 from diffopt.recipe.rules.estimate import GIB, NOTED, estimate
 from diffopt.recipe.rules.remedies import TRIED, Remedy, remedies
 
@@ -19,8 +20,7 @@ def does_not_fit(case: Case, others: Callable[[Case], tuple[Problem, ...]]) -> I
         return
 
     def works(remedy: Remedy) -> bool:
-        changed = Case(remedy.cell, {**case.choices, **dict(remedy.options)})
-        return len(others(changed)) <= len(others(case))
+        return len(others(Case(remedy.cell))) <= len(others(case))
 
     found = [str(remedy) for remedy in remedies(case.cell, NOTED * has * GIB, works)]
     none = f"none of the options tried ({', '.join(TRIED)}) makes it fit with a tenth of the memory to spare"

@@ -72,9 +72,11 @@ def _fitting(cell: Cell, chosen: Chosen, limit: float, *, batch: bool) -> Iterat
     options = tuple(pair for pair in chosen if pair is not None)
     recipe = cell.recipe.model_copy(update={group: shipped_step(group, option) for group, option in options})
 
+    choices = {**cell.choices, **dict(options)}
+
     def drawing(pictures: int) -> Cell:
         workload = cell.workload.model_copy(update={"batch_size": pictures})
-        return cell.model_copy(update={"recipe": recipe, "workload": workload})
+        return cell.model_copy(update={"choices": choices, "recipe": recipe, "workload": workload})
 
     def fits(changed: Cell) -> bool:
         needed = estimate(changed)

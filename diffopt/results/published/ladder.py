@@ -123,7 +123,7 @@ def _key(result: Result) -> tuple[str, str]:
 
 def _labels(results: Sequence[Result], groups: Sequence[str]) -> list[dict[str, str]]:
     """What tells the blocks apart, which no option of a rung does; with the device where there are several."""
-    found = labels([(result.choices, result.cell) for result in results])
+    found = labels([result.point for result in results])
     kept = [{key: text for key, text in label.items() if key not in groups} for label in found]
     if len({result.env_id for result in results}) > 1:
         places = [f"{result.environment.device.name or 'none'} ({result.env_id})" for result in results]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from diffopt.errors import UsageError
+from diffopt.recipe.cell import Cell
 from diffopt.results.published.figures import Figure, plain, published
 from diffopt.results.published.layout import BREAK, COMPILED, NOT_HERE, NOTHING, PLAIN, REFUSED, Column, Entry, number
 from diffopt.results.published.places import Place, counterpart, places
@@ -33,7 +34,7 @@ class Likeness:
     notes: tuple[str, ...]
 
 
-def likeness(results: Sequence[Result], name: str, gpu: str | None = None) -> Likeness:
+def likeness(results: Sequence[Result], name: str, sweep: Sequence[Cell], gpu: str | None = None) -> Likeness:
     """The rows of a study as cells of the benchmark's tables.
 
     The published figure beside ours is of the newest torch of the page, and of the same model, settings, batch size,
@@ -42,14 +43,15 @@ def likeness(results: Sequence[Result], name: str, gpu: str | None = None) -> Li
 
     Args:
         results: rows of a study.
-        name: the benchmark, and the sweep that has its settings.
+        name: the benchmark.
+        sweep: the cells of the sweep that has its settings.
         gpu: whose published figures stand beside every row, as the page writes it; None: those of the row's own GPU.
 
     Raises:
         UsageError: no row is of a pipeline that the benchmark has.
     """
     figures = published(name)
-    rows = places(useful(results), name)
+    rows = places(useful(results), name, sweep)
     if not rows:
         pipelines = ", ".join(dict.fromkeys(f"{figure.option} {figure.task}" for figure in figures))
         raise UsageError(f"No row of this study is of a pipeline that the benchmark has: {pipelines}.")

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 from diffopt.errors import UsageError
 from diffopt.machine.paths import user_path
+from diffopt.recipe.cell import Cell
 from diffopt.results.published import layout
 from diffopt.results.published.charts import called, charts, to_png, to_text
 from diffopt.results.published.figures import names, plain, published
@@ -19,7 +20,8 @@ from diffopt.results.result import Result
 from diffopt.results.table import to_markdown
 from diffopt.schema.words import did_you_mean
 
-Page = Callable[[Sequence[Result], Path | None, str | None], Iterator[str]]
+Compose = Callable[[str], Sequence[Cell]]  # gives the cells of a shipped sweep by its name
+Page = Callable[[Sequence[Result], Path | None, str | None, Compose], Iterator[str]]
 
 
 def published_page(name: str, folder: Path | None, gpu: str | None) -> Iterator[str]:
@@ -45,9 +47,9 @@ def layout_of(name: str) -> Page:
 
 
 def _like(name: str) -> Page:
-    def page(results: Sequence[Result], folder: Path | None, gpu: str | None) -> Iterator[str]:
+    def page(results: Sequence[Result], folder: Path | None, gpu: str | None, compose: Compose) -> Iterator[str]:
         theirs = _page_gpu(name, gpu)
-        found = likeness(results, name, theirs)
+        found = likeness(results, name, compose(name), theirs)
         drawn = _charts(found.drawn, folder, _our_gpu(name, gpu, found))
         for heading, table in layout.tables([*found.ours, *found.beside], found.columns):
             yield layout.to_markdown(heading, table)
@@ -91,7 +93,7 @@ def _our_gpu(name: str, gpu: str | None, found: Likeness) -> str | None:
 
 
 def _ladder(name: str) -> Page:
-    def page(results: Sequence[Result], folder: Path | None, gpu: str | None) -> Iterator[str]:
+    def page(results: Sequence[Result], folder: Path | None, gpu: str | None, compose: Compose) -> Iterator[str]:
         if folder is not None or gpu is not None:
             raise UsageError(f"--like {name} is one table: --charts and --gpu go with --like {' or '.join(names())}.")
         yield to_markdown(ladder(results, name))

@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 
 from packaging.version import InvalidVersion, Version
 
+from diffopt.recipe.cell import Cell
 from diffopt.recipe.labels import labels, one_line
 from diffopt.results.published.figures import Figure, of_family, published
 from diffopt.results.published.layout import COMPILED, PLAIN
-from diffopt.results.published.settings import unlike
+from diffopt.results.published.settings import by_key, unlike
 from diffopt.results.result import Result
 from diffopt.schema.runtime import CURRENT
 
@@ -67,16 +68,20 @@ class Place:
         return self.compiled, self.mode, version, self.torch
 
 
-def places(results: Sequence[Result], name: str) -> list[Place]:
-    """The places of those rows whose pipeline is on the page ``name``; tables and rows in the page's order."""
-    figures = published(name)
+def places(results: Sequence[Result], name: str, sweep: Sequence[Cell]) -> list[Place]:
+    """The places of those rows whose pipeline is on the page ``name``; tables and rows in the page's order.
+
+    Args:
+        sweep: the cells of the sweep that has the page's settings.
+    """
+    figures, page = published(name), by_key(sweep)
     known = [(result, like) for result in results if (like := counterpart(result, figures)) is not None]
     mine = [result for result, _ in known]
     gpus, torches, modes = _gpus(mine), _torches(mine), _modes(mine)
     found = []
     for (result, like), *column in zip(known, gpus, torches, modes, strict=True):
         gpu, torch, mode = column
-        place = Place(result, like, gpu, like.pipeline, torch, mode, unlike(result, name))
+        place = Place(result, like, gpu, like.pipeline, torch, mode, unlike(result, page))
         found.append(replace(place, pipeline=place.name))
     gpu_order = list(dict.fromkeys(figure.hardware for figure in figures))
     row_order = list(dict.fromkeys((figure.model, figure.task) for figure in figures))
@@ -166,7 +171,7 @@ def _by_settings(members: Sequence[Place]) -> list[Place]:
 
 
 def _by_differences(members: Sequence[Place]) -> list[Place]:
-    differing = labels([(place.result.choices, place.result.cell) for place in members])
+    differing = labels([place.result.point for place in members])
     crowding = set[str]()
     for spot in dict.fromkeys(place.spot for place in members):
         here = [label for place, label in zip(members, differing, strict=True) if place.spot == spot]

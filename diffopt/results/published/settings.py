@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from diffopt.config.resolve import Request, requests
+from diffopt.recipe.cell import Cell
 from diffopt.recipe.recipe import STEP_GROUPS
 from diffopt.results.result import Result
 from diffopt.schema.words import flatten, text
@@ -17,7 +16,15 @@ WORKLOAD = ("height", "width", "steps", "guidance", "strength", "frames", "later
 Key = tuple[str, str, int, bool]  # model option, task, pictures per call, compiled or not
 
 
-def unlike(result: Result, sweep: str) -> dict[str, str]:
+def by_key(cells: Iterable[Cell]) -> dict[Key, Cell]:
+    """The cells of a sweep, where :func:`unlike` looks for them."""
+    return {
+        (cell.recipe.model.name, cell.workload.task, cell.workload.batch_size, cell.choices["compile"] != "none"): cell
+        for cell in cells
+    }
+
+
+def unlike(result: Result, sweep: Mapping[Key, Cell]) -> dict[str, str]:
     """The settings in which a row differs from the sweep's cell of the same model, task, batch size and compile or not.
 
     ``{"attention=vanilla": "auto"}`` says that the sweep has ``attention=auto``. A model that the sweep has not differs
@@ -25,28 +32,16 @@ def unlike(result: Result, sweep: str) -> dict[str, str]:
     """
     recipe, workload = result.cell["recipe"], result.cell["workload"]
     model, task, compiled = recipe["model"]["name"], workload["task"], recipe["compile"]["kind"] != "none"
-    cells = _cells(sweep)
-    asked = cells.get((model, task, workload["batch_size"], compiled)) or cells.get((model, task, 1, compiled))
+    asked = sweep.get((model, task, workload["batch_size"], compiled)) or sweep.get((model, task, 1, compiled))
     if asked is None:
-        names = dict.fromkeys(name for name, its_task, _, _ in cells if its_task == task)
+        names = dict.fromkeys(name for name, its_task, _, _ in sweep if its_task == task)
         return {f"model={model}": " or ".join(names)}
-    page = asked.cell.model_dump(mode="json")
+    page = asked.model_dump(mode="json")
     changed = {key: value for group in STEP_GROUPS for key, value in _changed(group, result, page, asked.choices)}
     for key in WORKLOAD:
         if workload.get(key) != page["workload"][key] and key in workload:
             changed[f"workload.{key}={text(workload[key])}"] = text(page["workload"][key])
     return changed
-
-
-@cache
-def _cells(sweep: str) -> Mapping[Key, Request]:
-    """The sweep's cells as it ships; for which hardware they are composed changes none of the settings."""
-    found: dict[Key, Request] = {}
-    for request in requests([f"sweep={sweep}", "hardware=cpu"], multirun=True):
-        recipe, workload = request.cell.recipe, request.cell.workload
-        compiled = request.choices["compile"] != "none"
-        found[recipe.model.name, workload.task, workload.batch_size, compiled] = request
-    return found
 
 
 def _changed(

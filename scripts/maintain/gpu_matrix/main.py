@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from diffopt.cli import show
+from diffopt.cli import printing
 from diffopt.cli.streams import standard_streams
 from diffopt.errors import DiffoptError, Interrupted, Refusal, UsageError
 from diffopt.machine import hardware
@@ -42,13 +42,13 @@ def dry_run(todo: Sequence[Point], path: Path, minutes: float) -> None:
         seconds = estimated(point, times)
         if (row := now.done.get(point.cell.id)) is not None:
             state = f"has its row: {row.status}"
-        elif make_plan(point.cell, point.request.choices).problems:
+        elif make_plan(point.cell).problems:
             state = "refused by its plan"
         else:
             fits = seconds <= left - point.request.launch.grace
             state, left = ("runs", left - seconds) if fits else (f"needs {minutes_for(point, seconds)} minutes", left)
         lines.append((point.cell.id, f"{seconds:.0f}", state, point.words))
-    show.print_table(("cell", "seconds", "state", "words"), lines, right=frozenset({1}))
+    printing.print_table(("cell", "seconds", "state", "words"), lines, right=frozenset({1}))
     if where is None:
         print("no such GPU here: a row from any environment counts as one from there")
 

@@ -55,7 +55,7 @@ def environment_of(cell: Cell) -> Environment | None:
 
 def estimated(point: Point, times: Times) -> float:
     """Seconds that a cell will take, rather too many."""
-    if make_plan(point.cell, point.request.choices).problems:
+    if make_plan(point.cell).problems:
         return 0.0  # a row without a process
     return times.estimate(point.cell.id, point.cell.recipe.model.name, point.entry.seconds)
 
@@ -158,7 +158,7 @@ def _one(point: Point, study: Study, budget: Budget, times: Times) -> Status:
     status: Status = "interrupted"
     said = None
     try:
-        (result,) = run_all([point.request], study, point.request.launch)
+        (result,) = run_all([point.cell], study, point.request.launch)
         status, said = result.status, result.reason
     except Interrupted:
         if not up.is_set():

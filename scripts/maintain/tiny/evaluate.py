@@ -154,7 +154,7 @@ def optimizations(base: list[str], scale: float, most: int | None) -> dict[str, 
 def _proofs(overrides: list[str], pipe: Any) -> list[str]:
     """What each step of the recipe did to the pipeline, in one sentence each; NoEffect where one did nothing."""
     (request,) = requests(overrides)
-    return [effect.summary for effect in verify(make_plan(request.cell, request.choices), [pipe])]
+    return [effect.summary for effect in verify(make_plan(request.cell), [pipe])]
 
 
 def _likeness(pictures: Pictures, reference: Pictures | None) -> dict[str, float | None]:

@@ -404,7 +404,7 @@ def test_z_image_masks_where_its_batch_is_uneven(words, why, tmp_path):
         ["model=tiny_z_image", "attention=flash", "hardware=cpu", "measure=quick"]
         + [word.format(prompts=tmp_path / "prompts.txt") for word in words]
     )
-    found = make_plan(request.cell, request.choices)
+    found = make_plan(request.cell)
     assert [why in problem.fact for problem in found.problems] == ([] if why is None else [True])
     if why == "prompts that differ":  # so it would have failed
         with pytest.raises(ValueError, match="attn_mask"):

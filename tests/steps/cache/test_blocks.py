@@ -65,7 +65,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # 
 @functools.cache
 def plan(*words: str) -> Plan:
     (request,) = requests([f"workload.steps={STEPS}", *words])
-    return make_plan(request.cell, request.choices)
+    return make_plan(request.cell)
 
 
 class Cell:

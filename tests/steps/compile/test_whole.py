@@ -143,7 +143,7 @@ def test_a_controlnet_is_compiled_with_the_unet(name, graphs, regions):
 def drawn(name: str, *overrides: str):
     """The pipeline of a tiny model after one call of one step, and what its step saw."""
     (request,) = requests([f"model={name}", "hardware=cpu", "precision=fp32", "workload.steps=1", *overrides])
-    plan = make_plan(request.cell, request.choices)
+    plan = make_plan(request.cell)
     assert not plan.problems, plan.reasons
     pipes = build(plan)
     for pipe in pipes:
@@ -166,7 +166,7 @@ def test_a_class_that_declares_no_blocks_has_them_named_in_its_yaml(name):
 
 def test_a_model_without_repeated_blocks_is_refused_by_its_plan():
     (request,) = requests(["model=tiny_deepfloyd_if", "hardware=cpu", "compile=regional"])
-    reasons = make_plan(request.cell, request.choices).reasons
+    reasons = make_plan(request.cell).reasons
     assert any("no blocks that repeat" in reason for reason in reasons)
 
 

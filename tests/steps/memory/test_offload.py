@@ -162,7 +162,7 @@ def test_groups_are_as_large_as_asked():
 )
 def test_groups_that_divide_nothing_are_refused(model, blocks, refused):
     (request,) = requests([f"model={model}", "hardware=cpu"])
-    (pipe,), (place,) = build(make_plan(request.cell, request.choices)), request.cell.sites
+    (pipe,), (place,) = build(make_plan(request.cell)), request.cell.sites
     chosen = step("memory", "group_offload", num_blocks_per_group=blocks, components=["denoiser"])
     if not refused:
         chosen.apply(pipe, place)
@@ -387,7 +387,7 @@ def test_compiled_code_stays_when_hooks_come_and_go(graphs, reference, name, com
 def pictures(model: str, chosen: Step) -> tuple[np.ndarray, np.ndarray, str]:
     """Of a tiny family: without offloading, in a second call with it, and what the step proves."""
     (request,) = requests([f"model={model}", "hardware=cpu"])
-    made = make_plan(request.cell, request.choices)
+    made = make_plan(request.cell)
     expected = np.array(
         calls.run(calls.stages(build(made), request.cell.recipe.model.stages, request.cell.workload))[0]
     )
@@ -427,7 +427,7 @@ def test_every_family_can_be_offloaded(model, name):
 
 def plan(*overrides: str) -> Plan:
     (request,) = requests(["model=sdxl", "hardware=rtx4090", "precision=fp16", *overrides])
-    return make_plan(request.cell, request.choices)
+    return make_plan(request.cell)
 
 
 def test_offloading_comes_before_compiling_and_needs_a_gpu():

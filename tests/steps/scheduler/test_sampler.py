@@ -57,7 +57,7 @@ class Family:
     def __init__(self, option: str, *words: str) -> None:
         (request,) = requests([f"model={option}", "hardware=cpu", "measure=quick", *words])
         self.request, self.cell, self.site = request, request.cell, request.cell.sites[0]
-        (self.pipe,) = build(make_plan(request.cell, request.choices))
+        (self.pipe,) = build(make_plan(request.cell))
         self.pipe.set_progress_bar_config(disable=True)
         self.own = self.pipe.scheduler
 
@@ -291,7 +291,7 @@ def test_what_waits_cannot_promise_otherwise(name):
 )
 def test_a_plan_refuses_what_does_not_fit_the_family(option, name, reason):
     (request,) = requests([f"model={option}", f"scheduler={name}", "hardware=cpu", "measure=quick"])
-    told = [text for text in make_plan(request.cell, request.choices).reasons if f"scheduler={name}" in text]
+    told = [text for text in make_plan(request.cell).reasons if f"scheduler={name}" in text]
     assert any(reason in text for text in told)
 
 
@@ -384,7 +384,7 @@ IDLE = [
 def test_what_does_nothing_or_cannot_be_is_refused_before_torch(option, name, changes, reason):
     words = [f"scheduler.{key}={str(value).lower()}" for key, value in changes.items()]
     (request,) = requests([f"model={option}", f"scheduler={name}", "hardware=cpu", "measure=quick", *words])
-    (told,) = (text for text in make_plan(request.cell, request.choices).reasons if "scheduler=" in text)
+    (told,) = (text for text in make_plan(request.cell).reasons if "scheduler=" in text)
     assert reason in told
 
 

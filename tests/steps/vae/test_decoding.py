@@ -278,7 +278,7 @@ def test_a_compiled_decoder_is_watched_without_breaking_its_graph(graphs, name, 
 
 def plan(*overrides: str) -> Plan:
     (request,) = requests(["model=sdxl", "hardware=rtx4090", "precision=fp16", *overrides])
-    return make_plan(request.cell, request.choices)
+    return make_plan(request.cell)
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,18 @@ import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
+from typing import TYPE_CHECKING
 
-from diffopt.config.catalogue import Row
-from diffopt.config.loaded_code import Code
-from diffopt.machine.environment import Environment
-from diffopt.machine.nvml import Device
 from diffopt.recipe.labels import labels, one_line
-from diffopt.recipe.plan import Plan
-from diffopt.results.result import Result
-from diffopt.results.study import Study
+
+if TYPE_CHECKING:
+    from diffopt.config.catalogue import Row
+    from diffopt.config.loaded_code import Code
+    from diffopt.machine.environment import Environment
+    from diffopt.machine.nvml import Device
+    from diffopt.recipe.planned import Plan
+    from diffopt.results.result import Result
+    from diffopt.results.study import Study
 
 
 def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset()) -> None:
@@ -43,9 +46,9 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def many_plans(plans: Sequence[Plan], choices: Sequence[Mapping[str, str]], code: Sequence[Sequence[Code]] = ()) -> str:
+def many_plans(plans: Sequence[Plan], code: Sequence[Sequence[Code]] = ()) -> str:
     """One line per cell, every reason of a refused one below it, code from elsewhere, and the count."""
-    names = labels([(chosen, plan.cell.model_dump(mode="json")) for plan, chosen in zip(plans, choices, strict=True)])
+    names = labels([plan.cell.model_dump(mode="json") for plan in plans])
     lines = []
     for plan, name in zip(plans, names, strict=True):
         lines.append(f"{plan.cell.id}  {plan.status:7}  {one_line(name)}")

@@ -1,0 +1,36 @@
+"""What the arguments of several verbs mean: config folders, and the cells that are asked for."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from diffopt.config import Composer
+from diffopt.config.resolve import Request, requests
+from diffopt.machine.paths import existing, own_folders
+
+
+def folders(config_dir: Path | None) -> list[Path]:
+    """The user's config folders: ``./conf`` when there is one, and ``--config-dir``."""
+    return own_folders(() if config_dir is None else (config_dir,), "--config-dir")
+
+
+def trusted(config_dir: Path | None) -> list[Path]:
+    """The folder of ``--trust-config-dir``."""
+    return [] if config_dir is None else [existing(config_dir, "--trust-config-dir")]
+
+
+def requests_of(args: argparse.Namespace) -> list[Request]:
+    """What the overrides ask for."""
+    return requests(
+        args.overrides,
+        multirun=getattr(args, "multirun", False),
+        lock=args.recipe,
+        folders=folders(args.config_dir),
+        trusted=trusted(args.trust_config_dir),
+    )
+
+
+def composer_of(args: argparse.Namespace) -> Composer:
+    """A composer over the shipped options and the user's."""
+    return Composer(folders(args.config_dir), trusted=trusted(args.trust_config_dir))

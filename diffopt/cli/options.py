@@ -1,0 +1,21 @@
+"""The verb that lists options."""
+
+from __future__ import annotations
+
+import argparse
+
+from diffopt.cli import printing
+from diffopt.cli.arguments import composer_of
+from diffopt.config import catalogue
+from diffopt.errors import UsageError
+
+
+def ls(args: argparse.Namespace) -> int:
+    if len(args.group) > 1:
+        raise UsageError("ls takes one group, or none to list the groups.")
+    composer = composer_of(args)
+    if args.group:
+        printing.print_options(args.group[0], catalogue.options(composer, args.group[0]))
+    else:
+        printing.print_groups(catalogue.groups(composer))
+    return 0

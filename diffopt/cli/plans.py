@@ -1,0 +1,30 @@
+"""The verb that says what would be done."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from diffopt import api
+from diffopt.cli import printing
+from diffopt.cli.arguments import requests_of
+from diffopt.config.loaded_code import loaded_code
+from diffopt.run.launchers import launcher
+
+
+def plan(args: argparse.Namespace) -> int:
+    """Exit code 0: a plan that lists refusals has done its work."""
+    requests = requests_of(args)
+    launcher(requests[0].launch.kind)  # as `run` would complain
+    plans = [api.plan(request.cell) for request in requests]
+    code = [loaded_code(request) for request in requests]
+    if args.json:
+        cells = [
+            {**plan.to_json(), "code": [each.to_json() for each in own]} for plan, own in zip(plans, code, strict=True)
+        ]
+        print(json.dumps({"cells": cells}, indent=2, ensure_ascii=False))
+    elif len(plans) == 1:
+        print(plans[0].text(code[0]))
+    else:
+        print(printing.many_plans(plans, code))
+    return 0

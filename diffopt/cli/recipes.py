@@ -1,0 +1,35 @@
+"""The verbs that read recipes: show and diff."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from diffopt.cli.arguments import folders, requests_of, trusted
+from diffopt.config.resolve import requests
+from diffopt.errors import UsageError
+from diffopt.recipe import lock
+from diffopt.schema.words import text
+
+
+def show(args: argparse.Namespace) -> int:
+    (request,) = requests_of(args)
+    print(lock.to_yaml(request.cell, Path.cwd()), end="")
+    return 0
+
+
+def diff(args: argparse.Namespace) -> int:
+    sides = [word for word in args.recipes if "=" not in word]
+    overrides = [word for word in args.recipes if "=" in word]
+    if len(sides) != 2:
+        raise UsageError(f"diff takes two recipes, names or files that `show` printed, but got {len(sides)}.")
+    cells = []
+    for side in sides:
+        is_file = Path(side).is_file() or side.endswith((".yaml", ".yml"))
+        chosen = overrides if is_file else [f"recipe={side}", *overrides]
+        lock_file, own = Path(side) if is_file else None, trusted(args.trust_config_dir)
+        (request,) = requests(chosen, lock=lock_file, folders=folders(args.config_dir), trusted=own)
+        cells.append(request.cell)
+    for key, before, after in lock.changes(*cells):
+        print(f"{key}: {text(before)} -> {text(after)}")
+    return 0

@@ -1,0 +1,137 @@
+"""Takes single cells to their rows: one worker process each, a row for whatever becomes of it. Never imports torch."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from diffopt.errors import Refusal, UsageError
+from diffopt.machine import hardware, packages
+from diffopt.machine.environment import Environment, Git, environment, git_state
+from diffopt.machine.interpreter import Interpreter, steps_from_elsewhere, worker_requirements
+from diffopt.machine.nvml import Gpu
+from diffopt.recipe.cell import Cell
+from diffopt.recipe.launch import Launch
+from diffopt.recipe.plan import make_plan
+from diffopt.recipe.planned import Plan
+from diffopt.results.result import Result, Stage
+from diffopt.results.study import Study
+from diffopt.run import row
+from diffopt.run.events import CellFinished, CellStarted, Event, Listener, RowUnreadable, StageStarted
+from diffopt.run.process import PLAN, Stop, Verdict
+from diffopt.run.starts import run_worker
+from diffopt.schema.step import Requirements
+
+
+@dataclass
+class Runner:
+    """What the cells of a sweep have in common, and the way of each to its row. Threads may share one."""
+
+    study: Study
+    launch: Launch
+    listener: Listener
+    stop: Stop
+    names: Mapping[str, str]  # what the progress calls each cell, by id
+    others: Mapping[str, Interpreter]  # by the runtime's name; the Python that runs this is not among them
+    _git: Git | None = field(default_factory=git_state)
+    _places: dict[tuple[str, str | None, str], Environment] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether the sweep is to end: no cell begins any more."""
+        return self.stop.signal is not None
+
+    def take(self, cell: Cell, gpu: Gpu | None) -> Result | None:
+        """Take one cell to its row on this machine; None where the sweep was to end before it could begin.
+
+        Args:
+            gpu: where it runs; None: on the CPU, or nowhere, for want of a device.
+        """
+        plan = make_plan(cell)
+        unreadable = None
+        try:
+            where = self._where(cell, gpu)
+        except Refusal as error:  # the GPU was there when the sweep began
+            where, unreadable = self._where(cell, None), Verdict("refused", "load", str(error))
+        with self.study.claim(cell.id, where.id, self.stop.wait) as claimed:
+            return self._take_claimed(plan, gpu, where, unreadable) if claimed else None
+
+    def _take_claimed(self, plan: Plan, gpu: Gpu | None, where: Environment, unreadable: Verdict | None) -> Result:
+        cell = plan.cell
+        kept = self._kept(cell, where)
+        if kept is not None and (kept.status != "refused" or plan.problems):
+            return self._finish(kept, kept=True)
+        folder = self.study.folder(cell.id, where.id)
+        row.prepare(folder, cell)
+        refusal = _refusal(plan, self.others.get(cell.runtime.name)) or unreadable
+        if refusal is not None:
+            return self._keep(cell, where, refusal)
+        self.tell(CellStarted(cell.id, self.names[cell.id]))
+
+        def on_stage(stage: Stage) -> None:
+            self.tell(StageStarted(cell.id, stage))
+
+        plan.write(folder / PLAN)
+        place, interpreter = gpu.uuid if gpu else None, self.others.get(cell.runtime.name)
+        verdict = run_worker(cell, folder, self.launch, self.stop, place, on_stage, interpreter)
+        row.tidy(folder)
+        return self._keep(cell, where, verdict)
+
+    def _kept(self, cell: Cell, where: Environment) -> Result | None:
+        """The row that the study keeps. One that cannot be read must not stop the sweep: it is told, and replaced."""
+        try:
+            return self.study.kept(cell.id, where.id)
+        except UsageError as error:
+            self.tell(RowUnreadable(self.names[cell.id], str(error)))
+            return None
+
+    def _where(self, cell: Cell, gpu: Gpu | None) -> Environment:
+        """The environment of a cell, asked for once: a GPU that dies during the sweep still has rows that say so.
+
+        Raises Refusal when NVML cannot read the GPU.
+        """
+        device, runtime = cell.recipe.hardware.device, cell.runtime.name
+        key = (device, gpu.uuid if gpu else None, runtime)
+        if key not in self._places:
+            self._places[key] = environment(device, gpu=key[1], git=self._git, interpreter=self.others.get(runtime))
+        return self._places[key]
+
+    def _keep(self, cell: Cell, where: Environment, verdict: Verdict) -> Result:
+        """Write the row of a cell that was tried, or refused."""
+        result = row.make(self.study.folder(cell.id, where.id), cell, where, verdict)
+        self.study.keep(result)
+        return self._finish(result)
+
+    def _finish(self, result: Result, *, kept: bool = False) -> Result:
+        self.tell(CellFinished(result, self.names[result.cell_id], kept=kept))
+        return result
+
+    def tell(self, event: Event) -> None:
+        """Tell the listener, one event at a time."""
+        with self._lock:
+            self.listener(event)
+
+
+def _refusal(plan: Plan, there: Interpreter | None) -> Verdict | None:
+    """Why a cell cannot run here, as far as it can be known without a worker.
+
+    The stage tells what to make of it: ``plan`` is final; ``load`` is for want of a device or a package, and the cell
+    is tried again the next time.
+
+    Args:
+        there: the interpreter that is to run it, where it is another one than this.
+    """
+    if plan.problems:
+        return Verdict("refused", "plan", "\n".join(problem.text for problem in plan.problems))
+    try:
+        absent = hardware.check_declared(plan.cell.recipe.hardware)
+    except Refusal as broken:
+        absent = str(broken)
+    if absent is not None:
+        return Verdict("refused", "load", absent)
+    steps = [step for _, step in plan.steps]
+    asked = () if there is None else (*worker_requirements(), *steps_from_elsewhere(steps))
+    lacking = packages.lacking([Requirements(packages=asked), *(step.requires() for step in steps)], there)
+    return None if lacking is None else Verdict("refused", "load", lacking)
