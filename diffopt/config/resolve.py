@@ -27,6 +27,7 @@ from diffopt.models.lora import resolve_lora
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.explain import explain, groups_in
 from diffopt.recipe.launch import Launch, make_launch
+from diffopt.recipe.options import option_names, shipped_option
 from diffopt.recipe.recipe import Recipe
 from diffopt.schema.runtime import CURRENT, check_names, resolve_runtime
 
@@ -189,8 +190,8 @@ class Resolver:
         if "attention.backend" not in composed.typed:
             return
         backend, chosen = composed.data["attention"].get("backend"), composed.choices["attention"]
-        options = self._composer.shipped("attention")
-        having = [name for name, values in options.items() if values.get("backend") == backend]
+        names = option_names("attention")
+        having = [name for name in names if shipped_option("attention", name).get("backend") == backend]
         if having and chosen not in having:
             raise UsageError(
                 f"attention.backend={backend}: attention={chosen} says what another backend needs. Choose "

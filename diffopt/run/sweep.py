@@ -16,7 +16,6 @@ from diffopt.machine import hardware, packages
 from diffopt.machine.environment import Environment, Git, environment, git_state
 from diffopt.machine.interpreter import Interpreter, interpreters, steps_from_elsewhere, worker_requirements
 from diffopt.machine.nvml import Gpu
-from diffopt.machine.paths import shipped_conf
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.labels import labels, one_line
 from diffopt.recipe.launch import Launch, default_launch
@@ -97,7 +96,7 @@ def run_all(
         UsageError: the study cannot be used, or a cell's interpreter.
     """
     if launch is None:
-        launch = default_launch(shipped_conf())
+        launch = default_launch()
     distinct = list({request.cell.id: request for request in requests}.values())
     asking = interpreters(request.cell.runtime for request in requests) if others is None else nullcontext(others)
     with asking as found, _stopping() as stop:
