@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def report(args: argparse.Namespace) -> int:
     from diffopt.results.study import Study
-    from diffopt.results.table import table, to_csv, to_markdown
+    from diffopt.results.table import table, values
 
     _check_report(args)
     if args.published is not None:
@@ -38,7 +38,7 @@ def report(args: argparse.Namespace) -> int:
     if args.pictures is not None:
         _write_sheet(study, results, args.pictures)
     else:
-        print(to_csv(results) if args.csv else to_markdown(table(results)), end="")
+        print(values(results).csv() if args.csv else table(results).markdown(), end="")
     return 0
 
 
@@ -73,7 +73,6 @@ def compare(args: argparse.Namespace) -> int:
     from diffopt.results import comparison as compare_table
     from diffopt.results import sides
     from diffopt.results.study import Study
-    from diffopt.results.table import to_markdown
 
     words = [word for word in args.sides if sides.is_selection(word)]
     names = [word for word in args.sides if not sides.is_selection(word)]
@@ -92,7 +91,7 @@ def compare(args: argparse.Namespace) -> int:
         print(json.dumps({"changes": changes, "cells": compare_table.to_json(found)}, indent=2, ensure_ascii=False))
     else:
         print("".join(f"{line}\n" for line in changes), end="")
-        print(to_markdown(compare_table.comparison_table(found)), end="")
+        print(compare_table.comparison_table(found).markdown(), end="")
     if more:
         print(f"diffopt: {len(more)} cells of B have no counterpart in A: {', '.join(more)}", file=sys.stderr)
     return 0 if args.slower is None else _gate(found, args.slower, lost)

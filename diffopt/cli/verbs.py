@@ -127,8 +127,7 @@ def run(args: argparse.Namespace) -> int:
         study = Study.fresh() if name is None else Study.create(name)
         with progress() as listener:
             results = run_all(requests, study, requests[0].launch, listener, others)
-    shown = table(results)
-    show.print_table(shown.headers, shown.rows, right=shown.right)
+    show.print_table(table(results))
     show.print_whereabouts(study, results)
     fine = ("ok", "refused") if args.multirun else ("ok",)
     return 0 if all(result.status in fine for result in results) else 1

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from diffopt.cli.show import wrapped
 from diffopt.config import Composer
 from diffopt.config import catalogue as listing
 from diffopt.config.catalogue import Row, describe_model
@@ -17,6 +16,7 @@ from diffopt.config.resolve import requests
 from diffopt.machine import nvml as hardware
 from diffopt.machine.nvml import Gpu
 from diffopt.recipe.rules.estimate import GIB
+from diffopt.results.table import Table
 from diffopt.schema.model import Model, Parameters
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -147,11 +147,9 @@ def test_lines_fit_on_a_screen(cli: Cli) -> None:
 
 
 def test_wrapped_cells_stay_in_their_columns() -> None:
-    table = wrapped([("name", "what it is", "needs", "here"), ("a", "one two three four", "five six", "yes")], width=30)
-    assert table == [
-        ("name", "what it", "needs", "here"),
-        ("", "is", "", ""),
+    table = Table(("name", "what it is", "needs", "here"), (("a", "one two three four", "five six", "yes"),))
+    assert table.wrapped(width=30).rows == (
         ("a", "one two", "five six", "yes"),
         ("", "three", "", ""),
         ("", "four", "", ""),
-    ]
+    )

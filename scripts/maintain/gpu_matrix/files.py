@@ -14,7 +14,7 @@ from diffopt.errors import UsageError
 from diffopt.machine.files import appearing, write_json, write_text
 from diffopt.results.result import Result
 from diffopt.results.study import Study
-from diffopt.results.table import table, to_csv, to_markdown
+from diffopt.results.table import table, values
 from diffopt.schema.record import Frozen
 
 LOG_BYTES = 20_000  # of the log of a row that is not ok: its end
@@ -53,8 +53,8 @@ def write_tables(study: Study, on_unreadable: OnUnreadable = None) -> None:
     results = study.results(on_unreadable)
     if not results:
         return
-    write_text(study.path / "table.csv", to_csv(results))
-    write_text(study.path / "table.md", _head(study, results) + to_markdown(table(results)))
+    write_text(study.path / "table.csv", values(results).csv())
+    write_text(study.path / "table.md", _head(study, results) + table(results).markdown())
 
 
 def _head(study: Study, results: Sequence[Result]) -> str:
