@@ -148,7 +148,7 @@ class Resolver:
             locate(study)
         try:
             asked = {"recipe": recipe, "workload": workload, "measure": data["measure"], "runtime": runtime}
-            cell = _validate(asked).chosen_by(composed.choices)
+            cell = Cell.from_plain(asked).chosen_by(composed.choices)
         except ValidationError as error:
             raise UsageError(f"{explain(error)}{self._origin(error, composed.choices)}") from error
         return Request(cell=cell, choices=composed.choices, launch=make_launch(data["launch"]), study=study)
@@ -214,12 +214,8 @@ def _stages(cascade: Any) -> list[Any]:
 
 
 def make_cell(data: dict[str, Any]) -> Cell:
-    """Validate plain data as a cell. Strict: what YAML gives is what counts, nothing is converted."""
+    """Validate plain data as a cell."""
     try:
-        return _validate(data)
+        return Cell.from_plain(data)
     except ValidationError as error:
         raise UsageError(explain(error)) from error
-
-
-def _validate(data: dict[str, Any]) -> Cell:
-    return Cell.model_validate_json(json.dumps(data))

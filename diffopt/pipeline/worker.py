@@ -229,7 +229,7 @@ def _plan(cell_file: Path) -> Plan:
     """Plan the cell anew from what is written: the worker trusts nothing that was checked in another process."""
     data = yaml.safe_load(cell_file.read_text(encoding="utf-8"))
     choices = data.pop("choices")
-    plan = make_plan(Cell.model_validate_json(json.dumps(data)), choices)
+    plan = make_plan(Cell.from_plain(data), choices)
     if plan.problems:
         raise Refusal("\n".join(problem.text for problem in plan.problems))
     if (reason := packages.lacking(step.requires() for _, step in plan.steps)) is not None:

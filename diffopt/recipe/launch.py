@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -60,7 +59,7 @@ class Launch(Frozen):
 def make_launch(data: Mapping[str, Any]) -> Launch:
     """The composed ``launch`` group as an object. Raises UsageError for a value that it cannot have."""
     try:
-        launch = Launch.model_validate_json(json.dumps(data))
+        launch = Launch.from_plain(data)
     except ValidationError as error:
         raise UsageError(explain(error, prefix="launch")) from error
     artifact = launch.compile_artifact.load

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -73,7 +72,7 @@ def shipped_step(group: str, option: str) -> Step | None:
     if option not in option_names(group):
         return None
     data = shipped_option(group, option)
-    step: Step = kinds(group)[data["kind"]].model_validate_json(json.dumps(data))
+    step: Step = kinds(group)[data["kind"]].from_plain(data)
     return step
 
 

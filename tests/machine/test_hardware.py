@@ -1,6 +1,5 @@
 """diffopt.hardware: NVML through a fake pynvml, matching of options, what this machine cannot run."""
 
-import json
 import re
 import sys
 
@@ -18,7 +17,7 @@ OPTIONS = {path.stem: yaml.safe_load(path.read_text()) for path in CONF.glob("*.
 
 
 def as_hardware(name):
-    return Hardware.model_validate_json(json.dumps(OPTIONS[name]))
+    return Hardware.from_plain(OPTIONS[name])
 
 
 @pytest.fixture
@@ -166,7 +165,7 @@ def test_auto_finds_the_option_of_a_gpu(machine, name, option):
 )
 def test_auto_probes_an_unlisted_gpu(machine, name, slug):
     machine(name)
-    probed = Hardware.model_validate_json(json.dumps(hardware.resolve_auto(OPTIONS)))
+    probed = Hardware.from_plain(hardware.resolve_auto(OPTIONS))
     assert (probed.name, probed.device, probed.compute_capability, probed.memory_gib) == (slug, "cuda", (8, 9), 48.0)
     assert set(probed.peak_tflops.model_dump().values()) == {None}
     assert hardware.check_declared(probed) is None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from support.places import CONF as CONF
@@ -14,7 +13,7 @@ from diffopt.schema.step import Site, Step, kinds
 def step(group: str, name: str, **changes: Any) -> Step:
     """The step that ``GROUP=NAME GROUP.KEY=VALUE …`` chooses."""
     data = {**values(group, name), **changes}
-    return kinds(group)[data["kind"]].model_validate_json(json.dumps(data))
+    return kinds(group)[data["kind"]].from_plain(data)
 
 
 def apply(pipe: Any, site: Site, *steps: Step) -> None:
