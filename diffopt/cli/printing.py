@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import sys
-import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from diffopt.recipe.labels import labels, one_line
@@ -19,31 +17,24 @@ if TYPE_CHECKING:
     from diffopt.recipe.planned import Plan
     from diffopt.results.result import Result
     from diffopt.results.study import Study
+    from diffopt.results.table import Table
 
 
-def print_table(headers: Sequence[str], rows: Sequence[Sequence[str]], *, right: frozenset[int] = frozenset()) -> None:
-    """A table to stdout. ``right`` tells which columns are figures."""
+def print_table(shown: Table) -> None:
+    """A table to stdout."""
     if not sys.stdout.isatty():
-        print(aligned([headers, *rows]))
+        print(shown.text(), end="")
         return
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Table as Drawn
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, header in enumerate(headers):
-        table.add_column(header, justify="right" if index in right else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Columns padded to their widest cell; the last one is left as it is."""
-    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    drawn = Drawn(box=None, pad_edge=False, header_style="bold")
+    for index, header in enumerate(shown.headers):
+        drawn.add_column(header, justify="right" if index in shown.right else "left", overflow="fold")
+    for row in shown.rows:
+        drawn.add_row(*(Text(cell) for cell in row))
+    Console().print(drawn)
 
 
 def many_plans(plans: Sequence[Plan], code: Sequence[Sequence[Code]] = ()) -> str:
@@ -62,32 +53,13 @@ def many_plans(plans: Sequence[Plan], code: Sequence[Sequence[Code]] = ()) -> st
 
 
 def print_groups(groups: Sequence[tuple[str, Sequence[str]]]) -> None:
-    print_table(("group", "options"), [(group, ", ".join(options)) for group, options in groups])
+    print_table(Table(("group", "options"), tuple((group, ", ".join(options)) for group, options in groups)))
 
 
 def print_options(group: str, rows: Sequence[Row]) -> None:
-    shown = [(row.option, row.says, row.needs, row.here) for row in rows]
-    if group == "model":
-        headers = (group, "what it is", "needs", "fits here")
-        print_table(headers, shown if sys.stdout.isatty() else wrapped([headers, *shown])[1:])
-    else:
-        print_table((group, "what it does", "needs", "works here"), shown)
-
-
-def wrapped(rows: Sequence[Sequence[str]], width: int = 120) -> list[tuple[str, ...]]:
-    """The rows in lines that fit side by side into ``width`` columns; the first and the last column keep theirs.
-
-    But for a last one that says what is wrong with an option, which takes a third.
-    """
-    ends = [max(len(row[0]) for row in rows), min(width // 3, max(len(row[-1]) for row in rows))]
-    between = len(rows[0]) - 2
-    inner = (width - sum(ends) - 2 * (between + 1)) // between
-    lines: list[tuple[str, ...]] = []
-    for first, *middle, last in rows:
-        cells = [[first], *(textwrap.wrap(cell, inner, break_on_hyphens=False) for cell in middle)]
-        cells.append(textwrap.wrap(last, ends[1], break_on_hyphens=False))
-        lines += zip_longest(*cells, fillvalue="")
-    return lines
+    what, where = ("what it is", "fits here") if group == "model" else ("what it does", "works here")
+    shown = Table((group, what, "needs", where), tuple((row.option, row.says, row.needs, row.here) for row in rows))
+    print_table(shown.wrapped() if group == "model" and not sys.stdout.isatty() else shown)
 
 
 def print_environment(here: Environment, gpus: Sequence[Device], options: Mapping[str, Mapping[str, str]]) -> None:
@@ -98,9 +70,9 @@ def print_environment(here: Environment, gpus: Sequence[Device], options: Mappin
         rows.append(("gpu", f"{gpu.name}, {(gpu.memory_bytes or 0) / 1024**3:.0f} GiB{driver}"))
     if not gpus:
         rows.append(("gpu", "none that NVML knows of"))
-    print(aligned(rows), end="\n\n")
+    print(Table((), tuple(rows)).text())
     lines = [(f"{group}={option}", says) for group, chosen in options.items() for option, says in chosen.items()]
-    print_table(("option", "works here"), lines)
+    print_table(Table(("option", "works here"), tuple(lines)))
 
 
 def print_whereabouts(study: Study, results: Sequence[Result]) -> None:

@@ -17,7 +17,7 @@ from diffopt.results.published.pages import layout_of, published_page
 from diffopt.results.result import Result
 from diffopt.results.sheet import contact_sheet
 from diffopt.results.study import Study
-from diffopt.results.table import table, to_csv, to_markdown
+from diffopt.results.table import table, values
 
 
 def report(args: argparse.Namespace) -> int:
@@ -33,7 +33,7 @@ def report(args: argparse.Namespace) -> int:
     if args.pictures is not None:
         _write_sheet(study, results, args.pictures)
     else:
-        print(to_csv(results) if args.csv else to_markdown(table(results)), end="")
+        print(values(results).csv() if args.csv else table(results).markdown(), end="")
     return 0
 
 
@@ -81,7 +81,7 @@ def compare(args: argparse.Namespace) -> int:
         print(json.dumps({"changes": changes, "cells": comparison.to_json(found)}, indent=2, ensure_ascii=False))
     else:
         print("".join(f"{line}\n" for line in changes), end="")
-        print(to_markdown(comparison.comparison_table(found)), end="")
+        print(comparison.comparison_table(found).markdown(), end="")
     if more:
         print(f"diffopt: {len(more)} cells of B have no counterpart in A: {', '.join(more)}", file=sys.stderr)
     return 0 if args.slower is None else _gate(found, args.slower, lost)

@@ -22,8 +22,7 @@ def run(args: argparse.Namespace) -> int:
         study = Study.fresh() if name is None else Study.create(name)
         with progress() as listener:
             results = run_all([request.cell for request in requests], study, requests[0].launch, listener, others)
-    shown = table(results)
-    printing.print_table(shown.headers, shown.rows, right=shown.right)
+    printing.print_table(table(results))
     printing.print_whereabouts(study, results)
     fine = ("ok", "refused") if args.multirun else ("ok",)
     return 0 if all(result.status in fine for result in results) else 1

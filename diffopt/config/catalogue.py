@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from diffopt.errors import UsageError
 from diffopt.machine import hardware, nvml, packages
 from diffopt.machine.interpreter import absent
 from diffopt.recipe.explain import explain
-from diffopt.recipe.options import shipped_step
+from diffopt.recipe.options import merged, shipped_step
 from diffopt.recipe.plan import make_plan
 from diffopt.recipe.recipe import GROUP_ORDER, STEP_GROUPS
 from diffopt.recipe.rules.estimate import GIB, estimate
@@ -72,7 +73,8 @@ def _row(composer: Composer, resolver: Resolver, group: str, option: str) -> Row
         if group == "model":
             return _model_row(composer, resolver, option, says)
         if group == "runtime":
-            return Row(option, says, "", _runtime_here(_merged(composer, "runtime", option), option))
+            data = merged(partial(composer.read_option, "runtime"), option)
+            return Row(option, says, "", _runtime_here(data, option))
     except UsageError as error:  # one broken file of the user's must not hide the other options
         return Row(option, "", "", f"broken: {error}")
     return Row(option, says, "", "yes")
@@ -98,7 +100,7 @@ def _hardware_row(composer: Composer, resolver: Resolver, option: str, says: str
 
 def _model_row(composer: Composer, resolver: Resolver, option: str, says: str) -> Row:
     """A model in its customary precision and workload on this machine's first GPU, or on its CPU."""
-    data = _merged(composer, "model", option)
+    data = merged(partial(composer.read_option, "model"), option)
     if data.get("path") is None and data.get("architecture") is None:  # nothing is looked up on the hub
         given = "what its files on the hub say" if data.get("id") else "what its first line names"
         return Row(option, says, given, "not known")
@@ -123,27 +125,6 @@ def _runtime_here(data: dict[str, Any], option: str) -> str:
     except ValidationError as error:
         raise UsageError(explain(error, prefix="runtime")) from error
     return absent(runtime) or ("yes" if runtime == CURRENT else "yes, a program is there; not started")
-
-
-def _merged(composer: Composer, group: str, option: str, inside: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The data of an option on that of the siblings it extends; composing each one by Hydra takes seconds in all."""
-    if option in inside:
-        raise UsageError("These options extend each other in a circle (their defaults lists).")
-    own = composer.read_option(group, option)
-    names = own.pop("defaults", [])
-    merged: dict[str, Any] = {}
-    for name in names if "_self_" in names else [*names, "_self_"]:
-        merged = _onto(merged, own if name == "_self_" else _merged(composer, group, name, (*inside, option)))
-    return merged
-
-
-def _onto(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    both = {key: _onto(below[key], value) for key, value in above.items() if _mappings(below.get(key), value)}
-    return {**below, **above, **both}
-
-
-def _mappings(*values: Any) -> bool:
-    return all(isinstance(value, dict) for value in values)
 
 
 def _fits(needed: int) -> str:

@@ -33,6 +33,7 @@ from diffopt.config.origins import Origin, Origins, note, of_groups, of_option
 from diffopt.config.source import DataSource, read_data
 from diffopt.errors import UsageError
 from diffopt.machine.paths import shipped_conf
+from diffopt.recipe.options import option_names, own_values
 
 PRIMARY = "config"
 OUTSIDE_THE_CELL = ("launch", "study")  # what a recipe file does not hold
@@ -119,11 +120,6 @@ class Composer:
         """The checked data of one option's file as it stands, siblings not merged."""
         return copy.deepcopy(read_data(self.option_file(group, option), f"{group}/{option}.yaml"))
 
-    def shipped(self, group: str) -> dict[str, dict[str, Any]]:
-        """The shipped options of a group as their files stand, siblings not merged."""
-        files = sorted((shipped_conf() / group).glob("*.yaml"))
-        return {file.stem: copy.deepcopy(read_data(file, f"{group}/{file.name}")) for file in files}
-
     def parse(self, overrides: Sequence[str]) -> list[Override]:
         """Parse and check what can be checked before composing: groups, options, quoting."""
         parsed = []
@@ -174,12 +170,12 @@ class Composer:
         return Composed(data=data, choices=choices, typed=keys, chosen=skeleton.chosen, origins=origins)
 
     def _others_with(self, key: str, data: Mapping[str, Any]) -> list[str]:
-        """Options of a group of steps that have a dotted key, where the chosen one has not."""
+        """Options of a group of steps that bring a dotted key along, where the chosen one has none."""
         group, _, rest = key.partition(".")
         leaf, step = rest.partition(".")[0], data.get(group)
         if not isinstance(step, dict) or "kind" not in step or leaf in step:
             return []
-        return [option for option, values in self.shipped(group).items() if leaf in values]
+        return [option for option in option_names(group) if leaf in own_values(group, option)]
 
     def _skeleton(self, groups: list[Override]) -> Composed:
         """The data for a choice of options, before values are set: composed once per choice, a sweep reuses it."""

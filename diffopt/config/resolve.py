@@ -27,6 +27,7 @@ from diffopt.models.lora import resolve_lora
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.explain import explain, groups_in
 from diffopt.recipe.launch import Launch, make_launch
+from diffopt.recipe.options import option_names, shipped_option
 from diffopt.recipe.recipe import Recipe
 from diffopt.schema.runtime import CURRENT, check_names, resolve_runtime
 
@@ -146,7 +147,7 @@ class Resolver:
             locate(study)
         try:
             asked = {"recipe": recipe, "workload": workload, "measure": data["measure"], "runtime": runtime}
-            cell = _validate({"choices": composed.choices, **asked})
+            cell = Cell.from_plain({"choices": composed.choices, **asked})
         except ValidationError as error:
             raise UsageError(f"{explain(error)}{self._origin(error, composed.choices)}") from error
         return Request(cell=cell, launch=make_launch(data["launch"]), study=study)
@@ -188,8 +189,8 @@ class Resolver:
         if "attention.backend" not in composed.typed:
             return
         backend, chosen = composed.data["attention"].get("backend"), composed.choices["attention"]
-        options = self._composer.shipped("attention")
-        having = [name for name, values in options.items() if values.get("backend") == backend]
+        names = option_names("attention")
+        having = [name for name in names if shipped_option("attention", name).get("backend") == backend]
         if having and chosen not in having:
             raise UsageError(
                 f"attention.backend={backend}: attention={chosen} says what another backend needs. Choose "
@@ -212,12 +213,8 @@ def _stages(cascade: Any) -> list[Any]:
 
 
 def make_cell(data: dict[str, Any]) -> Cell:
-    """Validate plain data as a cell. Strict: what YAML gives is what counts, nothing is converted."""
+    """Validate plain data as a cell."""
     try:
-        return _validate(data)
+        return Cell.from_plain(data)
     except ValidationError as error:
         raise UsageError(explain(error)) from error
-
-
-def _validate(data: dict[str, Any]) -> Cell:
-    return Cell.model_validate_json(json.dumps(data))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
@@ -69,7 +68,7 @@ def read_matrix(composer: Composer, name: str) -> Matrix:
     """The named matrix. Raises UsageError when there is none or when it is malformed."""
     data = composer.read_option("sweep", name)
     try:
-        matrix = Matrix.model_validate_json(json.dumps({"axes": {}, "zip": [], "exclude": [], **data}))
+        matrix = Matrix.from_plain({"axes": {}, "zip": [], "exclude": [], **data})
     except ValidationError as error:
         raise UsageError(f"{composer.option_file('sweep', name)}: {explain(error)}") from error
     place = composer.option_file("sweep", name)

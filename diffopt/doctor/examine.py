@@ -6,20 +6,106 @@ answer, and a fresh child goes on with the next check.
 
 from __future__ import annotations
 
+import json
+import signal
+import sys
+import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 from diffopt.config import Composer
 from diffopt.config import catalogue as listing
-from diffopt.doctor.child import Child, Finding, Task
 from diffopt.errors import Refusal
 from diffopt.machine import hardware, nvml
 from diffopt.machine.nvml import Gpu, driver_cuda
+from diffopt.machine.process import Child, last_words
+from diffopt.run.process import environment
+from diffopt.schema.record import Frozen
 
 DEADLINE_S = 180.0  # of a check; importing torch takes seconds, compiling a small function up to a minute
 NAME_WIDTH = 21  # of the longest name of a check
+WORKER = ("-m", "diffopt.doctor.worker")
+LONGEST_ANSWER = 2**20  # bytes; an error's text may be long
+REINSTALL = "reinstall torch for this driver and GPU; an error that stays with a newer torch is for its project"
 PLAIN = ("auto", "vanilla")  # attention options that are no kernel of their own
+
+
+Status = Literal["ok", "fails", "not here"]
+
+
+class Finding(Frozen):
+    """One line of the answer. ``remedy`` says what to install or change where something fails."""
+
+    check: str
+    status: Status
+    seconds: float | None
+    says: str
+    remedy: str | None = None
+
+
+@dataclass(frozen=True)
+class Task:
+    """A check for the child, and the arguments of its function there."""
+
+    name: str  # as the line calls it
+    check: str
+    arguments: dict[str, Any]
+    vital: bool = False  # without it no other check makes sense
+
+
+class Checker:
+    """The process that runs the checks; started when it is first asked, and again after it crashed or hung."""
+
+    def __init__(self, gpu: Gpu | None, deadline_s: float, worker: Sequence[str] = WORKER) -> None:
+        self._gpu, self._deadline_s, self._worker = gpu, deadline_s, worker
+        self._child: Child | None = None
+        self._folder = tempfile.TemporaryDirectory(prefix="diffopt-doctor-")
+
+    def __enter__(self) -> Checker:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._child is not None:
+            self._child.end()
+        self._folder.cleanup()
+
+    def ask(self, task: Task) -> Finding:
+        """The finding of one check, whatever becomes of the process."""
+        if self._child is None:
+            self._child = self._start()
+        begin = time.monotonic()
+        self._child.tell(json.dumps({"check": task.check, **task.arguments}).encode())
+        line = self._child.line(begin + self._deadline_s)
+        if isinstance(line, bytes):
+            finding = Finding(check=task.name, **json.loads(line))
+            needs_words = finding.status == "fails" and finding.remedy is None
+            return finding.model_copy(update={"remedy": _remedy(task)}) if needs_words else finding
+        seconds = time.monotonic() - begin
+        code, self._child = self._child.end(), None
+        says = f"no answer within {self._deadline_s:g} s" if line == "deadline" else f"the process {_ending(code)}"
+        words = last_words(self._log)
+        says += f"; it printed at last: {words}" if words else ""
+        return Finding(check=task.name, status="fails", seconds=seconds, says=says, remedy=_remedy(task))
+
+    @property
+    def _log(self) -> Path:
+        return Path(self._folder.name) / "log.txt"
+
+    def _start(self) -> Child:
+        folder = Path(self._folder.name)
+        own = {
+            "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),  # what is compiled is compiled now
+            "TRITON_CACHE_DIR": str(folder / "triton"),
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",  # a pool of compiling processes takes longer to start
+        }
+        command = [sys.executable, "-P", "-X", "faulthandler", *self._worker, "--answers-fd"]
+        variables = {**environment(self._gpu.uuid if self._gpu else None), **own}
+        with open(self._log, "wb") as log:
+            return Child(lambda answers: [*command, str(answers)], log, variables, longest=LONGEST_ANSWER)
 
 
 def examine(
@@ -43,9 +129,9 @@ def examine(
         remedy = "mend the driver: nvidia-smi must answer"
         tell(Finding(check="gpu", status="fails", seconds=None, says=str(broken), remedy=remedy))
         return found
-    with Child(gpu, deadline_s) as child:
+    with Checker(gpu, deadline_s) as checker:
         for todo in _checks(gpu):
-            tell(todo if isinstance(todo, Finding) else child.ask(todo))
+            tell(todo if isinstance(todo, Finding) else checker.ask(todo))
             if isinstance(todo, Task) and todo.vital and found[-1].status == "fails":
                 break
     return found
@@ -143,3 +229,13 @@ def _kernels(composer: Composer, on: dict[str, Any]) -> Iterator[Task | Finding]
 
 def _not_here(name: str, why: str) -> Finding:
     return Finding(check=name, status="not here", seconds=None, says=why)
+
+
+def _ending(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+
+
+def _remedy(task: Task) -> str:
+    if task.name.startswith("attention="):
+        return f"do not choose {task.name}, or reinstall what it needs for this torch and GPU"
+    return REINSTALL

@@ -23,6 +23,7 @@ from pydantic import Field, ValidationError
 
 from diffopt.errors import Refusal, UsageError
 from diffopt.machine.environment import versions
+from diffopt.machine.files import write_bytes
 from diffopt.machine.hardware import cpu_model
 from diffopt.schema.record import Frozen
 
@@ -112,7 +113,8 @@ def save_artifact(path: Path, device: Literal["cuda", "cpu"]) -> Artifact | None
         file.writestr(TORCH, content)
         for name, kernel in kernels.items():
             file.write(kernel, KERNELS + name)
-    _write(path, packed.getvalue())
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, packed.getvalue())
     digest = hashlib.sha256(packed.getvalue()).hexdigest()
     return Artifact(path, digest, len(packed.getvalue()), manifest.entries, manifest.kernels)
 
@@ -136,7 +138,9 @@ def load_artifact(path: Path, sha256: str, device: Literal["cuda", "cpu"]) -> Ma
     except (zipfile.BadZipFile, KeyError, ValidationError) as error:
         raise UsageError(f"{path} is not an artifact that diffopt saved: {error}.") from error
     for name, kernel in kernels.items():
-        _write(_kernel_path(path, name.removeprefix(KERNELS)), kernel)
+        target = _kernel_path(path, name.removeprefix(KERNELS))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(target, kernel)
     if torch.compiler.load_cache_artifacts(entries) is None:
         raise Refusal(f"{path}: torch {torch.__version__} cannot read its part of the artifact; see the log")
     return manifest
@@ -194,11 +198,3 @@ def _kernel_path(artifact: Path, name: str) -> Path:
     if not target.is_relative_to(folder) or target.suffix != ".so":
         raise UsageError(f"{artifact} is not an artifact that diffopt saved: {name} is no kernel.")
     return target
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file so that others see it whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_bytes(content)
-    os.replace(partial, path)

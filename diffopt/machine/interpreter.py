@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import subprocess
 import tempfile
+import time
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +20,7 @@ from pydantic import ValidationError
 
 from diffopt.errors import UsageError
 from diffopt.machine.paths import shipped_conf, user_path
+from diffopt.machine.process import Child
 from diffopt.schema.record import Frozen
 from diffopt.schema.runtime import CURRENT, Runtime, check_names
 from diffopt.schema.step import Step
@@ -29,6 +29,7 @@ from diffopt.schema.words import text
 DISTRIBUTION = "diffopt-toolkit"
 NOT_FOR_WORKERS = frozenset({"hydra-core", "rich"})  # what only the command line imports
 ANSWER_S = 60.0  # a Python on a slow network disk starts in seconds
+LONGEST_ANSWER = 2**22  # bytes; a distribution takes about thirty
 # `metadata[…]` of a broken distribution, without a name, is deprecated; `get` is not
 QUESTION = """
 import json, platform
@@ -158,27 +159,20 @@ def _link_package(folder: Path) -> None:
     (package / "conf").symlink_to(shipped_conf().absolute())
 
 
-def _run(command: list[str], environment: Mapping[str, str]) -> tuple[list[str], list[str]]:
+def _run(command: list[str], environment: Mapping[str, str]) -> tuple[list[bytes], list[str]]:
     """The lines that a command prints and those that it complains with; nothing of it is left running."""
-    try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment,
-            start_new_session=True,
-            text=True,
-            errors="replace",
-        )
-    except OSError as error:
-        return [], [error.strerror or str(error)]
-    with process:
+    deadline = time.monotonic() + ANSWER_S
+    said: list[bytes] = []
+    with tempfile.TemporaryFile() as log:
         try:
-            out, complaint = process.communicate(timeout=ANSWER_S)
-        except subprocess.TimeoutExpired:
+            child = Child(lambda _: command, log, environment, plain=True, longest=LONGEST_ANSWER)
+        except OSError as error:
+            return [], [error.strerror or str(error)]
+        with child:
+            while isinstance(line := child.line(deadline), bytes):
+                said.append(line)
+        if line == "deadline":
             return [], [f"it did not answer within {ANSWER_S:g} s"]
-        finally:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-    return out.splitlines(), [line for line in complaint.splitlines() if line.strip()]
+        log.seek(0)
+        complaint = log.read().decode("utf-8", errors="replace").splitlines()
+    return said, [line for line in complaint if line.strip()]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,17 +12,46 @@ from diffopt.errors import Refusal
 from diffopt.schema.record import Frozen
 
 
-def driver_cuda() -> tuple[int, int] | None:
-    """The newest CUDA that the driver knows, major and minor; None where NVML does not tell."""
+class _Unread(Exception):
+    """NVML does not answer; the text is its own."""
+
+
+class _Closed(_Unread):
+    """It cannot even be opened."""
+
+
+class _Absent(_Closed):
+    """There is no NVIDIA driver."""
+
+
+@contextmanager
+def _opened() -> Iterator[Any]:
+    """The library, opened; closed when the block ends. The only import of it.
+
+    Raises one of the errors above for its own, of the block too.
+    """
     import pynvml
 
     try:
         pynvml.nvmlInit()
-        try:
-            number = int(pynvml.nvmlSystemGetCudaDriverVersion_v2())  # 13020 is 13.2
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError:
+    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded) as error:
+        raise _Absent(str(error)) from error
+    except pynvml.NVMLError as error:
+        raise _Closed(str(error)) from error
+    try:
+        yield pynvml
+    except pynvml.NVMLError as error:
+        raise _Unread(str(error)) from error
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def driver_cuda() -> tuple[int, int] | None:
+    """The newest CUDA that the driver knows, major and minor; None where NVML does not tell."""
+    try:
+        with _opened() as library:
+            number = int(library.nvmlSystemGetCudaDriverVersion_v2())  # 13020 is 13.2
+    except _Unread:
         return None
     return number // 1000, number % 1000 // 10
 
@@ -59,64 +89,59 @@ class Device(Frozen):
 
 def gpu_device(uuid: str) -> Device:
     """Name, memory and present state of the GPU with this NVML uuid. Raises Refusal when NVML cannot read it."""
-    import pynvml
-
     try:
-        pynvml.nvmlInit()
-        try:
-            return _gpu_device(pynvml, uuid)
-        finally:
-            pynvml.nvmlShutdown()
-    except pynvml.NVMLError as error:
+        with _opened() as library:
+            return _gpu_device(library, uuid)
+    except _Unread as error:
         raise Refusal(f"NVML cannot read GPU {uuid}: {error}; see nvidia-smi") from error
 
 
-def _gpu_device(pynvml: Any, uuid: str) -> Device:
-    handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+def _gpu_device(library: Any, uuid: str) -> Device:
+    handle = library.nvmlDeviceGetHandleByUUID(uuid)
     return Device(
         kind="cuda",
-        name=_text(pynvml.nvmlDeviceGetName(handle)),
-        memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-        gpu=_gpu_state(pynvml, handle, uuid),
+        name=_text(library.nvmlDeviceGetName(handle)),
+        memory_bytes=int(library.nvmlDeviceGetMemoryInfo(handle).total),
+        gpu=_gpu_state(library, handle, uuid),
     )
 
 
-def _gpu_state(pynvml: Any, handle: Any, uuid: str) -> GpuState:
+def _gpu_state(library: Any, handle: Any, uuid: str) -> GpuState:
     def ask(question: Callable[..., Any], *args: Any) -> Any:
         """None for what this driver or GPU does not support (a MIG slice has no clocks of its own)."""
         try:
             return question(*args)
-        except pynvml.NVMLError:
+        except library.NVMLError:
             return None
 
-    clock, limit = pynvml.nvmlDeviceGetClockInfo, pynvml.nvmlDeviceGetEnforcedPowerLimit
+    clock, limit = library.nvmlDeviceGetClockInfo, library.nvmlDeviceGetEnforcedPowerLimit
     milliwatts = ask(limit, handle)
-    driver = ask(pynvml.nvmlSystemGetDriverVersion)
+    driver = ask(library.nvmlSystemGetDriverVersion)
     return GpuState(
         uuid=uuid,
         driver=None if driver is None else _text(driver),
-        clock_mhz=ask(clock, handle, pynvml.NVML_CLOCK_SM),
-        memory_clock_mhz=ask(clock, handle, pynvml.NVML_CLOCK_MEM),
-        max_clock_mhz=ask(pynvml.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_SM),
+        clock_mhz=ask(clock, handle, library.NVML_CLOCK_SM),
+        memory_clock_mhz=ask(clock, handle, library.NVML_CLOCK_MEM),
+        max_clock_mhz=ask(library.nvmlDeviceGetMaxClockInfo, handle, library.NVML_CLOCK_SM),
         power_limit_w=None if milliwatts is None else milliwatts / 1000,
-        temperature_c=ask(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
-        throttle_reasons=_throttle_reasons(pynvml, ask(pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle)),
+        temperature_c=ask(library.nvmlDeviceGetTemperature, handle, library.NVML_TEMPERATURE_GPU),
+        throttle_reasons=_throttle_reasons(library, ask(library.nvmlDeviceGetCurrentClocksEventReasons, handle)),
     )
 
 
-def _throttle_reasons(pynvml: Any, bits: int | None) -> tuple[str, ...] | None:
+def _throttle_reasons(library: Any, bits: int | None) -> tuple[str, ...] | None:
     if bits is None:
         return None
     names = {
-        "idle": pynvml.nvmlClocksEventReasonGpuIdle,
-        "application clocks": pynvml.nvmlClocksEventReasonApplicationsClocksSetting,
-        "power cap": pynvml.nvmlClocksEventReasonSwPowerCap,
-        "hardware slowdown": pynvml.nvmlClocksEventReasonHwSlowdown,
-        "sync boost": pynvml.nvmlClocksEventReasonSyncBoost,
-        "thermal (software)": pynvml.nvmlClocksEventReasonSwThermalSlowdown,
-        "thermal (hardware)": pynvml.nvmlClocksEventReasonHwThermalSlowdown,
-        "power brake": pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown,
-        "display clocks": pynvml.nvmlClocksEventReasonDisplayClockSetting,
+        "idle": library.nvmlClocksEventReasonGpuIdle,
+        "application clocks": library.nvmlClocksEventReasonApplicationsClocksSetting,
+        "power cap": library.nvmlClocksEventReasonSwPowerCap,
+        "hardware slowdown": library.nvmlClocksEventReasonHwSlowdown,
+        "sync boost": library.nvmlClocksEventReasonSyncBoost,
+        "thermal (software)": library.nvmlClocksEventReasonSwThermalSlowdown,
+        "thermal (hardware)": library.nvmlClocksEventReasonHwThermalSlowdown,
+        "power brake": library.nvmlClocksEventReasonHwPowerBrakeSlowdown,
+        "display clocks": library.nvmlClocksEventReasonDisplayClockSetting,
     }
     return tuple(name for name, bit in names.items() if bits & bit)
 
@@ -142,32 +167,27 @@ def detect() -> tuple[Gpu, ...]:
 
     Raises Refusal when there is a driver that does not answer, because that is a broken machine and not a CPU.
     """
-    import pynvml
-
     try:
-        pynvml.nvmlInit()
-    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
+        with _opened() as library:
+            gpus = [_read(library, index) for index in range(library.nvmlDeviceGetCount())]
+    except _Absent:
         return ()
-    except pynvml.NVMLError as error:
+    except _Closed as error:
         raise Refusal(f"this machine's NVIDIA driver does not answer: {error}; see nvidia-smi") from error
-    try:
-        gpus = [_read(pynvml, index) for index in range(pynvml.nvmlDeviceGetCount())]
-    except pynvml.NVMLError as error:
+    except _Unread as error:
         raise Refusal(f"this machine's NVIDIA driver does not describe its GPUs: {error}; see nvidia-smi") from error
-    finally:
-        pynvml.nvmlShutdown()
     return _visible(gpus, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
-def _read(pynvml: Any, index: int) -> Gpu:
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+def _read(library: Any, index: int) -> Gpu:
+    handle = library.nvmlDeviceGetHandleByIndex(index)
     return Gpu(
         index=index,
-        uuid=pynvml.nvmlDeviceGetUUID(handle),
-        name=pynvml.nvmlDeviceGetName(handle),
-        memory_bytes=int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-        compute_capability=tuple(pynvml.nvmlDeviceGetCudaComputeCapability(handle)),
-        driver=pynvml.nvmlSystemGetDriverVersion(),
+        uuid=library.nvmlDeviceGetUUID(handle),
+        name=library.nvmlDeviceGetName(handle),
+        memory_bytes=int(library.nvmlDeviceGetMemoryInfo(handle).total),
+        compute_capability=tuple(library.nvmlDeviceGetCudaComputeCapability(handle)),
+        driver=library.nvmlSystemGetDriverVersion(),
     )
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from diffopt.errors import UsageError
 from diffopt.machine.paths import user_path
 from diffopt.recipe.explain import explain
+from diffopt.recipe.options import shipped_option
 from diffopt.schema.record import Frozen
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -61,7 +59,7 @@ class Launch(Frozen):
 def make_launch(data: Mapping[str, Any]) -> Launch:
     """The composed ``launch`` group as an object. Raises UsageError for a value that it cannot have."""
     try:
-        launch = Launch.model_validate_json(json.dumps(data))
+        launch = Launch.from_plain(data)
     except ValidationError as error:
         raise UsageError(explain(error, prefix="launch")) from error
     artifact = launch.compile_artifact.load
@@ -70,6 +68,6 @@ def make_launch(data: Mapping[str, Any]) -> Launch:
     return launch
 
 
-def default_launch(conf: Path) -> Launch:
+def default_launch() -> Launch:
     """The shipped ``launch=local``, for callers in Python that give none."""
-    return make_launch(yaml.safe_load((conf / "launch" / "local.yaml").read_text(encoding="utf-8")))
+    return make_launch(shipped_option("launch", "local"))

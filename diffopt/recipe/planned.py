@@ -96,7 +96,7 @@ def read_plan(path: Path) -> Plan:
     data = json.loads(path.read_text(encoding="utf-8"))
     if data["reasons"]:
         raise Refusal("\n".join(data["reasons"]))
-    cell = Cell.model_validate_json(json.dumps(data["cell"]))
+    cell = Cell.from_plain(data["cell"])
     if (cell.id, _in_order(cell)) != (data["cell_id"], data["steps"]):
         raise Refusal(
             f"{path.name} is of cell {data['cell_id']}, and this process reads cell {cell.id} out of it, or other "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -61,7 +60,7 @@ def asked(cell: Mapping[str, Any]) -> dict[str, Any]:
     Raises UsageError when this diffopt has no such recipe any more.
     """
     try:
-        read = Cell.model_validate_json(json.dumps({key: part for key, part in cell.items() if key != "runtime"}))
+        read = Cell.from_plain({key: part for key, part in cell.items() if key != "runtime"})
     except ValidationError as error:
         raise UsageError(f"A row has a recipe that this diffopt does not know: {explain(error)} {REMEDY}") from error
     return identity(read)

@@ -1,12 +1,14 @@
-"""A study as a table: one row per cell, with a reason where there is no figure."""
+"""Tables and their faces; a study as one: a row per cell, with a reason where there is no figure."""
 
 from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from diffopt.recipe.labels import labels
 from diffopt.results.reference import reference_of
@@ -18,11 +20,74 @@ MIB = 1024**2
 
 @dataclass(frozen=True)
 class Table:
-    """Headers and rows of text; ``right`` tells which columns are figures."""
+    """Headers and rows of text, and their faces; ``right`` tells which columns are figures."""
 
-    headers: tuple[str, ...]
+    headers: tuple[str, ...]  # () where there are none
     rows: tuple[tuple[str, ...], ...]
-    right: frozenset[int]
+    right: frozenset[int] = frozenset()
+
+    def markdown(self) -> str:
+        """In Markdown, columns aligned for reading as plain text too."""
+        cells = self._escaped()
+        widths = _widths(cells)
+        head, *body = ([*map(self._pad, range(len(widths)), row, widths)] for row in cells)
+        rule = ["-" * (width - 1) + ":" if i in self.right else "-" * width for i, width in enumerate(widths)]
+        return _markdown([head, rule, *body])
+
+    def compact(self) -> str:
+        """In Markdown without padding, for pages whose cells are long."""
+        head, *body = self._escaped()
+        return _markdown([head], "|".join(["---:" if i in self.right else "---" for i in range(len(head))]), body)
+
+    def centred(self) -> str:
+        """In Markdown without padding, every column centred, the headers bold."""
+        head, *body = self._escaped()
+        return _markdown([[f"**{header}**" for header in head]], "|".join([":---:"] * len(head)), body)
+
+    def text(self) -> str:
+        """Plain lines: columns padded to their widest cell, but for the last one."""
+        lines = [self.headers, *self.rows] if self.headers else self.rows
+        widths = _widths(lines)
+        padded = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+        return "".join(f"{line}\n" for line in padded)
+
+    def csv(self) -> str:
+        """Comma-separated values, with the headers."""
+        out = io.StringIO()
+        csv.writer(out, lineterminator="\n").writerows([self.headers, *self.rows])
+        return out.getvalue()
+
+    def wrapped(self, width: int = 120) -> Table:
+        """In lines that fit side by side into ``width`` columns; the first and the last column keep theirs.
+
+        But for a last one that says what is wrong with an option, which takes a third.
+        """
+        lines = [self.headers, *self.rows]
+        ends = [max(len(row[0]) for row in lines), min(width // 3, max(len(row[-1]) for row in lines))]
+        between = len(self.headers) - 2
+        inner = (width - sum(ends) - 2 * (between + 1)) // between
+        rows: list[tuple[str, ...]] = []
+        for first, *middle, last in self.rows:
+            cells = [[first], *(textwrap.wrap(cell, inner, break_on_hyphens=False) for cell in middle)]
+            cells.append(textwrap.wrap(last, ends[1], break_on_hyphens=False))
+            rows += zip_longest(*cells, fillvalue="")
+        return Table(self.headers, tuple(rows), self.right)
+
+    def _escaped(self) -> list[list[str]]:
+        return [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in (self.headers, *self.rows)]
+
+    def _pad(self, column: int, cell: str, width: int) -> str:
+        return cell.rjust(width) if column in self.right else cell.ljust(width)
+
+
+def _widths(lines: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(len, column)) for column in zip(*lines, strict=True)]
+
+
+def _markdown(head: Sequence[Sequence[str]], rule: str = "", body: Sequence[Sequence[str]] = ()) -> str:
+    between = [f"|{rule}|"] if rule else []
+    lines = [*(f"| {' | '.join(row)} |" for row in head), *between, *(f"| {' | '.join(row)} |" for row in body)]
+    return "\n".join(lines) + "\n"
 
 
 def table(results: Sequence[Result]) -> Table:
@@ -105,28 +170,7 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def to_markdown(shown: Table) -> str:
-    """The table in Markdown, columns aligned for reading as plain text too."""
-    lines = [shown.headers, *shown.rows]
-    cells = [[_escape(cell) for cell in line] for line in lines]
-    widths = [max(len(row[index]) for row in cells) for index in range(len(shown.headers))]
-
-    def line(row: Sequence[str]) -> str:
-        padded = (
-            cell.rjust(width) if index in shown.right else cell.ljust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        return f"| {' | '.join(padded)} |"
-
-    rule = [("-" * (width - 1) + ":") if i in shown.right else "-" * width for i, width in enumerate(widths)]
-    return "\n".join([line(cells[0]), line(rule), *(line(row) for row in cells[1:])]) + "\n"
-
-
-def _escape(cell: str) -> str:
-    return " ".join(cell.split()).replace("|", "\\|")
-
-
-def to_csv(results: Sequence[Result]) -> str:
+def values(results: Sequence[Result]) -> Table:
     """Every value of every row, one column per dotted key of ``result.json`` but the raw samples."""
     rows = []
     for result in results:
@@ -135,9 +179,5 @@ def to_csv(results: Sequence[Result]) -> str:
         for stage in data["metrics"].pop("stages"):
             data["metrics"][f"stage_{stage['name']}"] = stage
         rows.append({key: "" if value is None else text(value) for key, value in flatten(data)})
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    out = io.StringIO()
-    writer = csv.DictWriter(out, columns, restval="", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
+    columns = tuple(dict.fromkeys(key for row in rows for key in row))
+    return Table(columns, tuple(tuple(row.get(column, "") for column in columns) for row in rows))

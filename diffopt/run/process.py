@@ -5,26 +5,24 @@ from __future__ import annotations
 import json
 import os
 import select
-import selectors
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Literal, get_args
+from typing import get_args
 
 from pydantic import ValidationError
 
 from diffopt.machine.interpreter import Interpreter
 from diffopt.machine.oom_killer import oom_kills
+from diffopt.machine.process import Child, Silence, kill_group, last_words
 from diffopt.recipe.launch import Launch
 from diffopt.results.result import Outcome, Stage, Status
 
-Cause = Literal["ended", "deadline", "garbage", "stopped"]
 # Each makes a pipeline something else than its recipe says, or its times something else than its speed, without a trace
 # in any effect: torch's and cuBLAS's TF32 switches, diffusers' default attention, switches that turn compiling off,
 # replace its backend, hide its errors or change what a compile mode means, and those that make CUDA wait or allocate
@@ -41,7 +39,7 @@ FALSIFYING = frozenset(
     }
 )
 PLAN, OUTCOME = "plan.json", "outcome.json"  # in the folder of a row, while its worker runs: to it and from it
-LONGEST_LINE = 4096  # bytes; a stage report is far shorter
+OF_WORKERS = {"DIFFUSERS_DISABLE_REMOTE_CODE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
 @dataclass(frozen=True)
@@ -113,31 +111,31 @@ def run_child(
         caches: environment variables that say where compile caches lie; None: where they always do.
         start_only: end after the first call.
     """
-    read, write = os.pipe()
     kills = oom_kills()
-    process = None
-    try:
-        python = sys.executable if interpreter is None else interpreter.python
-        command = _command(folder, write, launch, gpu, python) + (["--start-only"] if start_only else [])
-        variables = {**(interpreter.variables if interpreter is not None else {}), **(caches or {})}
-        process = _start(folder, command, write, gpu, variables)
-        os.close(write)
-        with stop.covering(process.pid):
-            cause, stage = _follow(process, read, launch, stop, on_stage)
-            if cause == "stopped":
-                kill_group(process.pid, signal.SIGTERM)
-            if cause in ("stopped", "ended"):
-                _await_exit(process, launch.grace)
-            kill_group(process.pid, signal.SIGKILL)  # before it is reaped: until then the group's number is its own
-            code = process.wait()
-    finally:
-        os.close(read)
-        if process is not None and process.returncode is None:
-            kill_group(process.pid, signal.SIGKILL)
-            process.wait()
-        if process is not None and process.stdin is not None:
-            process.stdin.close()
+    python = sys.executable if interpreter is None else interpreter.python
+    more = ["--start-only"] if start_only else []
+    variables = {**(interpreter.variables if interpreter is not None else {}), **(caches or {})}
+    with open(folder / "log.txt", "wb") as log:
+        worker = Child(
+            lambda progress: _command(folder, progress, launch, gpu, python) + more,
+            log,
+            {**environment(gpu), **OF_WORKERS, **variables},
+            watched=stop.fd,
+        )
+    with worker, stop.covering(worker.pid):
+        cause, stage = _follow(worker, launch, on_stage)
+        if cause == "stopped":
+            worker.ask_to_end(launch.grace)
+        elif cause == "ended":
+            worker.await_exit(launch.grace)
+        code = worker.end()
     return _verdict(folder, cause, stage, code, launch, killed_by_kernel=oom_kills() > kills)
+
+
+def environment(gpu: str | None) -> dict[str, str]:
+    """The environment variables of a process of which something is measured or tried, on that GPU or on the CPU."""
+    inherited = {name: value for name, value in os.environ.items() if name not in FALSIFYING}
+    return {**inherited, "CUDA_VISIBLE_DEVICES": gpu or ""}  # on the CPU it must not touch a GPU that another measures
 
 
 def _command(folder: Path, progress: int, launch: Launch, gpu: str | None, python: str = sys.executable) -> list[str]:
@@ -152,73 +150,17 @@ def _command(folder: Path, progress: int, launch: Launch, gpu: str | None, pytho
     return command + (["--gpu", gpu] if gpu else [])
 
 
-def _start(
-    folder: Path, command: Sequence[str], progress: int, gpu: str | None, variables: Mapping[str, str]
-) -> subprocess.Popen[bytes]:
-    environment = {
-        **{name: value for name, value in os.environ.items() if name not in FALSIFYING},
-        "CUDA_VISIBLE_DEVICES": gpu or "",  # a cell for the CPU must not touch a GPU that another cell is measured on
-        "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        **variables,
-    }
-    with open(folder / "log.txt", "wb") as log:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,  # never written to: it ends when this process does, and so the worker knows
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            pass_fds=(progress,),
-            env=environment,
-            start_new_session=True,
-        )
-
-
-def _follow(
-    process: subprocess.Popen[bytes], progress: int, launch: Launch, stop: Stop, on_stage: Callable[[Stage], None]
-) -> tuple[Cause, Stage]:
-    """Wait, without spinning, for the end of the reports, the end of the process, a deadline or a request to stop."""
-    stage: Stage = "load"
-    on_stage(stage)
-    deadline = time.monotonic() + launch.deadlines.load
-    unfinished = b""
-    with selectors.DefaultSelector() as selector, _exit_descriptor(process) as exited:
-        selector.register(progress, selectors.EVENT_READ)
-        selector.register(stop.fd, selectors.EVENT_READ)
-        if exited is not None:
-            selector.register(exited, selectors.EVENT_READ)
-        while ready := {key.fd for key, _ in selector.select(max(0.0, deadline - time.monotonic()))}:
-            if stop.fd in ready:
-                return "stopped", stage
-            if progress not in ready:
-                return "ended", stage  # the process has gone, and something that it left holds the descriptor
-            chunk = os.read(progress, LONGEST_LINE)
-            if not chunk:
-                return ("garbage" if unfinished else "ended"), stage
-            *lines, unfinished = (unfinished + chunk).split(b"\n")
-            for line in lines:
-                entered = _parse(line)
-                if entered is None:
-                    return "garbage", stage
-                stage = entered
-                deadline = time.monotonic() + getattr(launch.deadlines, stage)
-                on_stage(stage)
-            if len(unfinished) > LONGEST_LINE:
-                return "garbage", stage
-    return "deadline", stage
-
-
-@contextmanager
-def _exit_descriptor(process: subprocess.Popen[bytes]) -> Iterator[int | None]:
-    """A descriptor that becomes readable when the process exits; None on systems other than Linux."""
-    if not hasattr(os, "pidfd_open"):
-        yield None
-        return
-    descriptor = os.pidfd_open(process.pid)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _follow(worker: Child, launch: Launch, on_stage: Callable[[Stage], None]) -> tuple[Silence, Stage]:
+    """Tell each stage as it begins, until there is none any more; why, and which was the last."""
+    stage: Stage | None = "load"
+    while stage is not None:
+        last = stage
+        on_stage(last)
+        said = worker.line(time.monotonic() + getattr(launch.deadlines, last))
+        if not isinstance(said, bytes):
+            return said, last
+        stage = _parse(said)
+    return "garbage", last
 
 
 def _parse(line: bytes) -> Stage | None:
@@ -234,23 +176,9 @@ def _parse(line: bytes) -> Stage | None:
     return stage
 
 
-def _await_exit(process: subprocess.Popen[bytes], seconds: float) -> None:
-    """Wait for the exit without reaping."""
-    with _exit_descriptor(process) as exited:
-        if exited is None:
-            time.sleep(min(seconds, 1.0))
-            return
-        with selectors.DefaultSelector() as selector:
-            selector.register(exited, selectors.EVENT_READ)
-            selector.select(seconds)
-
-
-def kill_group(group: int, signum: signal.Signals) -> None:
-    with suppress(ProcessLookupError, PermissionError):  # PermissionError: macOS says so of a group of zombies
-        os.killpg(group, signum)
-
-
-def _verdict(folder: Path, cause: Cause, stage: Stage, code: int, launch: Launch, *, killed_by_kernel: bool) -> Verdict:
+def _verdict(
+    folder: Path, cause: Silence, stage: Stage, code: int, launch: Launch, *, killed_by_kernel: bool
+) -> Verdict:
     if cause == "stopped":
         return Verdict("interrupted", stage, "interrupted while it ran; the same command runs it again")
     if cause == "deadline":
@@ -277,9 +205,5 @@ def _ending(code: int) -> str:
 
 
 def _last_words(folder: Path) -> str:
-    """The end of the log, which is often the only witness: of a crash the Python frame, else the last line."""
-    lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").split("\n")
-    said = [line.strip() for line in lines if line.strip()]
-    crash = next((i for i, line in enumerate(said) if line.endswith("(most recent call first):")), None)
-    last = said[crash + 1 : crash + 2] if crash is not None else said[-1:]
-    return f"; its log ends: {last[0][:200]}" if last else "; its log is empty"
+    words = last_words(folder / "log.txt")
+    return f"; its log ends: {words}" if words else "; its log is empty"

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from diffopt.errors import Interrupted
 from diffopt.machine.interpreter import Interpreter, interpreters
-from diffopt.machine.paths import shipped_conf
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.labels import labels, one_line
 from diffopt.recipe.launch import Launch, default_launch
@@ -60,7 +59,7 @@ def run_all(
         UsageError: the launcher or the study cannot be used, or a cell's interpreter.
     """
     if launch is None:
-        launch = default_launch(shipped_conf())
+        launch = default_launch()
     launch_cells = launcher(launch.kind).run
     distinct = list({cell.id: cell for cell in cells}.values())
     asking = interpreters(cell.runtime for cell in cells) if others is None else nullcontext(others)

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -24,6 +24,14 @@ class Frozen(BaseModel):
     """A record read from YAML: immutable, hashable, no unknown keys, no silent conversions (``true`` is not 1)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    @classmethod
+    def from_plain(cls, data: Any) -> Self:
+        """The record of plain data, whose lists stand for tuples and whose texts for dates, as in YAML and JSON.
+
+        Raises ValidationError for what it cannot be. Strict: what is given is what counts, nothing is converted.
+        """
+        return cls.model_validate_json(json.dumps(data))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from diffopt.machine.files import write_text
 from diffopt.recipe.plan import make_plan
 from diffopt.results.result import Result
 from diffopt.results.study import Study
+from diffopt.results.table import Table
 
 GPU = "h100"  # on which everything that needs a GPU can be planned
 FILE = "FILE.safetensors"  # in an entry: the user's LoRA, for which a made-up one stands when it is planned
@@ -93,18 +94,17 @@ def page(sections: dict[str, list[Entry]], rows: Sequence[tuple[str, Result]]) -
     """The page; ``rows`` are ``(link, row)`` of committed studies from GPUs."""
     parts = [HEADER]
     for section, entries in sections.items():
-        parts += [f"## {section}\n", "| technique | override | test | CPU | GPU |", "|---|---|---|---|---|"]
-        parts += [_line(entry, rows) for entry in entries]
-        parts.append("")
+        shown = Table(("technique", "override", "test", "CPU", "GPU"), tuple(_line(entry, rows) for entry in entries))
+        parts += [f"## {section}\n", shown.compact()]
     return "\n".join(parts)
 
 
-def _line(entry: Entry, rows: Sequence[tuple[str, Result]]) -> str:
+def _line(entry: Entry, rows: Sequence[tuple[str, Result]]) -> tuple[str, ...]:
     words = " ".join(entry.overrides)
     cpu = "yes" if plans(entry, "cpu") is None else "no"
     gpu = next((link for link, row in rows if _shows(entry, row)), None)
     on_gpu = f"[measured]({gpu})" if gpu else "not yet" if plans(entry, GPU) is None else "no"
-    return f"| {entry.technique} | `{words}` | `{entry.test}` | {cpu} | {on_gpu} |"
+    return entry.technique, f"`{words}`", f"`{entry.test}`", cpu, on_gpu
 
 
 def _shows(entry: Entry, row: Result) -> bool:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from diffopt.cli.streams import standard_streams
 from diffopt.machine.files import write_text
+from diffopt.results.table import Table
 from scripts.maintain.pairs import ELSEWHERE, FAMILIES, Option, Pair, options, pairs, try_task
 
 ROWS_PER_PROCESS = 100  # then a fresh one, so that nothing piles up in dynamo
@@ -101,10 +102,10 @@ def _matrix(rows: Sequence[Pair], fine: str) -> str:
             if pair.first == name and pair.status != "ok":
                 number = reasons.setdefault(_shared(pair), len(reasons) + 1)
                 marks.append(f"`{pair.second}` {'✗' if pair.status == 'error' else ''}{number}")
-        out.append(f"| `{name}` | {sum(pair.status == 'ok' for pair in mine)} | {', '.join(marks)} |")
-    head = [f"| option | {fine} | not with (reason) |", "|---|---:|---|"]
+        out.append((f"`{name}`", str(sum(pair.status == "ok" for pair in mine)), ", ".join(marks)))
+    shown = Table(("option", fine, "not with (reason)"), tuple(out), right=frozenset({1}))
     notes = [f"{number}. {reason}" for reason, number in reasons.items()]
-    return "\n".join([*head, *out, "", *notes, ""])
+    return "\n".join([shown.compact(), *notes, ""])
 
 
 def _shared(pair: Pair) -> str:

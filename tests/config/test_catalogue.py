@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from diffopt.cli.printing import wrapped
 from diffopt.config import Composer
 from diffopt.config import catalogue as listing
 from diffopt.config.catalogue import Row, describe_model
@@ -17,6 +16,7 @@ from diffopt.config.resolve import requests
 from diffopt.machine import nvml as hardware
 from diffopt.machine.nvml import Gpu
 from diffopt.recipe.rules.estimate import GIB
+from diffopt.results.table import Table
 from diffopt.schema.model import Model, Parameters
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -89,13 +89,6 @@ def test_sizes_in_words(sizes: tuple[int | None, int | None, int | None], says: 
     assert describe_model(model).startswith(says)
 
 
-@pytest.mark.parametrize(
-    "option", ["tiny", "sd15", "sd_x4_upscaler", "deepfloyd_if_x4", "tiny_sd15", "tiny_flux_dev_img2img"]
-)
-def test_siblings_are_merged_as_hydra_does(composer: Composer, option: str) -> None:
-    assert listing._merged(composer, "model", option) == composer.compose([f"model={option}"]).data["model"]
-
-
 def test_a_circle_of_siblings_is_one_broken_row(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
@@ -154,11 +147,9 @@ def test_lines_fit_on_a_screen(cli: Cli) -> None:
 
 
 def test_wrapped_cells_stay_in_their_columns() -> None:
-    table = wrapped([("name", "what it is", "needs", "here"), ("a", "one two three four", "five six", "yes")], width=30)
-    assert table == [
-        ("name", "what it", "needs", "here"),
-        ("", "is", "", ""),
+    table = Table(("name", "what it is", "needs", "here"), (("a", "one two three four", "five six", "yes"),))
+    assert table.wrapped(width=30).rows == (
         ("a", "one two", "five six", "yes"),
         ("", "three", "", ""),
         ("", "four", "", ""),
-    ]
+    )

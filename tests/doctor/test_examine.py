@@ -24,7 +24,7 @@ from diffopt.doctor import builds as doctor_builds
 from diffopt.doctor import checks as doctor_checks
 from diffopt.doctor import examine
 from diffopt.doctor import worker as doctor_worker
-from diffopt.doctor.child import Child, Finding, Task
+from diffopt.doctor.examine import Checker, Finding, Task
 from diffopt.machine import nvml
 from diffopt.machine.nvml import Gpu
 
@@ -48,7 +48,7 @@ for number, line in enumerate(sys.stdin):
 @pytest.fixture
 def child(tmp_path):
     (tmp_path / "worker.py").write_text(WORKER)
-    with Child(None, 1.5, worker=(str(tmp_path / "worker.py"),)) as asked:
+    with Checker(None, 1.5, worker=(str(tmp_path / "worker.py"),)) as asked:
         yield asked
 
 
@@ -493,7 +493,7 @@ class Asked:
 @pytest.fixture
 def machine(monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(examine, "Child", Asked)
+    monkeypatch.setattr(examine, "Checker", Asked)
     monkeypatch.setattr(Asked, "failing", frozenset())
 
     def have(*names, **kwargs):

@@ -39,6 +39,7 @@ def fake_pynvml(**answers):
 
     class Module:
         NVMLError = NoSuchFact
+        NVMLError_LibraryNotFound = NVMLError_DriverNotLoaded = type("NoDriver", (NoSuchFact,), {})
 
         def __getattr__(self, name):
             if name.startswith("nvmlClocksEventReason"):

@@ -1,6 +1,6 @@
 """diffopt.hardware: NVML through a fake pynvml, matching of options, what this machine cannot run."""
 
-import json
+import re
 import sys
 
 import pytest
@@ -17,7 +17,7 @@ OPTIONS = {path.stem: yaml.safe_load(path.read_text()) for path in CONF.glob("*.
 
 
 def as_hardware(name):
-    return Hardware.model_validate_json(json.dumps(OPTIONS[name]))
+    return Hardware.from_plain(OPTIONS[name])
 
 
 @pytest.fixture
@@ -61,6 +61,29 @@ def test_peaks_follow_from_the_tensor_cores_of_the_generation():
         assert (peaks.bf16 is not None) == (peaks.tf32 is not None) == (capability >= (8, 0)), name
         assert (peaks.fp8 is not None) == (capability >= (8, 9)), name
         assert peaks.fp16 > peaks.fp32, name
+
+
+def test_nvml_has_one_reader():
+    files = [*(REPO / "diffopt").rglob("*.py"), *(REPO / "scripts").rglob("*.py")]
+    assert len(files) > 100
+    importing = [path for path in files if re.search(r"^\s*(import|from) pynvml\b", path.read_text(), re.MULTILINE)]
+    assert importing == [REPO / "diffopt" / "machine" / "nvml.py"]
+    assert importing[0].read_text().count("import pynvml") == 1
+
+
+@pytest.mark.parametrize("fails", ["nvmlDeviceGetCount", "nvmlDeviceGetUUID", "nvmlDeviceGetHandleByUUID"])
+def test_nvml_is_closed_whatever_it_answers(machine, monkeypatch, fails):
+    module = machine("NVIDIA L40S")
+
+    def fail(*args):
+        raise module.NVMLError("lost")
+
+    monkeypatch.setattr(module, fails, fail, raising=False)
+    monkeypatch.setattr(module, "nvmlSystemGetCudaDriverVersion_v2", fail, raising=False)
+    with pytest.raises(Refusal, match="lost; see nvidia-smi"):
+        nvml.gpu_device("GPU-0aaa") if fails == "nvmlDeviceGetHandleByUUID" else nvml.detect()
+    assert nvml.driver_cuda() is None
+    assert module.open == 0
 
 
 @pytest.mark.parametrize("error", ["NVMLError_LibraryNotFound", "NVMLError_DriverNotLoaded"])
@@ -142,7 +165,7 @@ def test_auto_finds_the_option_of_a_gpu(machine, name, option):
 )
 def test_auto_probes_an_unlisted_gpu(machine, name, slug):
     machine(name)
-    probed = Hardware.model_validate_json(json.dumps(hardware.resolve_auto(OPTIONS)))
+    probed = Hardware.from_plain(hardware.resolve_auto(OPTIONS))
     assert (probed.name, probed.device, probed.compute_capability, probed.memory_gib) == (slug, "cuda", (8, 9), 48.0)
     assert set(probed.peak_tflops.model_dump().values()) == {None}
     assert hardware.check_declared(probed) is None

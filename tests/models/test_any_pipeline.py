@@ -242,7 +242,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 def local(folder: Path, **values: Any) -> Model:
     data = yaml.safe_load((shipped_conf() / "model" / "local.yaml").read_text(encoding="utf-8"))
-    return Model.model_validate_json(json.dumps(resolve_model({**data, "path": str(folder), **values}, Path.cwd())))
+    return Model.from_plain(resolve_model({**data, "path": str(folder), **values}, Path.cwd()))
 
 
 @pytest.mark.parametrize("name", TOLD)

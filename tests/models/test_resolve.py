@@ -49,7 +49,7 @@ def composed(name):
 
 
 def as_model(data):
-    return Model.model_validate_json(json.dumps(data))
+    return Model.from_plain(data)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ def _one_thread():
 
 def model(name, **values):
     data = {**Composer().compose([f"model={name}"]).data["model"], **values}
-    return Model.model_validate_json(json.dumps(resolve_model(data, Path.cwd())))
+    return Model.from_plain(resolve_model(data, Path.cwd()))
 
 
 @pytest.mark.parametrize("values", [{}, {"weights": "random"}], ids=["pretrained", "random"])

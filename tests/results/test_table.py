@@ -31,7 +31,7 @@ from diffopt.results.result import (
 )
 from diffopt.results.sheet import GAP, SIDE, contact_sheet
 from diffopt.results.study import Study
-from diffopt.results.table import table, to_csv, to_markdown
+from diffopt.results.table import Table, table, values
 
 
 def row(*overrides: str, seconds: float | None = None, **changes: Any) -> Result:
@@ -61,7 +61,7 @@ STUDY = [
 
 
 def test_the_table_says_what_differs_how_fast_and_why_not() -> None:
-    found = cells(to_markdown(table(STUDY)).replace("\\|", "/"))
+    found = cells(table(STUDY).markdown().replace("\\|", "/"))
     assert [line["compile"] for line in found] == ["none", "default", "regional", "dynamic"]
     assert "model" not in found[0], "what all rows share is left out"
     assert [line["speed-up"] for line in found] == ["1.00x", "2.00x", "", "0.50x"]
@@ -109,7 +109,7 @@ def with_metrics(result: Result, **changes: Any) -> Result:
 
 def test_a_first_call_is_cold_or_warm() -> None:
     caches = (None, CompileCache(hits=3, misses=0), CompileCache(hits=5, misses=1))
-    lines = cells(to_markdown(table([with_metrics(STUDY[0], compile_cache=cache) for cache in caches])))
+    lines = cells(table([with_metrics(STUDY[0], compile_cache=cache) for cache in caches]).markdown())
     assert [line["first call s"] for line in lines] == ["9", "9 (warm)", "9 (cold)"]
 
 
@@ -117,7 +117,7 @@ def test_the_peak_of_cuda_graphs_is_what_was_reserved() -> None:
     reserved = with_metrics(STUDY[1], peak_reserved_bytes=PeakReserved(first_call=2**31, steady=2**30))
     effect = StepEffect(group="compile", kind="full", summary="", numbers={"graphs": 1, "cuda_graphs": 2})
     graphs = reserved.model_copy(update={"effects": (effect,)})
-    assert [line["peak MiB"] for line in cells(to_markdown(table([reserved, graphs])))] == ["512", "1024"]
+    assert [line["peak MiB"] for line in cells(table([reserved, graphs]).markdown())] == ["512", "1024"]
 
 
 def test_a_report_leaves_unreadable_rows_out_and_says_so(
@@ -156,7 +156,7 @@ def test_two_environments_are_told_apart() -> None:
 
 
 def test_csv_has_every_value_and_reads_back() -> None:
-    read = list(csv.DictReader(io.StringIO(to_csv(STUDY))))
+    read = list(csv.DictReader(io.StringIO(values(STUDY).csv())))
     assert [line["status"] for line in read] == ["ok", "ok", "oom", "ok"]
     assert read[1]["metrics.latency_s.median"] == "0.5"
     assert read[1]["metrics.stage_unet.iterations_per_second"] == "16.0"
@@ -214,3 +214,21 @@ def test_a_picture_is_named_by_its_file_and_a_copy_of_it_has_the_same_reference(
     )[0].cell
     rows = [a_result(red), a_result(blue), a_result(faster)]
     assert reference_of(rows[2], rows) is rows[0]
+
+
+FACES = Table(("name", "s", "why"), (("a", "1.5", "x | y"), ("long one", "10", "")), right=frozenset({1}))
+
+
+def test_the_faces_of_a_table() -> None:
+    assert FACES.markdown() == (
+        "| name     |   s | why    |\n"
+        "| -------- | --: | ------ |\n"
+        "| a        | 1.5 | x \\| y |\n"
+        "| long one |  10 |        |\n"
+    )
+    assert FACES.compact() == "| name | s | why |\n|---|---:|---|\n| a | 1.5 | x \\| y |\n| long one | 10 |  |\n"
+    assert FACES.centred().splitlines()[:2] == ["| **name** | **s** | **why** |", "|:---:|:---:|:---:|"]
+    assert FACES.centred().splitlines()[2:] == FACES.compact().splitlines()[2:]
+    assert FACES.text() == "name      s    why\na         1.5  x | y\nlong one  10\n"
+    assert Table((), FACES.rows).text() == "a         1.5  x | y\nlong one  10\n"
+    assert FACES.csv() == "name,s,why\na,1.5,x | y\nlong one,10,\n"

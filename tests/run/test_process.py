@@ -122,24 +122,32 @@ def test_the_kernels_count_can_be_read():
     assert oom_killer.oom_kills() >= 0
 
 
-def test_a_worker_sees_its_gpu_only_and_no_remote_code(tmp_path):
+@pytest.fixture
+def printed(tmp_path, monkeypatch):
+    """The environment of a worker, which prints it and ends."""
+
+    def call(gpu):
+        monkeypatch.setattr(child, "_command", lambda *rest: ["env"])
+        stop = Stop()
+        run_child(tmp_path, launch(), stop, gpu=gpu, on_stage=lambda stage: None)
+        stop.close()
+        return (tmp_path / "log.txt").read_text().splitlines()
+
+    return call
+
+
+def test_a_worker_sees_its_gpu_only_and_no_remote_code(printed):
     for gpu, seen in (("GPU-7", "GPU-7"), (None, "")):
-        process = child._start(tmp_path, ["env"], os.dup(2), gpu, {})
-        process.wait()
-        process.stdin.close()
-        log = (tmp_path / "log.txt").read_text().splitlines()
+        log = printed(gpu)
         assert f"CUDA_VISIBLE_DEVICES={seen}" in log
         assert {"DIFFUSERS_DISABLE_REMOTE_CODE=1", "TOKENIZERS_PARALLELISM=false"} <= set(log)
 
 
-def test_nothing_that_falsifies_a_recipe_is_inherited(tmp_path, monkeypatch):
+def test_nothing_that_falsifies_a_recipe_is_inherited(printed, monkeypatch):
     switches = ("NVIDIA_TF32_OVERRIDE", "DIFFUSERS_ATTN_BACKEND", "TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE")
     for name in (*switches, "TORCHINDUCTOR_CACHE_DIR"):
         monkeypatch.setenv(name, "1")
-    process = child._start(tmp_path, ["env"], os.dup(2), None, {})
-    process.wait()
-    process.stdin.close()
-    seen = {line.split("=")[0] for line in (tmp_path / "log.txt").read_text().splitlines()}
+    seen = {line.split("=")[0] for line in printed(None)}
     assert not seen & {*switches}
     assert "TORCHINDUCTOR_CACHE_DIR" in seen
 

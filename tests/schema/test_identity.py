@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated, Any
 
 import pytest
+from pydantic import ValidationError
 from support.rows import a_cell
 
 from diffopt.config.resolve import make_cell
@@ -150,3 +152,22 @@ def test_code_is_kept_for_recipes_that_differ_in_their_sampler_alone() -> None:
     assert len({plain.code_id, *(a_cell(word).recipe.code_id for word in others)}) == 1 + len(others)
     (site,) = a_cell("scheduler=ddim").sites
     assert site.code_id == plain.code_id
+
+
+class _Point(Frozen):
+    place: tuple[int, ...]
+    name: str | None = None
+
+
+def test_a_record_of_plain_data_is_strict() -> None:
+    assert _Point.from_plain({"place": [1, 2]}) == _Point(place=(1, 2))
+    for wrong in ({"place": [True]}, {"place": ["1"]}, {"place": [1.0]}, {"place": [], "more": 1}, {}, [], None):
+        with pytest.raises(ValidationError):
+            _Point.from_plain(wrong)
+
+
+def test_records_are_made_of_plain_data_in_one_way() -> None:
+    root = Path(__file__).parents[2]
+    files = [*(root / "diffopt").rglob("*.py"), *(root / "scripts").rglob("*.py")]
+    found = [path for path in files if "model_validate_json(json.dumps(" in path.read_text(encoding="utf-8")]
+    assert found == [root / "diffopt" / "schema" / "record.py"]

@@ -4,7 +4,6 @@ import sys
 import time
 from pathlib import Path
 
-from diffopt.machine.paths import shipped_conf
 from diffopt.recipe.launch import default_launch
 from diffopt.run import process as child
 
@@ -16,7 +15,7 @@ def use_stub(monkeypatch):
 
 
 def launch(**deadlines):
-    shipped = default_launch(shipped_conf())
+    shipped = default_launch()
     changed = shipped.deadlines.model_copy(update=deadlines)
     return shipped.model_copy(update={"grace": 0.3, "deadlines": changed})
 

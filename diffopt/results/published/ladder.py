@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from diffopt.errors import UsageError
-from diffopt.machine import plain_yaml
-from diffopt.machine.paths import shipped_conf
 from diffopt.recipe.labels import labels
+from diffopt.recipe.options import customary_options, shipped_option
 from diffopt.recipe.recipe import STEP_GROUPS
 from diffopt.results.published.figures import of_family
 from diffopt.results.result import Result
@@ -109,10 +108,8 @@ def ladder(results: Sequence[Result], name: str) -> Table:
 
 def read_ladder(sweep: str) -> Ladder:
     """A shipped sweep as a ladder."""
-    data = plain_yaml.read(shipped_conf() / "sweep" / f"{sweep}.yaml")[0]
+    data, options = shipped_option("sweep", sweep), customary_options()
     rows, models = data["zip"], data["axes"]["model"]
-    lines = plain_yaml.read(shipped_conf() / "config.yaml")[0]["defaults"]
-    options = {group: option for line in lines if isinstance(line, dict) for group, option in line.items()}
     customary = {group: options[group] for group in STEP_GROUPS if any(group in row for row in rows)}
     return Ladder(tuple(models), customary, tuple({**customary, **row} for row in rows))
 

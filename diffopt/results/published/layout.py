@@ -72,11 +72,3 @@ def _table(cells: Sequence[Entry], order: Sequence[Column]) -> Table:
     )
     headers = ("Pipeline", *(f"{torch} - <br>{mode}" for torch, mode in columns))
     return Table(headers, rows, frozenset(range(1, len(headers))))
-
-
-def to_markdown(heading: str, table: Table) -> str:
-    """One table under its heading, every column centred, as on the page."""
-    lines = [[f"**{header}**" for header in table.headers], *table.rows]
-    head, *body = (f"| {' | '.join(line)} |" for line in ([c.replace("|", "\\|") for c in line] for line in lines))
-    rule = f"|{'|'.join([':---:'] * len(table.headers))}|"
-    return "\n".join([f"### {heading}", "", head, rule, *body]) + "\n"

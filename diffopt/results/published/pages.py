@@ -17,7 +17,6 @@ from diffopt.results.published.ladder import LADDERS, ladder
 from diffopt.results.published.layout import Entry
 from diffopt.results.published.like import Likeness, likeness
 from diffopt.results.result import Result
-from diffopt.results.table import to_markdown
 from diffopt.schema.words import did_you_mean
 
 Compose = Callable[[str], Sequence[Cell]]  # gives the cells of a shipped sweep by its name
@@ -29,7 +28,7 @@ def published_page(name: str, folder: Path | None, gpu: str | None) -> Iterator[
     cells = layout.entries(published(name))
     drawn = _charts(cells, folder, gpu)  # first, so that nothing is printed when they cannot be drawn
     for heading, table in layout.tables(cells):
-        yield layout.to_markdown(heading, table)
+        yield f"### {heading}\n\n{table.centred()}"
     yield from drawn
 
 
@@ -52,7 +51,7 @@ def _like(name: str) -> Page:
         found = likeness(results, name, compose(name), theirs)
         drawn = _charts(found.drawn, folder, _our_gpu(name, gpu, found))
         for heading, table in layout.tables([*found.ours, *found.beside], found.columns):
-            yield layout.to_markdown(heading, table)
+            yield f"### {heading}\n\n{table.centred()}"
         says = ["Iterations per second, each over the whole batch; of a cascade, one figure per stage."]
         if found.beside:
             whose = "" if theirs is None else f" of the {theirs}"
@@ -96,7 +95,7 @@ def _ladder(name: str) -> Page:
     def page(results: Sequence[Result], folder: Path | None, gpu: str | None, compose: Compose) -> Iterator[str]:
         if folder is not None or gpu is not None:
             raise UsageError(f"--like {name} is one table: --charts and --gpu go with --like {' or '.join(names())}.")
-        yield to_markdown(ladder(results, name))
+        yield ladder(results, name).markdown()
 
     return page
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +56,7 @@ def read_matrix(path: Path) -> Matrix:
     """A list of cells. Raises UsageError for a file that is none."""
     data, _ = plain_yaml.read(path)
     try:
-        return Matrix.model_validate_json(json.dumps(data))
+        return Matrix.from_plain(data)
     except ValidationError as error:
         raise UsageError(f"{path} is not a list of cells: {explain(error)}") from error
 

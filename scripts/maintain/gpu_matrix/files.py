@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
 import tarfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,10 +11,10 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from diffopt.errors import UsageError
-from diffopt.machine.files import write_json, write_text
+from diffopt.machine.files import appearing, write_json, write_text
 from diffopt.results.result import Result
 from diffopt.results.study import Study
-from diffopt.results.table import table, to_csv, to_markdown
+from diffopt.results.table import table, values
 from diffopt.schema.record import Frozen
 
 LOG_BYTES = 20_000  # of the log of a row that is not ok: its end
@@ -54,8 +53,8 @@ def write_tables(study: Study, on_unreadable: OnUnreadable = None) -> None:
     results = study.results(on_unreadable)
     if not results:
         return
-    write_text(study.path / "table.csv", to_csv(results))
-    write_text(study.path / "table.md", _head(study, results) + to_markdown(table(results)))
+    write_text(study.path / "table.csv", values(results).csv())
+    write_text(study.path / "table.md", _head(study, results) + table(results).markdown())
 
 
 def _head(study: Study, results: Sequence[Result]) -> str:
@@ -84,21 +83,16 @@ def pack(study: Study, folder: Path, on_unreadable: OnUnreadable = None) -> Path
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{study.name}.tar.gz"
-    partial = target.with_name(f".{target.name}.tmp")
-    try:
-        # the same rows are the same bytes: no time in the header
-        with (
-            open(partial, "wb") as raw,
-            gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as zipped,
-            tarfile.open(fileobj=zipped, mode="w") as tar,
-        ):
-            for path, content in _members(study, on_unreadable):
-                member = tarfile.TarInfo(f"{study.name}/{path.relative_to(study.path).as_posix()}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
+    # the same rows are the same bytes: no time in the header
+    with (
+        appearing(target) as raw,
+        gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as zipped,
+        tarfile.open(fileobj=zipped, mode="w") as tar,
+    ):
+        for path, content in _members(study, on_unreadable):
+            member = tarfile.TarInfo(f"{study.name}/{path.relative_to(study.path).as_posix()}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
     return target
 
 

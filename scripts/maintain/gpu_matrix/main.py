@@ -23,6 +23,7 @@ from diffopt.errors import DiffoptError, Interrupted, Refusal, UsageError
 from diffopt.machine import hardware
 from diffopt.recipe.plan import make_plan
 from diffopt.results.study import Study
+from diffopt.results.table import Table
 from scripts.maintain.gpu_matrix.cells import SHIPPED, Point, folder_name, points, read_matrix, standing
 from scripts.maintain.gpu_matrix.run import RESERVE_S, Budget, environment_of, estimated, minutes_for, run, teller
 from scripts.maintain.gpu_matrix.times import Times
@@ -48,7 +49,7 @@ def dry_run(todo: Sequence[Point], path: Path, minutes: float) -> None:
             fits = seconds <= left - point.request.launch.grace
             state, left = ("runs", left - seconds) if fits else (f"needs {minutes_for(point, seconds)} minutes", left)
         lines.append((point.cell.id, f"{seconds:.0f}", state, point.words))
-    printing.print_table(("cell", "seconds", "state", "words"), lines, right=frozenset({1}))
+    printing.print_table(Table(("cell", "seconds", "state", "words"), tuple(lines), right=frozenset({1})))
     if where is None:
         print("no such GPU here: a row from any environment counts as one from there")
 

@@ -73,7 +73,7 @@ class Times:
 def _read(path: Path) -> dict[str, Time]:
     try:
         data: Any = json.loads(path.read_text(encoding="utf-8"))
-        return {key: Time.model_validate_json(json.dumps(value)) for key, value in data.items()}
+        return {key: Time.from_plain(value) for key, value in data.items()}
     except (OSError, ValueError, AttributeError, ValidationError) as error:
         raise UsageError(
             f"{path} is not a file of times: {error}. Without it the guesses of the list count."

@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from diffopt.machine.files import appearing, write_text
 
 Batch = dict[str, Tensor]  # first dimension: pictures
 
@@ -140,11 +141,10 @@ class _State:
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        partial = self.file.with_suffix(".partial")
-        torch.save(data, partial)
-        os.replace(partial, self.file)
+        with appearing(self.file) as file:
+            torch.save(data, file)
         losses = self.file.with_name(f"{self.file.stem}_losses.json")
-        losses.write_text(json.dumps([round(value, 6) for value in self.losses]) + "\n")
+        write_text(losses, json.dumps([round(value, 6) for value in self.losses]) + "\n")
 
     def resume(self) -> None:
         if not self.file.exists():

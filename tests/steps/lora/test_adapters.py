@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -99,7 +98,7 @@ both = pytest.mark.parametrize("family", ["unet", "transformer"])
 def lora(kind: str, path: str, **changes: Any) -> Any:
     """The step of ``lora=KIND lora.path=FILE …``, with what the file tells filled in."""
     data = resolve_lora({**values("lora", kind), "path": path, **changes}, Path.cwd())
-    return kinds("lora")[kind].model_validate_json(json.dumps(data))
+    return kinds("lora")[kind].from_plain(data)
 
 
 def put_in(kind: str, family: str, path: str, dtype: torch.dtype = torch.float32, **changes: Any) -> tuple[Any, Any]:

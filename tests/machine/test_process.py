@@ -1,0 +1,138 @@
+"""diffopt.machine.process: every way in which another process falls silent, and that nothing of it is left."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support.processes import gone
+
+from diffopt.machine.process import Child, last_words
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Start Python on lines that know ``fd``, ``say`` and the modules os, subprocess, sys, time."""
+    children = []
+
+    def call(*lines, **settings):
+        begin = "import os, subprocess, sys, time; fd = int(sys.argv[1]); say = lambda words: os.write(fd, words)"
+        code = "\n".join([begin, "os.set_inheritable(fd, False)", *lines])
+        with open(tmp_path / "log.txt", "wb") as log:
+            command = [sys.executable, "-S", "-c", code]
+            child = Child(lambda fd: [*command, str(fd)], log, dict(os.environ), **settings)
+        children.append(child)
+        return child
+
+    yield call
+    for child in children:
+        child.end()
+
+
+def soon(seconds=20.0):
+    return time.monotonic() + seconds
+
+
+def test_lines_come_one_by_one_and_then_it_has_ended(start):
+    child = start(r"say(b'one\ntwo\nth'); time.sleep(0.2); say(b'ree\n'); print('bye'); sys.exit(3)")
+    assert [child.line(soon()) for _ in range(4)] == [b"one", b"two", b"three", "ended"]
+    child.await_exit(20)
+    assert child.end() == child.end() == 3
+
+
+@pytest.mark.parametrize("lines", ["say(b'cut')", "say(b'x' * 5000); time.sleep(60)"])
+def test_what_is_no_line_is_garbage(start, lines):
+    assert start(lines).line(soon()) == "garbage"
+
+
+def test_a_long_line_may_be_allowed(start):
+    assert start(r"say(b'x' * 5000 + b'\n')", longest=6000).line(soon()) == b"x" * 5000
+
+
+def test_a_deadline_and_no_spinning(start):
+    child = start("time.sleep(60)")
+    began, used = time.monotonic(), time.process_time()
+    assert child.line(soon(0.5)) == "deadline"
+    assert 0.5 <= time.monotonic() - began < 10
+    assert time.process_time() - used < 0.3
+    assert child.end() == -signal.SIGKILL
+
+
+def test_a_watched_descriptor_ends_the_waiting(start):
+    read, write = os.pipe()
+    child = start(r"say(b'one\n'); time.sleep(60)", watched=read)
+    assert child.line(soon()) == b"one"
+    os.write(write, b"!")
+    assert child.line(soon()) == "stopped"
+    os.close(read)
+    os.close(write)
+
+
+def test_it_is_told_lines_and_knows_when_it_is_alone(start):
+    child = start("for line in sys.stdin.buffer:", "    say(line.upper())", r"say(b'alone\n')")
+    child.tell(b"hello")
+    assert child.line(soon()) == b"HELLO"
+    child.end()
+    child = start("sys.exit()")
+    child.await_exit(20)
+    child.tell(b"nobody listens")
+    assert child.line(soon()) == "ended"
+
+
+def test_nothing_of_its_group_is_left(start):
+    code = "held = subprocess.Popen(['sleep', '600'], pass_fds=[fd])"
+    child = start(code, r"say(f'{held.pid}\n'.encode())")
+    heir = int(child.line(soon()))
+    assert child.line(soon()) == "ended", "though the heir holds the descriptor"
+    assert not gone(heir, within=0)
+    assert child.end() == 0
+    assert gone(heir)
+
+
+def test_one_that_is_asked_to_end_may_finish(start):
+    child = start(
+        "import signal",
+        r"signal.signal(signal.SIGTERM, lambda *rest: (say(b'bye\n'), sys.exit(7)))",
+        r"say(b'here\n'); time.sleep(60)",
+    )
+    assert child.line(soon()) == b"here"
+    child.ask_to_end(20)
+    assert (child.line(soon()), child.end()) == (b"bye", 7)
+
+
+def test_a_plain_program_reports_what_it_prints(tmp_path):
+    with open(tmp_path / "log.txt", "wb") as log:
+        child = Child(lambda _: ["sh", "-c", "cat; echo one; echo two >&2"], log, dict(os.environ), plain=True)
+    with child:
+        assert [child.line(soon()), child.line(soon())] == [b"one", "ended"]
+    assert last_words(tmp_path / "log.txt") == "two"
+
+
+def test_one_that_cannot_start_leaves_no_descriptor(tmp_path):
+    before = os.listdir("/proc/self/fd")
+    with open(tmp_path / "log.txt", "wb") as log, pytest.raises(FileNotFoundError):
+        Child(lambda _: [str(tmp_path / "gone")], log, {})
+    assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.parametrize(
+    ("log", "words"),
+    [
+        ("", None),
+        ("one\n  two  \n\n", "two"),
+        ("Current thread 0x1 (most recent call first):\n  File a, line 1\n  File b\n", "File a, line 1"),
+        ("x" * 300, "x" * 200),
+    ],
+)
+def test_last_words(tmp_path, log, words):
+    (tmp_path / "log.txt").write_text(log)
+    assert last_words(tmp_path / "log.txt") == words
+
+
+def test_nothing_else_starts_a_group():
+    files = [path for path in (ROOT / "diffopt").rglob("*.py") if "start_new_session" in path.read_text()]
+    assert files == [ROOT / "diffopt" / "machine" / "process.py"]
