@@ -11,8 +11,8 @@ from diffopt.results.table import to_csv
 TEXTS = [
     *(REPO / "conf").rglob("*.yaml"),
     *(REPO / "diffopt").rglob("*.py"),
-    REPO / "CONTRIBUTING.md",
-    REPO / "README.md",
+    *REPO.glob("*.md"),
+    *(REPO / "docs").glob("*.md"),
 ]
 
 

@@ -1,8 +1,8 @@
 """Every reason why a well-formed cell cannot work, each stated once. Pure data in, problems out; no torch.
 
-The reasons stand by subject: pairs of traits in ``rules_conflicts``, the device and its compiler in ``rules_hardware``,
-memory in ``rules_memory``, what is asked of a model in ``rules_workload``, and what a step knows of itself in its own
-``problems``. What is merely slow, or does nothing special on a device, is measured, not refused: ``rules_notes``.
+The reasons stand by subject: pairs of traits in ``conflicts``, the device and its compiler in ``hardware``,
+memory in ``memory``, what is asked of a model in ``workload``, and what a step knows of itself in its own
+``problems``. What is merely slow, or does nothing special on a device, is measured, not refused: ``notes``.
 """
 
 from __future__ import annotations
