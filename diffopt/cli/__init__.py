@@ -1,4 +1,4 @@
-"""The command line: verbs, progress, how plans and lists are shown.
+"""The command line: verbs, progress, how plans, lists and tables are shown. Decides nothing.
 
-May import everything; nothing imports it.
+May import everything; no other package imports it.
 """

@@ -1,4 +1,7 @@
-"""The one part of diffopt that knows Hydra."""
+"""From words to cells: overrides, named sweeps, consent, and what ``ls`` says. The one package that knows Hydra.
+
+Reads YAML as data and executes nothing of it; imports no torch. May import ``recipe`` and what stands below.
+"""
 
 from __future__ import annotations
 

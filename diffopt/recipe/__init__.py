@@ -1,4 +1,4 @@
-"""One cell, and why it cannot work: recipe, plan, rules, lock files, labels. Imports no torch.
+"""One cell, and why it cannot work: recipe, plan, rules, lock files, labels; and how cells are launched.
 
-May import ``steps`` and what stands below.
+Imports no torch and no Hydra. May import ``steps`` and what stands below.
 """

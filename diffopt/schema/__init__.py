@@ -1,4 +1,4 @@
 """The nouns as frozen data: models, devices, workloads, steps, runtimes, and how a record becomes an id.
 
-Reads no file and probes nothing. May import pydantic and ``errors`` only.
+Reads no file and probes nothing. May import pydantic, and of diffopt ``errors`` alone.
 """

@@ -145,7 +145,7 @@ class Step(Frozen):
     def weight_bytes(self, part: str, site: Site) -> float | None:
         """Bytes that a weight of ``part`` (denoiser, text_encoders, vae) takes after this step; None: as before it.
 
-        This method and the next two are what ``memory_estimate`` asks; pure data, and rather too little than too much.
+        This method and the next two are what ``recipe.rules.estimate`` asks; rather too little than too much.
         """
         return None
 

@@ -1,4 +1,7 @@
-"""All steps. Imported explicitly, so that a broken module fails loudly; other packages add theirs by entry point.
+"""The optimizations: one class for each kind of option, a folder for each group that needs more than a file.
+
+May import ``models`` and what stands below; torch and diffusers inside functions, or in modules that only those import.
+Few groups know another. All are imported here explicitly, so that a broken module fails loudly.
 
 An installed package that declares an entry point in the group ``diffopt.steps`` has that object imported here, which
 runs its :func:`diffopt.schema.step.register` decorators; its YAML options go into the user's own ``conf/``.

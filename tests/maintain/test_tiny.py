@@ -1,4 +1,4 @@
-"""diffopt.tiny: the grammar, the checker on right and on wrong pictures, and what the built-in model draws."""
+"""scripts.maintain.tiny: the grammar, the checker on right and on wrong pictures, and what the built-in model draws."""
 
 import dataclasses
 import subprocess

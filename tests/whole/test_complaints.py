@@ -33,7 +33,7 @@ def plan(*words: str) -> Plan:
 def test_a_complaint_is_answered_by_tests_that_exist(row: list[str]) -> None:
     _, complaint, answer, shown = row
     assert "https://github.com/" in complaint
-    tests = re.findall(r"`(tests/\w+\.py)::(\w+)`", shown)
+    tests = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", shown)
     assert len(tests) == shown.count("::")
     assert tests or "not yet" in answer
     for file, name in tests:

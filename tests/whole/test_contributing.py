@@ -1,4 +1,4 @@
-"""The worked examples of CONTRIBUTING.md and README.md, run exactly as they stand there."""
+"""The worked examples of README, CONTRIBUTING and docs/own-options.md, run exactly as they stand there."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from subprocess import CompletedProcess
+from subprocess import CompletedProcess, run
 
 import pytest
 from support.places import REPO
@@ -28,7 +29,7 @@ def examples(document: str) -> dict[str, str]:
 @pytest.fixture
 def written(tmp_path: Path) -> dict[str, str]:
     """The example files in a user's working directory; Python ones as an installed distribution."""
-    found = {**examples("CONTRIBUTING.md"), **examples("README.md")}
+    found = {**examples("CONTRIBUTING.md"), **examples("docs/own-options.md")}
     for name, text in found.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -36,7 +37,7 @@ def written(tmp_path: Path) -> dict[str, str]:
     info = tmp_path / "example_steps-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: example-steps\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[diffopt.steps]\nint5 = int5\n")
+    (info / "entry_points.txt").write_text("[diffopt.steps]\nint5 = int5\nevery_nth = every_nth\n")
     return {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(REPO)])}
 
 
@@ -70,6 +71,31 @@ def test_a_quantizer_is_one_class_and_one_yaml(diffopt: Run, written: dict[str, 
     assert effect["numbers"]["unet"] > 10
 
 
+def test_a_cache_inherits_the_conflicts_of_its_traits(diffopt: Run, written: dict[str, str]) -> None:
+    words = ("-m", "cache=every_nth", "model=tiny,flux_dev", "compile=none,default", "hardware=h100", "--json")
+    cells = json.loads(diffopt("plan", *words, env=written).stdout)["cells"]
+    assert [cell["status"] for cell in cells] == ["ok", "refused", "refused", "refused"]
+    assert [len(cell["reasons"]) for cell in cells] == [0, 1, 1, 2]
+    assert cells[1]["reasons"][0].startswith("cache=every_nth x compile=default: ")
+    assert cells[2]["reasons"][0].startswith("cache=every_nth x model=flux_dev: FluxTransformer2DModel may be called")
+
+
+@pytest.mark.slow
+def test_a_cache_is_one_class_and_one_yaml(diffopt: Run, written: dict[str, str]) -> None:
+    words = ("cache=every_nth", "compile=regional", "compile.backend=eager", "measure=quick", "workload.steps=5")
+    done = diffopt("run", *words, "study=x", env=written)
+    assert done.returncode == 0, done.stderr
+    (effect,) = _effects(written, "cache")
+    assert effect["summary"] == "2 of 5 denoiser calls were skipped"
+
+
+@pytest.mark.slow
+def test_a_cache_that_skips_nothing_is_found_out(diffopt: Run, written: dict[str, str]) -> None:
+    done = diffopt("run", "cache=every_nth", "measure=quick", "workload.steps=1", env=written)
+    assert done.returncode == 1
+    assert "cache (every_nth): no effect: cache=every_nth: no call of the denoiser was skipped" in done.stdout
+
+
 @pytest.mark.slow
 def test_a_model_is_one_yaml(diffopt: Run, written: dict[str, str], tmp_path: Path) -> None:
     shutil.copytree(PACKAGED / "tiny", tmp_path / "pipelines/house_style")
@@ -79,36 +105,56 @@ def test_a_model_is_one_yaml(diffopt: Run, written: dict[str, str], tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_the_readmes_own_recipe_runs(diffopt: Run, written: dict[str, str]) -> None:
+def test_a_recipe_of_ones_own_runs(diffopt: Run, written: dict[str, str]) -> None:
     done = diffopt("run", "recipe=exact", "measure=quick", "study=x", env=written)
     assert done.returncode == 0, done.stderr
     (effect,) = _effects(written, "attention")
     assert "unet call _native_math" in effect["summary"]
 
 
-def test_the_readmes_table_of_groups_is_complete() -> None:
+def test_the_table_of_groups_is_complete() -> None:
     from diffopt.config import Composer
     from diffopt.config import catalogue as listing
 
-    readme = (REPO / "README.md").read_text(encoding="utf-8")
-    for group, options in listing.groups(Composer()):
-        line = next(line for line in readme.splitlines() if line.startswith(f"| `{group}` |"))
+    page = (REPO / "docs/options.md").read_text(encoding="utf-8")
+    readme = (REPO / "README.md").read_text(encoding="utf-8").partition("## Groups")[2].partition("##")[0]
+    groups = dict(listing.groups(Composer()))
+    for group, options in groups.items():
+        line = next(line for line in page.splitlines() if line.startswith(f"| `{group}` |"))
         told = [option for option in options if not option.startswith("tiny_")]
-        told += ["tiny_*"] if told != options else []
         assert [word.strip("`, ") for word in line.split("|")[3].split()] == told, group
+    named = [
+        name
+        for line in readme.splitlines()
+        for name in re.findall(r"`(\w+)`", line.split("|")[1] if "|" in line else "")
+    ]
+    assert sorted(named) == sorted(groups)
 
 
-def shown(command: str) -> str:
-    """What README shows below a command."""
-    readme = (REPO / "README.md").read_text(encoding="utf-8")
-    found = re.search(rf"```console\n\$ diffopt {re.escape(command)}\n(.*?)```", readme, re.DOTALL)
+def shown(command: str, document: str = "README.md") -> str:
+    """What a document shows below a command."""
+    text = (REPO / document).read_text(encoding="utf-8")
+    found = re.search(rf"```console\n\$ diffopt {re.escape(command)}\n(.*?)```", text, re.DOTALL)
     assert found is not None, command
     return found[1]
 
 
-@pytest.mark.parametrize("command", ["ls compile", "plan model=sdxl hardware=t4 recipe=accelerate_inference"])
-def test_the_readme_shows_what_is_printed(diffopt: Run, command: str) -> None:
-    assert diffopt(*command.split()).stdout == shown(command)
+@pytest.mark.parametrize(
+    ("document", "command"),
+    [("docs/compile.md", "ls compile"), ("README.md", "plan model=sdxl hardware=t4 recipe=accelerate_inference")],
+)
+def test_a_document_shows_what_is_printed(diffopt: Run, document: str, command: str) -> None:
+    assert diffopt(*command.split()).stdout == shown(command, document)
+
+
+@pytest.mark.slow
+def test_the_readmes_python_runs(tmp_path: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (REPO / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    code = code.replace('"DIR"', repr(str(PACKAGED / "tiny"))) + "print(image.size, mine.diffopt.attention.kind)\n"
+    done = run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("ok Latency") == 2
+    assert done.stdout.endswith("(64, 64) dispatch\n")
 
 
 def test_the_rows_of_the_readme_are_cells_of_its_sweep(diffopt: Run) -> None:
@@ -129,8 +175,15 @@ def _effects(written: dict[str, str], group: str) -> list[dict[str, object]]:
 def test_the_documents_have_examples() -> None:
     assert set(examples("CONTRIBUTING.md")) == {
         "conf/attention/sage_triton.yaml",
+        "conf/cache/every_nth.yaml",
         "conf/attention/math_everywhere.yaml",
         "conf/model/house_style.yaml",
         "conf/quant/int5_weight.yaml",
+        "every_nth.py",
         "int5.py",
+    }
+    assert set(examples("docs/own-options.md")) == {
+        "conf/attention/math_denoiser.yaml",
+        "conf/recipe/exact.yaml",
+        "conf/sweep/two_sizes.yaml",
     }

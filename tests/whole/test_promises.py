@@ -11,8 +11,8 @@ from diffopt.results.table import values
 TEXTS = [
     *(REPO / "conf").rglob("*.yaml"),
     *(REPO / "diffopt").rglob("*.py"),
-    REPO / "CONTRIBUTING.md",
-    REPO / "README.md",
+    *REPO.glob("*.md"),
+    *(REPO / "docs").glob("*.md"),
 ]
 
 

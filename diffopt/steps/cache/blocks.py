@@ -2,7 +2,7 @@
 
 All caches are diffusers' hooks on its transformers; UNets have none. They change the picture, and how much depends on
 model, steps and settings, so look at the pictures. The fields have diffusers' names. Caches of attention are in
-``cache_attention``.
+``attention``.
 """
 
 from __future__ import annotations

@@ -1,0 +1,56 @@
+"""The documents, and the command lines that they show."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from support.places import REPO
+
+from diffopt.schema.model import Model
+
+DOCUMENTS = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").rglob("*.md"))]
+GENERATED = {"coverage.md", "pairs.md", "tiny-matrix-cpu.md", "pytorch2-tiny-cpu.md"}
+BLOCK = re.compile(r"^```(bash|console)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+# words of a command that stand for a reader's own
+PLACEHOLDER = re.compile(r"(^|[=/])(NAME|FILE|DIR|SHA|ORG|GPU|HASH|t210)\b|/path/|/venvs?/")
+TINY = "tiny" in str(Model.model_fields["weights"].annotation)  # whether this diffopt has model.weights=tiny
+
+
+class Command(NamedTuple):
+    """A ``diffopt`` command as a document shows it, and the file that its output goes to."""
+
+    document: Path
+    words: tuple[str, ...]
+    output: str | None
+
+    def __str__(self) -> str:
+        return f"{self.document.name}: diffopt {shlex.join(self.words)}"
+
+
+def commands(document: Path) -> Iterator[Command]:
+    """Every command line of the document's shell blocks that begins with ``diffopt``, in its order."""
+    for kind, text in BLOCK.findall(document.read_text(encoding="utf-8")):
+        lines = text.replace("\\\n", " ").splitlines()
+        if kind == "console":
+            lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+        for line in lines:
+            yield from (Command(document, *one) for one in _split(line))
+
+
+def _split(line: str) -> Iterator[tuple[tuple[str, ...], str | None]]:
+    """The commands of a line, each with the file after its ``>``; what comes after a pipe is no command of ours."""
+    lexer = shlex.shlex(line, posix=True, punctuation_chars="|&;>")
+    lexer.whitespace_split = True
+    words: list[str] = []
+    for word in [*lexer, ";"]:
+        if word in (";", "&&", "|", "||"):
+            if words[:1] == ["diffopt"]:
+                to = words.index(">") if ">" in words else len(words)
+                yield tuple(words[1:to]), (words[to + 1] if to < len(words) else None)
+            words = []
+        else:
+            words.append(word)

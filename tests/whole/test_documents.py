@@ -1,0 +1,103 @@
+"""README and the pages of docs/: short enough, their links lead somewhere, and the commands they show are ones."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from support.documents import DOCUMENTS, GENERATED, PLACEHOLDER, TINY, Command, commands
+from support.places import REPO
+
+from diffopt.cli.main import VERBS, build_parser
+
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+EXAMPLE = re.compile(r"<!-- file: (\S+\.yaml) -->\n```\w+\n(.*?)```", re.DOTALL)
+PLANNED = ("run", "plan", "show", "diff", "ls")
+# of the largest matrix; tests/results/test_published.py plans it in full
+PART = ("model=sd15", "workload=txt2img", "workload.batch_size=1", "compile=none")
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+def shown() -> list[Command]:
+    """Each command once, where it stands first."""
+    found = [one for page in DOCUMENTS if page.name not in GENERATED for one in commands(page)]
+    return list({one.words: one for one in reversed(found)}.values())[::-1]
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    heads = re.findall(r"^#+ (.+)$", FENCE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def test_the_readme_is_short() -> None:
+    assert len((REPO / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
+
+
+@pytest.mark.parametrize("page", DOCUMENTS, ids=[page.name for page in DOCUMENTS])
+def test_every_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    for link in LINK.findall(FENCE.sub("", page.read_text(encoding="utf-8"))):
+        path, _, anchor = link.partition("#")
+        if re.match(r"\w+:", link):
+            continue
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name} links to {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name} links to {link}"
+
+
+def test_every_page_of_docs_is_linked_from_the_readme_or_contributing() -> None:
+    linked = {
+        (page.parent / link.partition("#")[0]).resolve()
+        for page in (REPO / "README.md", REPO / "CONTRIBUTING.md")
+        for link in LINK.findall(page.read_text(encoding="utf-8"))
+    }
+    assert sorted(set((REPO / "docs").glob("*.md")) - linked) == []
+
+
+def test_commands_are_found_as_a_shell_reads_them(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```bash\ndiffopt show a=b > c.yaml  # says\nscripts/demo && diffopt ls 'x > y' | head\n```\n"
+        "```console\n$ diffopt run \\\n  -m a=1,2\ndiffopt: a line of its output\n```\n```text\ndiffopt no\n```\n"
+    )
+    assert [one[1:] for one in commands(page)] == [
+        (("show", "a=b"), "c.yaml"),
+        (("ls", "x > y"), None),
+        (("run", "-m", "a=1,2"), None),
+    ]
+
+
+@pytest.mark.parametrize("command", shown(), ids=str)
+def test_a_command_is_one_of_diffopts(command: Command) -> None:
+    """Its verb exists and takes its flags."""
+    assert command.words[0] in VERBS
+    build_parser(command.words[0]).parse_intermixed_args(list(command.words[1:]))
+
+
+def test_commands_compose(cli: Cli, tmp_path: Path) -> None:
+    """Every one that composes something, in one working directory and in order, so that files come before readers."""
+    for page in (REPO / "README.md", REPO / "CONTRIBUTING.md", REPO / "docs/own-options.md"):
+        for name, text in EXAMPLE.findall(page.read_text(encoding="utf-8")):
+            if "int5" not in name and "every_nth" not in name:  # those need a package: test_contributing.py has it
+                (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+                (tmp_path / name).write_text(text, encoding="utf-8")
+    Image.new("RGB", (8, 8)).save(tmp_path / "cat.png")
+    tried = 0
+    for command in shown():
+        verb, *words = command.words
+        if verb not in PLANNED or any(PLACEHOLDER.search(word) for word in words):
+            continue
+        if "model.weights=tiny" in words and not TINY:
+            continue
+        words += PART if "sweep=pytorch2" in words else ()
+        code, out, err = cli("plan" if verb == "run" else verb, *words)
+        assert code == 0, f"{command}\n{err}"
+        if command.output is not None:
+            (tmp_path / command.output).write_text(out, encoding="utf-8")
+        tried += 1
+    assert tried > 40
