@@ -16,7 +16,7 @@ from torch import nn
 
 from diffopt.models import classes
 from diffopt.models.classes import DENOISERS, PIPELINES, VAES
-from diffopt.models.classes.denoisers import Attention, Caches
+from diffopt.models.classes.denoisers import _KNOWN, _PARTLY_KNOWN, Attention, Caches
 from diffopt.models.classes.pipelines import DenoiserCalls
 from diffopt.models.random.weights import meta_modules
 from diffopt.models.resolve import PACKAGED
@@ -43,6 +43,10 @@ def test_every_class_exists_in_the_installed_diffusers(table: Any) -> None:
     assert [name for name in table if not hasattr(diffusers, name)] == []
     with pytest.raises(TypeError):
         table["New"] = None
+
+
+def test_a_denoiser_has_one_record() -> None:
+    assert not _KNOWN.keys() & _PARTLY_KNOWN.keys()
 
 
 def test_a_vae_that_a_denoiser_names_has_a_record() -> None:

@@ -213,6 +213,14 @@ _KNOWN = {
     ),
 }
 _STOCK = replace(UNKNOWN_DENOISER, attention=replace(_PLAIN, stock=True))
+_KEEPING = (
+    "AnyFlowFARTransformer3DModel AnyFlowTransformer3DModel ChronoEditTransformer3DModel "
+    "Cosmos3OmniTransformer CosmosTransformer3DModel Flux3Transformer2DModel HeliosTransformer3DModel "
+    "JoyImageEditPlusTransformer3DModel JoyImageEditTransformer3DModel Kandinsky5Transformer3DModel "
+    "Kandinsky6SRTransformer3DModel Kandinsky6Transformer3DModel Krea2Transformer2DModel "
+    "MiniMaxH3Transformer3DModel RFD4ProteinaTransformer SkyReelsV2Transformer3DModel "
+    "WanAnimate2Transformer3DModel WanAnimateTransformer3DModel WanVACETransformer3DModel"
+)
 # Each is like an unknown one but for what is said here.
 _PARTLY_KNOWN = {
     "AllegroTransformer3DModel": _repeats("AllegroTransformerBlock"),
@@ -227,29 +235,6 @@ _PARTLY_KNOWN = {
     "PRXTransformer2DModel": _repeats("PRXBlock"),
     "DiTTransformer2DModel": _STOCK,
     "Transformer2DModel": _STOCK,
-    **dict.fromkeys(
-        (
-            "AnyFlowFARTransformer3DModel",
-            "AnyFlowTransformer3DModel",
-            "ChronoEditTransformer3DModel",
-            "Cosmos3OmniTransformer",
-            "CosmosTransformer3DModel",
-            "Flux3Transformer2DModel",
-            "HeliosTransformer3DModel",
-            "JoyImageEditPlusTransformer3DModel",
-            "JoyImageEditTransformer3DModel",
-            "Kandinsky5Transformer3DModel",
-            "Kandinsky6SRTransformer3DModel",
-            "Kandinsky6Transformer3DModel",
-            "Krea2Transformer2DModel",
-            "MiniMaxH3Transformer3DModel",
-            "RFD4ProteinaTransformer",
-            "SkyReelsV2Transformer3DModel",
-            "WanAnimate2Transformer3DModel",
-            "WanAnimateTransformer3DModel",
-            "WanVACETransformer3DModel",
-        ),
-        replace(UNKNOWN_DENOISER, keeps_float32=True),
-    ),
+    **dict.fromkeys(_KEEPING.split(), replace(UNKNOWN_DENOISER, keeps_float32=True)),
 }
 DENOISERS: Mapping[str, Denoiser] = MappingProxyType(_KNOWN | _PARTLY_KNOWN)
