@@ -11,38 +11,21 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from diffopt.errors import UsageError
+from diffopt.models import classes
 from diffopt.models import sizes as latent_sizes
-from diffopt.models.families import Family, family, told_by_name
+from diffopt.models.classes import Family
+from diffopt.models.families import family, told_by_name
 from diffopt.models.index import TEXT_ENCODER, ModelIndex, read_json
 from diffopt.models.sampling import needs
 from diffopt.models.sizes import NUMBER, head_size_of_vae, of_denoiser
 from diffopt.models.weights import Weights
 from diffopt.schema.model import TASKS, Task
 
-DENOISERS = ("unet", "transformer")
+DENOISER_NAMES = ("unet", "transformer")
 SIZE_STEP = 8  # pixels; most of diffusers' pipelines refuse other sizes, whatever the VAE's factor
-UPSCALES = {"IFSuperResolutionPipeline": 4, "StableDiffusionLatentUpscalePipeline": 2}  # others by the VAE's factor
-FLOAT32_VAES = ("AutoencoderKLWan",)  # diffusers' own examples load it so: it loses detail below
 XL_SCALING = 0.13025  # scaling_factor of SDXL's VAE, which overflows in float16 and which other families took over
 INPAINTED = 4  # channels of UNets that diffusers' inpainting classes take, beside those with 9 that are made for it
 VIDEOS = ("txt2video", "img2video")
-# Classes of blocks that repeat, in denoisers that declare none to diffusers' compile_repeated_blocks.
-REPEATED_BLOCKS: dict[str, list[str]] = {
-    "AllegroTransformer3DModel": ["AllegroTransformerBlock"],
-    "AuraFlowTransformer2DModel": ["AuraFlowJointTransformerBlock", "AuraFlowSingleTransformerBlock"],
-    "CogVideoXTransformer3DModel": ["CogVideoXBlock"],
-    "CogView3PlusTransformer2DModel": ["CogView3PlusTransformerBlock"],
-    "CogView4Transformer2DModel": ["CogView4TransformerBlock"],
-    "EasyAnimateTransformer3DModel": ["EasyAnimateTransformerBlock"],
-    "HiDreamImageTransformer2DModel": ["HiDreamBlock"],
-    "Lumina2Transformer2DModel": ["Lumina2TransformerBlock"],
-    "MochiTransformer3DModel": ["MochiTransformerBlock"],
-    "OmniGenTransformer2DModel": ["OmniGenBlock"],
-    "PRXTransformer2DModel": ["PRXBlock"],
-    "PixArtTransformer2DModel": ["BasicTransformerBlock"],
-    "SD3Transformer2DModel": ["JointTransformerBlock"],
-    "SanaTransformer2DModel": ["SanaTransformerBlock"],
-}
 T = TypeVar("T")
 
 
@@ -108,11 +91,12 @@ def _check_parts(index: ModelIndex, data: Mapping[str, Any]) -> None:
 
 
 def _denoiser(index: ModelIndex, data: Mapping[str, Any]) -> str:
-    name = data["denoiser"] or next((name for name in DENOISERS if name in index.modules), None)
+    name = data["denoiser"] or next((name for name in DENOISER_NAMES if name in index.modules), None)
     if name not in index.modules:
+        wanted = name or " or ".join(DENOISER_NAMES)
         raise UsageError(
-            f"{index.folder}/model_index.json has no {name or ' or '.join(DENOISERS)}; say which of its parts runs in "
-            f"every step with model.denoiser=NAME: {', '.join(sorted(index.modules)) or 'it has none with weights'}"
+            f"{index.folder}/model_index.json has no {wanted}; say which of its parts runs in every step with "
+            f"model.denoiser=NAME: {', '.join(sorted(index.modules)) or 'it has none with weights'}"
         )
     return str(name)
 
@@ -128,8 +112,13 @@ def _uses(source: Source) -> dict[str, Any]:
         "guidance_argument": known.scale if known is not None else "guidance_scale",
         "embedded_guidance": known is not None and known.embeds,
         "call": dict(known.call) if known is not None else {},
-        "upscale_factor": UPSCALES.get(index.pipeline, source.factors[0]) if "upscale" in tasks else None,
+        "upscale_factor": _upscale_factor(source) if "upscale" in tasks else None,
     }
+
+
+def _upscale_factor(source: Source) -> int | None:
+    factor, by_vae = classes.pipeline(source.index.pipeline).upscales, source.factors[0]
+    return by_vae if factor is None else factor
 
 
 def _tasks(source: Source) -> dict[Task, str]:
@@ -180,10 +169,11 @@ def _sampler_needs(index: ModelIndex) -> list[str] | None:
 
 def _repeated_blocks(class_name: str, config: Mapping[str, Any]) -> list[str] | None:
     """Where diffusers' class declares nothing, or a block that this UNet does not have; None: as the class says."""
-    if class_name == "UNet2DConditionModel":
+    known = classes.denoiser(class_name)
+    if known.heads == "by_block":
         blocks = {*config["down_block_types"], *config["up_block_types"], config.get("mid_block_type", "")}
         return None if blocks & NUMBER else []
-    return REPEATED_BLOCKS.get(class_name)
+    return None if known.repeated_blocks is None else [*known.repeated_blocks]
 
 
 def _sizes(source: Source, uses: Mapping[str, Any]) -> dict[str, Any]:
@@ -233,7 +223,7 @@ def _numbers(source: Source, weights: Mapping[str, Weights] | None) -> dict[str,
         "parameters": _parameters(index, weights or {}),
         "limits": {
             "fp16_vae_overflows": upcasts and bool(source.vae.get("force_upcast", True)),
-            "vae_float32": vae_class in FLOAT32_VAES,
+            "vae_float32": classes.vae(vae_class).float32,
         },
     }
 

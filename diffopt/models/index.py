@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from diffopt.errors import UsageError
-from diffopt.models.families import Family, family
+from diffopt.models.classes import Family
+from diffopt.models.families import family
 
 LIBRARIES = ("diffusers", "transformers")
 NEVER_LOADED = frozenset({"safety_checker", "watermarker"})
@@ -23,7 +24,7 @@ LEFT_OUT = NEVER_LOADED | {"feature_extractor", "image_encoder"}
 NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)  # of folders and attributes: stays inside of the model's folder
 TEXT_ENCODER = re.compile(r"text_encoder|language|^bert$")  # names of components
 CONFIG_SUFFIXES = (".json", ".txt", ".model", ".jinja")  # of small files that components are loaded from
-VAES = ("vae", "movq", "vqvae")  # names that diffusers' pipelines give it
+VAE_NAMES = ("vae", "movq", "vqvae")  # that diffusers' pipelines give it
 KINDS: tuple[tuple[Literal["tokenizer", "scheduler", "processor", "guider"], tuple[str, ...]], ...] = (
     ("tokenizer", ("Tokenizer", "TokenizerFast")),
     ("scheduler", ("Scheduler",)),
@@ -70,7 +71,7 @@ class ModelIndex:
 
     @property
     def vae(self) -> str | None:
-        return next((name for name in VAES if name in self.modules), None)
+        return next((name for name in VAE_NAMES if name in self.modules), None)
 
     @property
     def family(self) -> Family | None:

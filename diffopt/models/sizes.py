@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from diffopt.errors import UsageError
+from diffopt.models import classes
 from diffopt.models.index import is_count
 
 # Blocks of the UNet by what they do with attention_head_dim.
@@ -18,8 +19,6 @@ SIZE = frozenset(  # it is the size of a head, as its name says
 )
 WIDTHS = ("hidden_size", "dim", "inner_dim", "emb_dim", "width")  # names of transformers' channels, where there is
 HEADS = ("num_attention_heads", "n_heads", "num_heads")  # no attention_head_dim
-ONE_HEAD = frozenset({"AutoencoderKL", "AutoencoderKLFlux2", "AutoencoderKLHunyuanVideo", "VQModel"})
-ONE_WIDE_HEAD = frozenset({"AutoencoderKLWan", "AutoencoderKLQwenImage"})  # whose levels are multiples of one width
 
 
 def of_denoiser(class_name: str, config: dict[str, Any]) -> list[int] | None:
@@ -28,9 +27,10 @@ def of_denoiser(class_name: str, config: dict[str, Any]) -> list[int] | None:
     Most blocks of a UNet take ``attention_head_dim`` for the number of heads: a mistake of its first version that
     diffusers keeps.
     """
-    if class_name == "UNet2DConditionModel":
+    heads_by = classes.denoiser(class_name).heads
+    if heads_by == "by_block":
         return _of_unet(config)
-    if class_name.startswith("UNet"):
+    if heads_by is None:
         return None
     # where the two differ, as in Sana, self-attention is linear and has no kernels
     size = config.get("cross_attention_head_dim") or config.get("attention_head_dim")
@@ -66,9 +66,10 @@ def _each(value: Any, levels: list[int]) -> list[int]:
 
 def head_size_of_vae(class_name: str, config: dict[str, Any]) -> int | None:
     """The width of the middle, where most VAEs attend with one head; None where this one does not, or is unknown."""
-    if class_name in ONE_WIDE_HEAD:
+    head = classes.vae(class_name).head
+    if head == "last_multiple":
         return int(config.get("base_dim", 96) * config.get("dim_mult", [4])[-1])
-    attends = class_name in ONE_HEAD and config.get("mid_block_add_attention", True)
+    attends = head == "last_level" and config.get("mid_block_add_attention", True)
     return int(config["block_out_channels"][-1]) if attends else None
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from diffopt.errors import Refusal, UsageError
 from diffopt.machine.content import content_of
 from diffopt.models import hub
-from diffopt.models.facts import DENOISERS, read_facts
+from diffopt.models.facts import DENOISER_NAMES, read_facts
 from diffopt.models.index import read_index, read_json
 from diffopt.models.resolve import complete, model_folder, packaged
 from diffopt.models.weights import Weights
@@ -92,7 +92,7 @@ def precision(pipe: DiffusionPipeline) -> str:
     Raises Refusal where it has none of those in a dtype that a recipe can have.
     """
     found = parts(pipe)
-    for part in (*(found[name] for name in DENOISERS if name in found), *found.values()):
+    for part in (*(found[name] for name in DENOISER_NAMES if name in found), *found.values()):
         counts = {dtype: number for dtype, number in _counts(part).items() if dtype in PRECISIONS}
         if counts:
             return PRECISIONS[max(counts, key=counts.__getitem__)]

@@ -5,16 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from diffopt.errors import NoEffect, Refusal
+from diffopt.models import classes
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
 from diffopt.steps.components import DiffusersComponents, attributes, missing, modules
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import nn
-
-# Transformers whose processors read the separate projections alone; and those whose VAE has none to fuse either.
-SEPARATE = frozenset({"LTXVideoTransformer3DModel", "QwenImageTransformer2DModel", "ZImageTransformer2DModel"})
-SEPARATE_WITH_VAE = SEPARATE - {"ZImageTransformer2DModel"}
 
 
 @register("fuse")
@@ -38,10 +35,12 @@ class QKV(Step):
         lacking = missing(site, self.components, "fuse.components")
         if len(lacking) == len(self.components):
             return lacking
-        denoiser = site.model.denoiser_class
+        name = site.model.denoiser_class
+        known = classes.denoiser(name)
         vae = "vae" in self.components and site.model.vae is not None
-        if denoiser in (SEPARATE_WITH_VAE if vae else SEPARATE) and "denoiser" in self.components:
-            return (f"the attention of {denoiser} reads separate projections alone",)
+        vae_may = vae and classes.vae(known.vae).fuses is not False
+        if known.attention.separate and "denoiser" in self.components and not vae_may:
+            return (f"the attention of {name} reads separate projections alone",)
         return ()
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:

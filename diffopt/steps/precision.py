@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from diffopt.errors import NoEffect, Refusal
+from diffopt.models import classes
 from diffopt.schema.step import Effect, Order, Requirements, Site, Step, register
 from diffopt.steps.components import Component, attributes, parts
 
@@ -18,31 +19,6 @@ if TYPE_CHECKING:
     from torch import nn
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
-# Denoisers of which diffusers keeps layers in float32, whatever is asked for (_keep_in_fp32_modules).
-KEEPS_FLOAT32 = frozenset(
-    {
-        "AnyFlowFARTransformer3DModel",
-        "AnyFlowTransformer3DModel",
-        "ChronoEditTransformer3DModel",
-        "Cosmos3OmniTransformer",
-        "CosmosTransformer3DModel",
-        "Flux3Transformer2DModel",
-        "HeliosTransformer3DModel",
-        "JoyImageEditPlusTransformer3DModel",
-        "JoyImageEditTransformer3DModel",
-        "Kandinsky5Transformer3DModel",
-        "Kandinsky6SRTransformer3DModel",
-        "Kandinsky6Transformer3DModel",
-        "Krea2Transformer2DModel",
-        "MiniMaxH3Transformer3DModel",
-        "RFD4ProteinaTransformer",
-        "SkyReelsV2Transformer3DModel",
-        "WanAnimate2Transformer3DModel",
-        "WanAnimateTransformer3DModel",
-        "WanTransformer3DModel",
-        "WanVACETransformer3DModel",
-    }
-)
 _DECODED_IN = "_diffopt_decoded_in"  # attribute of the VAE: the dtype that its decoder last gave; None: not called
 
 
@@ -107,7 +83,7 @@ class Precision(Step):
             at = replace(site, model=stage)
             dtypes = {part: self.dtype_of(part, at) for part in get_args(Component) if attributes(stage, part)}
             # transformers keeps layers of T5 in float32 where the others are in float16
-            kept = stage.denoiser_class in KEEPS_FLOAT32 or dtypes.get("text_encoders") == "float16"
+            kept = classes.denoiser(stage.denoiser_class).keeps_float32 or dtypes.get("text_encoders") == "float16"
             if kept or "float32" in dtypes.values():
                 return False
         return True

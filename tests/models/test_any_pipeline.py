@@ -18,8 +18,8 @@ import yaml
 
 from diffopt.errors import Refusal, UsageError
 from diffopt.machine.paths import shipped_conf
-from diffopt.models.facts import REPEATED_BLOCKS
-from diffopt.models.families import FAMILIES, Family, family, told_by_name
+from diffopt.models.classes import DENOISERS, FAMILIES, Family
+from diffopt.models.families import family, told_by_name
 from diffopt.models.resolve import packaged, resolve_model
 from diffopt.pipeline.load import load_pipeline
 from diffopt.schema.model import Limits, Model
@@ -153,14 +153,17 @@ def test_tasks_are_those_of_diffusers_own_mappings(mapping: str) -> None:
     assert missing == []
 
 
-@pytest.mark.parametrize("class_name", REPEATED_BLOCKS)
+REPEATED = {name: known.repeated_blocks for name, known in DENOISERS.items() if known.repeated_blocks is not None}
+
+
+@pytest.mark.parametrize("class_name", REPEATED)
 def test_repeated_blocks_are_those_of_classes_that_declare_none(class_name: str) -> None:
     import diffusers
 
     cls = getattr(diffusers, class_name)
     assert not cls._repeated_blocks
     lists = re.findall(r"ModuleList\(\s*\[\s*(\w+)\(", inspect.getsource(cls))
-    assert sorted(REPEATED_BLOCKS[class_name]) == sorted(set(lists))
+    assert sorted(REPEATED[class_name]) == sorted(set(lists))
 
 
 def test_what_a_name_tells() -> None:

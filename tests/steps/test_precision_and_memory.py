@@ -14,10 +14,10 @@ from support.tiny_pipelines import picture, pipeline, site
 
 from diffopt.config.resolve import requests
 from diffopt.errors import NoEffect, Refusal
+from diffopt.models.classes import DENOISERS
 from diffopt.pipeline.build import build, verify
 from diffopt.pipeline.meter import Meter
 from diffopt.recipe.plan import make_plan
-from diffopt.steps.precision import KEEPS_FLOAT32
 
 
 @pytest.fixture(autouse=True)
@@ -109,7 +109,8 @@ def test_tf32_is_refused_where_nothing_is_in_float32():
 def test_the_classes_that_keep_layers_in_float32_are_those_of_diffusers():
     folder = Path(diffusers.__file__).parent / "models" / "transformers"
     kept = re.compile(r"^class (\w+)(?:(?!^class ).)*?^    _keep_in_fp32_modules = [\[(]", re.MULTILINE | re.DOTALL)
-    assert {name for file in folder.glob("*.py") for name in kept.findall(file.read_text())} == KEEPS_FLOAT32
+    found = {name for file in folder.glob("*.py") for name in kept.findall(file.read_text())}
+    assert found == {name for name, known in DENOISERS.items() if known.keeps_float32}
 
 
 @pytest.mark.parametrize("kept", [["time_embedding", "conv"], "time_embedding"])

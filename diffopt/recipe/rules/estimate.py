@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+from diffopt.models import classes
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.recipe import Recipe
 from diffopt.schema.model import Model
@@ -30,17 +31,6 @@ from diffopt.schema.step import Order, Site
 GIB = 2**30
 PARTS = ("denoiser", "text_encoders", "vae")
 NOTED = 0.9  # of the device's memory; what is not counted needs some too
-
-# Denoiser classes whose pipelines run the two halves of classifier-free guidance one after the other.
-ONE_HALF_AT_A_TIME = frozenset(
-    {
-        "Flux2Transformer2DModel",
-        "FluxTransformer2DModel",
-        "HunyuanVideoTransformer3DModel",
-        "QwenImageTransformer2DModel",
-        "WanTransformer3DModel",
-    }
-)
 
 
 @dataclass(frozen=True)
@@ -70,7 +60,7 @@ def estimate(cell: Cell) -> Estimate | None:
 
 def denoiser_batch(model: Model, guidance: float) -> int:
     """Batch of one call of the denoiser for one picture: 2 where guidance puts both halves into one call."""
-    doubled = guidance > 1 and not model.embedded_guidance and model.denoiser_class not in ONE_HALF_AT_A_TIME
+    doubled = guidance > 1 and not model.embedded_guidance and not classes.denoiser(model.denoiser_class).guides_apart
     return 2 if doubled else 1
 
 

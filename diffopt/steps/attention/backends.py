@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from diffopt.errors import NoEffect, Refusal
+from diffopt.models import classes
 from diffopt.schema.record import Descriptive
 from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, register
 from diffopt.steps.attention import hub_kernels
@@ -51,21 +52,6 @@ Backend = Literal[
     "_sage_qk_int8_pv_fp16_triton",
     "xformers",
 ]
-# Transformers that hide the padding of their text by a mask, whatever the prompt.
-MASKING = frozenset(
-    {
-        "HunyuanVideoTransformer3DModel",
-        "LTXVideoTransformer3DModel",
-        "PixArtTransformer2DModel",
-        "SanaTransformer2DModel",
-    }
-)
-# Those that need one only where the prompts of a batch differ in length.
-MASKING_UNEVEN = frozenset({"QwenImageTransformer2DModel", "ZImageTransformer2DModel"})
-# Those of them whose batch also holds the negative prompts, whatever the guidance is above 0.
-GUIDED_IN_BATCH = frozenset({"ZImageTransformer2DModel"})
-# Transformers whose attention is that of a UNet; of all others diffusers has no plain processor.
-STOCK_ATTENTION = frozenset({"DiTTransformer2DModel", "PixArtTransformer2DModel", "Transformer2DModel"})
 
 
 @register("attention")
@@ -220,7 +206,8 @@ class Vanilla(Step):
     def problems(self, site: Site) -> tuple[str, ...]:
         found = [*missing(site, self.components, "attention.components")]
         model = site.model
-        transformer = model.denoiser == "transformer" and model.denoiser_class not in STOCK_ATTENTION
+        stock = classes.denoiser(model.denoiser_class).attention.stock
+        transformer = model.denoiser == "transformer" and not stock
         if "denoiser" in self.components and transformer:
             found.append(
                 f"diffusers has no plain processor for {model.denoiser_class}; attention=math computes the same"
@@ -259,12 +246,12 @@ class Vanilla(Step):
 
 def _masks(site: Site) -> str | None:
     """What the denoiser hides by a mask when this workload runs; None where it needs no mask."""
-    name, workload = site.model.denoiser_class, site.workload
-    if name in MASKING:
+    masks, workload = classes.denoiser(site.model.denoiser_class).attention.masks, site.workload
+    if masks == "text":
         return "its text"
-    if workload is None or name not in MASKING_UNEVEN:
+    if workload is None or masks is None:
         return None
-    if name in GUIDED_IN_BATCH and workload.guidance > 0:
+    if masks == "uneven_prompts_and_negative" and workload.guidance > 0:
         return "the prompt or the negative prompt, which share a batch"
     return "prompts that differ" if len(set(workload.batch_prompts)) > 1 else None
 

@@ -9,8 +9,9 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from diffopt.errors import Refusal
+from diffopt.models import classes
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
-from diffopt.steps.cache.support import FRAMES, guided, lacking, too_short
+from diffopt.steps.cache.support import guided, lacking, too_short
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -228,7 +229,7 @@ class FasterCache(Step):
         return not guided(site) if self.is_guidance_distilled is None else self.is_guidance_distilled
 
     def _format(self, site: Site) -> str | None:
-        return self.tensor_format or FRAMES.get(site.model.denoiser_class)
+        return self.tensor_format or classes.denoiser(site.model.denoiser_class).caches.frames
 
 
 def _paths(denoiser: Any, expressions: tuple[str, ...] | None, key: str) -> list[str] | None:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from diffopt.errors import NoEffect, Refusal
+from diffopt.models import classes
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
-from diffopt.steps.cache.support import FUSED_BLOCKS, guided, iterations, lacking, too_short
+from diffopt.steps.cache.support import guided, iterations, lacking, too_short
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -40,7 +41,7 @@ class FirstBlock(Step):
         return _TRAITS
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        if site.model.denoiser_class in FUSED_BLOCKS:
+        if classes.denoiser(site.model.denoiser_class).caches.one_sequence_later:
             return (f"{site.model.denoiser_class}: {_UNLIKE}",)
         return lacking(site, context=True) or too_short(site, 1)
 
@@ -90,8 +91,8 @@ class Mag(Step):
 
     def problems(self, site: Site) -> tuple[str, ...]:
         found = lacking(site, context=guided(site))
-        unknown = self.mag_ratios is None and site.model.denoiser_class != "FluxTransformer2DModel"
-        if not found and unknown and not self.calibrate:
+        known = self.mag_ratios is not None or classes.denoiser(site.model.denoiser_class).caches.magnitudes
+        if not found and not known and not self.calibrate:
             measure = "measure them with cache=mag_calibrate and give them as cache.mag_ratios"
             found += (f"no magnitude ratios of {site.model.name} are known: {measure}",)
         if self.num_inference_steps is None and site.workload is None:

@@ -1,55 +1,17 @@
-"""What diffusers' caches can work with, as data, so that a plan needs no torch.
+"""What diffusers' caches can work with, told from classes, so that a plan needs no torch.
 
-Read in diffusers 0.42.1; tests/steps/cache/test_blocks.py compares it with what is installed. Classes that are not
-listed are let through here and looked at when the cache is installed.
+Classes of which nothing is known are let through here and looked at when the cache is installed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from diffopt.models import classes
 
 if TYPE_CHECKING:
     from diffopt.schema.step import Site
     from diffopt.schema.workload import Workload
-
-# transformers without diffusers' CacheMixin; UNets, which have none either, are told by their names
-UNCACHED = frozenset(
-    {"PixArtTransformer2DModel", "SD3Transformer2DModel", "SanaTransformer2DModel", "ZImageTransformer2DModel"}
-)
-# transformers whose blocks give text and picture at first and one fused sequence later
-FUSED_BLOCKS = frozenset({"Flux2Transformer2DModel"})
-# how the output of a denoiser whose batch holds both predictions is laid out, where it is made of frames
-FRAMES = {"CogVideoXTransformer3DModel": "BFCHW"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calls:
-    """How a pipeline class calls its denoiser."""
-
-    context: bool = True  # names each call (cache_context), so that caches can keep several calls of a step apart
-    time: bool = True  # says where it is in the noise (current_timestep)
-    step: bool = False  # tells caches the step and its sigma
-    both_in_batch: bool = False  # guidance doubles the batch; else it calls twice per step
-
-
-PIPELINES = {
-    "FluxPipeline": Calls(),
-    "FluxImg2ImgPipeline": Calls(context=False, time=False),
-    "FluxInpaintPipeline": Calls(context=False, time=False),
-    "FluxKontextPipeline": Calls(context=False),
-    "FluxKontextInpaintPipeline": Calls(context=False),
-    "Flux2KleinPipeline": Calls(),
-    "Flux2KleinInpaintPipeline": Calls(),
-    "QwenImagePipeline": Calls(),
-    "QwenImageImg2ImgPipeline": Calls(),
-    "QwenImageInpaintPipeline": Calls(),
-    "WanPipeline": Calls(step=True),
-    "LTXPipeline": Calls(both_in_batch=True),
-    "LTXImageToVideoPipeline": Calls(both_in_batch=True),
-    "CogVideoXPipeline": Calls(both_in_batch=True),
-    "HunyuanVideoPipeline": Calls(),
-}
 
 
 def guided(site: Site) -> bool:
@@ -87,13 +49,14 @@ def lacking(
         one_state: it keeps one state, so that two calls per step would mix.
     """
     model = site.model
-    if model.denoiser_class in UNCACHED or "UNet" in model.denoiser_class:
+    known = classes.denoiser(model.denoiser_class)
+    if known.caches.enabled is False:
         return (f"{model.denoiser_class} has no enable_cache; diffusers' caches are for some of its transformers",)
     name = _pipeline_class(site)
-    calls = PIPELINES.get(name)
+    calls = classes.pipeline(name).denoiser
     if calls is None:
         return ()
-    two = guided(site) and not calls.both_in_batch
+    two = guided(site) and known.guides_apart
     reasons = {
         f"{name} names no cache context, by which this cache keeps the calls of a step apart": context
         and not calls.context,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
+from diffopt.models import classes
 from diffopt.schema.record import Descriptive
 from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, register
 
@@ -29,7 +30,6 @@ _PEFT = Requirements(
     install="pip install 'diffopt-toolkit[lora]'",
     evidence="https://huggingface.co/docs/diffusers/main/en/tutorials/using_peft_for_inference",
 )
-_WITHOUT = frozenset({"PixArtAlphaPipeline", "PixArtSigmaPipeline"})  # pipelines without load_lora_weights
 
 
 class Lora(Step):
@@ -57,7 +57,7 @@ class Lora(Step):
             yield f"model {model.name} is a cascade, and a LoRA is made for one pipeline; run its stages one by one"
         task = model.task if site.workload is None else site.workload.task
         pipeline = getattr(model.pipelines, task) or getattr(model.pipelines, model.task)
-        if pipeline in _WITHOUT:
+        if classes.pipeline(str(pipeline)).loras is False:
             yield f"{pipeline} has no load_lora_weights"
         if self.scale == 0:
             yield "lora.scale=0 switches the LoRA off; choose lora=none"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from diffopt.models import classes
 from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, register
 from diffopt.steps.components import Components, missing
 from diffopt.steps.quant.linears import Shapes, Words, proof, quantize
@@ -19,31 +20,12 @@ if TYPE_CHECKING:
 
 MinFeatures = Annotated[int, Field(ge=16)]
 _CUDA = frozenset({"cuda"})
-# Numbers stored for one weight where torchao pads the inputs of Linears to multiples of 1024; by the denoiser's class,
-# the least of the models that are here.
-INT4_PADDED = {
-    "CogVideoXTransformer3DModel": 1.14,
-    "Flux2Transformer2DModel": 1.0,
-    "FluxTransformer2DModel": 1.0,
-    "HunyuanVideoTransformer3DModel": 1.0,
-    "LTXVideoTransformer3DModel": 1.0,
-    "PixArtTransformer2DModel": 1.6,
-    "QwenImageTransformer2DModel": 1.0,
-    "SD3Transformer2DModel": 1.21,
-    "SanaTransformer2DModel": 1.37,
-    "UNet2DConditionModel": 1.16,
-    "WanTransformer3DModel": 1.24,
-    "ZImageTransformer2DModel": 1.11,
-}
-INT4_PADDED_MOST = 1.6  # of a class that is not known: 45 % of bfloat16 in groups of 64
-# Denoisers whose pipelines have a VAE of convolutions alone.
-CONVOLUTIONAL_VAE = frozenset({"CogVideoXTransformer3DModel", "QwenImageTransformer2DModel", "WanTransformer3DModel"})
 
 
 def unquantizable(site: Site, components: Components) -> tuple[str, ...]:
     """Reasons where a component that is named is not there, or certainly has nothing for torchao to quantize."""
     lacking = missing(site, components, "quant.components")
-    if "vae" not in components or site.model.denoiser_class not in CONVOLUTIONAL_VAE:
+    if "vae" not in components or classes.vae(classes.denoiser(site.model.denoiser_class).vae).linears is not False:
         return lacking
     others = ", ".join(word for word in components if word != "vae") or "denoiser"
     reason = f"quant.components=vae: the VAE of {site.model.name} has no Linear; write quant.components=[{others}]"
@@ -159,7 +141,7 @@ class Int4Weight(Step):
         if part not in self.components:
             return None
         # text encoders and VAE: nearly all weights are in Linears that need no padding, or in none
-        known = INT4_PADDED.get(site.model.denoiser_class, INT4_PADDED_MOST) if part == "denoiser" else 1
+        known = classes.denoiser(site.model.denoiser_class).int4_padded if part == "denoiser" else 1
         group = 4 / self.group_size  # a scale and a zero in bfloat16
         return known * (0.5 + group)
 

@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 
 from diffopt.errors import NoEffect, Refusal
 from diffopt.machine.packages import how_to_install
+from diffopt.models import classes
+from diffopt.models.classes import Process, SamplerCalls
 from diffopt.models.sampling import lost, needs
 from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, register
 from diffopt.schema.words import did_you_mean
@@ -17,12 +19,9 @@ from diffopt.steps.scheduler.settings import OWN_ORDER, fewest_steps, idle
 from diffopt.steps.scheduler.support import (
     NAMES,
     OTHERS,
-    PIPELINES,
     SAMPLERS,
     SPACINGS,
-    Calls,
     Known,
-    Process,
     process_of_config,
     process_of_model,
 )
@@ -85,7 +84,7 @@ class Sampler(Step):
     def problems(self, site: Site) -> tuple[str, ...]:
         task = site.model.task if site.workload is None else site.workload.task
         pipeline = getattr(site.model.pipelines, task) or getattr(site.model.pipelines, site.model.task)
-        process, calls = process_of_model(site), PIPELINES.get(str(pipeline))
+        process, calls = process_of_model(site), classes.pipeline(str(pipeline)).sampler
         return self._reasons(process, str(pipeline), calls, site.model.sampler_needs)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
@@ -94,8 +93,10 @@ class Sampler(Step):
         old: Any = pipe.scheduler
         name, pipeline = type(old).__name__, type(pipe).__name__
         process = process_of_config(name, old.config)
-        known = PIPELINES.get(pipeline, Calls(generator=hasattr(pipe, "prepare_extra_step_kwargs")))
-        if reasons := self._reasons(process, pipeline, known, needs(old.config)):
+        calls = classes.pipeline(pipeline).sampler
+        if calls is None:  # sigmas that it gives after all are refused when it does
+            calls = SamplerCalls(sigmas="never", generator=hasattr(pipe, "prepare_extra_step_kwargs"))
+        if reasons := self._reasons(process, pipeline, calls, needs(old.config)):
             raise Refusal("; ".join(reasons))
         cls = self._class(old, process)
         arguments = self._arguments(old.config, _parameters(cls), process)
@@ -150,7 +151,7 @@ class Sampler(Step):
         return (known is not None and known.noise) or (self.algorithm_type or "").startswith("sde-")
 
     def _reasons(
-        self, process: Process | None, pipeline: str, calls: Calls | None, needed: tuple[str, ...]
+        self, process: Process | None, pipeline: str, calls: SamplerCalls | None, needed: tuple[str, ...]
     ) -> tuple[str, ...]:
         """Why this sampler cannot sample ``process``, or not in this pipeline, or drops what is ``needed`` of the
         model's own; ``None``: not known."""
@@ -186,7 +187,7 @@ class Sampler(Step):
         elif process is not None and known.solves_both:
             yield from self._contradictions(process)
 
-    def _miscalls(self, known: Known, pipeline: str, calls: Calls | None) -> Iterator[str]:
+    def _miscalls(self, known: Known, pipeline: str, calls: SamplerCalls | None) -> Iterator[str]:
         said = f"scheduler.class_name={self.class_name}"
         if calls is None:
             return

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from diffopt.steps.scheduler.support import SPACINGS, Known, Process
+from diffopt.models.classes import Process
+from diffopt.steps.scheduler.support import SPACINGS, Known
 
 _SHIFTS = ("shift", "flow_shift")
 _FEWEST_NOT_LOWERED = 15  # steps from which on diffusers' multistep solvers end as they run, but for the last step

@@ -1,4 +1,4 @@
-"""What diffusers' samplers can sample and how pipelines call them, as data, so that a plan needs no torch.
+"""What diffusers' samplers can sample, as data, so that a plan needs no torch.
 
 Read in diffusers 0.42.1; tests/steps/scheduler/test_sampler.py compares it with what is installed. Of OTHERS only the
 names are known: they are let through here and looked at when the sampler is put in.
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
+
+from diffopt.models import classes
+from diffopt.models.classes import Process
 
 if TYPE_CHECKING:
     from diffopt.schema.step import Site
 
-# What a denoiser was trained to undo, which a sampler's formulas must be for: noise added to a picture that is scaled
-# down (variance preserving), a straight line between picture and noise, or noise added as Karras et al. do.
-Process = Literal["diffusion", "flow", "edm"]
 NAMES: dict[Process, str] = {"diffusion": "diffusion", "flow": "flow matching", "edm": "EDM"}
 SPACINGS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")  # of sigmas; one of them at most
 
@@ -128,75 +128,10 @@ OTHERS = frozenset(
     }
 )
 
-# Denoisers whose published weights match a flow.
-FLOW_DENOISERS = frozenset(
-    {
-        "Flux2Transformer2DModel",
-        "FluxTransformer2DModel",
-        "HunyuanVideoTransformer3DModel",
-        "LTXVideoTransformer3DModel",
-        "QwenImageTransformer2DModel",
-        "SD3Transformer2DModel",
-        "SanaTransformer2DModel",
-        "WanTransformer3DModel",
-        "ZImageTransformer2DModel",
-    }
-)
-DIFFUSION_DENOISERS = frozenset({"CogVideoXTransformer3DModel", "PixArtTransformer2DModel"})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calls:
-    """How a pipeline class calls its sampler."""
-
-    sigmas: Literal["never", "always", "unless_flow"] = "never"  # unless_flow: not where use_flow_sigmas is set
-    generator: bool = False  # gives each step the generator, without which its noise follows no seed
-
-
-_SEEDED = Calls(generator=True)
-PIPELINES = {
-    "CogVideoXPipeline": _SEEDED,
-    "Flux2KleinInpaintPipeline": Calls(sigmas="unless_flow"),
-    "Flux2KleinPipeline": Calls(sigmas="unless_flow"),
-    "FluxImg2ImgPipeline": Calls(sigmas="always"),
-    "FluxInpaintPipeline": Calls(sigmas="always"),
-    "FluxKontextInpaintPipeline": Calls(sigmas="always"),
-    "FluxKontextPipeline": Calls(sigmas="always"),
-    "FluxPipeline": Calls(sigmas="unless_flow"),
-    "HunyuanVideoPipeline": Calls(sigmas="always"),
-    "IFPipeline": _SEEDED,
-    "IFSuperResolutionPipeline": _SEEDED,
-    "LTXImageToVideoPipeline": Calls(sigmas="always"),
-    "LTXPipeline": Calls(sigmas="always"),
-    "PixArtSigmaPipeline": _SEEDED,
-    "QwenImageImg2ImgPipeline": Calls(sigmas="always"),
-    "QwenImageInpaintPipeline": Calls(sigmas="always"),
-    "QwenImagePipeline": Calls(sigmas="always"),
-    "SanaPipeline": _SEEDED,
-    "StableDiffusion3Img2ImgPipeline": Calls(),
-    "StableDiffusion3InpaintPipeline": Calls(),
-    "StableDiffusion3Pipeline": Calls(),
-    "StableDiffusionControlNetPipeline": _SEEDED,
-    "StableDiffusionImg2ImgPipeline": _SEEDED,
-    "StableDiffusionInpaintPipeline": _SEEDED,
-    "StableDiffusionPipeline": _SEEDED,
-    "StableDiffusionUpscalePipeline": _SEEDED,
-    "StableDiffusionXLImg2ImgPipeline": _SEEDED,
-    "StableDiffusionXLInpaintPipeline": _SEEDED,
-    "StableDiffusionXLPipeline": _SEEDED,
-    "WanPipeline": Calls(),
-    "ZImageImg2ImgPipeline": Calls(sigmas="always"),
-    "ZImageInpaintPipeline": Calls(sigmas="always"),
-    "ZImagePipeline": Calls(sigmas="always"),
-}
-
 
 def process_of_model(site: Site) -> Process | None:
     """What the model's denoiser undoes; None where diffopt does not know it."""
-    name = site.model.denoiser_class
-    if name in FLOW_DENOISERS:
-        return "flow"
-    return "diffusion" if "UNet" in name or name in DIFFUSION_DENOISERS else None
+    return classes.denoiser(site.model.denoiser_class).process
 
 
 def process_of_config(class_name: str, config: Mapping[str, Any]) -> Process | None:

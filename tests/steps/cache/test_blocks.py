@@ -21,10 +21,11 @@ from support.option_steps import CONF, step, values
 from diffopt.config.resolve import requests
 from diffopt.errors import NoEffect, Refusal
 from diffopt.models import calls
+from diffopt.models.classes import DENOISERS, PIPELINES
 from diffopt.pipeline.build import build
 from diffopt.recipe.plan import Plan, make_plan
 from diffopt.schema.step import Effect, kinds
-from diffopt.steps.cache.support import FRAMES, FUSED_BLOCKS, PIPELINES, UNCACHED, iterations
+from diffopt.steps.cache.support import iterations
 from diffopt.steps.scheduler.support import SAMPLERS
 
 OPTIONS = sorted(path.stem for path in (CONF / "cache").glob("*.yaml"))
@@ -282,8 +283,9 @@ def test_pipelines_call_their_denoisers_as_the_table_says() -> None:
         cls = getattr(diffusers, name)
         source = inspect.getsource(cls.__call__)
         told = hasattr(cls, "current_timestep") and "self._current_timestep = t" in source
-        seen = ("cache_context(" in source, told, '"step_index"' in source, 'cache_context("cond_uncond")' in source)
-        assert seen == (known.context, known.time, known.step, known.both_in_batch), name
+        seen = ("cache_context(" in source, told, '"step_index"' in source)
+        assert known.denoiser is not None
+        assert seen == (known.denoiser.context, known.denoiser.time, known.denoiser.step), name
         assert "maybe_free_model_hooks()" in source, name  # else a cache is never reset
 
 
@@ -293,10 +295,13 @@ def test_every_denoiser_of_a_model_option_is_known() -> None:
     assert len(own) > 15
     for option in own:
         cls = getattr(diffusers, option["denoiser_class"])
-        uncached = option["denoiser_class"] in UNCACHED or "UNet" in option["denoiser_class"]
-        assert issubclass(cls, CacheMixin) != uncached
-        if not uncached:
-            assert set(option["pipelines"].values()) - {None} <= set(PIPELINES)
+        known = DENOISERS[option["denoiser_class"]]
+        assert issubclass(cls, CacheMixin) is known.caches.enabled
+        for name in {*option["pipelines"].values()} - {None}:
+            assert name in PIPELINES
+            source = inspect.getsource(getattr(diffusers, name).__call__)
+            if "cache_context(" in source:
+                assert ('cache_context("cond_uncond")' in source) is not known.guides_apart, name
 
 
 def test_blocks_and_outputs_are_as_the_tables_say() -> None:
@@ -304,14 +309,16 @@ def test_blocks_and_outputs_are_as_the_tables_say() -> None:
     gives_text = {c.__name__: m.return_encoder_hidden_states_index is not None
                   for c, m in TransformerBlockRegistry._registry.items()}  # fmt: skip
     assert (gives_text["Flux2TransformerBlock"], gives_text["Flux2SingleTransformerBlock"]) == (True, False)
-    assert {"Flux2Transformer2DModel"} == FUSED_BLOCKS
+    assert [name for name, known in DENOISERS.items() if known.caches.one_sequence_later] == ["Flux2Transformer2DModel"]
     assert gives_text["FluxTransformerBlock"] == gives_text["FluxSingleTransformerBlock"]
     cog = Cell(COG)
     shapes = []
     cog.denoiser.register_forward_hook(lambda module, inputs, output: shapes.append(output[0].shape))
     cog()
     assert shapes[0][2] == cog.denoiser.config.out_channels  # batch, frames, channels
-    assert dict.fromkeys(FRAMES, "BFCHW") == FRAMES
+    framed = {name: known.caches.frames for name, known in DENOISERS.items() if known.caches.frames is not None}
+    assert framed == {type(cog.denoiser).__name__: "BFCHW"}
+    assert [name for name, known in DENOISERS.items() if known.caches.magnitudes] == ["FluxTransformer2DModel"]
 
 
 # --- what they do

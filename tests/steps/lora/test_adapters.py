@@ -22,14 +22,14 @@ from torch import nn
 from diffopt.config.resolve import requests
 from diffopt.errors import NoEffect, Refusal, UsageError
 from diffopt.machine import packages
+from diffopt.models.classes import PIPELINES
 from diffopt.models.lora import resolve_lora
 from diffopt.models.random.weights import random_pipeline
 from diffopt.models.resolve import PACKAGED
 from diffopt.recipe.plan import make_plan
 from diffopt.schema.step import Site, kinds
 from diffopt.steps.lora import swap as lora_swap
-from diffopt.steps.lora.adapters import _WITHOUT, Fused, HotSwap, Live
-from diffopt.steps.scheduler.support import PIPELINES
+from diffopt.steps.lora.adapters import Fused, HotSwap, Live
 
 KINDS = ("fused", "live", "hotswap")
 QKV = ("to_q", "to_k", "to_v", "to_out.0")
@@ -502,9 +502,8 @@ def test_a_plan_knows_what_the_header_tells(toy):
 
 
 def test_pipelines_without_loras_are_those_that_the_plan_names():
-    lacking = {name for name in PIPELINES if not hasattr(getattr(diffusers, name), "load_lora_weights")}
-    assert lacking <= _WITHOUT
-    assert not any(hasattr(getattr(diffusers, name), "load_lora_weights") for name in _WITHOUT)
+    for name, known in PIPELINES.items():
+        assert hasattr(getattr(diffusers, name), "load_lora_weights") is known.loras, name
 
 
 def test_without_peft_it_says_how_to_get_it(monkeypatch):

@@ -25,13 +25,14 @@ from diffopt.config.resolve import requests
 from diffopt.errors import NoEffect, Refusal
 from diffopt.machine.packages import missing
 from diffopt.models import calls
+from diffopt.models.classes import DENOISERS, PIPELINES
 from diffopt.models.resolve import PACKAGED
 from diffopt.models.sampling import ESSENTIAL
 from diffopt.pipeline.build import build
 from diffopt.recipe.plan import make_plan
 from diffopt.schema.step import Site
 from diffopt.steps.scheduler import host_schedule
-from diffopt.steps.scheduler.support import FLOW_DENOISERS, OTHERS, PIPELINES, SAMPLERS
+from diffopt.steps.scheduler.support import OTHERS, SAMPLERS
 
 OPTIONS = sorted(path.stem for path in (CONF / "scheduler").glob("*.yaml") if path.stem != "default")
 HERE = [name for name in OPTIONS if not missing(step("scheduler", name).requires().packages)]
@@ -320,7 +321,8 @@ def test_a_shift_by_size_that_no_pipeline_computes_is_refused_in_words():
 
 
 def test_so_are_sigmas_that_an_unknown_pipeline_gives(monkeypatch):
-    monkeypatch.delitem(PIPELINES, "ZImagePipeline")
+    unknown = {name: known for name, known in PIPELINES.items() if name != "ZImagePipeline"}
+    monkeypatch.setattr("diffopt.models.classes.PIPELINES", unknown)
     with pytest.raises(Refusal, match="ZImagePipeline gives its sampler sigmas, which this one does not take"):
         family("tiny_z_image").sample("flow_heun")
 
@@ -491,7 +493,7 @@ def test_the_table_of_samplers_is_what_the_installed_diffusers_has(name):
 
 @pytest.mark.parametrize("name", PIPELINES)
 def test_the_table_of_pipelines_is_what_the_installed_diffusers_has(name):
-    cls, known = getattr(diffusers, name), PIPELINES[name]
+    cls, known = getattr(diffusers, name), PIPELINES[name].sampler
     source = inspect.getsource(cls.__call__)
     gives = re.search(r"^ +sigmas = (np\.linspace|get_default)", source, re.MULTILINE)
     spares = "use_flow_sigmas" in source
@@ -512,7 +514,8 @@ def test_denoisers_that_match_a_flow_are_those_whose_schedulers_do():
         denoiser = (parts.get("transformer") or parts["unet"])[1]
         flow = "FlowMatch" in config["_class_name"] or config.get("prediction_type") == "flow_prediction"
         assert found.setdefault(denoiser, flow) == flow
-    assert {name for name, flow in found.items() if flow} == FLOW_DENOISERS
+    flows = {name for name, known in DENOISERS.items() if known.process == "flow"}
+    assert {name for name, flow in found.items() if flow} == flows
 
 
 def test_options_differ_from_their_parent_alone():
