@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from diffopt.pipeline import load
 from diffopt.recipe.plan import Plan
 from diffopt.results.result import Stage, StepEffect
 from diffopt.schema.step import Site, Step, Trait
@@ -24,14 +25,12 @@ def build(plan: Plan, *, on_stage: Callable[[Stage], None] = lambda stage: None)
     Raises:
         Refusal: the model cannot be had here, or a step cannot work on this pipeline.
     """
-    from diffopt.pipeline.load import load_pipeline
-
     cell = plan.cell
     on_stage("load")
     pipes: list[DiffusionPipeline] = []
     for site in cell.sites:
         task = cell.workload.task if not pipes else site.model.task
-        pipes.append(load_pipeline(site.model, task, device=_drawn_on(plan, site), **_load_kwargs(plan, site)))
+        pipes.append(load.load_pipeline(site.model, task, device=_drawn_on(plan, site), **_load_kwargs(plan, site)))
     on_stage("optimize")
     for pipe, site in zip(pipes, cell.sites, strict=True):
         apply(pipe, plan.steps, site)

@@ -14,6 +14,7 @@ from diffopt.models.families import family
 from diffopt.models.hub import source
 from diffopt.models.index import read_index
 from diffopt.models.prefetch import Target, controlnet_target, fetch, pipeline_target
+from diffopt.models.random.weights import random_pipeline
 from diffopt.models.resolve import model_folder
 from diffopt.schema.words import one_line
 
@@ -89,8 +90,6 @@ def _source(model: Model) -> str:
 
 
 def _random(model: Model, cls: Any, device: str, dtype: Mapping[str, torch.dtype]) -> DiffusionPipeline:
-    from diffopt.models.random.weights import random_pipeline
-
     folder = model_folder(model)
     assert folder is not None, "random weights are always described by files here"
     return random_pipeline(folder, cls, device=device, dtype=dtype, without=_absent(model, folder))

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from diffopt.recipe.recipe import STEP_GROUPS
 from diffopt.schema.words import did_you_mean, text
 
 
@@ -49,15 +50,9 @@ def _one(detail: dict[str, Any], prefix: str) -> str:
 
 def _key(location: tuple[int | str, ...]) -> str:
     parts = [part for part in location if part != "recipe"]
-    if len(parts) >= 2 and parts[0] in _step_groups():
+    if len(parts) >= 2 and parts[0] in STEP_GROUPS:
         parts = [parts[0], *parts[2:]]  # the second part is the tag of the union
     return ".".join(str(part) for part in parts)
-
-
-def _step_groups() -> frozenset[str]:
-    from diffopt.recipe.recipe import STEP_GROUPS
-
-    return frozenset(STEP_GROUPS)
 
 
 def _short(value: Any) -> str:

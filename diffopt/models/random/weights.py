@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from diffopt.errors import UsageError
 from diffopt.models.index import Component, read_index, read_json
+from diffopt.models.random.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -78,8 +79,6 @@ def _parameters(pipeline_class: Any) -> list[tuple[str, Any]]:
 def _component(folder: Path, part: Component, *, device: str, dtype: torch.dtype, seed: int) -> Any:
     """One entry of model_index.json: a tokenizer, a scheduler, a processor of pictures, or a module with weights."""
     if part.kind == "tokenizer":
-        from diffopt.models.random.tokenizers import load_tokenizer
-
         return load_tokenizer(folder, part.class_name)
     if _has_weights(part):
         module = _empty_module(part, folder, buffers="real")

@@ -12,6 +12,13 @@ from diffopt.schema.record import Descriptive
 from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, register
 from diffopt.steps.attention import hub_kernels
 from diffopt.steps.attention.hub_kernels import HubKernel
+from diffopt.steps.attention.processors import (
+    attentions,
+    backend_of,
+    dispatching,
+    plain_processors,
+    softmax_attentions,
+)
 from diffopt.steps.components import DiffusersComponent, DiffusersComponents, missing, modules
 
 if TYPE_CHECKING:
@@ -135,8 +142,6 @@ class Dispatch(Step):
         return tuple(found)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        from diffopt.steps.attention.processors import dispatching, softmax_attentions
-
         backend = self._available_backend()
         for name, module in modules(pipe, site, self.components, "attention.components").items():
             found = softmax_attentions(module)
@@ -152,8 +157,6 @@ class Dispatch(Step):
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         from diffusers.models.attention_dispatch import AttentionBackendName
-
-        from diffopt.steps.attention.processors import attentions, backend_of, softmax_attentions
 
         backend = AttentionBackendName(self.backend)
         numbers: dict[str, int | float | str] = {}
@@ -228,24 +231,20 @@ class Vanilla(Step):
         return tuple(found)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        from diffopt.steps.attention.processors import PLAIN, attentions
-
         for name, module in modules(pipe, site, self.components, "attention.components").items():
             found: dict[str, Any] = dict(attentions(module))
             if not found:
                 kind = type(module).__name__
                 raise Refusal(f"attention.components: {name} ({kind}) has no attention module of diffusers")
             for path, attention in found.items():
-                plain = PLAIN.get(type(attention.processor))
+                plain = plain_processors().get(type(attention.processor))
                 if plain is None:
                     kind = type(attention.processor).__name__
                     raise Refusal(f"attention=vanilla: diffusers has no plain processor for {name}.{path} ({kind})")
                 attention.set_processor(plain())
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffopt.steps.attention.processors import PLAIN, attentions
-
-        kinds = set(PLAIN.values())
+        kinds = set(plain_processors().values())
         numbers: dict[str, int | float | str] = {}
         for name, module in modules(pipe, site, self.components, "attention.components").items():
             found = attentions(module)

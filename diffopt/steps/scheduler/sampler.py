@@ -13,6 +13,7 @@ from diffopt.machine.packages import how_to_install
 from diffopt.models.sampling import lost, needs
 from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, register
 from diffopt.schema.words import did_you_mean
+from diffopt.steps.scheduler.host_schedule import Schedule, schedule_of
 from diffopt.steps.scheduler.settings import OWN_ORDER, fewest_steps, idle
 from diffopt.steps.scheduler.support import (
     NAMES,
@@ -89,8 +90,6 @@ class Sampler(Step):
         return self._reasons(process, str(pipeline), calls, site.model.sampler_needs)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        from diffopt.steps.scheduler.host_schedule import Schedule
-
         old: Any = pipe.scheduler
         name, pipeline = type(old).__name__, type(pipe).__name__
         process = process_of_config(name, old.config)
@@ -108,20 +107,20 @@ class Sampler(Step):
         pipe.scheduler = scheduler
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffopt.steps.scheduler.host_schedule import of, rehearse
-
         scheduler: Any = pipe.scheduler
         if (name := type(scheduler).__name__) != self.class_name:
             raise NoEffect(f"scheduler.class_name={self.class_name}: the pipeline samples with {name}")
         for key, value in self._given.items():
             if scheduler.config.get(key) != value:
                 raise NoEffect(f"scheduler.{key}={value}: the sampler has {scheduler.config.get(key)}")
-        schedule = of(scheduler)
+        schedule = schedule_of(scheduler)
         if schedule is None or not schedule.iterations:
             raise NoEffect(f"scheduler.class_name={self.class_name}: the pipeline ran no step with it")
         if self.sync_free:
             if schedule.lookups:
                 raise NoEffect(f"scheduler.sync_free: {schedule.lookups} timesteps were read from the device")
+            from diffopt.steps.scheduler.rehearsal import rehearse  # which imports torch
+
             rehearse(scheduler, site.hardware.device)
         steps, iterations = scheduler.num_inference_steps, schedule.iterations
         summary = f"{iterations} steps of {self.class_name}" + (", none waits for the device" if self.sync_free else "")

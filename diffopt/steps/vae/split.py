@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from diffopt.errors import NoEffect, Refusal
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
 from diffopt.steps.components import Component, left
+from diffopt.steps.vae.decoding import seen, set_tile, watch
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -62,8 +63,6 @@ class Split(Step):
         return min(tile, height) * min(tile, width) / (height * width) / (batch if self.slicing else 1)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        from diffopt.steps.vae.decoding import set_tile, watch
-
         if left(self, site):
             return
         vae: Any = getattr(pipe, str(site.model.vae))
@@ -77,8 +76,6 @@ class Split(Step):
         watch(vae)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffopt.steps.vae.decoding import seen
-
         vae: Any = getattr(pipe, str(site.model.vae))
         for name in self._asked:
             if not getattr(vae, f"use_{name}", False):
