@@ -69,9 +69,8 @@ def _rows(study: Study, name: str, on_lost: Callable[[str], None] = lambda text:
 
 def compare(args: argparse.Namespace) -> int:
     """Exit code 1 where ``--slower`` is given and a cell fails it, or nothing could be judged."""
-    from diffopt.results import compare as module
-    from diffopt.results import comparison as compare_table
-    from diffopt.results import sides
+    from diffopt.results import comparison, sides
+    from diffopt.results.compare import compare, only_in
     from diffopt.results.study import Study
     from diffopt.results.table import to_markdown
 
@@ -86,13 +85,13 @@ def compare(args: argparse.Namespace) -> int:
     rows = {name: _rows(Study.open(name), name, lost.append) for name in dict.fromkeys(names)}
     before, after = (sides.select(rows[n], side, n) for n, side in zip((names[0], names[-1]), chosen, strict=True))
     key = chosen[0].key if chosen[0] is not None and len(words) == 2 else None
-    found = module.compare(before, after, key, one_study=len(names) == 1)
-    changes, more = compare_table.changes(found), module.only_in(after, found)
+    found = compare(before, after, key, one_study=len(names) == 1)
+    changes, more = comparison.changes(found), only_in(after, found)
     if args.json:
-        print(json.dumps({"changes": changes, "cells": compare_table.to_json(found)}, indent=2, ensure_ascii=False))
+        print(json.dumps({"changes": changes, "cells": comparison.to_json(found)}, indent=2, ensure_ascii=False))
     else:
         print("".join(f"{line}\n" for line in changes), end="")
-        print(to_markdown(compare_table.comparison_table(found)), end="")
+        print(to_markdown(comparison.comparison_table(found)), end="")
     if more:
         print(f"diffopt: {len(more)} cells of B have no counterpart in A: {', '.join(more)}", file=sys.stderr)
     return 0 if args.slower is None else _gate(found, args.slower, lost)

@@ -72,15 +72,15 @@ def plan(args: argparse.Namespace) -> int:
 
 def ls(args: argparse.Namespace) -> int:
     from diffopt.cli import show
-    from diffopt.config import catalogue as listing
+    from diffopt.config import catalogue
 
     if len(args.group) > 1:
         raise UsageError("ls takes one group, or none to list the groups.")
     composer = _composer(args)
     if args.group:
-        show.print_options(args.group[0], listing.options(composer, args.group[0]))
+        show.print_options(args.group[0], catalogue.options(composer, args.group[0]))
     else:
-        show.print_groups(listing.groups(composer))
+        show.print_groups(catalogue.groups(composer))
     return 0
 
 
@@ -150,15 +150,14 @@ def prefetch(args: argparse.Namespace) -> int:
 
 def env(args: argparse.Namespace) -> int:
     from diffopt.cli import show
-    from diffopt.config import catalogue as listing
+    from diffopt.config import catalogue
     from diffopt.machine import environment, nvml
-    from diffopt.machine import nvml as hardware
     from diffopt.recipe.recipe import STEP_GROUPS
 
     composer = _composer(args)
-    options = {group: {row.option: row.here for row in listing.options(composer, group)} for group in STEP_GROUPS}
+    options = {group: {row.option: row.here for row in catalogue.options(composer, group)} for group in STEP_GROUPS}
     here = environment.environment("cpu")
-    gpus = [nvml.gpu_device(gpu.uuid) for gpu in hardware.detect()]
+    gpus = [nvml.gpu_device(gpu.uuid) for gpu in nvml.detect()]
     if args.json:
         facts = {"versions": here.versions, "cpu": here.cpu.model_dump(), "gpus": [gpu.model_dump() for gpu in gpus]}
         print(json.dumps({**facts, "options": options}, indent=2))
@@ -169,11 +168,11 @@ def env(args: argparse.Namespace) -> int:
 
 def doctor(args: argparse.Namespace) -> int:
     """Exit code 1 when something fails that this machine should be able to do."""
-    from diffopt.doctor import examine as doctor_module
+    from diffopt.doctor import examine
 
-    found = doctor_module.examine((lambda finding: None) if args.json else doctor_module.print_finding)
+    found = examine.examine((lambda finding: None) if args.json else examine.print_finding)
     if args.json:
-        print(json.dumps({"works": doctor_module.works(found), "checks": [f.model_dump() for f in found]}, indent=2))
+        print(json.dumps({"works": examine.works(found), "checks": [f.model_dump() for f in found]}, indent=2))
     else:
-        print(doctor_module.summary(found))
-    return 0 if doctor_module.works(found) else 1
+        print(examine.summary(found))
+    return 0 if examine.works(found) else 1

@@ -10,7 +10,7 @@ from diffopt.pipeline import load
 from diffopt.recipe.plan import Plan
 from diffopt.results.result import Stage, StepEffect
 from diffopt.schema.step import Site, Step, Trait
-from diffopt.steps.components import left
+from diffopt.steps.components import passes_over
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -61,7 +61,7 @@ def verify(plan: Plan, pipes: Sequence[DiffusionPipeline]) -> tuple[StepEffect, 
 
 def _proof(pipe: DiffusionPipeline, site: Site, group: str, step: Step, stage: str | None) -> StepEffect:
     with _naming(f"verifying {group} ({step.kind})" + (f" of {stage}" if stage else "")):
-        effect = left(step, site) or step.verify(pipe, site)
+        effect = passes_over(step, site) or step.verify(pipe, site)
     numbers = dict(effect.numbers)
     return StepEffect(group=group, kind=step.kind, stage=stage, summary=effect.summary, numbers=numbers)
 

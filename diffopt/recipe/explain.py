@@ -42,10 +42,10 @@ def _one(detail: dict[str, Any], prefix: str) -> str:
     if kind == "union_tag_not_found":
         return f"'{key}' has no 'kind' that says which step it is."
     if kind == "literal_error":
-        return f"{key}={_short(value)}: must be {context['expected']}."
+        return f"{key}={_short_text(value)}: must be {context['expected']}."
     if kind == "tuple_type":
-        return f"{key}={_short(value)}: must be a list, such as [{'' if value is None else _short(value)}]."
-    return f"{key}={_short(value)}: {detail['msg'][0].lower()}{detail['msg'][1:]}."
+        return f"{key}={_short_text(value)}: must be a list, such as [{'' if value is None else _short_text(value)}]."
+    return f"{key}={_short_text(value)}: {detail['msg'][0].lower()}{detail['msg'][1:]}."
 
 
 def _key(location: tuple[int | str, ...]) -> str:
@@ -55,6 +55,6 @@ def _key(location: tuple[int | str, ...]) -> str:
     return ".".join(str(part) for part in parts)
 
 
-def _short(value: Any) -> str:
+def _short_text(value: Any) -> str:
     word = text(value)
     return word if len(word) <= 60 else word[:57] + "..."

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 
 import diffopt
-from diffopt.cli import main as cli_module
+from diffopt.cli.main import VERBS
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -25,7 +25,7 @@ def test_public_names() -> None:
 
 
 def test_verbs_and_their_flags() -> None:
-    assert {name: verb.flags for name, verb in cli_module.VERBS.items()} == {
+    assert {name: verb.flags for name, verb in VERBS.items()} == {
         "run": ("--multirun", "--recipe", "--config-dir", "--trust-config-dir"),
         "plan": ("--multirun", "--recipe", "--config-dir", "--trust-config-dir", "--json"),
         "ls": ("--config-dir", "--trust-config-dir"),
@@ -48,7 +48,7 @@ def test_groups() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("verb", [[], *([name] for name in cli_module.VERBS)])
+@pytest.mark.parametrize("verb", [[], *([name] for name in VERBS)])
 def test_help(cli: Cli, verb: list[str]) -> None:
     code, out, err = cli(*verb, "--help")
     assert code == 0

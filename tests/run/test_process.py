@@ -12,7 +12,7 @@ from support.rows import stubbed
 from diffopt.machine import oom_killer
 from diffopt.recipe.launch import CompileArtifact
 from diffopt.recipe.lock import to_yaml
-from diffopt.run import process as child
+from diffopt.run import process
 from diffopt.run.process import Stop, run_child
 
 
@@ -113,7 +113,7 @@ def test_the_wait_does_not_spin(run):
 
 def test_the_kernels_killer_makes_it_an_oom(run, monkeypatch):
     counts = iter([4, 5])
-    monkeypatch.setattr(child, "oom_kills", lambda: next(counts))
+    monkeypatch.setattr(process, "oom_kills", lambda: next(counts))
     verdict, _ = run("sigkill")
     assert (verdict.status, verdict.reason) == ("oom", "killed by the kernel's out-of-memory killer")
 
@@ -124,9 +124,9 @@ def test_the_kernels_count_can_be_read():
 
 def test_a_worker_sees_its_gpu_only_and_no_remote_code(tmp_path):
     for gpu, seen in (("GPU-7", "GPU-7"), (None, "")):
-        process = child._start(tmp_path, ["env"], os.dup(2), gpu, {})
-        process.wait()
-        process.stdin.close()
+        started = process._start(tmp_path, ["env"], os.dup(2), gpu, {})
+        started.wait()
+        started.stdin.close()
         log = (tmp_path / "log.txt").read_text().splitlines()
         assert f"CUDA_VISIBLE_DEVICES={seen}" in log
         assert {"DIFFUSERS_DISABLE_REMOTE_CODE=1", "TOKENIZERS_PARALLELISM=false"} <= set(log)
@@ -136,9 +136,9 @@ def test_nothing_that_falsifies_a_recipe_is_inherited(tmp_path, monkeypatch):
     switches = ("NVIDIA_TF32_OVERRIDE", "DIFFUSERS_ATTN_BACKEND", "TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE")
     for name in (*switches, "TORCHINDUCTOR_CACHE_DIR"):
         monkeypatch.setenv(name, "1")
-    process = child._start(tmp_path, ["env"], os.dup(2), None, {})
-    process.wait()
-    process.stdin.close()
+    started = process._start(tmp_path, ["env"], os.dup(2), None, {})
+    started.wait()
+    started.stdin.close()
     seen = {line.split("=")[0] for line in (tmp_path / "log.txt").read_text().splitlines()}
     assert not seen & {*switches}
     assert "TORCHINDUCTOR_CACHE_DIR" in seen
@@ -153,8 +153,8 @@ def test_no_descriptor_is_left_open(run):
 
 
 def test_an_artifact_to_load_or_save_is_told_to_the_worker(tmp_path):
-    plain = child._command(tmp_path, 3, launch(), None)
+    plain = process._command(tmp_path, 3, launch(), None)
     assert not {"--save-artifact", "--load-artifact"} & set(plain)
     wanted = CompileArtifact(save=True, load="start.zip", sha256="a" * 64)
-    told = child._command(tmp_path, 3, launch().model_copy(update={"compile_artifact": wanted}), None)
+    told = process._command(tmp_path, 3, launch().model_copy(update={"compile_artifact": wanted}), None)
     assert told[len(plain) :] == ["--save-artifact", "--load-artifact", "start.zip", "--sha256", "a" * 64]

@@ -87,11 +87,10 @@ def test_the_readmes_own_recipe_runs(diffopt: Run, written: dict[str, str]) -> N
 
 
 def test_the_readmes_table_of_groups_is_complete() -> None:
-    from diffopt.config import Composer
-    from diffopt.config import catalogue as listing
+    from diffopt.config import Composer, catalogue
 
     readme = (REPO / "README.md").read_text(encoding="utf-8")
-    for group, options in listing.groups(Composer()):
+    for group, options in catalogue.groups(Composer()):
         line = next(line for line in readme.splitlines() if line.startswith(f"| `{group}` |"))
         told = [option for option in options if not option.startswith("tiny_")]
         told += ["tiny_*"] if told != options else []

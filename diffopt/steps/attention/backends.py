@@ -138,7 +138,7 @@ class Dispatch(Step):
         if not self.masks and "denoiser" in self.components and (why := _masks(site)):
             found.append(f"takes no attention mask, and {site.model.denoiser_class} masks the padding of {why}")
         if self.hub is not None:
-            found += hub_kernels.problems(self.hub)
+            found += hub_kernels.consent_problems(self.hub)
         return tuple(found)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
@@ -197,7 +197,7 @@ class Dispatch(Step):
         from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 
         if self.hub is not None:
-            hub_kernels.install(AttentionBackendName(self.backend), self.hub)
+            hub_kernels.install_kernel(AttentionBackendName(self.backend), self.hub)
         try:
             with attention_backend(self.backend):  # checks the package on entry; the active backend stays as it was
                 return AttentionBackendName(self.backend)

@@ -24,7 +24,7 @@ FRAMES = {"CogVideoXTransformer3DModel": "BFCHW"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calls:
+class DenoiserCalls:
     """How a pipeline class calls its denoiser."""
 
     context: bool = True  # names each call (cache_context), so that caches can keep several calls of a step apart
@@ -33,22 +33,22 @@ class Calls:
     both_in_batch: bool = False  # guidance doubles the batch; else it calls twice per step
 
 
-PIPELINES = {
-    "FluxPipeline": Calls(),
-    "FluxImg2ImgPipeline": Calls(context=False, time=False),
-    "FluxInpaintPipeline": Calls(context=False, time=False),
-    "FluxKontextPipeline": Calls(context=False),
-    "FluxKontextInpaintPipeline": Calls(context=False),
-    "Flux2KleinPipeline": Calls(),
-    "Flux2KleinInpaintPipeline": Calls(),
-    "QwenImagePipeline": Calls(),
-    "QwenImageImg2ImgPipeline": Calls(),
-    "QwenImageInpaintPipeline": Calls(),
-    "WanPipeline": Calls(step=True),
-    "LTXPipeline": Calls(both_in_batch=True),
-    "LTXImageToVideoPipeline": Calls(both_in_batch=True),
-    "CogVideoXPipeline": Calls(both_in_batch=True),
-    "HunyuanVideoPipeline": Calls(),
+DENOISER_CALLS = {
+    "FluxPipeline": DenoiserCalls(),
+    "FluxImg2ImgPipeline": DenoiserCalls(context=False, time=False),
+    "FluxInpaintPipeline": DenoiserCalls(context=False, time=False),
+    "FluxKontextPipeline": DenoiserCalls(context=False),
+    "FluxKontextInpaintPipeline": DenoiserCalls(context=False),
+    "Flux2KleinPipeline": DenoiserCalls(),
+    "Flux2KleinInpaintPipeline": DenoiserCalls(),
+    "QwenImagePipeline": DenoiserCalls(),
+    "QwenImageImg2ImgPipeline": DenoiserCalls(),
+    "QwenImageInpaintPipeline": DenoiserCalls(),
+    "WanPipeline": DenoiserCalls(step=True),
+    "LTXPipeline": DenoiserCalls(both_in_batch=True),
+    "LTXImageToVideoPipeline": DenoiserCalls(both_in_batch=True),
+    "CogVideoXPipeline": DenoiserCalls(both_in_batch=True),
+    "HunyuanVideoPipeline": DenoiserCalls(),
 }
 
 
@@ -90,7 +90,7 @@ def lacking(
     if model.denoiser_class in UNCACHED or "UNet" in model.denoiser_class:
         return (f"{model.denoiser_class} has no enable_cache; diffusers' caches are for some of its transformers",)
     name = _pipeline_class(site)
-    calls = PIPELINES.get(name)
+    calls = DENOISER_CALLS.get(name)
     if calls is None:
         return ()
     two = guided(site) and not calls.both_in_batch

@@ -61,7 +61,7 @@ class CompiledCall:
         out = self._replay(*args, **kwargs) if self.cuda_graphs else self.function(*args, **kwargs)
         self.calls += 1
         self.graphs += counters["stats"]["unique_graphs"] - graphs
-        self.breaks += [_place(reason) for reason in graph_break_reasons[breaks:]]
+        self.breaks += [_place_of_break(reason) for reason in graph_break_reasons[breaks:]]
         self.given_up += _given_up() - given_up
         return out
 
@@ -176,7 +176,7 @@ def _given_up() -> int:
     return sum(times for reason, times in missed.items() if reason.startswith("Dynamo recompile limit exceeded"))
 
 
-def _place(reason: GraphCompileReason) -> str:
+def _place_of_break(reason: GraphCompileReason) -> str:
     """``file:line: what dynamo could not trace``, with the innermost line of user code."""
     what = reason.reason.strip().splitlines()[0]
     if not reason.user_stack:

@@ -10,20 +10,20 @@ from pydantic import Field, model_validator
 
 from diffopt.errors import NoEffect, Refusal
 from diffopt.machine.packages import how_to_install
-from diffopt.models.sampling import lost, needs
+from diffopt.models.sampling import dropped_needs, needs
 from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, register
 from diffopt.schema.words import did_you_mean
 from diffopt.steps.scheduler.host_schedule import Schedule, schedule_of
-from diffopt.steps.scheduler.settings import OWN_ORDER, fewest_steps, idle
+from diffopt.steps.scheduler.settings import OWN_ORDER, fewest_steps, idle_settings
 from diffopt.steps.scheduler.support import (
     NAMES,
     OTHERS,
-    PIPELINES,
+    SAMPLER_CALLS,
     SAMPLERS,
     SPACINGS,
-    Calls,
     Known,
     Process,
+    SamplerCalls,
     process_of_config,
     process_of_model,
 )
@@ -86,18 +86,18 @@ class Sampler(Step):
     def problems(self, site: Site) -> tuple[str, ...]:
         task = site.model.task if site.workload is None else site.workload.task
         pipeline = getattr(site.model.pipelines, task) or getattr(site.model.pipelines, site.model.task)
-        process, calls = process_of_model(site), PIPELINES.get(str(pipeline))
+        process, calls = process_of_model(site), SAMPLER_CALLS.get(str(pipeline))
         return self._reasons(process, str(pipeline), calls, site.model.sampler_needs)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         old: Any = pipe.scheduler
         name, pipeline = type(old).__name__, type(pipe).__name__
         process = process_of_config(name, old.config)
-        known = PIPELINES.get(pipeline, Calls(generator=hasattr(pipe, "prepare_extra_step_kwargs")))
+        known = SAMPLER_CALLS.get(pipeline, SamplerCalls(generator=hasattr(pipe, "prepare_extra_step_kwargs")))
         if reasons := self._reasons(process, pipeline, known, needs(old.config)):
             raise Refusal("; ".join(reasons))
         cls = self._class(old, process)
-        arguments = self._arguments(old.config, _parameters(cls), process)
+        arguments = self._arguments(old.config, _constructor_parameters(cls), process)
         self._check(cls, old.config, arguments)
         try:
             scheduler = cls.from_config(old.config, **arguments)
@@ -149,7 +149,7 @@ class Sampler(Step):
         return (known is not None and known.noise) or (self.algorithm_type or "").startswith("sde-")
 
     def _reasons(
-        self, process: Process | None, pipeline: str, calls: Calls | None, needed: tuple[str, ...]
+        self, process: Process | None, pipeline: str, calls: SamplerCalls | None, needed: tuple[str, ...]
     ) -> tuple[str, ...]:
         """Why this sampler cannot sample ``process``, or not in this pipeline, or drops what is ``needed`` of the
         model's own; ``None``: not known."""
@@ -162,11 +162,11 @@ class Sampler(Step):
             return ()
         if misfits := tuple(self._misfits(known, process, pipeline)):
             return misfits
-        dropped = lost(needed, known.takes)
+        dropped = dropped_needs(needed, known.takes)
         return (
             *self._miscalls(known, pipeline, calls),
             *([self._drops(dropped)] if dropped else []),
-            *idle(self.class_name, known, self._given, process, needed),
+            *idle_settings(self.class_name, known, self._given, process, needed),
             *self._broken_promises(known),
         )
 
@@ -185,7 +185,7 @@ class Sampler(Step):
         elif process is not None and known.solves_both:
             yield from self._contradictions(process)
 
-    def _miscalls(self, known: Known, pipeline: str, calls: Calls | None) -> Iterator[str]:
+    def _miscalls(self, known: Known, pipeline: str, calls: SamplerCalls | None) -> Iterator[str]:
         said = f"scheduler.class_name={self.class_name}"
         if calls is None:
             return
@@ -244,10 +244,10 @@ class Sampler(Step):
 
     def _check(self, cls: Any, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
         """Raise Refusal for settings that the class lacks, or that would do nothing."""
-        said, parameters = f"scheduler.class_name={self.class_name}", _parameters(cls)
+        said, parameters = f"scheduler.class_name={self.class_name}", _constructor_parameters(cls)
         if unknown := [name for name in self._given if name not in parameters]:
             raise Refusal(f"scheduler.{unknown[0]}: {self.class_name} has no such argument")
-        if dropped := lost(needs(config), parameters):
+        if dropped := dropped_needs(needs(config), parameters):
             raise Refusal(self._drops(dropped))
         prediction = arguments.get("prediction_type", config.get("prediction_type"))
         choices = get_args(inspect.get_annotations(cls.__init__, eval_str=True).get("prediction_type"))
@@ -255,5 +255,5 @@ class Sampler(Step):
             raise Refusal(f"{said}: it cannot sample {prediction} prediction")
 
 
-def _parameters(cls: Any) -> Mapping[str, Any]:
+def _constructor_parameters(cls: Any) -> Mapping[str, Any]:
     return inspect.signature(cls).parameters

@@ -146,36 +146,36 @@ DIFFUSION_DENOISERS = frozenset({"CogVideoXTransformer3DModel", "PixArtTransform
 
 
 @dataclass(frozen=True, kw_only=True)
-class Calls:
+class SamplerCalls:
     """How a pipeline class calls its sampler."""
 
     sigmas: Literal["never", "always", "unless_flow"] = "never"  # unless_flow: not where use_flow_sigmas is set
     generator: bool = False  # gives each step the generator, without which its noise follows no seed
 
 
-_SEEDED = Calls(generator=True)
-PIPELINES = {
+_SEEDED = SamplerCalls(generator=True)
+SAMPLER_CALLS = {
     "CogVideoXPipeline": _SEEDED,
-    "Flux2KleinInpaintPipeline": Calls(sigmas="unless_flow"),
-    "Flux2KleinPipeline": Calls(sigmas="unless_flow"),
-    "FluxImg2ImgPipeline": Calls(sigmas="always"),
-    "FluxInpaintPipeline": Calls(sigmas="always"),
-    "FluxKontextInpaintPipeline": Calls(sigmas="always"),
-    "FluxKontextPipeline": Calls(sigmas="always"),
-    "FluxPipeline": Calls(sigmas="unless_flow"),
-    "HunyuanVideoPipeline": Calls(sigmas="always"),
+    "Flux2KleinInpaintPipeline": SamplerCalls(sigmas="unless_flow"),
+    "Flux2KleinPipeline": SamplerCalls(sigmas="unless_flow"),
+    "FluxImg2ImgPipeline": SamplerCalls(sigmas="always"),
+    "FluxInpaintPipeline": SamplerCalls(sigmas="always"),
+    "FluxKontextInpaintPipeline": SamplerCalls(sigmas="always"),
+    "FluxKontextPipeline": SamplerCalls(sigmas="always"),
+    "FluxPipeline": SamplerCalls(sigmas="unless_flow"),
+    "HunyuanVideoPipeline": SamplerCalls(sigmas="always"),
     "IFPipeline": _SEEDED,
     "IFSuperResolutionPipeline": _SEEDED,
-    "LTXImageToVideoPipeline": Calls(sigmas="always"),
-    "LTXPipeline": Calls(sigmas="always"),
+    "LTXImageToVideoPipeline": SamplerCalls(sigmas="always"),
+    "LTXPipeline": SamplerCalls(sigmas="always"),
     "PixArtSigmaPipeline": _SEEDED,
-    "QwenImageImg2ImgPipeline": Calls(sigmas="always"),
-    "QwenImageInpaintPipeline": Calls(sigmas="always"),
-    "QwenImagePipeline": Calls(sigmas="always"),
+    "QwenImageImg2ImgPipeline": SamplerCalls(sigmas="always"),
+    "QwenImageInpaintPipeline": SamplerCalls(sigmas="always"),
+    "QwenImagePipeline": SamplerCalls(sigmas="always"),
     "SanaPipeline": _SEEDED,
-    "StableDiffusion3Img2ImgPipeline": Calls(),
-    "StableDiffusion3InpaintPipeline": Calls(),
-    "StableDiffusion3Pipeline": Calls(),
+    "StableDiffusion3Img2ImgPipeline": SamplerCalls(),
+    "StableDiffusion3InpaintPipeline": SamplerCalls(),
+    "StableDiffusion3Pipeline": SamplerCalls(),
     "StableDiffusionControlNetPipeline": _SEEDED,
     "StableDiffusionImg2ImgPipeline": _SEEDED,
     "StableDiffusionInpaintPipeline": _SEEDED,
@@ -184,10 +184,10 @@ PIPELINES = {
     "StableDiffusionXLImg2ImgPipeline": _SEEDED,
     "StableDiffusionXLInpaintPipeline": _SEEDED,
     "StableDiffusionXLPipeline": _SEEDED,
-    "WanPipeline": Calls(),
-    "ZImageImg2ImgPipeline": Calls(sigmas="always"),
-    "ZImageInpaintPipeline": Calls(sigmas="always"),
-    "ZImagePipeline": Calls(sigmas="always"),
+    "WanPipeline": SamplerCalls(),
+    "ZImageImg2ImgPipeline": SamplerCalls(sigmas="always"),
+    "ZImageInpaintPipeline": SamplerCalls(sigmas="always"),
+    "ZImagePipeline": SamplerCalls(sigmas="always"),
 }
 
 

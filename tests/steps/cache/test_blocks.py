@@ -24,7 +24,7 @@ from diffopt.models import calls
 from diffopt.pipeline.build import build
 from diffopt.recipe.plan import Plan, make_plan
 from diffopt.schema.step import Effect, kinds
-from diffopt.steps.cache.support import FRAMES, FUSED_BLOCKS, PIPELINES, UNCACHED, iterations
+from diffopt.steps.cache.support import DENOISER_CALLS, FRAMES, FUSED_BLOCKS, UNCACHED, iterations
 from diffopt.steps.scheduler.support import SAMPLERS
 
 OPTIONS = sorted(path.stem for path in (CONF / "cache").glob("*.yaml"))
@@ -278,7 +278,7 @@ def test_settings_that_make_no_sense_are_errors(option: str, changes: dict[str, 
 
 
 def test_pipelines_call_their_denoisers_as_the_table_says() -> None:
-    for name, known in PIPELINES.items():
+    for name, known in DENOISER_CALLS.items():
         cls = getattr(diffusers, name)
         source = inspect.getsource(cls.__call__)
         told = hasattr(cls, "current_timestep") and "self._current_timestep = t" in source
@@ -296,7 +296,7 @@ def test_every_denoiser_of_a_model_option_is_known() -> None:
         uncached = option["denoiser_class"] in UNCACHED or "UNet" in option["denoiser_class"]
         assert issubclass(cls, CacheMixin) != uncached
         if not uncached:
-            assert set(option["pipelines"].values()) - {None} <= set(PIPELINES)
+            assert set(option["pipelines"].values()) - {None} <= set(DENOISER_CALLS)
 
 
 def test_blocks_and_outputs_are_as_the_tables_say() -> None:

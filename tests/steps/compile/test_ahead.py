@@ -7,6 +7,7 @@ weights by name, as real packages do.
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import re
 import subprocess
@@ -27,7 +28,6 @@ from torch._functorch._aot_autograd.subclass_parametrization import unwrap_tenso
 from diffopt.errors import NoEffect, Refusal
 from diffopt.recipe.rules import CONFLICTS
 from diffopt.schema.step import Order, Trait
-from diffopt.steps.compile import fingerprint as module_fingerprint
 from diffopt.steps.compile import packaged_call
 from diffopt.steps.compile.fingerprint import constants, fingerprint
 from diffopt.steps.compile.packaged_call import PackagedCall, proof_of_packages
@@ -191,7 +191,7 @@ def test_a_package_does_not_outlive_the_code_of_the_module(tmp_path, monkeypatch
     before = fingerprint(Toy())
     changed = tmp_path / "code.py"
     changed.write_text("other")
-    monkeypatch.setattr(module_fingerprint.inspect, "getsourcefile", lambda cls: str(changed))
+    monkeypatch.setattr(inspect, "getsourcefile", lambda cls: str(changed))
     assert fingerprint(Toy()) != before
 
 

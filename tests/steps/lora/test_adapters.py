@@ -30,7 +30,7 @@ from diffopt.recipe.plan import make_plan
 from diffopt.schema.step import Site, kinds
 from diffopt.steps.lora import swap
 from diffopt.steps.lora.adapters import _WITHOUT, Fused, HotSwap, Live
-from diffopt.steps.scheduler.support import PIPELINES
+from diffopt.steps.scheduler.support import SAMPLER_CALLS
 
 KINDS = ("fused", "live", "hotswap")
 QKV = ("to_q", "to_k", "to_v", "to_out.0")
@@ -503,7 +503,7 @@ def test_a_plan_knows_what_the_header_tells(toy):
 
 
 def test_pipelines_without_loras_are_those_that_the_plan_names():
-    lacking = {name for name in PIPELINES if not hasattr(getattr(diffusers, name), "load_lora_weights")}
+    lacking = {name for name in SAMPLER_CALLS if not hasattr(getattr(diffusers, name), "load_lora_weights")}
     assert lacking <= _WITHOUT
     assert not any(hasattr(getattr(diffusers, name), "load_lora_weights") for name in _WITHOUT)
 

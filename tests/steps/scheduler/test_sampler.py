@@ -31,7 +31,7 @@ from diffopt.pipeline.build import build
 from diffopt.recipe.plan import make_plan
 from diffopt.schema.step import Site
 from diffopt.steps.scheduler import rehearsal
-from diffopt.steps.scheduler.support import FLOW_DENOISERS, OTHERS, PIPELINES, SAMPLERS
+from diffopt.steps.scheduler.support import FLOW_DENOISERS, OTHERS, SAMPLER_CALLS, SAMPLERS
 
 OPTIONS = sorted(path.stem for path in (CONF / "scheduler").glob("*.yaml") if path.stem != "default")
 HERE = [name for name in OPTIONS if not missing(step("scheduler", name).requires().packages)]
@@ -320,7 +320,7 @@ def test_a_shift_by_size_that_no_pipeline_computes_is_refused_in_words():
 
 
 def test_so_are_sigmas_that_an_unknown_pipeline_gives(monkeypatch):
-    monkeypatch.delitem(PIPELINES, "ZImagePipeline")
+    monkeypatch.delitem(SAMPLER_CALLS, "ZImagePipeline")
     with pytest.raises(Refusal, match="ZImagePipeline gives its sampler sigmas, which this one does not take"):
         family("tiny_z_image").sample("flow_heun")
 
@@ -489,9 +489,9 @@ def test_the_table_of_samplers_is_what_the_installed_diffusers_has(name):
         assert "randn_tensor" in inspect.getsource(inspect.getmodule(cls))
 
 
-@pytest.mark.parametrize("name", PIPELINES)
+@pytest.mark.parametrize("name", SAMPLER_CALLS)
 def test_the_table_of_pipelines_is_what_the_installed_diffusers_has(name):
-    cls, known = getattr(diffusers, name), PIPELINES[name]
+    cls, known = getattr(diffusers, name), SAMPLER_CALLS[name]
     source = inspect.getsource(cls.__call__)
     gives = re.search(r"^ +sigmas = (np\.linspace|get_default)", source, re.MULTILINE)
     spares = "use_flow_sigmas" in source
@@ -501,7 +501,7 @@ def test_the_table_of_pipelines_is_what_the_installed_diffusers_has(name):
 
 def test_every_pipeline_of_an_option_is_in_the_table():
     named = (yaml.safe_load(path.read_text()).get("pipelines") or {} for path in (CONF / "model").glob("*.yaml"))
-    assert {name for tasks in named for name in tasks.values() if name} <= PIPELINES.keys()
+    assert {name for tasks in named for name in tasks.values() if name} <= SAMPLER_CALLS.keys()
 
 
 def test_denoisers_that_match_a_flow_are_those_whose_schedulers_do():
