@@ -33,6 +33,7 @@ from diffopt.config.origins import Origin, Origins, note, of_groups, of_option
 from diffopt.config.source import DataSource, read_data
 from diffopt.errors import UsageError
 from diffopt.machine.paths import shipped_conf
+from diffopt.recipe.options import shipped_data
 
 PRIMARY = "config"
 OUTSIDE_THE_CELL = ("launch", "study")  # what a recipe file does not hold
@@ -120,9 +121,9 @@ class Composer:
         return copy.deepcopy(read_data(self.option_file(group, option), f"{group}/{option}.yaml"))
 
     def shipped(self, group: str) -> dict[str, dict[str, Any]]:
-        """The shipped options of a group as their files stand, siblings not merged."""
+        """The shipped options of a group, each on those of the siblings that it extends."""
         files = sorted((shipped_conf() / group).glob("*.yaml"))
-        return {file.stem: copy.deepcopy(read_data(file, f"{group}/{file.name}")) for file in files}
+        return {file.stem: shipped_data(group, file.stem) for file in files}
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
         """Parse and check what can be checked before composing: groups, options, quoting."""

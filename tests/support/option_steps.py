@@ -18,7 +18,7 @@ def values(group: str, name: str) -> dict[str, Any]:
     for parent in (p for p in own.pop("defaults", []) if p != "_self_"):
         merged = values(group, parent)
     for key, value in own.items():
-        merged[key] = {**merged[key], **value} if isinstance(value, dict) and key in merged else value
+        merged[key] = {**merged[key], **value} if isinstance(value, dict) and merged.get(key) else value
     return merged
 
 
