@@ -55,7 +55,7 @@ def load(
     """
     from diffopt.pipeline.build import build
 
-    request = Asked.of(recipe, overrides, config_dirs, trust_config_dirs).request()
+    request = Asked.from_arguments(recipe, overrides, config_dirs, trust_config_dirs).request()
     _check_one_pipeline(request.cell.recipe.model)
     (pipe,) = build(_workable(request))
     return _marked(pipe, request.cell.recipe)
@@ -91,7 +91,7 @@ def optimize(
     from diffopt.pipeline.build import apply
 
     _check_plain(pipe)
-    asked = Asked.of(recipe, overrides, config_dirs, trust_config_dirs)
+    asked = Asked.from_arguments(recipe, overrides, config_dirs, trust_config_dirs)
     adopted, request = _adopted(pipe, asked)
     wanted, choices = request.cell.recipe, request.cell.choices
     _check_one_pipeline(wanted.model)
@@ -133,7 +133,7 @@ def compose(
     Raises:
         UsageError: the recipe or an override is wrong.
     """
-    asked = Asked.of(recipe, overrides, config_dirs, trust_config_dirs)
+    asked = Asked.from_arguments(recipe, overrides, config_dirs, trust_config_dirs)
     return [request.cell for request in asked.requests(multirun=multirun)]
 
 

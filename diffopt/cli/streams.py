@@ -32,12 +32,12 @@ def standard_streams() -> Iterator[Callable[[], OSError | None]]:
     out, sys.stdout = _lasting(sys.stdout)
     _, sys.stderr = _lasting(sys.stderr)
 
-    def loss() -> OSError | None:
+    def reason_of_loss() -> OSError | None:
         sys.stdout.flush()
         return out.lost if out is not None and out.lost is not None and out.lost.errno != errno.EPIPE else None
 
     try:
-        yield loss
+        yield reason_of_loss
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

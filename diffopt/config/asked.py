@@ -31,7 +31,7 @@ class Asked:
     trusted: tuple[Path, ...]
 
     @classmethod
-    def of(cls, recipe: Any, overrides: Any, config_dirs: Any, trust_config_dirs: Any) -> Asked:
+    def from_arguments(cls, recipe: Any, overrides: Any, config_dirs: Any, trust_config_dirs: Any) -> Asked:
         """Raises UsageError for arguments of the wrong type, and for what has no meaning from Python."""
         if not isinstance(recipe, str | Path):
             raise UsageError(f"recipe={recipe!r}: give the name of a recipe, or the path of a file.")

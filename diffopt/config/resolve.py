@@ -22,8 +22,8 @@ from diffopt.config.workload import UNSAID, resolve_workload
 from diffopt.errors import UsageError
 from diffopt.machine import hardware, plain_yaml
 from diffopt.machine.paths import locate, user_path
-from diffopt.models import resolve as model_files
 from diffopt.models.lora import resolve_lora
+from diffopt.models.resolve import resolve_model
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.explain import explain, groups_in
 from diffopt.recipe.launch import Launch, make_launch
@@ -51,7 +51,7 @@ def requests(
     lock: Path | None = None,
     folders: Sequence[Path] = (),
     trusted: Sequence[Path] = (),
-    resolve_model: ResolveModel = model_files.resolve_model,
+    resolve_model: ResolveModel = resolve_model,
 ) -> list[Request]:
     """What a command line asks for, one request per distinct cell, in the order of the sweep.
 
@@ -119,7 +119,7 @@ def read_lock(path: Path) -> Composed:
 class Resolver:
     """Turns composed data into cells; looks each device and model folder up once per command."""
 
-    def __init__(self, composer: Composer, resolve_model: ResolveModel = model_files.resolve_model) -> None:
+    def __init__(self, composer: Composer, resolve_model: ResolveModel = resolve_model) -> None:
         self._composer = composer
         self._resolve_model = resolve_model
         self._models: dict[str, dict[str, Any]] = {}

@@ -95,7 +95,7 @@ def compile_graphs(device: str, capability: list[int] | None = None) -> str:
     _check_triton(device, capability)
     import torch
 
-    from diffopt.steps.compile.compiled_call import recorded_cuda_graphs
+    from diffopt.steps.compile.compiled_call import recorded_cuda_graphs  # all steps come with it
 
     torch._dynamo.reset()
     _compiled(device, "reduce-overhead", calls=3)  # one to warm up, one to record, one to replay

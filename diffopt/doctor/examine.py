@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from diffopt.config import Composer
-from diffopt.config import catalogue as listing
+from diffopt.config import Composer, catalogue
 from diffopt.errors import Refusal
 from diffopt.machine import hardware, nvml
 from diffopt.machine.nvml import Gpu, driver_cuda
@@ -201,7 +200,7 @@ def _checks(gpu: Gpu | None) -> Iterator[Task | Finding]:
 
 def _products(composer: Composer, on: dict[str, Any]) -> Iterator[Task | Finding]:
     """int8 and fp8: torch's own product, and torchao's Linear where the option works here."""
-    here = {row.option: row.here for row in listing.options(composer, "quant")}
+    here = {row.option: row.here for row in catalogue.options(composer, "quant")}
     for kind in ("int8", "fp8"):
         why = here[f"{kind}_dynamic"]
         for name, check, more in (
@@ -213,7 +212,7 @@ def _products(composer: Composer, on: dict[str, Any]) -> Iterator[Task | Finding
 
 def _kernels(composer: Composer, on: dict[str, Any]) -> Iterator[Task | Finding]:
     """Every attention option that is a kernel."""
-    for row in listing.options(composer, "attention"):
+    for row in catalogue.options(composer, "attention"):
         if row.option in PLAIN:
             continue
         name = f"attention={row.option}"

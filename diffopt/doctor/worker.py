@@ -16,20 +16,20 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from diffopt.doctor import checks as doctor_checks
+from diffopt.doctor import checks
 from diffopt.pipeline.failure import describe
 
 CHECKS: dict[str, Callable[..., str]] = {
-    "torch": doctor_checks.torch_itself,
-    "cuda build": doctor_checks.cuda_build,
-    "half": doctor_checks.half,
-    "compile": doctor_checks.compile_,
-    "compile graphs": doctor_checks.compile_graphs,
-    "cuda graphs": doctor_checks.cuda_graphs,
-    "attention": doctor_checks.attention,
-    "int8 product": doctor_checks.int8_product,
-    "fp8 product": doctor_checks.fp8_product,
-    "torchao": doctor_checks.torchao_linear,
+    "torch": checks.torch_itself,
+    "cuda build": checks.cuda_build,
+    "half": checks.half,
+    "compile": checks.compile_,
+    "compile graphs": checks.compile_graphs,
+    "cuda graphs": checks.cuda_graphs,
+    "attention": checks.attention,
+    "int8 product": checks.int8_product,
+    "fp8 product": checks.fp8_product,
+    "torchao": checks.torchao_linear,
 }
 
 
@@ -39,9 +39,9 @@ def answer(task: dict[str, Any]) -> dict[str, Any]:
     status, remedy = "ok", None
     try:
         says = CHECKS[task.pop("check")](**task)
-    except doctor_checks.NotHere as reason:
+    except checks.NotHere as reason:
         status, says = "not here", str(reason)
-    except doctor_checks.Fails as error:
+    except checks.Fails as error:
         status, says, remedy = "fails", str(error), error.remedy
     except Exception as error:  # the border of the process: a line of the doctor's
         traceback.print_exc()

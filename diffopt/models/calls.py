@@ -75,9 +75,9 @@ def stages(pipes: Sequence[DiffusionPipeline], models: Sequence[Model], workload
             **_customary(model),
         }
         if index == 0:
-            arguments |= _asked(pipe, model, workload)
+            arguments |= _task_arguments(pipe, model, workload)
         seeds = tuple(range(workload.seed, workload.seed + batch))
-        _check(pipe, task, {*arguments, "generator", *(["image"] if index else [])})
+        _check_accepted(pipe, task, {*arguments, "generator", *(["image"] if index else [])})
         made.append(
             Stage(
                 name=model.name if len(models) > 1 else "denoise",
@@ -130,7 +130,7 @@ def _customary(model: Model) -> dict[str, Any]:
     return {name: value for name, value in model.call.model_dump().items() if value is not None}
 
 
-def _asked(pipe: Any, model: Model, workload: Workload) -> dict[str, Any]:
+def _task_arguments(pipe: Any, model: Model, workload: Workload) -> dict[str, Any]:
     """Size, pictures and settings of the workload's task."""
     needs, accepted = NEEDS[workload.task], _accepted(pipe)
     size = (workload.width, workload.height)
@@ -165,7 +165,7 @@ def _asked(pipe: Any, model: Model, workload: Workload) -> dict[str, Any]:
     return found
 
 
-def _check(pipe: Any, task: Task, arguments: set[str]) -> None:
+def _check_accepted(pipe: Any, task: Task, arguments: set[str]) -> None:
     if unknown := sorted(arguments - _accepted(pipe)):
         raise Refusal(f"workload.task={task}: {type(pipe).__name__} takes no {', '.join(unknown)}")
 

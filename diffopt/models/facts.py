@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from diffopt.errors import UsageError
-from diffopt.models import classes
-from diffopt.models import sizes as latent_sizes
+from diffopt.models import classes, sizes
 from diffopt.models.classes import Family
 from diffopt.models.families import family, told_by_name
 from diffopt.models.index import TEXT_ENCODER, ModelIndex, read_json
@@ -45,7 +44,7 @@ class Source:
         """Pixels per latent pixel and frames per latent frame; None: not told."""
         if self.index.vae is None:
             return 1, None
-        return self.read(self.index.vae, lambda: latent_sizes.of_vae(self.vae))
+        return self.read(self.index.vae, lambda: sizes.of_vae(self.vae))
 
     def read(self, component: str, work: Callable[[], T]) -> T:
         """``work``, with whatever wrong types and lengths lead to as one paragraph about ``component``."""
@@ -185,7 +184,7 @@ def _sizes(source: Source, uses: Mapping[str, Any]) -> dict[str, Any]:
     whole = temporal is not None and (frames is None or (frames - 1) % temporal == 0)
     multiple = None
     if spatial is not None:
-        packed = spatial * source.read(source.denoiser, lambda: latent_sizes.patch(source.config, source.vae))
+        packed = spatial * source.read(source.denoiser, lambda: sizes.patch(source.config, source.vae))
         scaled = spatial * (uses["upscale_factor"] or 1)
         multiple = math.lcm(packed, scaled, known.multiple if known is not None else SIZE_STEP)
     return {
@@ -204,7 +203,7 @@ def _customary_size(source: Source, factor: int | None) -> tuple[int | None, int
     known = source.family
     if known is not None and known.size is not None:
         return known.size
-    size = source.read(source.denoiser, lambda: latent_sizes.sample_size(source.config))
+    size = source.read(source.denoiser, lambda: sizes.sample_size(source.config))
     if size is None and known is not None and known.latent is not None:
         size = known.latent, known.latent
     return (None, None) if size is None or factor is None else (size[0] * factor, size[1] * factor)
@@ -220,7 +219,7 @@ def _numbers(source: Source, weights: Mapping[str, Weights] | None) -> dict[str,
         "steps": known.steps if known is not None else None,
         "guidance": known.guidance if known is not None else None,
         "dtype": weights[source.denoiser].dtype if weights else dtype,
-        "parameters": _parameters(index, weights or {}),
+        "parameters": _parameter_counts(index, weights or {}),
         "limits": {
             "fp16_vae_overflows": upcasts and bool(source.vae.get("force_upcast", True)),
             "vae_float32": classes.vae(vae_class).float32,
@@ -228,7 +227,7 @@ def _numbers(source: Source, weights: Mapping[str, Weights] | None) -> dict[str,
     }
 
 
-def _parameters(index: ModelIndex, weights: Mapping[str, Weights]) -> dict[str, int | None]:
+def _parameter_counts(index: ModelIndex, weights: Mapping[str, Weights]) -> dict[str, int | None]:
     """Number of parameters by part; what is neither a text encoder nor the VAE counts as the denoiser's."""
     if not weights:
         return {"denoiser": None, "text_encoders": None, "vae": None}

@@ -70,7 +70,7 @@ class Repository:
         with self.named():
             return read_index(self.folder, self.files)
 
-    def alone(self, class_name: str) -> ModelIndex:
+    def index_of_one_model(self, class_name: str) -> ModelIndex:
         """Of a repository that holds one model of diffusers, such as a ControlNet, in its top folder."""
         return ModelIndex(self.folder, class_name, {"": Component("diffusers", class_name)}, files=self.files)
 
@@ -91,7 +91,7 @@ def told_by_hub(data: Mapping[str, Any]) -> dict[str, Any]:
     if data["embeddings"] is not None:
         index = index.without_text()
     with repository.named():
-        weights = _weights(repository, index, data["variant"])
+        weights = _read_weights(repository, index, data["variant"])
         beside = data["controlnet"]
         if beside is not None and beside.get("id") and weights is not None:
             weights = _with_controlnet(weights, beside)
@@ -136,7 +136,7 @@ def _reached(ask: Callable[[], Any]) -> Any:
         return None
 
 
-def _weights(repository: Repository, index: ModelIndex, variant: str | None) -> dict[str, Weights] | None:
+def _read_weights(repository: Repository, index: ModelIndex, variant: str | None) -> dict[str, Weights] | None:
     """What the headers of the weights say, read from the cache or over the network; None where neither can."""
     try:
         found = find_weights(index, variant)
@@ -146,13 +146,13 @@ def _weights(repository: Repository, index: ModelIndex, variant: str | None) -> 
         raise
     try:
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            jobs = {name: pool.submit(_header, repository, files) for name, files in found.items()}
+            jobs = {name: pool.submit(_header_of_files, repository, files) for name, files in found.items()}
             return {name: job.result() for name, job in jobs.items()}
     except (OSError, ConnectionError):
         return None
 
 
-def _header(repository: Repository, files: tuple[Path, ...]) -> Weights:
+def _header_of_files(repository: Repository, files: tuple[Path, ...]) -> Weights:
     if all(file.exists() for file in files):
         return read_weights(files)
     from huggingface_hub import HfApi, errors
@@ -175,7 +175,9 @@ def _with_controlnet(weights: dict[str, Weights], controlnet: Mapping[str, Any])
     """The ControlNet's weights too, from a repository of its own."""
     repository = open_repository(controlnet["id"], controlnet.get("revision"))
     with repository.named():
-        told = _weights(repository, repository.alone(controlnet["class_name"]), controlnet.get("variant"))
+        told = _read_weights(
+            repository, repository.index_of_one_model(controlnet["class_name"]), controlnet.get("variant")
+        )
     return None if told is None else {**weights, "controlnet": told[""]}
 
 

@@ -110,7 +110,7 @@ def read_index(folder: Path, files: frozenset[str] | None = None) -> ModelIndex:
     for name, entry in index.items():
         if name not in LEFT_OUT and not isinstance(entry, list):
             continue  # a setting of the pipeline, such as requires_safety_checker
-        part = _component(path, name, entry, checked=name not in left_out)
+        part = _read_component(path, name, entry, checked=name not in left_out)
         if part is not None and name not in left_out:
             components[name] = part
         else:
@@ -124,7 +124,7 @@ def _left_out(pipeline: str) -> frozenset[str]:
     return NEVER_LOADED if known is None else LEFT_OUT - {*known.pictures}
 
 
-def _component(path: Path, name: str, entry: Any, *, checked: bool) -> Component | None:
+def _read_component(path: Path, name: str, entry: Any, *, checked: bool) -> Component | None:
     """One entry of the index; None for ``[null, null]``, a part that the pipeline does without, and for settings."""
     if entry == [None, None] or (name not in LEFT_OUT and not any(isinstance(item, str) for item in entry)):
         return None

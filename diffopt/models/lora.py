@@ -22,7 +22,7 @@ KOHYA_TEXT = re.compile(r"lora_te(\d)?_")  # how kohya's scripts begin those of 
 DOWN = re.compile(r"(lora_A|lora_down|lora\.down|_lora\.down)(\.\w+)?\.weight$")  # rank x inputs
 
 
-class Lora(NamedTuple):
+class LoraFile(NamedTuple):
     """What the header of a file tells."""
 
     components: tuple[str, ...]  # attributes of the pipeline; "denoiser" where the names of tensors do not say which
@@ -39,13 +39,13 @@ def resolve_lora(data: Mapping[str, Any], base: Path) -> dict[str, Any]:
         UsageError: a file is not there, is no LoRA in safetensors, or not the one whose ``content`` is given.
     """
     resolved = dict(data)
-    found: list[Lora] = []
+    found: list[LoraFile] = []
     for key in FILES:
         if isinstance(given := data.get(key), str):
             file = _file(given, base, f"lora.{key}")
             found.append(read_lora(file, f"lora.{key}={given}"))
             content = "content" if key == "path" else "swap_content"
-            resolved |= {key: str(file), content: _content(file, data.get(content), f"lora.{content}")}
+            resolved |= {key: str(file), content: _content_of_lora(file, data.get(content), f"lora.{content}")}
     if not found:
         return resolved
     ranks = [lora.rank for lora in found if lora.rank is not None]
@@ -57,7 +57,7 @@ def resolve_lora(data: Mapping[str, Any], base: Path) -> dict[str, Any]:
     return resolved | {key: value for key, value in told.items() if key in data and data[key] is None}
 
 
-def read_lora(file: Path, said: str) -> Lora:
+def read_lora(file: Path, said: str) -> LoraFile:
     """What a file's header says. Raises UsageError, beginning with ``said``, where it is no LoRA."""
     shapes = _shapes(file, said)
     if dora := [name for name in shapes if "dora_scale" in name]:
@@ -67,7 +67,7 @@ def read_lora(file: Path, said: str) -> Lora:
         names = ", ".join(list(shapes)[:2]) or "none"
         raise UsageError(f"{said} holds no LoRA: no tensor has lora in its name (there are: {names}).")
     ranks = [shape[0] for name, shape in adapted.items() if DOWN.search(name) and shape]
-    return Lora(tuple(sorted({_component(name) for name in adapted})), max(ranks, default=None))
+    return LoraFile(tuple(sorted({_component_of_tensor(name) for name in adapted})), max(ranks, default=None))
 
 
 def checked(path: str, content: str | None) -> Path:
@@ -114,7 +114,7 @@ def _shapes(file: Path, said: str) -> dict[str, Sequence[int]]:
         ) from None
 
 
-def _component(name: str) -> str:
+def _component_of_tensor(name: str) -> str:
     """The part of the pipeline that a tensor is for. Formats of other tools are for the denoiser, as far as known."""
     first = name.split(".", 1)[0]
     if PART.match(first):
@@ -125,7 +125,7 @@ def _component(name: str) -> str:
     return "text_encoder" if kohya[1] in (None, "1") else f"text_encoder_{kohya[1]}"
 
 
-def _content(file: Path, given: Any, key: str) -> str:
+def _content_of_lora(file: Path, given: Any, key: str) -> str:
     try:
         found = _sha256(file)
     except OSError as error:

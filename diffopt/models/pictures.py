@@ -58,7 +58,7 @@ def resolve_picture(given: Any, key: str) -> dict[str, str]:
             f"{key}={name}: diffopt brings no picture of that name along.{did_you_mean(name, shipped_pictures())} It "
             f"has {', '.join(shipped_pictures())}; a file of yours has a suffix or a slash, such as ./{name}."
         )
-    found = _content(file, f"{key}={name}")
+    found = _content_of_picture(file, f"{key}={name}")
     if content not in (None, found):
         raise UsageError(
             f"{key}={name}: this is not the picture that the recipe was made with (its SHA-256 begins with "
@@ -83,7 +83,7 @@ def open_picture(picture: Picture, size: tuple[int, int], mode: Literal["RGB", "
     path = Path(picture.path) if is_file(picture.path) else SHIPPED / f"{picture.path}.png"
     try:
         with path.open("rb") as file:
-            if _sha256(file) != picture.content:
+            if _sha256_of_open_file(file) != picture.content:
                 raise Refusal(f"the picture {name} is not the one that the recipe was made with; compose it again")
             decoded = _decode(file, f"the picture {name}")
     except OSError as error:
@@ -98,7 +98,7 @@ def is_file(name: str) -> bool:
     return "/" in name or Path(name).suffix != ""
 
 
-def _content(path: Path, said: str) -> str:
+def _content_of_picture(path: Path, said: str) -> str:
     """SHA-256 of a file that is a picture. Raises UsageError, beginning with ``said``, where it is none."""
     try:
         if not path.is_file():
@@ -115,10 +115,10 @@ def _checked(path: Path, said: str, _version: tuple[int, ...]) -> str:
     """Once per process and version of the file: all cells of a sweep may have the same."""
     with path.open("rb") as file:
         _decode(file, said)
-        return _sha256(file)
+        return _sha256_of_open_file(file)
 
 
-def _sha256(file: io.BufferedReader) -> str:
+def _sha256_of_open_file(file: io.BufferedReader) -> str:
     file.seek(0)
     return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -75,7 +75,7 @@ def fetch(target: Target) -> Fetched:
     from huggingface_hub import snapshot_download
 
     repository = open_repository(target.id, target.revision)
-    index = repository.index() if target.alone is None else repository.alone(target.alone)
+    index = repository.index() if target.alone is None else repository.index_of_one_model(target.alone)
     if not target.with_text and target.alone is None:
         index = index.without_text()
     names = _needed(repository, index, target)

@@ -42,17 +42,17 @@ def resolve_model(data: dict[str, Any], base: Path) -> dict[str, Any]:
         Refusal: the hub cannot be reached, or wants its terms accepted first.
     """
 
-    def told(given: dict[str, Any]) -> dict[str, Any]:
+    def facts_of(given: dict[str, Any]) -> dict[str, Any]:
         folder = _folder(given, base)
         if folder is None:
             return hub.told_by_hub(given) if _lacking(given) else {}
         return {**_told_by_folder(folder, given), **({} if given["path"] is None else {"path": str(folder)})}
 
-    return complete(data, told)
+    return complete(data, facts_of)
 
 
-def complete(data: dict[str, Any], told: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
-    """The ``model`` group with its nulls filled in by the facts that ``told`` gives for it, and then by the schema.
+def complete(data: dict[str, Any], facts_of: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """The ``model`` group with its nulls filled in by the facts that ``facts_of`` gives for it, and then by the schema.
 
     A ``path`` among the facts counts instead of the given one.
 
@@ -61,7 +61,7 @@ def complete(data: dict[str, Any], told: Callable[[dict[str, Any]], dict[str, An
     """
     _check_keys(data)
     given = {**_defaults(nulls=True), **data}
-    facts = told(given)
+    facts = facts_of(given)
     resolved = _fill(_fill(given, facts) | {"path": facts.get("path", given["path"])}, _defaults(nulls=False))
     _check_complete(resolved)
     return resolved
@@ -171,10 +171,10 @@ def _told_by_folder(folder: Path, data: dict[str, Any]) -> dict[str, Any]:
     if local:
         check_configs(index, data["weights"])
     facts = read_facts(index, weights, data)
-    return facts | ({"content": _content(index, files, data)} if local else {})  # last: it reads gigabytes
+    return facts | ({"content": _content_of_model(index, files, data)} if local else {})  # last: it reads gigabytes
 
 
-def _content(index: ModelIndex, weights: dict[str, tuple[Path, ...]], data: dict[str, Any]) -> str:
+def _content_of_model(index: ModelIndex, weights: dict[str, tuple[Path, ...]], data: dict[str, Any]) -> str:
     """SHA-256 over names and bytes of the files that make the model: its configs, and the weights that are loaded."""
     paths = [index.folder / "model_index.json"]
     for name in sorted(index.components):

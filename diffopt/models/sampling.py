@@ -25,6 +25,6 @@ def needs(config: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def lost(needed: Iterable[str], arguments: Container[str]) -> list[str]:
+def dropped_needs(needed: Iterable[str], arguments: Container[str]) -> list[str]:
     """Of :func:`needs`, what a class with these constructor arguments would drop."""
     return [need for need in needed if need.partition("=")[0] not in arguments]

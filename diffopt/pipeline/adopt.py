@@ -36,16 +36,16 @@ def facts(pipe: DiffusionPipeline, data: dict[str, Any]) -> dict[str, Any]:
     named = {**data, "name": type(pipe).__name__} if data["name"] == "local" else data
     with TemporaryDirectory() as folder:
         try:
-            return complete(named, lambda given: _told(pipe, given, Path(folder)))
+            return complete(named, lambda given: _facts_of_pipeline(pipe, given, Path(folder)))
         except UsageError as error:
             raise UsageError(f"this {type(pipe).__name__}: {error}".replace(f"{folder}/", "")) from None
 
 
-def _told(pipe: DiffusionPipeline, data: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _facts_of_pipeline(pipe: DiffusionPipeline, data: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The facts that the same configs would tell if they lay in a folder."""
     written = list(_write_configs(pipe, folder))
     index = read_index(folder)
-    weights = {name: _weights(part) for name, part in parts(pipe).items() if name in index.modules}
+    weights = {name: _weights_of_module(part) for name, part in parts(pipe).items() if name in index.modules}
     return {**read_facts(index, weights, data), "content": content_of(folder, sorted(written))}
 
 
@@ -70,7 +70,7 @@ def plain(config: Any) -> dict[str, Any]:
     return {key: value for key, value in found.items() if not key.startswith("_")}
 
 
-def _weights(part: nn.Module) -> Weights:
+def _weights_of_module(part: nn.Module) -> Weights:
     counts = _counts(part)
     most = max(counts, key=counts.__getitem__, default="float32")
     return Weights((), sum(counts.values()), most if most in PRECISIONS else "float32")

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from diffopt.pipeline import load
 from diffopt.recipe.planned import Plan
 from diffopt.results.result import Stage, StepEffect
 from diffopt.schema.step import Site, Step, Trait
-from diffopt.steps.components import left
+from diffopt.steps.components import passes_over
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -24,14 +25,12 @@ def build(plan: Plan, *, on_stage: Callable[[Stage], None] = lambda stage: None)
     Raises:
         Refusal: the model cannot be had here, or a step cannot work on this pipeline.
     """
-    from diffopt.pipeline.load import load_pipeline
-
     cell = plan.cell
     on_stage("load")
     pipes: list[DiffusionPipeline] = []
     for site in cell.sites:
         task = cell.workload.task if not pipes else site.model.task
-        pipes.append(load_pipeline(site.model, task, device=_drawn_on(plan, site), **_load_kwargs(plan, site)))
+        pipes.append(load.load_pipeline(site.model, task, device=_drawn_on(plan, site), **_load_kwargs(plan, site)))
     on_stage("optimize")
     for pipe, site in zip(pipes, cell.sites, strict=True):
         apply(pipe, plan.steps, site)
@@ -62,7 +61,7 @@ def verify(plan: Plan, pipes: Sequence[DiffusionPipeline]) -> tuple[StepEffect, 
 
 def _proof(pipe: DiffusionPipeline, site: Site, group: str, step: Step, stage: str | None) -> StepEffect:
     with _naming(f"verifying {group} ({step.kind})" + (f" of {stage}" if stage else "")):
-        effect = left(step, site) or step.verify(pipe, site)
+        effect = passes_over(step, site) or step.verify(pipe, site)
     numbers = dict(effect.numbers)
     return StepEffect(group=group, kind=step.kind, stage=stage, summary=effect.summary, numbers=numbers)
 

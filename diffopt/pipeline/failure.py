@@ -33,11 +33,11 @@ def describe(error: BaseException) -> str:
     doing = "".join(f"{note}: " for note in reversed(getattr(error, "__notes__", [])))
     recompile = RECOMPILE.search(str(error))
     if recompile:
-        place = f"{_short(recompile['file'])}:{recompile['line']} in {recompile['name']}"
+        place = f"{_short_path(recompile['file'])}:{recompile['line']} in {recompile['name']}"
         return f"{doing}torch.compile recompiled in the timed part, at {place}; the log has the guard that failed."
     if isinstance(error, DiffoptError):
         return doing + (f"no effect: {error}" if isinstance(error, NoEffect) else str(error))
-    return f"{doing}{type(error).__name__}: {_first_paragraph(str(error))}{_place(error)}"
+    return f"{doing}{type(error).__name__}: {_first_paragraph(str(error))}{_place_of_error(error)}"
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
@@ -59,14 +59,14 @@ def _first_paragraph(text: str) -> str:
     return paragraph if len(paragraph) <= LONGEST_REASON else f"{paragraph[:LONGEST_REASON]}…"
 
 
-def _place(error: BaseException) -> str:
+def _place_of_error(error: BaseException) -> str:
     """The innermost frame outside of torch: what lies inside of it says little about what was asked of it."""
     frames = traceback.extract_tb(error.__traceback__)
     telling = [frame for frame in frames if "torch" not in PurePath(frame.filename).parts]
-    return f" (at {_short(telling[-1].filename)}:{telling[-1].lineno} in {telling[-1].name})" if telling else ""
+    return f" (at {_short_path(telling[-1].filename)}:{telling[-1].lineno} in {telling[-1].name})" if telling else ""
 
 
-def _short(filename: str) -> str:
+def _short_path(filename: str) -> str:
     """A source file from its package on, without the folders of this machine."""
     parts = PurePath(filename).parts
     for root in ("site-packages", "dist-packages"):

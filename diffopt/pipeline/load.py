@@ -14,6 +14,7 @@ from diffopt.models.families import family
 from diffopt.models.hub import source
 from diffopt.models.index import read_index
 from diffopt.models.prefetch import Target, controlnet_target, fetch, pipeline_target
+from diffopt.models.random.weights import random_pipeline
 from diffopt.models.resolve import model_folder
 from diffopt.schema.words import one_line
 
@@ -35,7 +36,7 @@ def load_pipeline(model: Model, task: str, *, device: str, dtype: Mapping[str, t
         Refusal: this machine lacks what is needed: the hub, access to a gated model, a package.
         DiffoptError: the hub has no such model, or its files or those of a folder cannot be loaded.
     """
-    cls = _class(getattr(model.pipelines, task), "DiffusionPipeline")
+    cls = _diffusers_class(getattr(model.pipelines, task), "DiffusionPipeline")
     known = family(cls.__name__)
     if lacking := [name for name in (known.packages if known is not None else ()) if find_spec(name) is None]:
         raise Refusal(f"{cls.__name__} needs packages that are not here: pip install {' '.join(lacking)}")
@@ -54,7 +55,7 @@ def _refuse_unknown_parts(model: Model, pipe: Any) -> None:
             raise Refusal(f"model.{key} names {unknown[0]}, which {type(pipe).__name__} has not; its parts: {parts}")
 
 
-def _class(name: str, base: str) -> Any:
+def _diffusers_class(name: str, base: str) -> Any:
     """A class of diffusers by its name, such as one of the workload's own pipelines."""
     import diffusers
 
@@ -71,17 +72,17 @@ def _explaining(model: Model) -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise Refusal(f"{_source(model)} needs a package that is not here: {one_line(error)}") from error
+        raise Refusal(f"{_source_in_words(model)} needs a package that is not here: {one_line(error)}") from error
     except (OSError, ValueError) as error:  # what diffusers and transformers raise for files
-        raise DiffoptError(f"{_source(model)} cannot be loaded: {one_line(error)}") from error
+        raise DiffoptError(f"{_source_in_words(model)} cannot be loaded: {one_line(error)}") from error
     except DiffoptError:
         raise
     except Exception as error:
-        error.add_note(f"loading {_source(model)}")
+        error.add_note(f"loading {_source_in_words(model)}")
         raise
 
 
-def _source(model: Model) -> str:
+def _source_in_words(model: Model) -> str:
     """Where the model comes from, in words."""
     if model_folder(model) is not None:
         return f"model={model.name} ({model.path or model.architecture})"
@@ -89,8 +90,6 @@ def _source(model: Model) -> str:
 
 
 def _random(model: Model, cls: Any, device: str, dtype: Mapping[str, torch.dtype]) -> DiffusionPipeline:
-    from diffopt.models.random.weights import random_pipeline
-
     folder = model_folder(model)
     assert folder is not None, "random weights are always described by files here"
     return random_pipeline(folder, cls, device=device, dtype=dtype, without=_absent(model, folder))
@@ -121,7 +120,7 @@ def _pretrained(model: Model, cls: Any, dtype: Mapping[str, torch.dtype]) -> Dif
 
 def _controlnet(target: Target, dtype: Mapping[str, torch.dtype]) -> Any:
     """The ControlNet that has a repository of its own."""
-    return _class(str(target.alone), "ModelMixin").from_pretrained(
+    return _diffusers_class(str(target.alone), "ModelMixin").from_pretrained(
         str(_fetched(target)),
         local_files_only=True,
         variant=target.variant,

@@ -118,7 +118,7 @@ class Meter:
             self.outputs = calls.run(self._stages)
             self._clock.synchronize()
             latency = time.perf_counter() - begin
-        parts = tuple(_part(name, marks, self._clock) for name, marks in self._marks.items())
+        parts = tuple(_timed_part(name, marks, self._clock) for name, marks in self._marks.items())
         self._iterations = parts[0].iterations
         return Sample(latency, parts)
 
@@ -234,7 +234,7 @@ def _replaced(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callab
             delattr(owner, name)
 
 
-def _part(name: str, marks: list[tuple[str, Mark]], clock: Clock) -> Part:
+def _timed_part(name: str, marks: list[tuple[str, Mark]], clock: Clock) -> Part:
     at = {label: mark for label, mark in marks}
     steps = [mark for label, mark in marks if label == "step"]
     if not steps:

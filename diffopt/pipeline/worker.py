@@ -127,7 +127,7 @@ class Work:
         pipes = build(plan, on_stage=self._enter)
         self._metrics["load_s"] = time.perf_counter() - begin
 
-        from diffopt.pipeline.meter import Meter
+        from diffopt.pipeline.meter import Meter  # here and below: it imports torch, which main must not wait for
 
         meter = Meter(pipes, plan.cell)
         self._memory = meter.memory
@@ -141,12 +141,12 @@ class Work:
         self._measure(meter, plan.cell)
 
     def _call_first(self, meter: Meter) -> None:
-        from diffopt.pipeline import meter as measure
+        from diffopt.pipeline.meter import compile_cache
 
         self._enter("compile")
         meter.memory.reset()
         self._metrics["first_call_s"] = meter.call().latency
-        self._metrics["compile_cache"] = measure.compile_cache()
+        self._metrics["compile_cache"] = compile_cache()
         self._note_peak()
         if self._load_artifact is not None and not _cached_graphs():
             name = self._load_artifact[0].name
@@ -158,18 +158,18 @@ class Work:
         self._metrics["warmup_s"] = sum(meter.call().latency for _ in range(calls))
 
     def _measure(self, meter: Meter, cell: Cell) -> None:
-        from diffopt.pipeline import meter as measure
+        from diffopt.pipeline.meter import frames, latency, split, stage_speeds
 
         self._enter("measure")
         meter.memory.reset()
         samples = meter.samples()
         self._note_peak()
-        latency = measure.latency(samples)
+        seconds = latency(samples)
         self._metrics |= {
-            "latency_s": latency,
-            "stages": measure.stage_speeds(samples),
-            "images_per_second": measure.frames(meter.outputs) / latency.median,
-            "split_s": measure.split(samples),
+            "latency_s": seconds,
+            "stages": stage_speeds(samples),
+            "images_per_second": frames(meter.outputs) / seconds.median,
+            "split_s": split(samples),
         }
         fps = cell.recipe.model.fps
         self._pictures = save_pictures(meter.outputs, self._folder, cell.id, cell.workload.seed, fps=fps)

@@ -6,6 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from diffopt.recipe.recipe import STEP_GROUPS
 from diffopt.schema.words import did_you_mean, text
 
 
@@ -41,25 +42,19 @@ def _one(detail: dict[str, Any], prefix: str) -> str:
     if kind == "union_tag_not_found":
         return f"'{key}' has no 'kind' that says which step it is."
     if kind == "literal_error":
-        return f"{key}={_short(value)}: must be {context['expected']}."
+        return f"{key}={_short_text(value)}: must be {context['expected']}."
     if kind == "tuple_type":
-        return f"{key}={_short(value)}: must be a list, such as [{'' if value is None else _short(value)}]."
-    return f"{key}={_short(value)}: {detail['msg'][0].lower()}{detail['msg'][1:]}."
+        return f"{key}={_short_text(value)}: must be a list, such as [{'' if value is None else _short_text(value)}]."
+    return f"{key}={_short_text(value)}: {detail['msg'][0].lower()}{detail['msg'][1:]}."
 
 
 def _key(location: tuple[int | str, ...]) -> str:
     parts = [part for part in location if part != "recipe"]
-    if len(parts) >= 2 and parts[0] in _step_groups():
+    if len(parts) >= 2 and parts[0] in STEP_GROUPS:
         parts = [parts[0], *parts[2:]]  # the second part is the tag of the union
     return ".".join(str(part) for part in parts)
 
 
-def _step_groups() -> frozenset[str]:
-    from diffopt.recipe.recipe import STEP_GROUPS
-
-    return frozenset(STEP_GROUPS)
-
-
-def _short(value: Any) -> str:
+def _short_text(value: Any) -> str:
     word = text(value)
     return word if len(word) <= 60 else word[:57] + "..."

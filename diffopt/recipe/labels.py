@@ -39,13 +39,13 @@ def labels(points: Sequence[Point]) -> list[dict[str, str]]:
     return [
         {
             **{group: choices[group] for group in varying if group in choices},
-            **{key: _short(key, data[key]) for key in keys if key in data},
+            **{key: _short_label(key, data[key]) for key in keys if key in data},
         }
         for choices, data in zip(chosen, flat, strict=True)
     ]
 
 
-def _short(key: str, value: Any) -> str:
+def _short_label(key: str, value: Any) -> str:
     """A value as a label: a hash by its beginning, a picture or a LoRA by its file's name."""
     if key.endswith("content"):
         return text(value)[:12]
@@ -67,7 +67,7 @@ def _unexplained(key: str, chosen: Sequence[Choices], flat: Sequence[Mapping[str
     seen: dict[tuple[Any, ...], str] = {}
     for choices, data in zip(chosen, flat, strict=True):
         folder = None if key in (*_ASKED, "model.content") else data.get("model.content")
-        file = tuple(_short(name, data.get(name)) for name in _FOLLOWS.get(key, ()))
+        file = tuple(_short_label(name, data.get(name)) for name in _FOLLOWS.get(key, ()))
         same = (choices.get(group), choices.get("model"), folder, file)
         value = text(data.get(key))
         if seen.setdefault(same, value) != value:

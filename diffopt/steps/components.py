@@ -74,7 +74,7 @@ def _reasons(site: Site, words: tuple[Word, ...], key: str) -> tuple[str, ...]:
     return tuple(f"{key}={word}: {fact}{remedy}" for word in words if word not in found)
 
 
-def left(step: Step, site: Site) -> Effect | None:
+def passes_over(step: Step, site: Site) -> Effect | None:
     """What is said of a step at a stage that has none of its ``components``, where another stage has one; else None."""
     words = getattr(step, "components", None) or ()
     if not set(words) <= set(get_args(Word)):  # a step may have components of another kind, such as a LoRA's

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from diffopt.errors import NoEffect, Refusal
 from diffopt.models import classes
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
+from diffopt.steps.attention.processors import attentions, fused_processors, reads_fused
 from diffopt.steps.components import DiffusersComponents, attributes, missing, modules
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class QKV(Step):
         fused = 0
         modules_here = self._modules(pipe, site)
         for name, module in modules_here.items():
-            found = _attentions(module)
+            found = dict[str, Any](attentions(module))
             reasons = {path: _reason(part) for path, part in found.items()}
             for path, part in found.items():
                 if reasons[path] is None:
@@ -62,7 +63,7 @@ class QKV(Step):
         numbers: dict[str, int | float | str] = {}
         counts: list[str] = []
         for name, module in self._modules(pipe, site).items():
-            found = _attentions(module)
+            found = dict[str, Any](attentions(module))
             reasons = {path: _reason(part) for path, part in found.items()}
             fused = [path for path, part in found.items() if _is_fused(part)]
             unused = [path for path in found if path not in fused and reasons[path] is None]
@@ -84,12 +85,6 @@ class QKV(Step):
         return modules(pipe, site, present or self.components, "fuse.components")
 
 
-def _attentions(module: nn.Module) -> dict[str, Any]:
-    from diffopt.steps.attention.processors import attentions
-
-    return dict(attentions(module))
-
-
 def _distinct(reasons: dict[str, str | None]) -> list[str]:
     """The reasons, each once; where there is no attention at all, that."""
     found = list(dict.fromkeys(reason for reason in reasons.values() if reason is not None))
@@ -100,12 +95,10 @@ def _reason(attention: Any) -> str | None:
     """Why an attention module cannot be fused; None where it can be, or is."""
     from diffusers.models.attention import AttentionModuleMixin
 
-    from diffopt.steps.attention.processors import FUSED, reads_fused
-
     kind = type(attention.processor).__name__
     if isinstance(attention, AttentionModuleMixin) and not attention._supports_qkv_fusion:
         return f"{type(attention).__name__} has one matrix already"
-    if type(attention.processor) in FUSED or reads_fused(attention.processor):
+    if type(attention.processor) in fused_processors() or reads_fused(attention.processor):
         return None
     if "AddedKV" in kind:
         return f"{kind} has keys and values of the text beside"
@@ -113,17 +106,13 @@ def _reason(attention: Any) -> str | None:
 
 
 def _fuse(attention: Any) -> None:
-    from diffopt.steps.attention.processors import FUSED
-
     attention.fuse_projections()
-    processor = FUSED.get(type(attention.processor))
+    processor = fused_processors().get(type(attention.processor))
     if processor is not None:
         attention.set_processor(processor())
 
 
 def _is_fused(attention: Any) -> bool:
     """Whether the fused matrix exists and the processor in place reads it."""
-    from diffopt.steps.attention.processors import reads_fused
-
     has_matrix = hasattr(attention, "to_qkv") or hasattr(attention, "to_kv")
     return bool(getattr(attention, "fused_projections", False)) and has_matrix and reads_fused(attention.processor)

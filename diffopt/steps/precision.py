@@ -98,7 +98,7 @@ class Precision(Step):
     def check_loaded(self, pipe: DiffusionPipeline, site: Site) -> None:
         asked = self._dtypes(site)
         for name, module in parts(pipe).items():
-            _check(name, module, asked.get(name, asked["default"]))
+            _check_dtype(name, module, asked.get(name, asked["default"]))
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         import torch
@@ -130,7 +130,7 @@ class Precision(Step):
         asked = self._dtypes(site)
         numbers: dict[str, int | float | str] = {}
         for name, module in parts(pipe).items():
-            numbers[name] = _short(asked.get(name, asked["default"]))
+            numbers[name] = dtype_name(asked.get(name, asked["default"]))
             numbers[f"{name}_parameters"] = sum(parameter.numel() for _, parameter in _plain_floats(module))
         if site.model.vae is not None:
             _check_decoded(site.model.vae, getattr(pipe, site.model.vae), asked[site.model.vae])
@@ -193,7 +193,7 @@ def _check_decoded(name: str, vae: nn.Module, dtype: torch.dtype) -> None:
     if found is None:
         raise NoEffect(f"precision: {name}.decode was not called, so what it computes in is not known")
     if found != dtype:
-        raise NoEffect(f"precision: {name} was to compute in {_short(dtype)}, but decoded in {_short(found)}")
+        raise NoEffect(f"precision: {name} was to compute in {dtype_name(dtype)}, but decoded in {dtype_name(found)}")
 
 
 def _multiplies_in_float32(pipe: DiffusionPipeline) -> bool:
@@ -214,7 +214,7 @@ def _plain_floats(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
             yield path, parameter
 
 
-def _check(name: str, module: nn.Module, dtype: torch.dtype) -> None:
+def _check_dtype(name: str, module: nn.Module, dtype: torch.dtype) -> None:
     """Raise NoEffect where weights have another dtype than the one asked for, or float32 where their class keeps it."""
     import torch
 
@@ -223,8 +223,8 @@ def _check(name: str, module: nn.Module, dtype: torch.dtype) -> None:
         if parameter.dtype != dtype and not (parameter.dtype == torch.float32 and _kept(module, path)):
             wrong[parameter.dtype] += parameter.numel()
     if wrong:
-        held = ", ".join(f"{count} in {_short(found)}" for found, count in wrong.items())
-        raise NoEffect(f"precision: {name} was to be {_short(dtype)}, but holds {held}")
+        held = ", ".join(f"{count} in {dtype_name(found)}" for found, count in wrong.items())
+        raise NoEffect(f"precision: {name} was to be {dtype_name(dtype)}, but holds {held}")
 
 
 def _kept(module: nn.Module, path: str) -> bool:
@@ -234,5 +234,5 @@ def _kept(module: nn.Module, path: str) -> bool:
     return any(f".{name}." in f".{path}." for name in names)
 
 
-def _short(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

@@ -13,11 +13,12 @@ import pytest
 from support.rows import a_result
 
 import diffopt
-from diffopt.cli import main as cli_module
+from diffopt.cli import main
+from diffopt.cli.main import VERBS
 from diffopt.results.study import Study
 
 Cli = Callable[..., tuple[int, str, str]]
-CLI = Path(cli_module.__file__).parent
+CLI = Path(main.__file__).parent
 
 
 def test_public_names() -> None:
@@ -31,7 +32,7 @@ def test_public_names() -> None:
 
 
 def test_verbs_and_their_flags() -> None:
-    assert {name: verb.flags for name, verb in cli_module.VERBS.items()} == {
+    assert {name: verb.flags for name, verb in VERBS.items()} == {
         "run": ("--multirun", "--recipe", "--config-dir", "--trust-config-dir"),
         "plan": ("--multirun", "--recipe", "--config-dir", "--trust-config-dir", "--json"),
         "ls": ("--config-dir", "--trust-config-dir"),
@@ -47,8 +48,8 @@ def test_verbs_and_their_flags() -> None:
 
 def test_each_verb_is_a_function_of_a_module_that_has_another_name() -> None:
     modules = {path.stem for path in CLI.glob("*.py")}
-    assert not modules & set(cli_module.VERBS)
-    for name, verb in cli_module.VERBS.items():
+    assert not modules & set(main.VERBS)
+    for name, verb in main.VERBS.items():
         module, _, function = verb.call.partition(":")
         assert (module in modules, function) == (True, name)
         assert getattr(import_module(f"diffopt.cli.{module}"), function).__module__ == f"diffopt.cli.{module}"
@@ -103,7 +104,7 @@ def test_groups() -> None:
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("verb", [[], *([name] for name in cli_module.VERBS)])
+@pytest.mark.parametrize("verb", [[], *([name] for name in VERBS)])
 def test_help(cli: Cli, verb: list[str]) -> None:
     code, out, err = cli(*verb, "--help")
     assert code == 0

@@ -459,11 +459,11 @@ def test_a_backend_of_the_hub_says_which_kernel(cli: Cli, place: Path) -> None:
 
 
 def test_a_plan_tells_the_package_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffopt.config import loaded_code as module
+    from diffopt.config import loaded_code
 
     (request,) = requests(["hardware=cpu", "quant=int8_weight"])
     step = request.cell.recipe.quant
     monkeypatch.setattr(type(step), "__module__", "pytest_steps")
-    monkeypatch.setattr(module, "steps_from_elsewhere", lambda steps: ("pytest",) if [*steps] == [step] else ())
-    (code,) = module.loaded_code(request)
+    monkeypatch.setattr(loaded_code, "steps_from_elsewhere", lambda steps: ("pytest",) if [*steps] == [step] else ())
+    (code,) = loaded_code.loaded_code(request)
     assert (code.kind, code.source, code.by) == ("package", f"pytest {pytest.__version__}", "quant=int8_weight")

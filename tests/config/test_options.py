@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from support.option_steps import values
 
 from diffopt.config import Composer, shipped_conf
 from diffopt.config.catalogue import first_line
@@ -55,3 +56,11 @@ def test_no_shipped_yaml_names_code() -> None:
     for path in FILES:
         assert "_target_" not in path.read_text(encoding="utf-8")
         assert yaml.safe_load(path.read_text(encoding="utf-8")) is not None
+
+
+@pytest.mark.parametrize("path", [p for p in STEP_FILES if "\ndefaults:" in p.read_text(encoding="utf-8")], ids=name)
+def test_an_option_that_extends_a_sibling_says_only_what_differs(path: Path) -> None:
+    own = yaml.safe_load(path.read_text(encoding="utf-8"))
+    (sibling,) = (parent for parent in own.pop("defaults") if parent != "_self_")
+    extended = values(path.parent.name, sibling)
+    assert [key for key, value in own.items() if key in extended and extended[key] == value] == []

@@ -20,10 +20,7 @@ from torch._inductor import cudagraph_trees
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from diffopt.doctor import builds as doctor_builds
-from diffopt.doctor import checks as doctor_checks
-from diffopt.doctor import examine
-from diffopt.doctor import worker as doctor_worker
+from diffopt.doctor import builds, checks, examine, worker
 from diffopt.doctor.examine import Checker, Finding, Task
 from diffopt.machine import nvml
 from diffopt.machine.nvml import Gpu
@@ -87,7 +84,7 @@ def test_a_failure_without_a_remedy_gets_one(child):
 
 
 def run_check(check, **arguments):
-    return doctor_worker.answer({"check": check, "device": "cpu", **arguments})
+    return worker.answer({"check": check, "device": "cpu", **arguments})
 
 
 @pytest.mark.parametrize(
@@ -149,7 +146,7 @@ def have_triton(monkeypatch, **attributes):
 )
 def test_what_a_compiler_lacks_is_named(monkeypatch, device, triton, compiler, headers, remedy):
     monkeypatch.setattr(metadata, "requires", lambda name: ["sympy>=1", 'triton==3.9.1; platform_system == "Linux"'])
-    monkeypatch.setattr(doctor_checks, "_compiler", lambda device: compiler)
+    monkeypatch.setattr(checks, "_compiler", lambda device: compiler)
     if triton:
         have_triton(monkeypatch)
     else:
@@ -180,7 +177,7 @@ def test_what_a_compiler_lacks_is_named(monkeypatch, device, triton, compiler, h
 )
 def test_the_triton_that_torch_names(monkeypatch, named, command):
     monkeypatch.setattr(metadata, "requires", lambda name: named)
-    assert command in doctor_checks._install_triton()
+    assert command in checks._install_triton()
 
 
 def test_a_torch_without_metadata_names_no_triton(monkeypatch):
@@ -188,12 +185,12 @@ def test_a_torch_without_metadata_names_no_triton(monkeypatch):
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "requires", unknown)
-    assert "pip install 'triton'" in doctor_checks._install_triton()
+    assert "pip install 'triton'" in checks._install_triton()
 
 
 def test_the_named_compiler_counts(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert doctor_checks._compiler("cpu") is None
+    assert checks._compiler("cpu") is None
 
 
 def test_a_missing_torch_is_a_line(monkeypatch):
@@ -219,7 +216,7 @@ def test_what_torchao_does_on_gpus_alone_is_not_here():
     [(None, (13, 0), "CPU"), ("13.0", (12, 8), "driver"), ("13.0", (13, 2), None), ("12.8", (13, 0), None)],
 )
 def test_driver_and_build(built, known, word):
-    problem = doctor_builds.driver_problem(built, "570.10", known, (9, 0))
+    problem = builds.driver_problem(built, "570.10", known, (9, 0))
     assert problem is None if word is None else word in problem[0]
 
 
@@ -239,30 +236,30 @@ def test_driver_and_build(built, known, word):
     ],
 )
 def test_the_build_for_a_driver_and_a_gpu(known, capability, index):
-    remedy = doctor_builds.replacement(known, capability)
+    remedy = builds.replacement(known, capability)
     assert f"pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/{index}" in remedy
-    assert index in doctor_builds.driver_problem(None, "580.10", known, capability)[1]
+    assert index in builds.driver_problem(None, "580.10", known, capability)[1]
 
 
 def test_a_driver_too_old_for_every_build():
-    says, remedy = doctor_builds.driver_problem("13.0", "470.10", (11, 4), (8, 0))
+    says, remedy = builds.driver_problem("13.0", "470.10", (11, 4), (8, 0))
     assert "knows CUDA up to 11.4" in says
     assert "update the driver to 525" in remedy
     assert "pip" not in remedy
 
 
 def test_an_old_driver_may_be_updated_or_another_build_installed():
-    _, remedy = doctor_builds.driver_problem("13.0", "550.10", (12, 4), (8, 0))
+    _, remedy = builds.driver_problem("13.0", "550.10", (12, 4), (8, 0))
     assert remedy.startswith("update the driver, or install")
     assert "whl/cu126" in remedy
 
 
 def test_a_gpu_too_old_for_every_build():
-    assert "compute capability 3.5" in doctor_builds.replacement((12, 2), (3, 5))
+    assert "compute capability 3.5" in builds.replacement((12, 2), (3, 5))
 
 
 def test_a_driver_that_does_not_tell():
-    assert doctor_builds.replacement(None, (9, 0)) == doctor_builds.REPLACE
+    assert builds.replacement(None, (9, 0)) == builds.REPLACE
 
 
 @pytest.fixture
@@ -277,7 +274,7 @@ def gpu_build(monkeypatch):
 def build_answer(capability=(9, 0), known=(13, 0)):
     task = {"check": "cuda build", "device": "cuda", "driver": "580.10"}
     with stand_in_gpu():
-        return doctor_worker.answer({**task, "driver_cuda": list(known), "capability": list(capability)})
+        return worker.answer({**task, "driver_cuda": list(known), "capability": list(capability)})
 
 
 def test_a_build_that_fits(gpu_build):
@@ -314,15 +311,15 @@ def test_half_and_attention_on_a_gpu():
             ("half", {"dtype": "float16", "capability": [9, 0]}),
             ("attention", {"backend": "_native_math", "dtypes": ["float16", "bfloat16"]}),
         ):
-            answer = doctor_worker.answer({"check": check, "device": "cuda", **more})
+            answer = worker.answer({"check": check, "device": "cuda", **more})
             assert answer["status"] == "ok", answer
-    answer = doctor_worker.answer({"check": "half", "device": "cuda", "dtype": "bfloat16", "capability": [7, 5]})
+    answer = worker.answer({"check": "half", "device": "cuda", "dtype": "bfloat16", "capability": [7, 5]})
     assert answer["status"] == "not here"
 
 
 @pytest.mark.parametrize("check", ["compile", "compile graphs"])
 def test_what_triton_cannot_do_is_not_here(check):
-    answer = doctor_worker.answer({"check": check, "device": "cuda", "capability": [6, 1]})
+    answer = worker.answer({"check": check, "device": "cuda", "capability": [6, 1]})
     assert answer["status"] == "not here"
 
 
@@ -342,13 +339,13 @@ def compiles(monkeypatch):
         return call
 
     monkeypatch.setattr(torch, "compile", compile_)
-    monkeypatch.setattr(doctor_checks, "_compiler", lambda device: "/usr/bin/gcc")
+    monkeypatch.setattr(checks, "_compiler", lambda device: "/usr/bin/gcc")
     return seen
 
 
 def on_a_gpu(check):
     with stand_in_gpu():
-        return doctor_worker.answer({"check": check, "device": "cuda", "capability": [9, 0]})
+        return worker.answer({"check": check, "device": "cuda", "capability": [9, 0]})
 
 
 @pytest.mark.parametrize(
@@ -421,7 +418,7 @@ def graphs(monkeypatch):
 
 def graph_answer():
     with stand_in_gpu():
-        return doctor_worker.answer({"check": "cuda graphs", "device": "cuda"})
+        return worker.answer({"check": "cuda graphs", "device": "cuda"})
 
 
 def test_a_graph_that_replays(graphs):
@@ -452,14 +449,14 @@ def test_torchao_on_a_gpu(gpu_build, monkeypatch, kind):
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 9))
     with OnCpu():
-        answer = doctor_worker.answer({"check": "torchao", "device": "cuda", "kind": kind})
+        answer = worker.answer({"check": "torchao", "device": "cuda", "kind": kind})
     assert answer["status"] == "ok", answer
     assert answer["says"].startswith("a quantized Linear is off by ")
 
 
 def test_no_recorded_graph_fails(monkeypatch):
-    monkeypatch.setattr(doctor_checks, "_compiled", lambda *a, **k: "compiled")
-    answer = doctor_worker.answer({"check": "compile graphs", "device": "cpu"})
+    monkeypatch.setattr(checks, "_compiled", lambda *a, **k: "compiled")
+    answer = worker.answer({"check": "compile graphs", "device": "cpu"})
     assert answer["status"] == "fails"
     assert "no CUDA graph" in answer["says"]
 

@@ -6,7 +6,7 @@ import pytest
 from support.rows import a_cell
 
 from diffopt.errors import NoEffect
-from diffopt.pipeline import load as loading
+from diffopt.pipeline import load
 from diffopt.pipeline.build import build, verify
 from diffopt.recipe.plan import Plan
 from diffopt.results.result import StepEffect
@@ -45,7 +45,7 @@ def loads(monkeypatch):
         calls.append((model.name, task, kwargs))
         return SimpleNamespace(name="pipe")
 
-    monkeypatch.setattr(loading, "load_pipeline", load_pipeline)
+    monkeypatch.setattr(load, "load_pipeline", load_pipeline)
     return calls
 
 

@@ -12,7 +12,7 @@ from diffopt.config.resolve import requests
 from diffopt.errors import DiffoptError, Refusal
 from diffopt.models.prefetch import Fetched, Target
 from diffopt.models.resolve import PACKAGED, resolve_model
-from diffopt.pipeline import load as loading
+from diffopt.pipeline import load
 from diffopt.pipeline.failure import describe
 from diffopt.pipeline.load import load_pipeline
 from diffopt.schema.model import Model
@@ -195,7 +195,7 @@ def test_a_controlnet_of_its_own_repository_is_put_beside(monkeypatch, tmp_path)
         asked.append(target)
         return Fetched(target, tmp_path / "control", 0)
 
-    monkeypatch.setattr(loading, "fetch", fetch)
+    monkeypatch.setattr(load, "fetch", fetch)
     mine = model(
         "local",
         path=str(tmp_path / "mine"),

@@ -2,6 +2,7 @@
 
 import inspect
 import mmap
+import time
 from collections import Counter
 
 import pytest
@@ -11,9 +12,18 @@ from support.rows import a_cell
 from torch._dynamo.utils import counters
 
 from diffopt.errors import DiffoptError
-from diffopt.pipeline import meter as measure
 from diffopt.pipeline.build import build
-from diffopt.pipeline.meter import HostClock, Meter, Part, Sample
+from diffopt.pipeline.meter import (
+    HostClock,
+    Meter,
+    Part,
+    Sample,
+    _timed_part,
+    compile_cache,
+    latency,
+    split,
+    stage_speeds,
+)
 from diffopt.pipeline.outputs import is_constant, save_pictures
 from diffopt.pipeline.peak_memory import ResidentPeak, peak_meter
 from diffopt.recipe.plan import make_plan
@@ -23,7 +33,7 @@ torch.set_num_threads(1)
 
 
 def part(*marks):
-    return measure._part("denoise", list(marks), HostClock())
+    return _timed_part("denoise", list(marks), HostClock())
 
 
 MARKS = (
@@ -44,7 +54,7 @@ def test_one_iteration_counts_from_the_start_of_denoising():
 def test_parts_that_a_pipeline_lacks_are_none():
     found = part(("timesteps end", 1.0), ("step", 2.0))
     assert (found.text_encode, found.decode) == (None, None)
-    assert measure.split([Sample(2.0, (found,))]).decode is None
+    assert split([Sample(2.0, (found,))]).decode is None
 
 
 def test_decoding_in_several_calls_is_added_up():
@@ -59,17 +69,17 @@ def test_a_pipeline_that_never_steps_cannot_be_timed():
 
 def test_summaries():
     samples = [Sample(s, (Part("denoise", 8, r, 0.1, 0.5, 0.2),)) for s, r in ((1.0, 4.0), (2.0, 5.0), (4.0, 9.0))]
-    assert measure.latency(samples).model_dump() == {"samples": (1.0, 2.0, 4.0), "median": 2.0, "q1": 1.5, "q3": 3.0}
-    (speed,) = measure.stage_speeds(samples)
+    assert latency(samples).model_dump() == {"samples": (1.0, 2.0, 4.0), "median": 2.0, "q1": 1.5, "q3": 3.0}
+    (speed,) = stage_speeds(samples)
     assert (speed.name, speed.steps, speed.iterations_per_second) == ("denoise", 8, 5.0)
 
 
 def test_stages_have_speeds_of_their_own_and_one_split():
     parts = (Part("small", 100, 20.0, None, 5.0, None), Part("large", 50, 10.0, 0.5, 5.0, 2.0))
-    speeds = measure.stage_speeds([Sample(13.0, parts)])
+    speeds = stage_speeds([Sample(13.0, parts)])
     assert [(s.name, s.steps, s.iterations_per_second) for s in speeds] == [("small", 100, 20.0), ("large", 50, 10.0)]
-    split = measure.split([Sample(13.0, parts)])
-    assert (split.text_encode, split.denoise, split.decode) == (0.5, 10.0, 2.0)
+    found = split([Sample(13.0, parts)])
+    assert (found.text_encode, found.denoise, found.decode) == (0.5, 10.0, 2.0)
 
 
 CELL = a_cell("workload.steps=3", "workload.batch_size=2", "workload.seed=7", "measure.samples=2")
@@ -130,7 +140,7 @@ def with_measure(**changes):
 def test_how_many_samples(pipe, monkeypatch, protocol, calls):
     meter = Meter((pipe,), with_measure(**protocol))
     now = iter(range(100))
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(now) / 80)
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now) / 80)
     monkeypatch.setattr(meter, "call", lambda: "sample")
     assert len(meter.samples()) == calls
 
@@ -182,11 +192,11 @@ def test_what_the_compile_cache_gave(monkeypatch):
     found = Counter()
     monkeypatch.setitem(counters, "inductor", found)
     monkeypatch.setitem(counters, "aot_packages", Counter())
-    assert measure.compile_cache() is None
+    assert compile_cache() is None
     found.update(fxgraph_cache_hit=3)
-    assert measure.compile_cache() == CompileCache(hits=3, misses=0)
+    assert compile_cache() == CompileCache(hits=3, misses=0)
     found.update(fxgraph_cache_miss=2, fxgraph_cache_bypass=1)
-    assert measure.compile_cache() == CompileCache(hits=3, misses=3)
+    assert compile_cache() == CompileCache(hits=3, misses=3)
 
 
 def test_a_gpu_tells_what_it_reserved_and_the_cpu_nothing(monkeypatch):

@@ -15,9 +15,8 @@ from diffopt.recipe import rules
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.options import shipped_step
 from diffopt.recipe.plan import Plan, make_plan
-from diffopt.recipe.rules import estimate as memory_estimate
 from diffopt.recipe.rules import remedies
-from diffopt.recipe.rules.estimate import GIB, estimate
+from diffopt.recipe.rules.estimate import GIB, Estimate, denoiser_batch, estimate
 from diffopt.recipe.rules.remedies import remedies as remedies_for
 from diffopt.schema.model import Activations, Parameters
 from diffopt.schema.step import Order, Step
@@ -42,7 +41,7 @@ def with_recipe(cell: Cell, **changes: Any) -> Cell:
     return cell.model_copy(update={"recipe": cell.recipe.model_copy(update=changes)})
 
 
-def needed(cell: Cell) -> memory_estimate.Estimate:
+def needed(cell: Cell) -> Estimate:
     found = estimate(cell)
     assert found is not None
     return found
@@ -124,8 +123,8 @@ def test_without_guidance_half_of_the_batch_is_gone(denoiser: str, guidance: flo
 
 def test_embedded_guidance_has_one_half() -> None:
     model = cell().recipe.model
-    assert memory_estimate.denoiser_batch(model, 7.5) == 2
-    assert memory_estimate.denoiser_batch(model.model_copy(update={"embedded_guidance": True}), 7.5) == 1
+    assert denoiser_batch(model, 7.5) == 2
+    assert denoiser_batch(model.model_copy(update={"embedded_guidance": True}), 7.5) == 1
 
 
 def test_quantizing_saves_after_loading_alone() -> None:

@@ -15,8 +15,7 @@ from diffopt.errors import UsageError
 from diffopt.machine.environment import Environment
 from diffopt.machine.nvml import Device
 from diffopt.recipe.cell import Cell
-from diffopt.results.published import like as page
-from diffopt.results.published import places as page_places
+from diffopt.results.published import like, places
 from diffopt.results.published.charts import charts
 from diffopt.results.published.figures import published
 from diffopt.results.published.layout import entries, tables
@@ -41,11 +40,11 @@ def sweep(name: str) -> tuple[Cell, ...]:
 
 
 def likeness(results: Iterable[Result], name: str, gpu: str | None = None) -> Likeness:
-    return page.likeness(list(results), name, sweep(name), gpu)
+    return like.likeness(list(results), name, sweep(name), gpu)
 
 
-def places(results: Iterable[Result], name: str) -> list[Place]:
-    return page_places.places(list(results), name, sweep(name))
+def places_of(results: Iterable[Result], name: str) -> list[Place]:
+    return places.places(list(results), name, sweep(name))
 
 
 def where(torch: str = "2.13.0", device: str | None = A100) -> Environment:
@@ -75,7 +74,7 @@ def shown(found: Likeness) -> dict[str, dict[str, dict[str, str]]]:
     }
 
 
-def like(*results: Result, gpu: str | None = None) -> dict[str, dict[str, dict[str, str]]]:
+def as_published(*results: Result, gpu: str | None = None) -> dict[str, dict[str, dict[str, str]]]:
     return shown(likeness(sorted(results, key=lambda result: result.cell_id), PAGE, gpu))
 
 
@@ -85,7 +84,7 @@ PLAIN_COLUMN, COMPILED_COLUMN = "torch 2.13.0 - <br>no compile", "torch 2.13.0 -
 
 
 def test_published_figures_and_ratios_stand_beside_ours() -> None:
-    page = like(
+    page = as_published(
         row("model=sd15", *COMPILED, speeds=(99.48,)),
         row("model=sd15", speeds=(23.13,)),
         row("model=sd15", "workload.batch_size=4", speeds=(6.56,)),
@@ -111,12 +110,12 @@ def test_pipelines_stand_in_the_order_of_the_page_whatever_the_order_of_the_stud
         row("model=sd15", "workload=img2img", speeds=(4.0,)),
         row("model=sd15", speeds=(5.0,)),
     ]
-    (table,) = like(*rows).values()
+    (table,) = as_published(*rows).values()
     assert list(table) == list(dict.fromkeys(figure.pipeline for figure in published(PAGE) if figure.gpu == "A100"))
 
 
 def test_a_cascade_has_three_figures_and_three_ratios_and_a_batch_only_the_first_ones() -> None:
-    page = like(
+    page = as_published(
         row("model=deepfloyd_if", speeds=(40.24, 13.7, 12.015)),
         row("model=deepfloyd_if", "workload.batch_size=4", speeds=(36.08, 13.7, 12.015)),
     )
@@ -157,7 +156,7 @@ def test_what_stands_where_there_is_no_figure() -> None:
 
 
 def test_two_versions_of_torch_are_columns_the_older_one_first() -> None:
-    (table,) = like(
+    (table,) = as_published(
         row("model=sd15", speeds=(1.0,), at=where("2.13.0")),
         row("model=sd15", *COMPILED, speeds=(2.0,), at=where("2.13.0")),
         row("model=sd15", speeds=(3.0,), at=where("2.9.1")),
@@ -173,7 +172,7 @@ def test_runtimes_are_named_and_a_refused_row_stands_with_its_own() -> None:
     def by(name: str, result: Result) -> Result:
         return result.model_copy(update={"cell": {**result.cell, "runtime": {"name": name, "python": None}}})
 
-    (table,) = like(
+    (table,) = as_published(
         by("current", row("model=sd15", speeds=(1.0,))),
         by("old", row("model=sd15", speeds=(2.0,), at=where("2.10.0"))),
         by("old", failed("model=sd15", *COMPILED, status="refused", stage="plan")),
@@ -193,7 +192,7 @@ def test_tiny_models_stand_for_their_family_without_a_ratio() -> None:
         row("model=tiny_deepfloyd_if", *words, speeds=(1.0, 2.0, 3.0)),
     ]
     assert likeness(rows, PAGE).notes == ()
-    (table,) = like(*rows).values()
+    (table,) = as_published(*rows).values()
     names = ["SD - txt2img (tiny_sd15)", "SD - img2img (tiny_sd15_img2img)", "IF (tiny_deepfloyd_if)"]
     assert list(table) == names
     assert table[names[2]] == {PLAIN_COLUMN: "1.00 / <br>2.00 / <br>3.00"}
@@ -266,7 +265,7 @@ def test_a_gpu_that_the_page_has_not_can_stand_beside_one_that_it_has() -> None:
         f"the page has no {H100}; its GPUs are A100, V100, T4, RTX 3090, RTX 4090. --gpu NAME puts the figures of one "
         f"of them beside every row",
     )
-    (table,) = like(*mine, gpu="A100").values()
+    (table,) = as_published(*mine, gpu="A100").values()
     assert table["SD - txt2img"] == {
         PLAIN_COLUMN: "46.26",
         "published nightly, A100 - <br>no compile": "23.13",
@@ -277,7 +276,7 @@ def test_a_gpu_that_the_page_has_not_can_stand_beside_one_that_it_has() -> None:
 
 def test_a_row_that_never_met_its_gpu_stands_with_those_that_did() -> None:
     gone = where(device=None)
-    page = like(
+    page = as_published(
         row("model=sd15", speeds=(20.0,)),
         failed("model=sdxl", status="refused", stage="load", at=gone),
         failed("model=sd15", status="refused", stage="load", at=gone),  # measured elsewhere: left out
@@ -288,7 +287,7 @@ def test_a_row_that_never_met_its_gpu_stands_with_those_that_did() -> None:
 
 
 def plain_column(*results: Result) -> dict[str, str]:
-    (table,) = like(*results).values()
+    (table,) = as_published(*results).values()
     return {name: columns[PLAIN_COLUMN] for name, columns in table.items()}
 
 
@@ -326,7 +325,7 @@ def test_rows_of_one_option_are_told_apart_by_their_values(
     words: tuple[str, ...], others: tuple[str, ...], names: Iterable[str]
 ) -> None:
     rows = [row("model=sd15", *words, speeds=(1.0,)), row("model=sd15", *words, *others, speeds=(2.0,))]
-    (table,) = like(*rows).values()
+    (table,) = as_published(*rows).values()
     column = COMPILED_COLUMN if rows[0].cell["recipe"]["compile"]["kind"] != "none" else PLAIN_COLUMN
     assert {name: columns[column] for name, columns in table.items()} == dict(
         zip((f"SD - txt2img{more}" for more in names), ("1.00", "2.00"), strict=True)
@@ -357,14 +356,14 @@ def test_no_row_hides_another() -> None:
     ]
     same = study[0].model_copy(update={"cell_id": "2" * 12})
     elsewhere = study[0].model_copy(update={"env_id": "3" * 12})
-    found = places([*study, same, elsewhere], PAGE)
+    found = places_of([*study, same, elsewhere], PAGE)
     assert len({place.spot for place in found}) == len(found) == len(study) + 2
     assert any(place.pipeline.endswith(f"cell {'2' * 12}") for place in found)
 
 
 def test_what_a_batch_is_given_by_the_sweep_is_not_in_the_names_of_rows() -> None:
     """Slicing differs between batches and not between the rows of one."""
-    page = like(
+    page = as_published(
         *(
             row("model=sdxl", f"workload.batch_size={size}", f"vae={vae}", f"measure={measure}", speeds=(1.0,))
             for size, vae in ((1, "default"), (4, "slicing"))
@@ -377,7 +376,7 @@ def test_what_a_batch_is_given_by_the_sweep_is_not_in_the_names_of_rows() -> Non
 
 def test_the_page_s_own_rows_keep_their_name_beside_those_of_a_ladder() -> None:
     ladder = ("model=sdxl", "workload.steps=30", "scheduler=euler", "layout=default", "attention=vanilla")
-    page = like(
+    page = as_published(
         row("model=sdxl", speeds=(1.0,)),
         row("model=sdxl", "workload.batch_size=4", "vae=slicing", speeds=(2.0,)),
         row(*ladder, "precision=tf32", speeds=(3.0,)),
@@ -416,7 +415,7 @@ def test_the_charts_have_the_page_s_settings_where_a_pipeline_was_measured_with_
 
 
 def test_several_ways_to_compile_are_named() -> None:
-    (table,) = like(
+    (table,) = as_published(
         row("model=sd15", "compile=reduce_overhead", speeds=(1.0,)),
         row("model=sd15", "compile=regional", speeds=(2.0,)),
     ).values()
@@ -448,7 +447,7 @@ def test_the_whole_gpu_matrix_has_a_place_for_each_row_and_a_chart_as_the_page_s
         rows.append(a_result(point.cell, choices=dict(point.cell.choices), **values))
     found = likeness(rows, PAGE, "A100")
     spots = {(e.gpu, e.batch_size, e.pipeline, e.torch, e.mode) for e in found.ours}
-    assert len(spots) == len(found.ours) == len(places(rows, PAGE))
+    assert len(spots) == len(found.ours) == len(places_of(rows, PAGE))
     assert len(found.ours) > 20
     (first, *_) = charts(found.drawn)[-1].panels
     theirs = charts(entries(published(PAGE)), "A100")[-1].panels[0]

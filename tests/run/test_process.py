@@ -12,7 +12,7 @@ from support.rows import stubbed
 from diffopt.machine import oom_killer
 from diffopt.recipe.launch import CompileArtifact
 from diffopt.recipe.lock import to_yaml
-from diffopt.run import process as child
+from diffopt.run import process
 from diffopt.run.process import Stop, run_child
 
 
@@ -113,7 +113,7 @@ def test_the_wait_does_not_spin(run):
 
 def test_the_kernels_killer_makes_it_an_oom(run, monkeypatch):
     counts = iter([4, 5])
-    monkeypatch.setattr(child, "oom_kills", lambda: next(counts))
+    monkeypatch.setattr(process, "oom_kills", lambda: next(counts))
     verdict, _ = run("sigkill")
     assert (verdict.status, verdict.reason) == ("oom", "killed by the kernel's out-of-memory killer")
 
@@ -127,7 +127,7 @@ def printed(tmp_path, monkeypatch):
     """The environment of a worker, which prints it and ends."""
 
     def call(gpu):
-        monkeypatch.setattr(child, "_command", lambda *rest: ["env"])
+        monkeypatch.setattr(process, "_command", lambda *rest: ["env"])
         stop = Stop()
         run_child(tmp_path, launch(), stop, gpu=gpu, on_stage=lambda stage: None)
         stop.close()
@@ -161,8 +161,8 @@ def test_no_descriptor_is_left_open(run):
 
 
 def test_an_artifact_to_load_or_save_is_told_to_the_worker(tmp_path):
-    plain = child._command(tmp_path, 3, launch(), None)
+    plain = process._command(tmp_path, 3, launch(), None)
     assert not {"--save-artifact", "--load-artifact"} & set(plain)
     wanted = CompileArtifact(save=True, load="start.zip", sha256="a" * 64)
-    told = child._command(tmp_path, 3, launch().model_copy(update={"compile_artifact": wanted}), None)
+    told = process._command(tmp_path, 3, launch().model_copy(update={"compile_artifact": wanted}), None)
     assert told[len(plain) :] == ["--save-artifact", "--load-artifact", "start.zip", "--sha256", "a" * 64]

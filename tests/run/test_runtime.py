@@ -19,8 +19,7 @@ from diffopt.errors import UsageError
 from diffopt.machine import environment, interpreter, packages
 from diffopt.machine.interpreter import Interpreter, ask, interpreters, worker_requirements
 from diffopt.recipe import lock
-from diffopt.results import study
-from diffopt.results import table as report
+from diffopt.results import study, table
 from diffopt.results.reference import reference_of
 from diffopt.run.sweep import run_all
 from diffopt.schema.runtime import CURRENT, Runtime
@@ -321,7 +320,7 @@ def test_one_sweep_over_two_interpreters(tmp_path, monkeypatch):
         assert str(tmp_path) not in (folder / "result.json").read_text()
         (path,) = (folder / "log.txt").read_text().split()
         assert not Path(path).exists()
-    shown = report.table(rows)
+    shown = table.table(rows)
     assert shown.headers[1:4] == ("runtime", "device", "torch")
     assert [(row[1], row[3]) for row in shown.rows] == [("t210", "2.10.0"), ("t211", "2.11.0")]
 
@@ -382,7 +381,7 @@ def test_what_differs_in_the_runtime_alone_is_shown_side_by_side():
         a_result(a_cell(), choices={"runtime": "current"}),
         a_result(with_runtime(a_cell(), "t214", "/x"), choices={"runtime": "t214"}, environment=newer, env_id=newer.id),
     ]
-    shown = report.table(rows)
+    shown = table.table(rows)
     told = [dict(zip(shown.headers, row, strict=True)) for row in shown.rows]
     assert [(row["runtime"], row["torch"], row["status"]) for row in told] == [
         ("current", "2.13.0", "ok"),

@@ -14,7 +14,7 @@ from support.processes import gone, launch, use_stub
 from support.rows import a_cell, seeded, stubbed
 
 from diffopt.errors import Interrupted, Refusal, UsageError
-from diffopt.machine import nvml as hardware
+from diffopt.machine import nvml
 from diffopt.machine.nvml import Device, Gpu
 from diffopt.results.result import CompileCache
 from diffopt.results.study import Study
@@ -29,7 +29,7 @@ def _stubs_in_an_empty_folder(tmp_path, monkeypatch):
     use_stub(monkeypatch)
 
 
-def sweep(*modes, study="s", **deadlines):
+def swept(*modes, study="s", **deadlines):
     events = []
     rows = run_all([stubbed(mode) for mode in modes], study, launch(**deadlines), events.append)
     return rows, events
@@ -51,13 +51,13 @@ def test_without_a_study_it_makes_a_fresh_one(tmp_path):
 
 
 def test_the_others_go_on():
-    rows, _ = sweep("exit0", "sigkill", "hang", "garbage_outcome", "error", "ok", compile=0.3)
+    rows, _ = swept("exit0", "sigkill", "hang", "garbage_outcome", "error", "ok", compile=0.3)
     assert [row.status for row in rows] == ["crashed", "crashed", "timeout", "crashed", "error", "ok"]
     assert len(Study.open("s").results()) == 6
 
 
 def test_events_tell_the_story():
-    _, events = sweep("ok", "exit3")
+    _, events = swept("ok", "exit3")
     cell = stubbed("ok").id
     assert isinstance(events[0], SweepStarted)
     assert events[0].total == 2
@@ -75,25 +75,25 @@ def test_events_tell_the_story():
 
 
 def test_a_second_time_only_what_failed_runs():
-    first, _ = sweep("ok", "exit3", "error")
-    again, events = sweep("ok", "exit3", "error")
+    first, _ = swept("ok", "exit3", "error")
+    again, events = swept("ok", "exit3", "error")
     assert [e.cell_id for e in events if isinstance(e, CellStarted)] == [first[1].cell_id, first[2].cell_id]
     assert [e.result for e in events if isinstance(e, CellFinished) and e.kept] == [first[0]]
     assert again[0] == first[0]
 
 
 def test_the_same_cell_runs_once_and_is_given_twice():
-    rows, events = sweep("ok", "ok")
+    rows, events = swept("ok", "ok")
     assert sum(isinstance(e, CellStarted) for e in events) == 1
     assert rows[0] == rows[1]
 
 
 @pytest.mark.parametrize("text", ['{"schema', '{"schema_version": 99}'])
 def test_a_row_that_cannot_be_read_is_measured_anew_and_told(text):
-    first, _ = sweep("ok", "error")
+    first, _ = swept("ok", "error")
     path = Study.open("s").folder(first[0].cell_id, first[0].env_id) / "result.json"
     path.write_text(text)
-    again, events = sweep("ok", "error")
+    again, events = swept("ok", "error")
     assert [row.status for row in again] == ["ok", "error"]
     (told,) = [e for e in events if isinstance(e, RowUnreadable)]
     assert told.label == "workload.negative_prompt=ok"
@@ -113,11 +113,11 @@ def test_the_folder_of_a_local_model_is_in_the_cell_file_only():
 
 
 def test_an_earlier_try_leaves_no_trace():
-    (row,), _ = sweep("exit3")
+    (row,), _ = swept("exit3")
     folder = Study.open("s").folder(row.cell_id, row.env_id)
     for name in ("7.png", "outcome.json", ".result.json.1.ab.tmp"):
         (folder / name).write_text("stale")
-    sweep("exit3")
+    swept("exit3")
     assert sorted(p.name for p in folder.iterdir()) == [".claim", "cell.yaml", "log.txt", "result.json"]
 
 
@@ -128,7 +128,7 @@ def on_gpu(cell):
 
 
 def test_want_of_a_device_is_refused_and_tried_again(monkeypatch):
-    monkeypatch.setattr(hardware, "detect", lambda: ())
+    monkeypatch.setattr(nvml, "detect", lambda: ())
     events = []
     for _ in range(2):
         (row,) = run_all([on_gpu(stubbed("ok"))], "s", launch(), events.append)
@@ -142,7 +142,7 @@ def test_a_broken_driver_is_a_row_and_cells_for_the_cpu_go_on(monkeypatch):
     def detect():
         raise Refusal("this machine's NVIDIA driver does not answer")
 
-    monkeypatch.setattr(hardware, "detect", detect)
+    monkeypatch.setattr(nvml, "detect", detect)
     broken, fine = run_all([on_gpu(stubbed("ok")), stubbed("ok")], "s", launch())
     assert (broken.status, broken.stage) == ("refused", "load")
     assert "does not answer" in broken.reason
@@ -153,7 +153,7 @@ def test_a_gpu_that_cannot_be_read_any_more_is_a_refused_row(monkeypatch):
     def gone(uuid):
         raise Refusal(f"NVML cannot read GPU {uuid}: GPU is lost")
 
-    monkeypatch.setattr(hardware, "detect", lambda: (Gpu(0, "GPU-0", "NVIDIA A100", 80 * 2**30, (8, 0), "570.1"),))
+    monkeypatch.setattr(nvml, "detect", lambda: (Gpu(0, "GPU-0", "NVIDIA A100", 80 * 2**30, (8, 0), "570.1"),))
     monkeypatch.setattr("diffopt.machine.nvml.gpu_device", gone)
     row, fine = run_all([on_gpu(stubbed("ok")), stubbed("ok")], "s", launch())
     assert (row.status, row.stage, row.reason) == ("refused", "load", "NVML cannot read GPU GPU-0: GPU is lost")
@@ -181,7 +181,7 @@ def test_a_missing_package_is_refused_with_the_remedy_and_tried_again(monkeypatc
 
 def test_each_gpu_runs_one_cell_at_a_time_and_the_cpu_comes_last(monkeypatch):
     gpus = tuple(Gpu(i, f"GPU-{i}", "NVIDIA A100-SXM4-80GB", 80 * 2**30, (8, 0), "570.1") for i in range(2))
-    monkeypatch.setattr(hardware, "detect", lambda: gpus)
+    monkeypatch.setattr(nvml, "detect", lambda: gpus)
     described = lambda uuid: Device(kind="cuda", name="NVIDIA A100-SXM4-80GB", memory_bytes=1, gpu=None)  # noqa: E731
     monkeypatch.setattr("diffopt.machine.nvml.gpu_device", described)
     running, most, order = [], [], []

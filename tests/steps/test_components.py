@@ -15,11 +15,11 @@ from support.tiny_pipelines import pipeline, site
 from diffopt.config.resolve import Request, requests
 from diffopt.errors import NoEffect, Refusal
 from diffopt.models import calls
-from diffopt.pipeline import load as loading
+from diffopt.pipeline import load
 from diffopt.pipeline.build import build, verify
 from diffopt.recipe.plan import Plan, make_plan
 from diffopt.schema.step import Step
-from diffopt.steps.components import left, missing, modules
+from diffopt.steps.components import missing, modules, passes_over
 
 CASCADE = "tiny_deepfloyd_if"  # of three stages, of which the last one alone has a VAE and a text encoder
 # one option of each kind that can be about the VAE or the text encoders alone, and what runs here of it
@@ -106,7 +106,7 @@ def test_nothing_done_in_any_stage_is_found_out(option: str, monkeypatch) -> Non
     request = asked(option, *PARTS[option])
     group, chosen = options(option, *PARTS[option])
     stages = iter(untouched())
-    monkeypatch.setattr(loading, "load_pipeline", lambda *args, **kwargs: next(stages))
+    monkeypatch.setattr(load, "load_pipeline", lambda *args, **kwargs: next(stages))
     monkeypatch.setattr(type(chosen), "apply", lambda self, pipe, site: None)
     plan = Plan(cell=request.cell, steps=((group, chosen),), problems=(), notes=())
     with pytest.raises(NoEffect) as caught:
@@ -133,7 +133,7 @@ def test_no_module_of_a_part_that_no_stage_has() -> None:
     sites = asked("model.cascade=[tiny_deepfloyd_if_ii_m]").cell.sites
     assert [len(missing(place, ["vae", "denoiser"], "quant.components")) for place in sites] == [1, 0], "told once"
     for place in sites:
-        assert left(step("vae", "tiling"), place) is None
+        assert passes_over(step("vae", "tiling"), place) is None
         with pytest.raises(Refusal, match="no stage"):
             modules(pipeline(), place, ["vae"], "quant.components")
 
@@ -142,9 +142,9 @@ def test_a_step_with_components_of_another_kind_is_not_left() -> None:
     class Other:
         components = ("unet",)
 
-    assert left(Other(), asked().cell.sites[0]) is None  # type: ignore[arg-type]
-    assert left(step("cache", "none"), asked().cell.sites[0]) is None
-    assert left(step("quant", "int8_weight", components=["vae"]), site(vae=None)) is None, "it is no cascade"
+    assert passes_over(Other(), asked().cell.sites[0]) is None  # type: ignore[arg-type]
+    assert passes_over(step("cache", "none"), asked().cell.sites[0]) is None
+    assert passes_over(step("quant", "int8_weight", components=["vae"]), site(vae=None)) is None, "it is no cascade"
 
 
 def test_a_later_stage_has_one_picture_of_its_own_size() -> None:

@@ -12,7 +12,7 @@ from support.option_steps import CONF, step, values
 from diffopt.config.resolve import requests
 from diffopt.errors import NoEffect
 from diffopt.models import calls
-from diffopt.pipeline import load as loading
+from diffopt.pipeline import load
 from diffopt.pipeline.build import build, verify
 from diffopt.pipeline.failure import describe, status_of
 from diffopt.recipe.cell import Cell
@@ -30,7 +30,7 @@ def drawn(model: str) -> tuple[Cell, Any]:
     """A cell for a GPU, and its pipeline, on the CPU and called once: no step that does nothing changes it."""
     (request,) = requests([f"model={model}", "hardware=h100", "measure=quick", "workload.steps=2"])
     cell, dtype = request.cell, {"default": torch.float32}
-    pipe = loading.load_pipeline(cell.sites[0].model, cell.workload.task, device="cpu", dtype=dtype)
+    pipe = load.load_pipeline(cell.sites[0].model, cell.workload.task, device="cpu", dtype=dtype)
     calls.run(calls.stages([pipe], cell.recipe.model.stages, cell.workload))
     return cell, pipe
 
@@ -46,7 +46,7 @@ def option(group: str, kind: str) -> Step:
 def test_a_step_that_does_nothing_fails_its_cell_by_name(group: str, kind: str, monkeypatch) -> None:
     cell, pipe = drawn("tiny_flux_dev" if group == "cache" else "tiny_sd15")
     chosen = option(group, kind)
-    monkeypatch.setattr(loading, "load_pipeline", lambda *args, **kwargs: pipe)
+    monkeypatch.setattr(load, "load_pipeline", lambda *args, **kwargs: pipe)
     monkeypatch.setattr(type(chosen), "load_kwargs", lambda self, site: {})
     monkeypatch.setattr(type(chosen), "apply", lambda self, pipe, site: None)
     plan = Plan(cell=cell, steps=((group, chosen),), problems=(), notes=())

@@ -5,13 +5,15 @@ import time
 from pathlib import Path
 
 from diffopt.recipe.launch import default_launch
-from diffopt.run import process as child
+from diffopt.run import process
 
 STUB = Path(__file__).with_name("stub_worker.py")
 
 
 def use_stub(monkeypatch):
-    monkeypatch.setattr(child, "_command", lambda folder, fd, *rest: [sys.executable, str(STUB), str(folder), str(fd)])
+    monkeypatch.setattr(
+        process, "_command", lambda folder, fd, *rest: [sys.executable, str(STUB), str(folder), str(fd)]
+    )
 
 
 def launch(**deadlines):

@@ -113,12 +113,11 @@ def test_a_recipe_of_ones_own_runs(diffopt: Run, written: dict[str, str]) -> Non
 
 
 def test_the_table_of_groups_is_complete() -> None:
-    from diffopt.config import Composer
-    from diffopt.config import catalogue as listing
+    from diffopt.config import Composer, catalogue
 
     page = (REPO / "docs/options.md").read_text(encoding="utf-8")
     readme = (REPO / "README.md").read_text(encoding="utf-8").partition("## Groups")[2].partition("##")[0]
-    groups = dict(listing.groups(Composer()))
+    groups = dict(catalogue.groups(Composer()))
     for group, options in groups.items():
         line = next(line for line in page.splitlines() if line.startswith(f"| `{group}` |"))
         told = [option for option in options if not option.startswith("tiny_")]

@@ -89,10 +89,10 @@ def load_tokenizer(folder: Path, class_name: str) -> Any:
             f"{folder} has no tokenizer, and diffopt makes none of the class {class_name} (it can: "
             f"{', '.join(_MAKERS)}); copy {', '.join(SAVED[:-1])} or {SAVED[-1]} there from the model it belongs to"
         )
-    return make(_asked(folder))
+    return make(_read_asked(folder))
 
 
-def _asked(folder: Path) -> Asked:
+def _read_asked(folder: Path) -> Asked:
     path = folder / "tokenizer_config.json"
     config = read_json(path)
     size = config.get("vocab_size")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from diffopt.errors import UsageError
 from diffopt.models.index import Component, read_index, read_json
+from diffopt.models.random.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -43,10 +44,10 @@ def random_pipeline(
     index, said = read_index(folder), read_json(folder / "model_index.json")
     optional = {*pipeline_class._optional_components, *without, *said}
     arguments: dict[str, Any] = {}
-    for name, default in _parameters(pipeline_class):
+    for name, default in _init_parameters(pipeline_class):
         if name in index.components and name not in without:
             part, own_dtype = index.components[name], dtype.get(name, dtype["default"])
-            arguments[name] = _component(
+            arguments[name] = _made_component(
                 folder / name, part, device=device, dtype=own_dtype, seed=seed + zlib.crc32(name.encode())
             )
         elif name == "requires_safety_checker":
@@ -68,34 +69,32 @@ def meta_modules(folder: Path, without: Collection[str] = ()) -> dict[str, nn.Mo
     return {name: _empty_module(part, folder / name, buffers="meta").to("meta") for name, part in weighted.items()}
 
 
-def _parameters(pipeline_class: Any) -> list[tuple[str, Any]]:
+def _init_parameters(pipeline_class: Any) -> list[tuple[str, Any]]:
     """Name and default of what the class is made of."""
     parameters = list(inspect.signature(pipeline_class.__init__).parameters.values())[1:]  # without self
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     return [(parameter.name, parameter.default) for parameter in parameters if parameter.kind not in variadic]
 
 
-def _component(folder: Path, part: Component, *, device: str, dtype: torch.dtype, seed: int) -> Any:
+def _made_component(folder: Path, part: Component, *, device: str, dtype: torch.dtype, seed: int) -> Any:
     """One entry of model_index.json: a tokenizer, a scheduler, a processor of pictures, or a module with weights."""
     if part.kind == "tokenizer":
-        from diffopt.models.random.tokenizers import load_tokenizer
-
         return load_tokenizer(folder, part.class_name)
     if _has_weights(part):
         module = _empty_module(part, folder, buffers="real")
         fill(module, device=device, dtype=dtype, seed=seed)
         return module.eval().requires_grad_(False)
-    return _class(part).from_pretrained(folder, local_files_only=True)
+    return _class_of_part(part).from_pretrained(folder, local_files_only=True)
 
 
-def _class(part: Component) -> Any:
+def _class_of_part(part: Component) -> Any:
     return getattr(importlib.import_module(part.module), part.class_name)
 
 
 def _has_weights(part: Component) -> bool:
     from torch import nn
 
-    return part.kind != "tokenizer" and issubclass(_class(part), nn.Module)
+    return part.kind != "tokenizer" and issubclass(_class_of_part(part), nn.Module)
 
 
 def _empty_module(part: Component, folder: Path, *, buffers: Literal["real", "meta"]) -> nn.Module:
@@ -103,7 +102,7 @@ def _empty_module(part: Component, folder: Path, *, buffers: Literal["real", "me
     import diffusers
     from accelerate import init_empty_weights
 
-    cls = _class(part)
+    cls = _class_of_part(part)
     if issubclass(cls, diffusers.ModelMixin):
         config = cls.load_config(folder, local_files_only=True)
         with init_empty_weights(include_buffers=buffers == "meta"):

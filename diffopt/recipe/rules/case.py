@@ -62,13 +62,13 @@ class Case:
         step = getattr(self.cell.recipe, group)
         if Trait.CACHES in step.traits:
             return frozenset({"denoiser"})
-        named = frozenset(map(_part, getattr(step, "components", None) or PARTS))
+        named = frozenset(map(_part_of_word, getattr(step, "components", None) or PARTS))
         return named if named <= PARTS else PARTS  # a LoRA's file has names of its own
 
     def without(self, group: str, parts: frozenset[str], other: str) -> str:
         """A remedy: to leave out the words for ``parts``, where the group names others too, or ``other``."""
         every = getattr(getattr(self.cell.recipe, group), "components", ())
-        named = [word for word in every if _part(word) in parts]
+        named = [word for word in every if _part_of_word(word) in parts]
         return (
             other if len(named) == len(every) else f"leave {' and '.join(named)} out of {group}.components, or {other}"
         )
@@ -78,6 +78,6 @@ class Case:
         return not self.touched(one).isdisjoint(self.touched(other))
 
 
-def _part(word: str) -> str:
+def _part_of_word(word: str) -> str:
     """The part that a word in ``components`` stands for; of a VAE the decoder is compiled, by a word of its own."""
     return "vae" if word == "vae_decode" else word

@@ -13,6 +13,13 @@ from diffopt.schema.record import Descriptive
 from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, register
 from diffopt.steps.attention import hub_kernels
 from diffopt.steps.attention.hub_kernels import HubKernel
+from diffopt.steps.attention.processors import (
+    attentions,
+    backend_of,
+    dispatching,
+    plain_processors,
+    softmax_attentions,
+)
 from diffopt.steps.components import DiffusersComponent, DiffusersComponents, missing, modules
 
 if TYPE_CHECKING:
@@ -117,12 +124,10 @@ class Dispatch(Step):
         if not self.masks and "denoiser" in self.components and (why := _masks(site)):
             found.append(f"takes no attention mask, and {site.model.denoiser_class} masks the padding of {why}")
         if self.hub is not None:
-            found += hub_kernels.problems(self.hub)
+            found += hub_kernels.consent_problems(self.hub)
         return tuple(found)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        from diffopt.steps.attention.processors import dispatching, softmax_attentions
-
         backend = self._available_backend()
         for name, module in modules(pipe, site, self.components, "attention.components").items():
             found = softmax_attentions(module)
@@ -138,8 +143,6 @@ class Dispatch(Step):
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         from diffusers.models.attention_dispatch import AttentionBackendName
-
-        from diffopt.steps.attention.processors import attentions, backend_of, softmax_attentions
 
         backend = AttentionBackendName(self.backend)
         numbers: dict[str, int | float | str] = {}
@@ -180,7 +183,7 @@ class Dispatch(Step):
         from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 
         if self.hub is not None:
-            hub_kernels.install(AttentionBackendName(self.backend), self.hub)
+            hub_kernels.install_kernel(AttentionBackendName(self.backend), self.hub)
         try:
             with attention_backend(self.backend):  # checks the package on entry; the active backend stays as it was
                 return AttentionBackendName(self.backend)
@@ -215,24 +218,20 @@ class Vanilla(Step):
         return tuple(found)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        from diffopt.steps.attention.processors import PLAIN, attentions
-
         for name, module in modules(pipe, site, self.components, "attention.components").items():
             found: dict[str, Any] = dict(attentions(module))
             if not found:
                 kind = type(module).__name__
                 raise Refusal(f"attention.components: {name} ({kind}) has no attention module of diffusers")
             for path, attention in found.items():
-                plain = PLAIN.get(type(attention.processor))
+                plain = plain_processors().get(type(attention.processor))
                 if plain is None:
                     kind = type(attention.processor).__name__
                     raise Refusal(f"attention=vanilla: diffusers has no plain processor for {name}.{path} ({kind})")
                 attention.set_processor(plain())
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffopt.steps.attention.processors import PLAIN, attentions
-
-        kinds = set(PLAIN.values())
+        kinds = set(plain_processors().values())
         numbers: dict[str, int | float | str] = {}
         for name, module in modules(pipe, site, self.components, "attention.components").items():
             found = attentions(module)

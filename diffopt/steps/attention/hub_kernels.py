@@ -36,7 +36,7 @@ def shipped_repositories() -> frozenset[str]:
     return frozenset(hub["repository"] for hub in hubs if hub is not None)
 
 
-def problems(kernel: HubKernel) -> Iterator[str]:
+def consent_problems(kernel: HubKernel) -> Iterator[str]:
     """What the user has to decide first."""
     where = f"https://huggingface.co/{kernel.repository}"
     if kernel.revision is None:
@@ -45,7 +45,7 @@ def problems(kernel: HubKernel) -> Iterator[str]:
         yield f"it downloads code from {where} and runs it: set attention.hub.trust_remote_code=true to allow that"
 
 
-def install(backend: AttentionBackendName, kernel: HubKernel) -> None:
+def install_kernel(backend: AttentionBackendName, kernel: HubKernel) -> None:
     """Fetch the kernel, unless the hub's cache has it, and put it into diffusers' table of kernels.
 
     Raises Refusal where it cannot be had: no package ``kernels``, no access to the hub, no build for this machine.

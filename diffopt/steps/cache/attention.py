@@ -11,6 +11,7 @@ from pydantic_core import PydanticCustomError
 from diffopt.errors import Refusal
 from diffopt.models import classes
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
+from diffopt.steps.cache.hooks import install_cache, proof_of_skips, timestep
 from diffopt.steps.cache.support import guided, lacking, too_short
 
 if TYPE_CHECKING:
@@ -84,8 +85,6 @@ class TaylorSeer(Step):
         import torch
         from diffusers import TaylorSeerCacheConfig
 
-        from diffopt.steps.cache.hooks import install
-
         denoiser = getattr(pipe, site.model.denoiser)
         chosen = {"skip_predict_identifiers", "cache_identifiers"}
         config = TaylorSeerCacheConfig(
@@ -95,14 +94,12 @@ class TaylorSeer(Step):
                 **{name: _paths(denoiser, getattr(self, name), f"cache.{name}") for name in chosen},
             }
         )
-        install(pipe, site, config, key="cache=taylorseer").note_contexts(needed=True)
+        install_cache(pipe, site, config, key="cache=taylorseer").note_contexts(needed=True)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffopt.steps.cache.hooks import proof
-
         first = self.disable_cache_before_step
         remedy = f"take more steps than cache.disable_cache_before_step={first}, or lower it"
-        return proof(pipe, site, key="cache=taylorseer", unit="module", remedy=remedy)[0]
+        return proof_of_skips(pipe, site, key="cache=taylorseer", unit="module", remedy=remedy)[0]
 
 
 @register("cache")
@@ -141,17 +138,13 @@ class PyramidAttentionBroadcast(Step):
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from diffusers import PyramidAttentionBroadcastConfig
 
-        from diffopt.steps.cache.hooks import install, timestep
-
         settings = self.model_dump(exclude={"kind"})
         config = PyramidAttentionBroadcastConfig(**settings, current_timestep_callback=timestep(pipe, key="cache=pab"))
-        install(pipe, site, config, key="cache=pab").refuse_second_calls(pipe)
+        install_cache(pipe, site, config, key="cache=pab").refuse_second_calls(pipe)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffopt.steps.cache.hooks import proof
-
         remedy = "widen the cache.*_timestep_skip_range, or take more steps"
-        return proof(pipe, site, key="cache=pab", unit="attention", remedy=remedy)[0]
+        return proof_of_skips(pipe, site, key="cache=pab", unit="attention", remedy=remedy)[0]
 
 
 @register("cache")
@@ -205,8 +198,6 @@ class FasterCache(Step):
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from diffusers import FasterCacheConfig
 
-        from diffopt.steps.cache.hooks import install, timestep
-
         if reasons := self.problems(site):
             raise Refusal(f"cache=faster: {'; '.join(reasons)}")
         settings = self.model_dump(exclude={"kind", "attention_weight", "tensor_format", "is_guidance_distilled"})
@@ -217,13 +208,11 @@ class FasterCache(Step):
             is_guidance_distilled=self._distilled(site),
             current_timestep_callback=timestep(pipe, key="cache=faster"),
         )
-        install(pipe, site, config, key="cache=faster").refuse_second_calls(pipe)
+        install_cache(pipe, site, config, key="cache=faster").refuse_second_calls(pipe)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffopt.steps.cache.hooks import proof
-
         remedy = "widen the cache.*_timestep_skip_range, or take more steps"
-        return proof(pipe, site, key="cache=faster", unit="attention", remedy=remedy)[0]
+        return proof_of_skips(pipe, site, key="cache=faster", unit="attention", remedy=remedy)[0]
 
     def _distilled(self, site: Site) -> bool:
         return not guided(site) if self.is_guidance_distilled is None else self.is_guidance_distilled

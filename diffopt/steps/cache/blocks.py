@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from diffopt.errors import NoEffect, Refusal
 from diffopt.models import classes
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
+from diffopt.steps.cache.hooks import install_cache, keep_ratios, proof_of_skips
 from diffopt.steps.cache.support import guided, iterations, lacking, too_short
 
 if TYPE_CHECKING:
@@ -48,17 +49,13 @@ class FirstBlock(Step):
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from diffusers import FirstBlockCacheConfig
 
-        from diffopt.steps.cache.hooks import install
-
-        watch = install(pipe, site, FirstBlockCacheConfig(threshold=self.threshold), key="cache=first_block")
+        watch = install_cache(pipe, site, FirstBlockCacheConfig(threshold=self.threshold), key="cache=first_block")
         if len({one.hook._metadata.return_encoder_hidden_states_index is None for one in watch.hooked}) > 1:
             raise Refusal(f"cache=first_block: {type(getattr(pipe, site.model.denoiser)).__name__}: {_UNLIKE}")
         watch.note_contexts(needed=True)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffopt.steps.cache.hooks import proof
-
-        return proof(pipe, site, key="cache=first_block", unit="block", remedy=_raise(self.threshold))[0]
+        return proof_of_skips(pipe, site, key="cache=first_block", unit="block", remedy=_raise(self.threshold))[0]
 
 
 @register("cache")
@@ -103,8 +100,6 @@ class Mag(Step):
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS, MagCacheConfig
 
-        from diffopt.steps.cache.hooks import install, keep_ratios
-
         if reasons := self.problems(site):
             raise Refusal(f"cache=mag: {'; '.join(reasons)}")
         ratios: Any = FLUX_MAG_RATIOS if self.mag_ratios is None else [*self.mag_ratios]
@@ -116,16 +111,14 @@ class Mag(Step):
             mag_ratios=None if self.calibrate else ratios,
             calibrate=self.calibrate,
         )
-        watch = install(pipe, site, config, key="cache=mag")
+        watch = install_cache(pipe, site, config, key="cache=mag")
         watch.note_contexts(needed=guided(site))
         if self.calibrate:
             keep_ratios(watch)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffopt.steps.cache.hooks import proof
-
         remedy = None if self.calibrate else _raise(self.threshold)
-        effect, tally = proof(pipe, site, key="cache=mag", unit="block", remedy=remedy)
+        effect, tally = proof_of_skips(pipe, site, key="cache=mag", unit="block", remedy=remedy)
         ran = tally.called / int(effect.numbers["hooks"]) / len(tally.contexts)  # one hook on each block
         if ran != self._steps(site):
             raise NoEffect(f"cache=mag: it counts {self._steps(site)} steps, but {ran:g} ran; "
@@ -177,14 +170,10 @@ class Sea(Step):
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from diffusers import SeaCacheConfig
 
-        from diffopt.steps.cache.hooks import install
-
-        install(pipe, site, SeaCacheConfig(**self.model_dump(exclude={"kind"})), key="cache=sea")
+        install_cache(pipe, site, SeaCacheConfig(**self.model_dump(exclude={"kind"})), key="cache=sea")
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffopt.steps.cache.hooks import proof
-
-        return proof(pipe, site, key="cache=sea", unit="block", remedy=_raise(self.threshold))[0]
+        return proof_of_skips(pipe, site, key="cache=sea", unit="block", remedy=_raise(self.threshold))[0]
 
 
 def _raise(threshold: float) -> str:

@@ -1,6 +1,6 @@
 """Installing diffusers' caches where they meet compiled blocks and offloading, and counting what they skip.
 
-Imports torch.
+Torch and diffusers are imported by the functions that need them, so that a plan needs none of them.
 """
 
 from __future__ import annotations
@@ -11,14 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-from diffusers import CacheMixin
-from torch._dynamo.eval_frame import OptimizedModule
-
 from diffopt.errors import NoEffect, Refusal
 from diffopt.schema.step import Effect, Site
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import DiffusionPipeline
     from torch import nn
 
@@ -132,13 +129,16 @@ class Watch:
         return closing
 
 
-def install(pipe: DiffusionPipeline, site: Site, config: Any, *, key: str) -> Watch:
+def install_cache(pipe: DiffusionPipeline, site: Site, config: Any, *, key: str) -> Watch:
     """Enable the cache on the denoiser and watch it.
 
     A block that is compiled in place gets the cache around its compiled call, since a decision inside a graph breaks
     it. A hook inside a compiled block breaks the graph there, by a function that dynamo leaves alone: traced, its
     counters would compile anew in every step. Raises Refusal where the denoiser cannot take this cache.
     """
+    from diffusers import CacheMixin
+    from torch._dynamo.eval_frame import OptimizedModule
+
     denoiser: Any = getattr(pipe, site.model.denoiser)
     if not isinstance(denoiser, CacheMixin):
         raise Refusal(f"{key}: {type(denoiser).__name__} has no enable_cache")
@@ -158,13 +158,15 @@ def install(pipe: DiffusionPipeline, site: Site, config: Any, *, key: str) -> Wa
         raise Refusal(f"{key}: {type(denoiser).__name__} has one block alone, and none after it to skip")
     for one in hooked:
         if compiled and one.module is not denoiser:
-            _place(one, forwards[one.module], wrappers.get(one.module))
+            _keep_out_of_graphs(one, forwards[one.module], wrappers.get(one.module))
     watch = Watch(hooked, denoiser)
     denoiser._cache_watch = watch
     return watch
 
 
-def proof(pipe: DiffusionPipeline, site: Site, *, key: str, unit: str, remedy: str | None) -> tuple[Effect, Tally]:
+def proof_of_skips(
+    pipe: DiffusionPipeline, site: Site, *, key: str, unit: str, remedy: str | None
+) -> tuple[Effect, Tally]:
     """What the cache skipped in the last call of the pipeline, with its tally.
 
     Raises NoEffect where hooks are gone, undone or were passed by, the state was not reset, or, unless ``remedy`` is
@@ -235,12 +237,15 @@ def _hooks(denoiser: nn.Module) -> Iterator[Hooked]:
             yield from (Hooked(registry._module_ref, name, hook) for name, hook in registry.hooks.items())
 
 
-def _place(one: Hooked, forward: Callable[..., Any] | None, wrapper: Any) -> None:
+def _keep_out_of_graphs(one: Hooked, forward: Callable[..., Any] | None, wrapper: Any) -> None:
     """Keep the hook out of graphs.
 
     ``forward`` is what the module itself had before the cache, if anything; ``wrapper`` its compiled wrapper, if it has
     one and the hook is beneath, where SeaCache puts its first.
     """
+    import torch
+    from torch._dynamo.eval_frame import OptimizedModule
+
     module: Any = one.module
     if isinstance(module, OptimizedModule):  # its forward is the compiled one, so the hook is around it
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
+from diffopt.machine.compile_cache import place, root
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
 from diffopt.steps.compile.whole import Divisible, GraphFreeMode, Inductor, compiler_traits, inductor_options
 from diffopt.steps.components import missing, modules
@@ -34,8 +35,7 @@ class Ahead(Step):
         return missing(site, self.components, "compile.components")
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        from diffopt.machine.compile_cache import place, root
-        from diffopt.steps.compile.packaged_call import PackagedCall
+        from diffopt.steps.compile.packaged_call import PackagedCall  # which imports torch
 
         settings = inductor_options(self.mode, self.options) or {}
         for name, module in modules(pipe, site, self.components, "compile.components").items():
@@ -48,7 +48,7 @@ class Ahead(Step):
             module._compiled_call_impl = PackagedCall(module, root() / "aot", identity=identity, settings=settings)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffopt.steps.compile.packaged_call import proof
+        from diffopt.steps.compile.packaged_call import proof_of_packages  # likewise
 
         found = modules(pipe, site, self.components, "compile.components")
-        return proof({name: module._compiled_call_impl for name, module in found.items()})
+        return proof_of_packages({name: module._compiled_call_impl for name, module in found.items()})

@@ -1,19 +1,19 @@
-"""A compiled function that keeps count of what dynamo did in its calls, and the proof made of it. Imports torch."""
+"""A compiled function that keeps count of what dynamo did in its calls, and the proof made of it.
+
+Torch is imported by the functions that need it, so that a plan needs none.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
-
-import torch
-from torch import nn
-from torch._dynamo.eval_frame import OptimizedModule
-from torch._dynamo.output_graph import GraphCompileReason
-from torch._dynamo.utils import counters, graph_break_reasons
-from torch.utils._pytree import tree_map_only
+from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import NoEffect
 from diffopt.schema.step import Effect
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch._dynamo.output_graph import GraphCompileReason
 
 
 class CompiledCall:
@@ -52,6 +52,8 @@ class CompiledCall:
         self.parts_entered = 0
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        from torch._dynamo.utils import counters, graph_break_reasons
+
         if self.settle is not None:
             self.settle(*args, **kwargs)
             self.settle = None
@@ -59,11 +61,15 @@ class CompiledCall:
         out = self._replay(*args, **kwargs) if self.cuda_graphs else self.function(*args, **kwargs)
         self.calls += 1
         self.graphs += counters["stats"]["unique_graphs"] - graphs
-        self.breaks += [_place(reason) for reason in graph_break_reasons[breaks:]]
+        self.breaks += [_place_of_break(reason) for reason in graph_break_reasons[breaks:]]
         self.given_up += _given_up() - given_up
         return out
 
     def _replay(self, *args: Any, **kwargs: Any) -> Any:
+        import torch
+        from torch._dynamo.utils import counters
+        from torch.utils._pytree import tree_map_only
+
         recorded, skipped = recorded_cuda_graphs(), counters["inductor"]["cudagraph_skips"]
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         out = self.function(*args, **kwargs)
@@ -78,6 +84,8 @@ class CompiledCall:
             self._count_once(part)
 
     def _count_once(self, part: Any) -> None:
+        from torch._dynamo.eval_frame import OptimizedModule
+
         wrapped = isinstance(part, OptimizedModule)  # else it was compiled in place
         name = "forward" if wrapped else "_compiled_call_impl"
         compiled, entered = getattr(part, name), False
@@ -92,7 +100,7 @@ class CompiledCall:
         setattr(part, name, counted)
 
 
-def proof(calls: Mapping[str, Any], *, fullgraph: bool) -> Effect:
+def proof_of_graphs(calls: Mapping[str, Any], *, fullgraph: bool) -> Effect:
     """Sum up the :class:`CompiledCall` of each component. Raises NoEffect where one is gone or compiled nothing.
 
     Components of the same classes share graphs, as a UNet and its ControlNet do where blocks are compiled: the one that
@@ -129,7 +137,7 @@ def proof(calls: Mapping[str, Any], *, fullgraph: bool) -> Effect:
 
 def proof_of_regions(calls: Mapping[str, Any], *, fullgraph: bool) -> Effect:
     """The same for components of which only parts are compiled, and how many of those were ever entered."""
-    effect = proof(calls, fullgraph=fullgraph)
+    effect = proof_of_graphs(calls, fullgraph=fullgraph)
     numbers = dict(effect.numbers)
     for name, call in calls.items():
         numbers[f"{name}_regions"] = call.parts_entered
@@ -155,16 +163,20 @@ def with_cuda_graphs(effect: Effect, calls: Mapping[str, CompiledCall]) -> Effec
 
 def class_of(part: nn.Module) -> type[nn.Module]:
     """The module's class, also where ``torch.compile`` wrapped it."""
+    from torch._dynamo.eval_frame import OptimizedModule
+
     return type(part._orig_mod) if isinstance(part, OptimizedModule) else type(part)
 
 
 def _given_up() -> int:
     """Functions that dynamo stopped compiling in this process: beyond its limit it runs them as they are."""
+    from torch._dynamo.utils import counters
+
     missed = counters["unimplemented"]
     return sum(times for reason, times in missed.items() if reason.startswith("Dynamo recompile limit exceeded"))
 
 
-def _place(reason: GraphCompileReason) -> str:
+def _place_of_break(reason: GraphCompileReason) -> str:
     """``file:line: what dynamo could not trace``, with the innermost line of user code."""
     what = reason.reason.strip().splitlines()[0]
     if not reason.user_stack:
@@ -178,6 +190,8 @@ def recorded_cuda_graphs() -> int:
 
     Equal before and after some calls: all of them were replays.
     """
+    import torch
+
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return 0
     from torch._inductor.cudagraph_trees import get_manager

@@ -48,7 +48,7 @@ def fingerprint(module: nn.Module) -> str:
         for owner in (part, getattr(part, "processor", None)):
             if owner is not None:
                 facts.append(f"{name}: {type(owner).__qualname__} {_settings(owner)}")
-                sources.add(_source(type(owner)))
+                sources.add(_hash_of_source(type(owner)))
     for name, tensor in constants(module).items():
         facts.append(f"{name}: {tuple(tensor.shape)} {tensor.stride()} {tensor.dtype} {tensor.device.type}")
     facts += [f"{name}: {type(tensor).__qualname__}" for name, tensor in module.named_parameters()]
@@ -65,11 +65,11 @@ def _plain(tensor: Any) -> Iterator[torch.Tensor]:
 
 def _settings(owner: Any) -> dict[str, str]:
     """Attributes that are numbers, words, tensors that are no weights, or made of such, by name."""
-    told = {name: _told(value) for name, value in sorted(vars(owner).items()) if name not in ELSEWHERE}
+    told = {name: _as_text(value) for name, value in sorted(vars(owner).items()) if name not in ELSEWHERE}
     return {name: text for name, text in told.items() if text is not None}
 
 
-def _told(value: Any) -> str | None:
+def _as_text(value: Any) -> str | None:
     """The value as text that is the same in every process; None where it has none."""
     if value is None or isinstance(value, (bool, int, float, str, torch.dtype)):
         return repr(value)
@@ -82,11 +82,11 @@ def _told(value: Any) -> str | None:
 
 
 def _together(values: Iterable[Any]) -> str | None:
-    told = [_told(value) for value in values]
+    told = [_as_text(value) for value in values]
     return None if None in told else str(told)
 
 
-def _source(cls: type) -> str:
+def _hash_of_source(cls: type) -> str:
     """A hash of the file that defines the class, so that a package does not outlive the code that it was made of."""
     try:
         file = inspect.getsourcefile(cls)

@@ -140,7 +140,7 @@ class PackagedCall:
         return Package(run, own, given, compiled=compiled, bytes=(folder / PACKAGE).stat().st_size)
 
 
-def proof(calls: Mapping[str, Any]) -> Effect:
+def proof_of_packages(calls: Mapping[str, Any]) -> Effect:
     """Sum up the :class:`PackagedCall` of each component. Raises NoEffect where one is gone or was never called."""
     numbers: dict[str, int | float | str] = {}
     packages: list[Package] = []

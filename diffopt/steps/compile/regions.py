@@ -9,6 +9,7 @@ from pydantic import model_validator
 
 from diffopt.errors import Refusal
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
+from diffopt.steps.compile.compiled_call import CompiledCall, class_of, proof_of_regions
 from diffopt.steps.compile.whole import (
     Backend,
     Divisible,
@@ -63,8 +64,6 @@ class Divided(Step):
         return missing(site, self.components, "compile.components")
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffopt.steps.compile.compiled_call import proof_of_regions
-
         found = modules(pipe, site, self.components, "compile.components")
         calls = {name: module._compiled_call_impl for name, module in found.items()}
         return proof_of_regions(calls, fullgraph=self.fullgraph)
@@ -178,8 +177,6 @@ def _unwrap(owner: Any, settings: dict[str, Any]) -> None:
 
 def _count_calls(module: Any, parts: Iterable[Any]) -> None:
     """Count graphs across calls of a component of which only ``parts`` are compiled."""
-    from diffopt.steps.compile.compiled_call import CompiledCall, class_of
-
     parts = tuple(parts)
     let_compile(len(parts))
     call = CompiledCall(module._call_impl, cuda_graphs=False, classes=map(class_of, parts))

@@ -10,6 +10,7 @@ from pydantic import model_validator
 from diffopt.errors import NoEffect
 from diffopt.schema.record import Frozen
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
+from diffopt.steps.compile.compiled_call import CompiledCall, proof_of_graphs, with_cuda_graphs
 from diffopt.steps.components import SomeParts, missing, modules
 
 if TYPE_CHECKING:
@@ -91,8 +92,6 @@ class Full(Step):
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         import torch
 
-        from diffopt.steps.compile.compiled_call import CompiledCall
-
         torch.fx.experimental._config.use_duck_shape = self.duck_shape  # type: ignore[attr-defined]
         settings: dict[str, Any] = {
             "backend": self.backend,
@@ -117,14 +116,12 @@ class Full(Step):
             )
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffopt.steps.compile.compiled_call import proof, with_cuda_graphs
-
         calls: dict[str, Any] = {}
         for name, vae in modules(pipe, site, _decoded(self.components), "compile.components").items():
             calls[f"{name}.decode"] = vae.decode
         for name, module in modules(pipe, site, _whole(self.components), "compile.components").items():
             calls[name] = module._compiled_call_impl
-        effect = self._with_duck_shape(proof(calls, fullgraph=self.fullgraph))
+        effect = self._with_duck_shape(proof_of_graphs(calls, fullgraph=self.fullgraph))
         return with_cuda_graphs(effect, calls) if Trait.CUDA_GRAPHS in self.traits_on(site.hardware) else effect
 
     def _with_duck_shape(self, effect: Effect) -> Effect:

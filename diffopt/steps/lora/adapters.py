@@ -1,8 +1,8 @@
 """A LoRA: low-rank changes of a model's weights from one safetensors file; needs peft (the extra ``lora``).
 
-``path`` and ``swap_path`` only describe: a file counts by its SHA-256, which ``lora_files`` fills in when a recipe is
+``path`` and ``swap_path`` only describe: a file counts by its SHA-256, which ``models.lora`` fills in when a recipe is
 composed, with the components and the rank that the file's header tells. How layers are loaded, proven and swapped is
-in ``lora_layers``, ``lora_proof`` and ``lora_swap``.
+in ``layers``, ``proof`` and ``swap``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from diffopt.models import classes
+from diffopt.models.lora import checked
 from diffopt.schema.record import Descriptive
 from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, register
+from diffopt.steps.lora.layers import load
+from diffopt.steps.lora.proof import fuse, proof_of_fusion, proof_of_layers
+from diffopt.steps.lora.swap import prepare, proof_of_swapping
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -73,15 +77,10 @@ class Fused(Lora):
     kind: Literal["fused"]
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        from diffopt.steps.lora.layers import load
-        from diffopt.steps.lora.proof import fuse
-
-        load(pipe, self, adapter="diffopt")
+        load(pipe, self.path, self.content, kind=self.kind, adapter="diffopt")
         fuse(pipe, adapter="diffopt", scale=self.scale)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffopt.steps.lora.proof import proof_of_fusion
-
         return proof_of_fusion(pipe)
 
 
@@ -100,15 +99,11 @@ class Live(Lora):
         return frozenset({Trait.LIVE_LORA})
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        from diffopt.steps.lora.layers import load
-
-        load(pipe, self, adapter=self.adapter)
+        load(pipe, self.path, self.content, kind=self.kind, adapter=self.adapter)
         pipe.set_adapters([self.adapter], [self.scale])
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffopt.steps.lora.proof import proof
-
-        return proof(pipe, self.kind, self.adapter, self.scale)
+        return proof_of_layers(pipe, self.kind, self.adapter, self.scale)
 
 
 @register("lora")
@@ -144,11 +139,21 @@ class HotSwap(Lora):
             yield f"lora.target_rank={self.target_rank}: the file's rank is {self.rank}; take that or more"
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        from diffopt.steps.lora import swap as lora_swap
-
-        lora_swap.prepare(pipe, site, self)
+        prepare(
+            pipe,
+            self.path,
+            self.content,
+            denoiser=site.model.denoiser,
+            adapter=self.adapter,
+            scale=self.scale,
+            rank=self._room,
+        )
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffopt.steps.lora import swap as lora_swap
+        second = None if self.swap_path is None else checked(self.swap_path, self.swap_content)
+        return proof_of_swapping(pipe, site, self.path, second, adapter=self.adapter, scale=self.scale, rank=self._room)
 
-        return lora_swap.proof(pipe, site, self)
+    @property
+    def _room(self) -> int | None:
+        """The highest rank that can be swapped in."""
+        return self.target_rank or self.rank

@@ -1,4 +1,6 @@
-"""The layers of a LoRA in a pipeline: loaded, and counted against the file. Imports torch and peft.
+"""The layers of a LoRA in a pipeline: loaded, and counted against the file.
+
+Torch, transformers and peft are imported by the functions that need them, so that a plan needs none of them.
 
 diffusers loads what matches and says nothing of the rest: a file whose names fit no part leaves a pipeline as it was.
 """
@@ -12,18 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffusers import DiffusionPipeline
-from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
-from transformers.utils import logging as of_transformers
-
 from diffopt.errors import Refusal
 from diffopt.models.lora import checked
 from diffopt.schema.words import one_line
 from diffopt.steps.components import parts
 
 if TYPE_CHECKING:
-    from diffopt.steps.lora.adapters import Lora
+    from diffusers import DiffusionPipeline
+    from torch import nn
 
 Layers = dict[str, dict[str, Any]]  # component: path of the layer: the layer
 
@@ -31,21 +29,22 @@ _LAYER = re.compile(r"(\.lora_[AB]|\.lora\.(down|up)|_lora\.(down|up)|\.lora_(do
 _COUNTS = "_diffopt_lora_layers"  # attribute of the pipeline
 
 
-def load(pipe: Any, step: Lora, *, adapter: str) -> None:
-    """Put the layers of the step's file into the pipeline, active, and remember how many there are.
+def load(pipe: Any, path: str | None, content: str | None, *, kind: str, adapter: str) -> None:
+    """Put the layers of a file into the pipeline, active, and remember how many there are.
 
-    Raises Refusal where the file is not the recipe's, the pipeline takes none, or a layer fits none of its modules.
+    Raises Refusal where the file is none of that ``content``, the pipeline takes none, or a layer fits none of its
+    modules.
     """
-    said = f"lora={step.kind}"
-    if step.path is None:
+    said = f"lora={kind}"
+    if path is None:
         raise Refusal(f"{said}: name the LoRA's file with lora.path=FILE.safetensors")
     if not hasattr(pipe, "load_lora_weights"):
         raise Refusal(f"{said}: {type(pipe).__name__} has no load_lora_weights")
     if any(adapted(part) for part in parts(pipe).values()):
         raise Refusal(f"{said}: the pipeline has LoRA layers already; unload_lora_weights() takes them out")
-    file = checked(step.path, step.content)
-    wanted = targets(pipe, file, said)
-    with quiet():
+    file = checked(path, content)
+    wanted = changed_modules(pipe, file, said)
+    with without_warnings():
         try:
             pipe.load_lora_weights(str(file), adapter_name=adapter, use_safetensors=True, local_files_only=True)
         except (ValueError, RuntimeError, LookupError, TypeError) as error:
@@ -65,9 +64,9 @@ def load(pipe: Any, step: Lora, *, adapter: str) -> None:
     setattr(pipe, _COUNTS, {component: len(found[component]) for component in wanted})
 
 
-def targets(pipe: Any, file: Path, said: str) -> dict[str, set[str]]:
+def changed_modules(pipe: Any, file: Path, said: str) -> dict[str, set[str]]:
     """The modules that a file changes, by component, in diffusers' names; other tools' formats are converted."""
-    with quiet():
+    with without_warnings():
         try:
             state = pipe.lora_state_dict(str(file), use_safetensors=True, local_files_only=True)
         except (ValueError, RuntimeError, LookupError, TypeError) as error:
@@ -105,6 +104,8 @@ def counts(pipe: DiffusionPipeline) -> Mapping[str, int]:
 
 def adapted(part: nn.Module) -> list[tuple[str, Any]]:
     """Path and layer of every adapter's layers in a component."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     return [(path, layer) for path, layer in part.named_modules() if isinstance(layer, BaseTunerLayer)]
 
 
@@ -119,8 +120,10 @@ def _brief(error: Exception) -> str:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def without_warnings() -> Iterator[None]:
     """Without a warning for each part that a file does not change, and without bars; what it misses is counted here."""
+    from transformers.utils import logging as of_transformers
+
     loggers = {logger: logger.level for logger in map(logging.getLogger, ("diffusers.loaders", "diffusers.utils"))}
     bars = of_transformers.is_progress_bar_enabled()
     for logger in loggers:

@@ -1,15 +1,13 @@
-"""Fusing a LoRA, and the proof that one is at work: in the weights, or in layers beside them. Imports torch, peft."""
+"""Fusing a LoRA, and the proof that one is at work: in the weights, or in layers beside them.
+
+Torch is imported by the functions that need it, so that a plan needs none.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from diffusers import DiffusionPipeline
-from torch.nn.functional import linear
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import NoEffect
 from diffopt.schema.step import Effect
@@ -17,6 +15,10 @@ from diffopt.steps.components import parts
 from diffopt.steps.lora.layers import adapted, counts, layers
 from diffopt.steps.memory.offload import layer_hooks
 from diffopt.steps.quant.linears import replaced
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
 
 _SAMPLES = "_diffopt_fused_lora"  # attribute of the pipeline
 _MOST_SAMPLES = 8  # layers whose weights are looked at after fusing, in each component
@@ -27,7 +29,7 @@ _LEAST, _MOST = 0.5, 1.5
 
 
 @dataclass(frozen=True)
-class Sample:
+class FusedSample:
     """Some rows of a weight before the LoRA was fused, and what it adds to them; float32, on the host."""
 
     component: str
@@ -48,7 +50,7 @@ def fuse(pipe: Any, *, adapter: str, scale: float) -> None:
 
 def proof_of_fusion(pipe: DiffusionPipeline) -> Effect:
     """Compare weights as they are now with those before fusing. Raises NoEffect where the change is not in them."""
-    samples: Sequence[Sample] | None = vars(pipe).get(_SAMPLES)
+    samples: Sequence[FusedSample] | None = vars(pipe).get(_SAMPLES)
     if not samples:
         raise NoEffect("lora=fused: no LoRA was fused into this pipeline")
     if any(adapted(part) for part in parts(pipe).values()):
@@ -56,7 +58,7 @@ def proof_of_fusion(pipe: DiffusionPipeline) -> Effect:
     size = _length(sample.change for sample in samples) / _length(sample.before for sample in samples)
     if not size:
         raise NoEffect("lora=fused: the LoRA's matrices are zero and change nothing")
-    shown = {component: _shown(pipe, samples, component) for component in {sample.component for sample in samples}}
+    shown = {component: _shown_part(pipe, samples, component) for component in {sample.component for sample in samples}}
     for component, part in shown.items():
         if not _LEAST <= part <= _MOST:
             raise NoEffect(
@@ -65,11 +67,11 @@ def proof_of_fusion(pipe: DiffusionPipeline) -> Effect:
             )
     numbers = {**counts(pipe), "change": size, "shown": min(shown.values())}
     return Effect(
-        f"{_told(counts(pipe))} changed by {size:.2%}, of which the weights show {numbers['shown']:.0%}", numbers
+        f"{_listed(counts(pipe))} changed by {size:.2%}, of which the weights show {numbers['shown']:.0%}", numbers
     )
 
 
-def proof(pipe: DiffusionPipeline, kind: str, adapter: str, scale: float) -> Effect:
+def proof_of_layers(pipe: DiffusionPipeline, kind: str, adapter: str, scale: float) -> Effect:
     """Count the layers that are there and switched on. Raises NoEffect where one of the file's is not."""
     wanted, found = counts(pipe), layers(pipe, adapter)
     if not wanted or not found:
@@ -87,14 +89,14 @@ def proof(pipe: DiffusionPipeline, kind: str, adapter: str, scale: float) -> Eff
     numbers: dict[str, int | float | str] = {**wanted, "scale": scale}
     if ranks:
         numbers["rank"] = max(ranks)
-    return Effect(f"{_told(wanted)} carry a LoRA", numbers)
+    return Effect(f"{_listed(wanted)} carry a LoRA", numbers)
 
 
-def _samples(component: str, found: Mapping[str, Any], adapter: str) -> list[Sample]:
+def _samples(component: str, found: Mapping[str, Any], adapter: str) -> list[FusedSample]:
     every = max(1, len(found) // _MOST_SAMPLES)
     chosen = list(found.items())[::every][:_MOST_SAMPLES]
     return [
-        Sample(
+        FusedSample(
             component,
             path,
             layer.get_base_layer().weight[:_ROWS].detach().float().cpu().clone(),
@@ -104,7 +106,7 @@ def _samples(component: str, found: Mapping[str, Any], adapter: str) -> list[Sam
     ]
 
 
-def _shown(pipe: Any, samples: Sequence[Sample], component: str) -> float:
+def _shown_part(pipe: Any, samples: Sequence[FusedSample], component: str) -> float:
     """Which part of the changes the weights of a component show now, measured along the changes."""
     along = length = 0.0
     for sample in (sample for sample in samples if sample.component == component):
@@ -122,10 +124,15 @@ def _length(values: Iterable[torch.Tensor]) -> float:
 def _weight(layer: Any) -> torch.Tensor:
     """A layer's weight as numbers: sequential offloading keeps it with its hook, and quantizing packs it, so that only
     its products with unit vectors tell it."""
+    import torch
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
     weight: Any = next(layer_hooks(layer)).weights_map["weight"] if layer.weight.is_meta else layer.weight
     quantized: bool = is_traceable_wrapper_subclass(weight)
     if quantized:
-        weight = linear(torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device), weight).T
+        weight = torch.nn.functional.linear(
+            torch.eye(weight.shape[1], dtype=weight.dtype, device=weight.device), weight
+        ).T
     found: torch.Tensor = weight.detach()
     return found
 
@@ -143,7 +150,7 @@ def _ups(layer: Any, adapter: str) -> Iterator[torch.Tensor]:
         yield layer.get_delta_weight(adapter)
 
 
-def _told(found: Mapping[str, int]) -> str:
+def _listed(found: Mapping[str, int]) -> str:
     return ", ".join(f"{count} layers of {component}" for component, count in found.items())
 
 

@@ -1,23 +1,23 @@
-"""What offloading moves, counted where it happens: sizes by device, loads of layers, onloads of groups. Imports torch.
+"""What offloading moves, counted where it happens: sizes by device, loads of layers, onloads of groups.
 
 diffusers and accelerate move weights inside of hooks that say nothing, and hooks can be lost or stand where nothing
 passes. So each kind of hook is watched where watching costs nothing and dynamo does not see it.
+Torch and accelerate are imported by the functions that need them, so that a plan needs none of them.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping
-from typing import Any
-
-import torch
-from accelerate.hooks import AlignDevicesHook
-from diffusers import DiffusionPipeline
-from torch import nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import NoEffect, Refusal
 from diffopt.steps.components import parts
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import DiffusionPipeline
+    from torch import nn
 
 _HELD = "_diffopt_held"  # attribute of the pipeline: bytes on the device by part, at its first denoising step
 
@@ -53,7 +53,7 @@ def check_away(found: Mapping[str, nn.Module], device: str, kind: str) -> None:
             raise NoEffect(f"memory={kind}: {left} bytes of {name} are still on {device} after the call")
 
 
-class CountedWeights(Mapping[str, torch.Tensor]):
+class CountedWeights(Mapping[str, "torch.Tensor"]):
     """A layer's weights on the host, by name; ``loads`` is how often one was taken."""
 
     def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
@@ -76,6 +76,8 @@ class CountedWeights(Mapping[str, torch.Tensor]):
 
 def layer_hooks(part: nn.Module) -> Iterator[Any]:
     """accelerate's hooks that load a layer's weights; one may stand in a row with others."""
+    from accelerate.hooks import AlignDevicesHook
+
     for layer in part.modules():
         hook = getattr(layer, "_hf_hook", None)
         for one in getattr(hook, "hooks", (hook,)):
@@ -110,6 +112,8 @@ def check_divided(name: str, module: nn.Module, blocks: int) -> None:
 
 def count_onloads(group: Any) -> None:
     """Let a group keep count, as ``group.onloads``, of how often it was brought to the device."""
+    import torch
+
     onload = group.onload_
     group.onloads = 0
 
@@ -138,6 +142,8 @@ def mib(count: int | float | str) -> str:
 
 def _bytes(tensor: Any) -> int:
     """What the tensor takes; a quantized one says the size of what it stands for, and holds smaller ones."""
+    from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
     if is_traceable_wrapper_subclass(tensor):
         names, _ = tensor.__tensor_flatten__()
         return sum(_bytes(getattr(tensor, name)) for name in names)

@@ -20,6 +20,20 @@ from pydantic import Field, model_validator
 from diffopt.errors import NoEffect, Refusal
 from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, register
 from diffopt.steps.components import Components, attributes, missing, modules, parts
+from diffopt.steps.memory.offload import (
+    CountedWeights,
+    check_away,
+    check_divided,
+    count_onloads,
+    groups,
+    held_at_first_step,
+    layer_hooks,
+    mib,
+    offloaded,
+    size,
+    size_of_group,
+    watch_first_step,
+)
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -44,8 +58,6 @@ class Resident(Step):
             pipe.to(site.hardware.device)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffopt.steps.memory.offload import mib, size
-
         device = site.hardware.device
         for name, part in parts(pipe).items():
             if away := _elsewhere(part, device):
@@ -75,8 +87,6 @@ class ModelOffload(Step):
         return 0 if working is None else weights[working]
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        from diffopt.steps.memory.offload import watch_first_step
-
         try:
             pipe.enable_model_cpu_offload(device=site.hardware.device)
         except ValueError as error:  # a class that does not say in which order it calls its components
@@ -85,8 +95,6 @@ class ModelOffload(Step):
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         from accelerate.hooks import CpuOffload
-
-        from diffopt.steps.memory.offload import check_away, held_at_first_step, mib, offloaded, size
 
         device, found, held = site.hardware.device, offloaded(pipe), held_at_first_step(pipe)
         for name, part in found.items():
@@ -129,16 +137,12 @@ class SequentialOffload(Step):
         return 0
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        from diffopt.steps.memory.offload import CountedWeights, layer_hooks, offloaded
-
         pipe.enable_sequential_cpu_offload(device=site.hardware.device)
         for part in offloaded(pipe).values():
             for hook in layer_hooks(part):
                 hook.weights_map = CountedWeights(hook.weights_map)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffopt.steps.memory.offload import layer_hooks, offloaded
-
         loads: dict[str, int | float | str] = {}
         for name, part in offloaded(pipe).items():
             hooks = list(layer_hooks(part))
@@ -206,8 +210,6 @@ class GroupOffload(Step):
         return sum(size for part, size in weights.items() if part not in self.components)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        from diffopt.steps.memory.offload import check_divided, count_onloads, groups
-
         found = modules(pipe, site, self.components, "memory.components")
         for name, module in found.items():
             try:
@@ -244,8 +246,6 @@ class GroupOffload(Step):
             apply_group_offloading(module, **settings)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffopt.steps.memory.offload import check_away, groups, mib, size, size_of_group
-
         found = modules(pipe, site, self.components, "memory.components")
         numbers: dict[str, int | float | str] = {}
         told = []

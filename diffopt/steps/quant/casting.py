@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from diffopt.errors import NoEffect, Refusal
 from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, register
 from diffopt.steps.components import DiffusersComponents, missing, modules
+from diffopt.steps.precision import dtype_name
 from diffopt.steps.quant.linears import Words, refuse_idle_words
 
 if TYPE_CHECKING:
@@ -81,13 +82,13 @@ class Float8Storage(Step):
         for name, module in modules(pipe, site, self.components, "quant.components").items():
             layers = _cast(module)
             weights = [weight for layer, _ in layers.values() for weight in layer.parameters()]
-            wide = [weight for weight in weights if _short(weight.dtype) != self.storage]
+            wide = [weight for weight in weights if dtype_name(weight.dtype) != self.storage]
             if not layers or wide:
                 raise NoEffect(
                     f"quant={self.kind}: {len(weights) - len(wide)} of {len(weights)} weights that were to be cast of "
                     f"{name} are stored in {self.storage}"
                 )
-            dtypes = {_short(hook.compute_dtype) for _, hook in layers.values()}
+            dtypes = {dtype_name(hook.compute_dtype) for _, hook in layers.values()}
             total = sum(weight.numel() for weight in module.parameters())
             share = sum(weight.numel() for weight in weights) / total
             numbers[name], numbers[f"{name}_share"] = len(layers), round(share, 4)
@@ -138,7 +139,3 @@ def _cast(module: nn.Module) -> dict[str, tuple[nn.Module, Any]]:
         if hasattr(layer, "_diffusers_hook")
     }
     return {path: (layer, hook) for path, (layer, hook) in found.items() if hook is not None}
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -83,7 +83,7 @@ def quantize(step: Selection, pipe: DiffusionPipeline, site: Site, config: Any, 
     refuse_idle_words(site, step.skip, [path for path, _ in linears])
     _refuse_idle_shapes(site, step.skip_shapes, {_shape(part) for _, part in linears})
     for name, module in found.items():
-        chosen = _chooser(step, site, multiple, _left(module))
+        chosen = _chooser(step, site, multiple, _never_chosen(module))
         if not any(chosen(part, path) for path, part in module.named_modules()):
             raise Refusal(
                 f"quant={step.kind}: {name} ({type(module).__name__}) has no Linear that is large enough and not left "
@@ -98,7 +98,7 @@ def quantized_with(module: nn.Module) -> Any:
     return getattr(module, _CONFIG, None)
 
 
-def proof(
+def proof_of_linears(
     step: Selection,
     pipe: DiffusionPipeline,
     site: Site,
@@ -118,7 +118,7 @@ def proof(
         if not done or done < len(wanted):
             raise NoEffect(f"quant={step.kind}: {done} of {len(wanted)} chosen Linears of {name} are quantized")
         numbers[name], numbers[f"{name}_plain"] = done, len(linears) - done
-        counts.append(f"{done} of {len(linears)} Linears of {name}{_told(step, why)}")
+        counts.append(f"{done} of {len(linears)} Linears of {name}{_counts_left(step, why)}")
     return Effect(f"{', '.join(counts)} are {step.kind}", numbers)
 
 
@@ -154,7 +154,7 @@ def of_lora(path: str) -> bool:
     return any(part.startswith("lora_") for part in path.split("."))
 
 
-def _left(module: nn.Module) -> frozenset[nn.Module]:
+def _never_chosen(module: nn.Module) -> frozenset[nn.Module]:
     return replaced(module) | frozenset(tied(module).values())
 
 
@@ -206,7 +206,7 @@ def _left_by(
     return None
 
 
-def _told(step: Selection, why: Iterable[str | None]) -> str:
+def _counts_left(step: Selection, why: Iterable[str | None]) -> str:
     """How many Linears each filter left; also one that was asked for and left none."""
     counts = Counter(reason for reason in why if reason is not None)
     for name, values in (("quant.skip", step.skip), ("quant.skip_shapes", step.skip_shapes)):

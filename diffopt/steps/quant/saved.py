@@ -37,7 +37,7 @@ def save_quantized(pipe: DiffusionPipeline, folder: str | Path) -> None:
     if not quantized and not any(_stored_in_float8(module) for module in modules.values()):
         raise Refusal("save_quantized: nothing of this pipeline is quantized; use its own save_pretrained")
     for name, module in modules.items():
-        _check(name, module)
+        _check_savable(name, module)
     with ExitStack() as lent:
         for name, config in quantized.items():
             lent.enter_context(_quantizer(modules[name], config))
@@ -48,7 +48,7 @@ def _stored_in_float8(module: nn.Module) -> bool:
     return any(weight.dtype.itemsize == 1 for weight in module.parameters())
 
 
-def _check(name: str, module: nn.Module) -> None:
+def _check_savable(name: str, module: nn.Module) -> None:
     if replaced(module):
         raise Refusal(f"save_quantized: the projections of {name} are fused, which no folder can tell; use fuse=none")
     if any(of_lora(path) for path, _ in module.named_modules()):

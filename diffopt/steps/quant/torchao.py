@@ -13,7 +13,7 @@ from pydantic import Field
 from diffopt.models import classes
 from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, register
 from diffopt.steps.components import Components, missing
-from diffopt.steps.quant.linears import Shapes, Words, proof, quantize
+from diffopt.steps.quant.linears import Shapes, Words, proof_of_linears, quantize
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -71,7 +71,9 @@ class Int8Dynamic(Step):
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         from torchao.quantization import Int8Tensor
 
-        return proof(self, pipe, site, lambda w: isinstance(w, Int8Tensor) and w.act_quant_kwargs is not None)
+        return proof_of_linears(
+            self, pipe, site, lambda w: isinstance(w, Int8Tensor) and w.act_quant_kwargs is not None
+        )
 
 
 @register("quant")
@@ -106,7 +108,7 @@ class Int8Weight(Step):
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         from torchao.quantization import Int8Tensor
 
-        return proof(self, pipe, site, lambda w: isinstance(w, Int8Tensor) and w.act_quant_kwargs is None)
+        return proof_of_linears(self, pipe, site, lambda w: isinstance(w, Int8Tensor) and w.act_quant_kwargs is None)
 
 
 @register("quant")
@@ -160,7 +162,9 @@ class Int4Weight(Step):
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         from torchao.quantization import Int4TilePackedTo4dTensor
 
-        return proof(self, pipe, site, lambda w: isinstance(w, Int4TilePackedTo4dTensor), multiple=self.group_size)
+        return proof_of_linears(
+            self, pipe, site, lambda w: isinstance(w, Int4TilePackedTo4dTensor), multiple=self.group_size
+        )
 
 
 @register("quant")
@@ -210,7 +214,7 @@ class Float8Dynamic(Step):
             kwargs = weight.act_quant_kwargs if isinstance(weight, Float8Tensor) else None
             return isinstance(getattr(kwargs, "granularity", None), granularity)
 
-        return proof(self, pipe, site, is_meant)
+        return proof_of_linears(self, pipe, site, is_meant)
 
 
 @register("quant")
@@ -245,4 +249,4 @@ class Float8Weight(Step):
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         from torchao.quantization import Float8Tensor
 
-        return proof(self, pipe, site, lambda w: isinstance(w, Float8Tensor) and w.act_quant_kwargs is None)
+        return proof_of_linears(self, pipe, site, lambda w: isinstance(w, Float8Tensor) and w.act_quant_kwargs is None)

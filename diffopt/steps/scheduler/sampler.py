@@ -12,10 +12,11 @@ from diffopt.errors import NoEffect, Refusal
 from diffopt.machine.packages import how_to_install
 from diffopt.models import classes
 from diffopt.models.classes import Process, SamplerCalls
-from diffopt.models.sampling import lost, needs
+from diffopt.models.sampling import dropped_needs, needs
 from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, register
 from diffopt.schema.words import did_you_mean
-from diffopt.steps.scheduler.settings import OWN_ORDER, fewest_steps, idle
+from diffopt.steps.scheduler.host_schedule import Schedule, schedule_of
+from diffopt.steps.scheduler.settings import OWN_ORDER, fewest_steps, idle_settings
 from diffopt.steps.scheduler.support import (
     NAMES,
     OTHERS,
@@ -88,8 +89,6 @@ class Sampler(Step):
         return self._reasons(process, str(pipeline), calls, site.model.sampler_needs)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        from diffopt.steps.scheduler.host_schedule import Schedule
-
         old: Any = pipe.scheduler
         name, pipeline = type(old).__name__, type(pipe).__name__
         process = process_of_config(name, old.config)
@@ -99,7 +98,7 @@ class Sampler(Step):
         if reasons := self._reasons(process, pipeline, calls, needs(old.config)):
             raise Refusal("; ".join(reasons))
         cls = self._class(old, process)
-        arguments = self._arguments(old.config, _parameters(cls), process)
+        arguments = self._arguments(old.config, _constructor_parameters(cls), process)
         self._check(cls, old.config, arguments)
         try:
             scheduler = cls.from_config(old.config, **arguments)
@@ -109,20 +108,20 @@ class Sampler(Step):
         pipe.scheduler = scheduler
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffopt.steps.scheduler.host_schedule import of, rehearse
-
         scheduler: Any = pipe.scheduler
         if (name := type(scheduler).__name__) != self.class_name:
             raise NoEffect(f"scheduler.class_name={self.class_name}: the pipeline samples with {name}")
         for key, value in self._given.items():
             if scheduler.config.get(key) != value:
                 raise NoEffect(f"scheduler.{key}={value}: the sampler has {scheduler.config.get(key)}")
-        schedule = of(scheduler)
+        schedule = schedule_of(scheduler)
         if schedule is None or not schedule.iterations:
             raise NoEffect(f"scheduler.class_name={self.class_name}: the pipeline ran no step with it")
         if self.sync_free:
             if schedule.lookups:
                 raise NoEffect(f"scheduler.sync_free: {schedule.lookups} timesteps were read from the device")
+            from diffopt.steps.scheduler.rehearsal import rehearse  # which imports torch
+
             rehearse(scheduler, site.hardware.device)
         steps, iterations = scheduler.num_inference_steps, schedule.iterations
         summary = f"{iterations} steps of {self.class_name}" + (", none waits for the device" if self.sync_free else "")
@@ -164,11 +163,11 @@ class Sampler(Step):
             return ()
         if misfits := tuple(self._misfits(known, process, pipeline)):
             return misfits
-        dropped = lost(needed, known.takes)
+        dropped = dropped_needs(needed, known.takes)
         return (
             *self._miscalls(known, pipeline, calls),
             *([self._drops(dropped)] if dropped else []),
-            *idle(self.class_name, known, self._given, process, needed),
+            *idle_settings(self.class_name, known, self._given, process, needed),
             *self._broken_promises(known),
         )
 
@@ -246,10 +245,10 @@ class Sampler(Step):
 
     def _check(self, cls: Any, config: Mapping[str, Any], arguments: Mapping[str, Any]) -> None:
         """Raise Refusal for settings that the class lacks, or that would do nothing."""
-        said, parameters = f"scheduler.class_name={self.class_name}", _parameters(cls)
+        said, parameters = f"scheduler.class_name={self.class_name}", _constructor_parameters(cls)
         if unknown := [name for name in self._given if name not in parameters]:
             raise Refusal(f"scheduler.{unknown[0]}: {self.class_name} has no such argument")
-        if dropped := lost(needs(config), parameters):
+        if dropped := dropped_needs(needs(config), parameters):
             raise Refusal(self._drops(dropped))
         prediction = arguments.get("prediction_type", config.get("prediction_type"))
         choices = get_args(inspect.get_annotations(cls.__init__, eval_str=True).get("prediction_type"))
@@ -257,5 +256,5 @@ class Sampler(Step):
             raise Refusal(f"{said}: it cannot sample {prediction} prediction")
 
 
-def _parameters(cls: Any) -> Mapping[str, Any]:
+def _constructor_parameters(cls: Any) -> Mapping[str, Any]:
     return inspect.signature(cls).parameters

@@ -16,7 +16,7 @@ _FEWEST_NOT_LOWERED = 15  # steps from which on diffusers' multistep solvers end
 OWN_ORDER = 2  # of every solver, where nothing is given
 
 
-def idle(
+def idle_settings(
     name: str, known: Known, given: Mapping[str, Any], process: Process | None, needed: Iterable[str]
 ) -> Iterator[str]:
     """Why settings cannot be, or do nothing.

@@ -1,4 +1,4 @@
-"""What a VAE's decoder really gets to decode at a time, and the size of its tiles. Imports torch.
+"""What a VAE's decoder really gets to decode at a time, and the size of its tiles.
 
 A decoder that is compiled together with ``decode`` is watched too: what is noted is the same in every call, so dynamo
 repeats it after the graph and need not compile anew.
@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import Refusal
+
+if TYPE_CHECKING:
+    import torch
 
 _SEEN = "_diffopt_decoding"  # attribute of the VAE
 

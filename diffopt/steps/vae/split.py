@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 
 from diffopt.errors import NoEffect, Refusal
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
-from diffopt.steps.components import Component, left
+from diffopt.steps.components import Component, passes_over
+from diffopt.steps.vae.decoding import seen, set_tile, watch
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -48,11 +49,11 @@ class Split(Step):
         return frozenset({Trait.DIVIDES_DECODING})
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        if left(self, site):
+        if passes_over(self, site):
             return ()
         if site.model.vae is None:
             return (f"model {site.model.name} has no VAE",)
-        idle = list(self._idle(site))
+        idle = list(self._idle_parts(site))
         return (*self._odd_tile(site), *([" and ".join(idle)] if len(idle) == len(self._asked) else []))
 
     def activation_share(self, working: str, *, batch: int, height: int, width: int) -> float:
@@ -62,9 +63,7 @@ class Split(Step):
         return min(tile, height) * min(tile, width) / (height * width) / (batch if self.slicing else 1)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        from diffopt.steps.vae.decoding import set_tile, watch
-
-        if left(self, site):
+        if passes_over(self, site):
             return
         vae: Any = getattr(pipe, str(site.model.vae))
         for name in self._asked:
@@ -77,8 +76,6 @@ class Split(Step):
         watch(vae)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffopt.steps.vae.decoding import seen
-
         vae: Any = getattr(pipe, str(site.model.vae))
         for name in self._asked:
             if not getattr(vae, f"use_{name}", False):
@@ -112,7 +109,7 @@ class Split(Step):
                 f"(such as {near})"
             )
 
-    def _idle(self, site: Site) -> Iterator[str]:
+    def _idle_parts(self, site: Site) -> Iterator[str]:
         """What certainly has nothing to divide, as far as the workload tells."""
         workload = site.workload
         if workload is None:

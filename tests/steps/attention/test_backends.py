@@ -35,7 +35,7 @@ from diffopt.pipeline.build import build
 from diffopt.recipe.plan import make_plan
 from diffopt.schema.step import Trait
 from diffopt.steps.attention.backends import Backend
-from diffopt.steps.attention.processors import FUSED, OURS, reads_fused
+from diffopt.steps.attention.processors import dispatching_processors, fused_processors, reads_fused
 from diffopt.steps.attention.unet import AddedKVDispatchProcessor, DispatchAttnProcessor
 
 
@@ -208,7 +208,8 @@ def test_self_attention_with_fused_projections_refuses_something_else_to_attend_
 
 def test_which_processors_read_fused_projections_is_told_by_their_code():
     """By module: what diffusers' classes do is compared with what stands in their source."""
-    told = {type_.__name__: reads_fused(type_()) for type_ in (*OURS, *FUSED, *OURS.values(), *SEPARATE)}
+    ours = dispatching_processors()
+    told = {type_.__name__: reads_fused(type_()) for type_ in (*ours, *fused_processors(), *ours.values(), *SEPARATE)}
     assert {name for name, reads in told.items() if reads} == {
         "FusedAttnProcessor2_0",
         "FusedCogVideoXAttnProcessor2_0",

@@ -7,6 +7,7 @@ weights by name, as real packages do.
 from __future__ import annotations
 
 import copy
+import inspect
 import os
 import re
 import subprocess
@@ -27,10 +28,9 @@ from torch._functorch._aot_autograd.subclass_parametrization import unwrap_tenso
 from diffopt.errors import NoEffect, Refusal
 from diffopt.recipe.rules import CONFLICTS
 from diffopt.schema.step import Order, Trait
-from diffopt.steps.compile import fingerprint as module_fingerprint
 from diffopt.steps.compile import packaged_call
 from diffopt.steps.compile.fingerprint import constants, fingerprint
-from diffopt.steps.compile.packaged_call import PackagedCall, proof
+from diffopt.steps.compile.packaged_call import PackagedCall, proof_of_packages
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +121,7 @@ def test_the_first_process_compiles_and_the_next_one_loads(inductor, tmp_path):
         call = called(toy, tmp_path)
         for _ in range(2):
             torch.testing.assert_close(toy(*INPUTS)[0], expected)
-        effect = proof({"toy": call})
+        effect = proof_of_packages({"toy": call})
         assert (effect.numbers["packages_compiled"], effect.numbers["packages_loaded"]) == (compiled, 1 - compiled)
         assert effect.numbers["toy_calls"] == 2
         assert effect.summary.startswith("1 package compiled and saved" if compiled else "1 package loaded")
@@ -191,7 +191,7 @@ def test_a_package_does_not_outlive_the_code_of_the_module(tmp_path, monkeypatch
     before = fingerprint(Toy())
     changed = tmp_path / "code.py"
     changed.write_text("other")
-    monkeypatch.setattr(module_fingerprint.inspect, "getsourcefile", lambda cls: str(changed))
+    monkeypatch.setattr(inspect, "getsourcefile", lambda cls: str(changed))
     assert fingerprint(Toy()) != before
 
 
@@ -308,14 +308,14 @@ def test_a_module_that_left_its_package_is_found_out(inductor, tmp_path):
     toy = Toy()
     call = called(toy, tmp_path)
     with pytest.raises(NoEffect, match="toy was never called through its package"):
-        proof({"toy": call})
+        proof_of_packages({"toy": call})
     with pytest.raises(NoEffect, match="toy is not called through a package"):
-        proof({"toy": None})
+        proof_of_packages({"toy": None})
     toy(*INPUTS)
-    proof({"toy": call})
+    proof_of_packages({"toy": call})
     toy.linear.weight = nn.Parameter(toy.linear.weight.clone(), requires_grad=False)
     with pytest.raises(NoEffect, match="1 weights of toy were moved or replaced"):
-        proof({"toy": call})
+        proof_of_packages({"toy": call})
 
 
 @pytest.mark.parametrize("option", ["int8_weight", "int8_dynamic", "fp8_weight"])
@@ -435,4 +435,4 @@ def test_inductor_writes_no_weights_into_a_package(tmp_path):
         expected = made.forward(*INPUTS)[0]
         call = called(made, tmp_path)
         torch.testing.assert_close(made(*INPUTS)[0], expected, atol=1e-4, rtol=1e-4)
-        assert proof({"toy": call}).numbers["packages_compiled"] == compiled
+        assert proof_of_packages({"toy": call}).numbers["packages_compiled"] == compiled

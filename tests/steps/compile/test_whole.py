@@ -31,7 +31,7 @@ from diffopt.recipe.rules import CONFLICTS
 from diffopt.schema.model import ControlNet
 from diffopt.schema.step import Trait
 from diffopt.steps.compile import compiled_call
-from diffopt.steps.compile.compiled_call import CompiledCall, proof, proof_of_regions, with_cuda_graphs
+from diffopt.steps.compile.compiled_call import CompiledCall, proof_of_graphs, proof_of_regions, with_cuda_graphs
 from diffopt.steps.compile.whole import Inductor, inductor_options
 
 ALL = ["denoiser", "vae_decode", "text_encoders"]
@@ -256,7 +256,7 @@ def test_components_of_one_class_may_share_graphs():
     stranger = CompiledCall(lambda: None, cuda_graphs=False)
     stranger.calls = 1
     with pytest.raises(NoEffect, match=r"0 graphs in 1 calls of vae.decode"):
-        proof({"unet": call(1), "vae.decode": stranger}, fullgraph=True)
+        proof_of_graphs({"unet": call(1), "vae.decode": stranger}, fullgraph=True)
 
 
 def test_a_region_that_is_never_entered_is_not_counted():
@@ -520,9 +520,9 @@ def test_cuda_graphs_are_proved_for_each_component(monkeypatch):
     for call in (*calls.values(), calls["unet"]):
         call()
     with pytest.raises(NoEffect, match=r"no CUDA graph of vae.decode was recorded in 1 calls"):
-        with_cuda_graphs(proof(calls, fullgraph=True), calls)
+        with_cuda_graphs(proof_of_graphs(calls, fullgraph=True), calls)
     calls["vae.decode"]()
-    effect = with_cuda_graphs(proof(calls, fullgraph=True), calls)
+    effect = with_cuda_graphs(proof_of_graphs(calls, fullgraph=True), calls)
     assert effect.summary.endswith("2 CUDA graphs")
     assert (effect.numbers["unet_cuda_graphs"], effect.numbers["vae.decode_cuda_graphs"]) == (1, 1)
 
@@ -534,7 +534,7 @@ def test_a_component_that_inductor_skipped_is_found_out(monkeypatch):
         call()
     assert inductor.recorded == 1
     with pytest.raises(NoEffect, match=r"vae.decode was recorded in 2 calls .*, inductor skipped 1"):
-        with_cuda_graphs(proof(calls, fullgraph=True), calls)
+        with_cuda_graphs(proof_of_graphs(calls, fullgraph=True), calls)
 
 
 def test_recorded_cuda_graphs_are_none_without_cuda():

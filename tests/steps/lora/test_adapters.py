@@ -28,7 +28,7 @@ from diffopt.models.random.weights import random_pipeline
 from diffopt.models.resolve import PACKAGED
 from diffopt.recipe.plan import make_plan
 from diffopt.schema.step import Site, kinds
-from diffopt.steps.lora import swap as lora_swap
+from diffopt.steps.lora import swap
 from diffopt.steps.lora.adapters import Fused, HotSwap, Live
 
 KINDS = ("fused", "live", "hotswap")
@@ -379,7 +379,7 @@ def test_a_swap_compiles_nothing_anew_and_draws_what_the_other_file_says(way, se
     np.testing.assert_array_equal(one.draw(pipe), drawn)  # the first one is back
     with torch.compiler.set_stance("fail_on_recompile"):
         for _ in range(3):  # scales do not pile up
-            lora_swap.swap(pipe, second, adapter="diffopt", scale=0.5)
+            swap.swap(pipe, second, adapter="diffopt", scale=0.5)
         swapped = one.draw(pipe)
     live, _ = put_in("live", "transformer", second, scale=0.5)
     np.testing.assert_allclose(swapped, one.draw(live), atol=1e-5)
@@ -405,7 +405,7 @@ def test_a_swap_on_a_unet_with_convolutions(tmp_path):
     before = picture(pipe)
     assert chosen.verify(pipe, site()).numbers["recompiles"] == 0
     np.testing.assert_array_equal(picture(pipe), before)
-    lora_swap.swap(pipe, files[1], adapter="diffopt")
+    swap.swap(pipe, files[1], adapter="diffopt")
     live = pipeline()
     lora("live", files[1]).apply(live, site())
     np.testing.assert_allclose(picture(pipe), picture(live), atol=1e-5)
@@ -417,13 +417,13 @@ def test_what_cannot_be_swapped_in_is_refused(tmp_path):
     more = one.file(tmp_path, "more")
     pipe, _ = put_in("hotswap", "transformer", first)
     with pytest.raises(Refusal, match="has rank 8, and the layers were prepared for 4"):
-        lora_swap.swap(pipe, high, adapter="diffopt")
+        swap.swap(pipe, high, adapter="diffopt")
     with pytest.raises(Refusal, match="for which the first file made no layer"):
-        lora_swap.swap(pipe, more, adapter="diffopt")
+        swap.swap(pipe, more, adapter="diffopt")
     with pytest.raises(Refusal, match="no LoRA called other"):
-        lora_swap.swap(pipe, first, adapter="other")
+        swap.swap(pipe, first, adapter="other")
     with pytest.raises(Refusal, match="no safetensors file"):
-        lora_swap.swap(pipe, tmp_path / "none.safetensors", adapter="diffopt")
+        swap.swap(pipe, tmp_path / "none.safetensors", adapter="diffopt")
 
 
 def test_swapping_the_same_file_proves_nothing(tmp_path):
@@ -439,7 +439,7 @@ def test_what_is_compiled_after_a_swap_is_found_out(tmp_path, monkeypatch):
     pipe, chosen = put_in("hotswap", "transformer", files[0], swap_path=files[1])
     drawn = one.draw(pipe)
     compiled = torch.compile(lambda x: x + 1, backend="eager")
-    monkeypatch.setattr(lora_swap, "_draw", lambda pipe, site: compiled(torch.zeros(2)))
+    monkeypatch.setattr(swap, "_draw_pictures", lambda pipe, site: compiled(torch.zeros(2)))
     with pytest.raises(NoEffect, match="1 graphs were compiled after the swap"):
         chosen.verify(pipe, one.site)
     np.testing.assert_array_equal(one.draw(pipe), drawn)

@@ -31,7 +31,7 @@ from diffopt.models.sampling import ESSENTIAL
 from diffopt.pipeline.build import build
 from diffopt.recipe.plan import make_plan
 from diffopt.schema.step import Site
-from diffopt.steps.scheduler import host_schedule
+from diffopt.steps.scheduler import rehearsal
 from diffopt.steps.scheduler.support import OTHERS, SAMPLERS
 
 OPTIONS = sorted(path.stem for path in (CONF / "scheduler").glob("*.yaml") if path.stem != "default")
@@ -211,17 +211,17 @@ def test_the_table_says_which_samplers_wait(name):
     """With noise from a generator on the host, as workloads have it; tensors without data stand for the device."""
     if SAMPLERS[name].waits or SAMPLERS[name].noise:
         with pytest.raises((NoEffect, RuntimeError)):
-            host_schedule.rehearse(scheduler_of(name), "cpu")
+            rehearsal.rehearse(scheduler_of(name), "cpu")
     else:
-        host_schedule.rehearse(scheduler_of(name), "cpu")
+        rehearsal.rehearse(scheduler_of(name), "cpu")
 
 
 def test_a_schedule_on_the_device_makes_the_host_wait(monkeypatch):
     """What the rehearsal would say of a sampler as diffusers leaves it."""
-    monkeypatch.setattr(host_schedule, "Schedule", lambda probe, on_the_host: None)
+    monkeypatch.setattr(rehearsal, "Schedule", lambda probe, on_the_host: None)
     for name in ("DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler"):
         with pytest.raises(NoEffect, match="waits for the device"):
-            host_schedule.rehearse(scheduler_of(name), "cpu")
+            rehearsal.rehearse(scheduler_of(name), "cpu")
 
 
 def test_so_does_a_schedule_that_a_pipeline_puts_in_its_place():

@@ -1,0 +1,70 @@
+"""Names say what they stand for: no two things of one name, no function named by a mere particle, no module renamed."""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.places import REPO
+
+VAGUE = frozenset({"told", "left", "lost", "idle", "alone", "of", "at", "on"})
+ONCE = ("models", "pipeline", "recipe", "steps")  # packages whose functions and classes have a name each
+
+
+def files(*folders: str) -> Iterator[Path]:
+    for folder in folders:
+        yield from sorted((REPO / folder).rglob("*.py"))
+
+
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def functions(code: ast.Module) -> Iterator[str]:
+    for node in ast.walk(code):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name
+
+
+def renamed_modules(code: ast.Module) -> Iterator[str]:
+    """Modules of diffopt that an import gives another name."""
+    for node in ast.walk(code):
+        origin = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+        for alias in node.names if isinstance(node, ast.Import | ast.ImportFrom) else ():
+            name = origin + alias.name
+            if alias.asname not in (None, alias.name) and name.startswith("diffopt") and is_module(name):
+                yield f"{name} as {alias.asname}"
+
+
+def is_module(name: str) -> bool:
+    place = REPO / name.replace(".", "/")
+    return place.is_dir() or place.with_suffix(".py").is_file()
+
+
+def test_functions_and_classes_have_a_name_each() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for file in files(*(f"diffopt/{package}" for package in ONCE)):
+        for node in tree(file).body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                places[node.name].append(str(file.relative_to(REPO)))
+    assert len(places) > 500
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
+
+
+def test_no_function_has_a_name_that_says_nothing() -> None:
+    found = [(file.name, name) for file in files("diffopt") for name in functions(tree(file))]
+    assert [(file, name) for file, name in found if name.strip("_") in VAGUE] == []
+
+
+def test_no_import_renames_a_module() -> None:
+    found = [(file.name, text) for file in files("diffopt", "scripts", "tests") for text in renamed_modules(tree(file))]
+    assert found == []
+
+
+@pytest.mark.parametrize("line", ["from diffopt.models import lora as files", "import diffopt.models.lora as files"])
+def test_a_renamed_module_would_be_found(line: str) -> None:
+    assert [*renamed_modules(ast.parse(line))] == ["diffopt.models.lora as files"]
+    assert [*renamed_modules(ast.parse("from diffopt.models.lora import checked as other"))] == []
