@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from diffopt.recipe.labels import labels, one_line
+from diffopt.results.table import Table
 
 if TYPE_CHECKING:
     from diffopt.config.catalogue import Row
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from diffopt.recipe.planned import Plan
     from diffopt.results.result import Result
     from diffopt.results.study import Study
-    from diffopt.results.table import Table
 
 
 def print_table(shown: Table) -> None:

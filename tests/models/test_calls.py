@@ -91,7 +91,7 @@ def test_a_picture_is_given_in_the_size_asked_for_once_per_picture_of_the_batch(
 def test_what_the_class_does_not_take_is_refused() -> None:
     cell = a_cell("model=tiny_sd15", "workload=img2img")
     with pytest.raises(Refusal, match="TextToImage takes no image, strength"):
-        calls.stages((TextToImage(),), cell)  # type: ignore[arg-type]
+        calls.stages((TextToImage(),), cell.recipe.model.stages, cell.workload)  # type: ignore[arg-type]
 
 
 def test_a_cascade_hands_its_pictures_on() -> None:
