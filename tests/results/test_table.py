@@ -206,7 +206,7 @@ def test_a_picture_is_named_by_its_file_and_a_copy_of_it_has_the_same_reference(
         requests(["hardware=cpu", "model=tiny_sd15", "workload=img2img", f"workload.image={tmp_path / name}"])[0].cell
         for name in ("red.png", "copy.png", "blue.png")
     )
-    names = labels([({}, cell.model_dump(mode="json")) for cell in (red, blue)])
+    names = labels([cell.model_dump(mode="json") for cell in (red, blue)])
     assert names == [{"workload.image.path": "red.png"}, {"workload.image.path": "blue.png"}]
     assert red.id == copy.id != blue.id
     faster = requests(

@@ -98,7 +98,7 @@ def quantized_with(module: nn.Module) -> Any:
     return getattr(module, _CONFIG, None)
 
 
-def proof_of_linears(
+def proof(
     step: Selection,
     pipe: DiffusionPipeline,
     site: Site,

@@ -13,7 +13,7 @@ from pydantic import Field
 from diffopt.models import classes
 from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, register
 from diffopt.steps.components import Components, missing
-from diffopt.steps.quant.linears import Shapes, Words, proof_of_linears, quantize
+from diffopt.steps.quant.linears import Shapes, Words, proof, quantize
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -71,9 +71,7 @@ class Int8Dynamic(Step):
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         from torchao.quantization import Int8Tensor
 
-        return proof_of_linears(
-            self, pipe, site, lambda w: isinstance(w, Int8Tensor) and w.act_quant_kwargs is not None
-        )
+        return proof(self, pipe, site, lambda w: isinstance(w, Int8Tensor) and w.act_quant_kwargs is not None)
 
 
 @register("quant")
@@ -108,7 +106,7 @@ class Int8Weight(Step):
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         from torchao.quantization import Int8Tensor
 
-        return proof_of_linears(self, pipe, site, lambda w: isinstance(w, Int8Tensor) and w.act_quant_kwargs is None)
+        return proof(self, pipe, site, lambda w: isinstance(w, Int8Tensor) and w.act_quant_kwargs is None)
 
 
 @register("quant")
@@ -162,9 +160,7 @@ class Int4Weight(Step):
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         from torchao.quantization import Int4TilePackedTo4dTensor
 
-        return proof_of_linears(
-            self, pipe, site, lambda w: isinstance(w, Int4TilePackedTo4dTensor), multiple=self.group_size
-        )
+        return proof(self, pipe, site, lambda w: isinstance(w, Int4TilePackedTo4dTensor), multiple=self.group_size)
 
 
 @register("quant")
@@ -214,7 +210,7 @@ class Float8Dynamic(Step):
             kwargs = weight.act_quant_kwargs if isinstance(weight, Float8Tensor) else None
             return isinstance(getattr(kwargs, "granularity", None), granularity)
 
-        return proof_of_linears(self, pipe, site, is_meant)
+        return proof(self, pipe, site, is_meant)
 
 
 @register("quant")
@@ -249,4 +245,4 @@ class Float8Weight(Step):
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         from torchao.quantization import Float8Tensor
 
-        return proof_of_linears(self, pipe, site, lambda w: isinstance(w, Float8Tensor) and w.act_quant_kwargs is None)
+        return proof(self, pipe, site, lambda w: isinstance(w, Float8Tensor) and w.act_quant_kwargs is None)

@@ -25,7 +25,7 @@ def idle_settings(
         name: the class.
         given: what the user set, by name; null left out.
         process: what the model was trained for; None: not known.
-        needed: what the class takes over from the model's own sampler, as ``sampler_support.needs`` has it.
+        needed: what the class takes over from the model's own sampler, as ``models.sampling.needs`` has it.
     """
     for key, value in given.items():
         if key not in known.takes:
