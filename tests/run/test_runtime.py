@@ -165,7 +165,7 @@ def test_it_is_asked_once_and_nothing_without_need(tmp_path):
 def test_the_code_of_this_diffopt_is_found_there_and_nothing_beside_it(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "own"))
     code = "import diffopt.machine.paths, importlib.util, json, sys; print(json.dumps([diffopt.__file__, "
-    code += "str(diffopt.shipped.shipped_conf()), importlib.util.find_spec('tests') is None, sys.path[:2]]))"
+    code += "str(diffopt.machine.paths.shipped_conf()), importlib.util.find_spec('tests') is None, sys.path[:2]]))"
     with interpreters([Runtime(name="o", python=sys.executable)]) as found:
         there = found["o"]
         done = subprocess.run(
