@@ -25,6 +25,7 @@ from diffopt.errors import Refusal, UsageError
 from diffopt.machine.environment import versions
 from diffopt.machine.files import write_bytes
 from diffopt.machine.hardware import cpu_model
+from diffopt.machine.paths import user_cache
 from diffopt.schema.record import Frozen
 
 MAPS = Path("/proc/self/maps")  # what Linux tells a process of the files that it has mapped
@@ -35,10 +36,8 @@ DECISIVE = ("python", "torch", "triton", "diffusers", "transformers", "torchao",
 
 def root() -> Path:
     """diffopt's own cache: ``DIFFOPT_CACHE_DIR``, else ``diffopt`` in the user's cache folder (``XDG_CACHE_HOME``)."""
-    if own := os.environ.get("DIFFOPT_CACHE_DIR"):
-        return Path(own)
-    folder = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(folder) if os.path.isabs(folder) else Path.home() / ".cache") / "diffopt"  # relative: ignored (XDG)
+    own = os.environ.get("DIFFOPT_CACHE_DIR")
+    return Path(own) if own else user_cache()
 
 
 def private_caches(folder: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The hash by which files of a model count in a recipe, and its memory on disk.
+"""The hash by which files count in a recipe, of a model, a LoRA, a picture, and its memory on disk.
 
 Hashing gigabytes takes longer than all else that planning does, so the SHA-256 of a big file is remembered under the
 user's cache folder for as long as the file's size, times and inode stay what they were. The memory is disposable: where
@@ -14,10 +14,11 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from diffopt.errors import UsageError
 from diffopt.machine.files import write_json
+from diffopt.machine.paths import user_cache
 
 BIG = 64 * 2**20  # bytes; a smaller file is hashed in less than a tenth of a second
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -30,6 +31,23 @@ class Stamp(NamedTuple):
     mtime_ns: int
     ctime_ns: int
     inode: int
+
+
+def stamp_of(path: Path) -> Stamp:
+    """What tells whether a file is the one that it was. Raises OSError."""
+    stat = path.stat()
+    return Stamp(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, from the memory where it has it. Raises OSError."""
+    return _size_and_digest(path)[1]
+
+
+def sha256_of_opened(file: BinaryIO) -> str:
+    """SHA-256 of an open file, from its beginning, never remembered: of the very bytes that are read of it later."""
+    file.seek(0)
+    return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def content_of(folder: Path, paths: Iterable[Path]) -> str:
@@ -51,7 +69,7 @@ def content_of(folder: Path, paths: Iterable[Path]) -> str:
 
 def _size_and_digest(path: Path) -> tuple[int, str]:
     """Size in bytes and SHA-256 of one file, the latter from the memory where it has it."""
-    stamp = _stamp(path)
+    stamp = stamp_of(path)
     memory = _memory() if stamp.size > BIG else None
     if memory is None:
         return stamp.size, _digest(path, stamp)
@@ -60,7 +78,7 @@ def _size_and_digest(path: Path) -> tuple[int, str]:
     if known is not None:
         return stamp.size, known
     digest = _digest(path, stamp)
-    if _stamp(path) == stamp:  # not written to meanwhile
+    if stamp_of(path) == stamp:  # not written to meanwhile
         _remember(memory, {**_recall(memory), key: {**stamp._asdict(), "sha256": digest}})
     return stamp.size, digest
 
@@ -73,26 +91,19 @@ def _known_digest(entry: Any, stamp: Stamp) -> str | None:
     return digest if isinstance(digest, str) and SHA256.fullmatch(digest) else None
 
 
-def _stamp(path: Path) -> Stamp:
-    stat = path.stat()
-    return Stamp(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
-
-
 @functools.cache
 def _digest(path: Path, stamp: Stamp) -> str:
     """SHA-256 of a file, once per process and ``stamp``: a sweep may ask for the same file with each of its models."""
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of_opened(file)
 
 
 def _memory() -> Path | None:
-    """The file of remembered hashes; None for a user without a home. A relative XDG path is to be ignored (XDG)."""
-    folder = os.environ.get("XDG_CACHE_HOME", "")
+    """The file of remembered hashes; None for a user without a home."""
     try:
-        base = Path(folder) if os.path.isabs(folder) else Path.home() / ".cache"
+        return user_cache() / "content.json"
     except RuntimeError:
         return None
-    return base / "diffopt" / "content.json"
 
 
 def _recall(memory: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -30,6 +31,15 @@ def shipped_conf() -> Path:
     package = Path(__file__).parents[1]
     installed = package / "conf"
     return installed if installed.is_dir() else package.parent / "conf"
+
+
+def user_cache() -> Path:
+    """diffopt's folder in the user's cache: ``XDG_CACHE_HOME``, else ``~/.cache``. A relative one is ignored (XDG).
+
+    Raises RuntimeError for a user without a home.
+    """
+    folder = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(folder) if os.path.isabs(folder) else Path.home() / ".cache") / "diffopt"
 
 
 def own_folders(named: Iterable[str | Path], key: str) -> list[Path]:

@@ -5,14 +5,13 @@ Only safetensors files are read: a pickle can run code. A file counts in a recip
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffopt.errors import Refusal, UsageError
+from diffopt.machine.content import sha256_of
 from diffopt.machine.paths import user_path
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -74,7 +73,7 @@ def checked(path: str, content: str | None) -> Path:
     """The file of a resolved recipe. Raises Refusal where this machine has none, or another one."""
     file = Path(path)
     try:
-        found = _sha256(file)
+        found = sha256_of(file)
     except OSError as error:
         raise Refusal(f"the LoRA {file.name} cannot be read here: {error.strerror}") from error
     if content not in (None, found):
@@ -127,7 +126,7 @@ def _component_of_tensor(name: str) -> str:
 
 def _content_of_lora(file: Path, given: Any, key: str) -> str:
     try:
-        found = _sha256(file)
+        found = sha256_of(file)
     except OSError as error:
         raise UsageError(f"{file} cannot be read: {error.strerror}.") from None
     if given not in (None, found):
@@ -136,15 +135,3 @@ def _content_of_lora(file: Path, given: Any, key: str) -> str:
             f"was made with another file; {key}=null takes it."
         )
     return found
-
-
-def _sha256(file: Path) -> str:
-    stat = file.stat()
-    return _digest(file, (stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino))
-
-
-@functools.cache
-def _digest(file: Path, _version: tuple[int, ...]) -> str:
-    """Once per process and version of the file: all cells of a sweep may have the same."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

@@ -7,7 +7,6 @@ picture is opened, since most plans have none.
 from __future__ import annotations
 
 import functools
-import hashlib
 import io
 import struct
 import warnings
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffopt.errors import Refusal, UsageError
+from diffopt.machine.content import Stamp, sha256_of_opened, stamp_of
 from diffopt.machine.paths import user_path
 from diffopt.schema.words import did_you_mean, text
 
@@ -83,7 +83,7 @@ def open_picture(picture: Picture, size: tuple[int, int], mode: Literal["RGB", "
     path = Path(picture.path) if is_file(picture.path) else SHIPPED / f"{picture.path}.png"
     try:
         with path.open("rb") as file:
-            if _sha256_of_open_file(file) != picture.content:
+            if sha256_of_opened(file) != picture.content:
                 raise Refusal(f"the picture {name} is not the one that the recipe was made with; compose it again")
             decoded = _decode(file, f"the picture {name}")
     except OSError as error:
@@ -104,23 +104,17 @@ def _content_of_picture(path: Path, said: str) -> str:
         if not path.is_file():
             what = "this is a folder, not a picture" if path.is_dir() else "there is no such file"
             raise UsageError(f"{said}: {what}.")
-        status = path.stat()
-        return _checked(path, said, (status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino))
+        return _checked(path, said, stamp_of(path))
     except OSError as error:
         raise UsageError(f"{said} cannot be read: {error.strerror}.") from error
 
 
 @functools.cache
-def _checked(path: Path, said: str, _version: tuple[int, ...]) -> str:
+def _checked(path: Path, said: str, _stamp: Stamp) -> str:
     """Once per process and version of the file: all cells of a sweep may have the same."""
     with path.open("rb") as file:
         _decode(file, said)
-        return _sha256_of_open_file(file)
-
-
-def _sha256_of_open_file(file: io.BufferedReader) -> str:
-    file.seek(0)
-    return hashlib.file_digest(file, "sha256").hexdigest()
+        return sha256_of_opened(file)
 
 
 def _decode(file: io.BufferedReader, said: str) -> Image:

@@ -10,7 +10,7 @@ import pytest
 
 from diffopt.errors import UsageError
 from diffopt.machine import content
-from diffopt.machine.content import content_of
+from diffopt.machine.content import content_of, sha256_of, sha256_of_opened
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_files_that_are_gone_are_forgotten(weights, memory, read):
 )
 def test_a_spoiled_memory_is_made_anew(weights, memory, read, spoiled):
     first = content_of(weights.parent, [weights])
-    stamp = content._stamp(weights)._asdict()
+    stamp = content.stamp_of(weights)._asdict()
     text = spoiled.replace(b"KEY", str(weights).encode()).replace(b'{"sha', json.dumps(stamp)[:-1].encode() + b', "sha')
     memory.write_bytes(text)
     assert content_of(weights.parent, [weights]) == first
@@ -156,3 +156,14 @@ def test_what_is_no_file_is_a_usage_error(tmp_path):
     for name in ("link", "folder"):
         with pytest.raises(UsageError, match=f"{name} is not a file"):
             content_of(tmp_path, [tmp_path / name])
+
+
+def test_of_one_file_and_of_an_open_one(weights, memory, read):
+    expected = hashlib.sha256(b"weights").hexdigest()
+    assert sha256_of(weights) == sha256_of(weights) == expected
+    assert read == ["unet.safetensors"], "then it is remembered"
+    with weights.open("rb") as file:
+        assert file.read(3) == b"wei"
+        assert sha256_of_opened(file) == expected
+    with pytest.raises(FileNotFoundError):
+        sha256_of(weights.with_name("gone"))

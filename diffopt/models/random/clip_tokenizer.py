@@ -34,13 +34,10 @@ morning evening night day summer winter spring autumn dusk dawn window table cha
 
 
 def byte_tokens() -> list[str]:
-    """One printable character per byte, in CLIP's order: printable bytes first, then the rest shifted above 255.
+    """One printable character per byte, in the order of CLIP and GPT-2: printable bytes first, then the rest."""
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-    Source: GPT-2's byte-level BPE, which CLIP took over.
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
+    return list(bytes_to_unicode().values())
 
 
 def learn_merges(spelled: Iterable[Sequence[str]], limit: int) -> list[tuple[str, str]]:

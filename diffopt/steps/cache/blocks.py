@@ -2,11 +2,7 @@
 
 All caches are diffusers' hooks on its transformers; UNets have none. They change the picture, and how much depends on
 model, steps and settings, so look at the pictures. The fields have diffusers' names. Caches of attention are in
-<<<<<<< ours
-``attention``.
-=======
 ``attention.py``.
->>>>>>> theirs
 """
 
 from __future__ import annotations

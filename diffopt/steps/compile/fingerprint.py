@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from diffopt.machine.content import sha256_of
+
 # attributes of a module that are told otherwise: its weights, its parts, and diffusers' config, which has a path in it
 ELSEWHERE = frozenset({"_parameters", "_buffers", "_modules", "_internal_dict"})
 
@@ -92,4 +94,4 @@ def _hash_of_source(cls: type) -> str:
         file = inspect.getsourcefile(cls)
     except TypeError:  # built in
         file = None
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else cls.__qualname__
+    return sha256_of(Path(file)) if file else cls.__qualname__
