@@ -89,9 +89,7 @@ def test_sizes_in_words(sizes: tuple[int | None, int | None, int | None], says: 
     assert describe_model(model).startswith(says)
 
 
-@pytest.mark.parametrize(
-    "option", ["tiny", "sd15", "sd_x4_upscaler", "deepfloyd_if_x4", "tiny_sd15", "tiny_flux_dev_img2img"]
-)
+@pytest.mark.parametrize("option", ["tiny", "sd15", "sd_x4_upscaler", "deepfloyd_if_x4", "deepfloyd_if", "hub"])
 def test_siblings_are_merged_as_hydra_does(composer: Composer, option: str) -> None:
     assert listing._merged(composer, "model", option) == composer.compose([f"model={option}"]).data["model"]
 

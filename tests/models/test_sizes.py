@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from diffopt.models.resolve import PACKAGED, packaged
-from diffopt.models.sizes import of_denoiser, of_vae
+from diffopt.models.resolve import PACKAGED
+from diffopt.models.sizes import head_size_of_vae, of_denoiser
 
 UNET = "UNet2DConditionModel"
-TINY = sorted(path.parent.name for path in PACKAGED.glob("tiny_*/model_index.json"))
+SMALL = sorted(str(path.parent.relative_to(PACKAGED)) for path in PACKAGED.glob("*/tiny/model_index.json"))
 
 
 def config(architecture: str, component: str) -> dict[str, Any]:
-    return json.loads((packaged(architecture) / component / "config.json").read_text(encoding="utf-8"))
+    return json.loads((PACKAGED / architecture / component / "config.json").read_text(encoding="utf-8"))
 
 
 def built(architecture: str, component: str) -> Any:
@@ -29,7 +29,7 @@ def built(architecture: str, component: str) -> Any:
 
 
 def index(architecture: str) -> dict[str, Any]:
-    return json.loads((packaged(architecture) / "model_index.json").read_text(encoding="utf-8"))
+    return json.loads((PACKAGED / architecture / "model_index.json").read_text(encoding="utf-8"))
 
 
 def head_sizes(module: Any) -> set[int]:
@@ -46,7 +46,7 @@ def test_a_unets_are_those_that_diffusers_builds(name: str) -> None:
     assert of_denoiser(UNET, config(name, "unet")) == sorted(head_sizes(built(name, "unet")))
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if "transformer" in index(name)])
+@pytest.mark.parametrize("name", [name for name in SMALL if "transformer" in index(name)])
 def test_a_transformers_are_those_that_diffusers_builds(name: str) -> None:
     class_name = index(name)["transformer"][1]
     found = head_sizes(built(name, "transformer"))
@@ -60,7 +60,7 @@ def test_a_transformers_are_those_that_diffusers_builds(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "tiny", "flux_dev", "pixart_sigma"])
 def test_a_vaes_is_the_one_that_diffusers_builds(name: str) -> None:
-    assert {of_vae("AutoencoderKL", config(name, "vae"))} == head_sizes(built(name, "vae"))
+    assert {head_size_of_vae("AutoencoderKL", config(name, "vae"))} == head_sizes(built(name, "vae"))
 
 
 @pytest.mark.parametrize("name", ["wan21_t2v_1_3b", "qwen_image"])
@@ -68,7 +68,7 @@ def test_one_head_as_wide_as_the_middle(name: str) -> None:
     """These VAEs attend by a class of their own, whose one head is all channels of its convolution."""
     module = built(name, "vae")
     widths = {part.to_qkv.in_channels for part in module.modules() if hasattr(part, "to_qkv")}
-    assert {of_vae(type(module).__name__, config(name, "vae"))} == widths
+    assert {head_size_of_vae(type(module).__name__, config(name, "vae"))} == widths
 
 
 def test_unknown_blocks_are_not_guessed() -> None:
@@ -78,5 +78,7 @@ def test_unknown_blocks_are_not_guessed() -> None:
     assert of_denoiser("FluxTransformer2DModel", {"attention_head_dim": 128}) == [128]
     assert of_denoiser("Lumina2Transformer2DModel", {"hidden_size": 2304, "num_attention_heads": 24}) == [96]
     assert of_denoiser("Other", {}) is None
-    assert of_vae("AutoencoderKL", {"block_out_channels": [64, 128], "mid_block_add_attention": False}) is None
-    assert of_vae("AutoencoderDC", {"block_out_channels": [64, 128]}) is None
+    assert (
+        head_size_of_vae("AutoencoderKL", {"block_out_channels": [64, 128], "mid_block_add_attention": False}) is None
+    )
+    assert head_size_of_vae("AutoencoderDC", {"block_out_channels": [64, 128]}) is None

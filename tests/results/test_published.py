@@ -236,7 +236,7 @@ def test_the_readme_s_sweeps_of_the_page_are_planned_in_full() -> None:
         "study=both": 72,
         "study=small": 36,
     }
-    assert {r.cell.recipe.model.name.startswith("tiny_") for r in found["study=small"]} == {True}
+    assert {r.cell.recipe.model.weights for r in found["study=small"]} == {"tiny"}
 
 
 def test_every_committed_result_is_named_in_the_page_of_results() -> None:
