@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from support.tiny import tiny
 from support.tiny_pipelines import pipeline, xl_pipeline
 
 import diffopt
@@ -22,7 +23,7 @@ from diffopt.pipeline.adopt import facts
 from diffopt.pipeline.load import load_pipeline
 
 FUNCTIONS = ("compose", "load", "optimize", "plan", "run")
-MODELS_OF_OTHERS = ("tiny_sdxl", "tiny_flux_dev", "tiny_sd35_medium", "tiny_wan21_t2v_1_3b", "tiny_sd15_controlnet")
+MODELS_OF_OTHERS = ("sdxl", "flux_dev", "sd35_medium", "wan21_t2v_1_3b", "sd15_controlnet")
 
 
 def python(code: str, cwd: Path, *flags: str, stdin: str | None = None) -> str:
@@ -43,7 +44,7 @@ def drawn(pipe: Any, **asked: Any) -> np.ndarray[Any, Any]:
 
 def plain(name: str) -> tuple[Any, dict[str, Any]]:
     """A pipeline of the model, loaded and left alone, and what it must be asked besides."""
-    (request,) = requests([f"model={name}", "hardware=cpu"])
+    (request,) = requests([*tiny(name), "hardware=cpu"])
     model = request.cell.recipe.model
     pipe = load_pipeline(model, model.task, device="cpu", dtype={"default": torch.float32})
     asked: dict[str, Any] = {"num_frames": 5} if model.task == "txt2video" else {}
@@ -266,31 +267,29 @@ def test_the_same_facts_as_from_a_folder(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("tiny_sdxl", "it is a StableDiffusionPipeline, the model's are StableDiffusionXLPipeline"),
-        ("tiny_flux_dev", "it is a StableDiffusionPipeline"),
-        ("tiny_sd15", "its unet has "),
+        ("sdxl", "it is a StableDiffusionPipeline, the model's are StableDiffusionXLPipeline"),
+        ("flux_dev", "it is a StableDiffusionPipeline"),
         ("sd15", "its unet has "),
-        ("tiny_deepfloyd_if", "3 pipelines in a row"),
+        ("deepfloyd_if_x4", "it is a StableDiffusionPipeline"),
+        ("deepfloyd_if", "3 pipelines in a row"),
     ],
 )
 def test_a_model_that_is_not_the_pipelines_is_refused(name: str, says: str) -> None:
     with pytest.raises(diffopt.Refusal, match=f"model={name} is .*{says}"):
-        diffopt.optimize(pipeline(), overrides=[f"model={name}", "hardware=cpu"])
+        diffopt.optimize(pipeline(), overrides=[*tiny(name), "hardware=cpu"])
 
 
 def test_the_model_of_a_recipe_file_or_of_an_overlay_counts_too(tmp_path: Path, monkeypatch: Any, cli: Any) -> None:
-    code, out, _ = cli("show", "model=tiny_sdxl", "fuse=qkv", "hardware=cpu")
+    code, out, _ = cli("show", "model=sdxl", "model.weights=tiny", "fuse=qkv", "hardware=cpu")
     assert code == 0
     (tmp_path / "xl.yaml").write_text(out)
-    with pytest.raises(diffopt.Refusal, match="model=tiny_sdxl is chosen"):
+    with pytest.raises(diffopt.Refusal, match="model=sdxl is chosen"):
         diffopt.optimize(pipeline(), tmp_path / "xl.yaml")
-    own, _ = plain("tiny_sdxl")
+    own, _ = plain("sdxl")
     assert diffopt.optimize(own, tmp_path / "xl.yaml").diffopt.fuse.kind == "qkv"
     (tmp_path / "conf" / "recipe").mkdir(parents=True)
-    (tmp_path / "conf" / "recipe" / "xl.yaml").write_text(
-        "# @package _global_\ndefaults:\n  - override /model: tiny_sdxl\n"
-    )
-    with pytest.raises(diffopt.Refusal, match="model=tiny_sdxl is chosen"):
+    (tmp_path / "conf" / "recipe" / "xl.yaml").write_text("# @package _global_\ndefaults:\n  - override /model: sdxl\n")
+    with pytest.raises(diffopt.Refusal, match="model=sdxl is chosen"):
         diffopt.optimize(pipeline(), "xl")
 
 

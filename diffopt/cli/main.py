@@ -38,6 +38,18 @@ class Verb:
 FLAGS: dict[str, dict[str, object]] = {
     "--multirun": {"short": "-m", "action": "store_true", "help": "run every combination of a,b values; sweep=NAME"},
     "--recipe": {"metavar": "FILE", "type": Path, "help": "start from a file that `diffopt show` printed"},
+    "--recipes": {
+        "flag": "--recipe",
+        "metavar": "FILE",
+        "nargs": "+",
+        "action": "append",
+        "help": "files that `diffopt show` printed",
+    },
+    "--all": {"action": "store_true", "help": "every recipe on every model that its plan allows"},
+    "--compile": {
+        "action": "store_true",
+        "help": "generate code where a step compiles; without, its graphs are captured and run as they are, in seconds",
+    },
     "--config-dir": {"metavar": "DIR", "type": Path, "help": "options and recipes beside the shipped ones and ./conf"},
     "--trust-config-dir": {
         "metavar": "DIR",
@@ -89,6 +101,12 @@ VERBS: dict[str, Verb] = {
         "plans:plan",
         ("--multirun", "--recipe", "--config-dir", "--trust-config-dir", "--json"),
         example="diffopt plan -m model=sd15,sdxl hardware=a100,t4 precision=fp16,bf16 compile=none,max_autotune",
+    ),
+    "check": Verb(
+        "a smoke test of recipes for CI: each step on tiny weights, here, with its effect; exit 1 where one has none",
+        "smoke:check",
+        ("--recipes", "--all", "--compile", "--config-dir", "--trust-config-dir"),
+        example="diffopt check recipe=pytorch2 model=sdxl; diffopt check --recipe recipes/*.yaml; diffopt check --all",
     ),
     "prefetch": Verb(
         "download what the cells' models need, for machines without a network",
@@ -240,8 +258,8 @@ def build_parser(name: str) -> argparse.ArgumentParser:
         parser.add_argument(verb.words, nargs="*", metavar=METAVARS[verb.words])
     for flag in verb.flags:
         settings = dict(FLAGS[flag])
-        short = settings.pop("short", None)
-        parser.add_argument(*((str(short),) if short else ()), flag, **settings)  # type: ignore[arg-type]
+        short, name = settings.pop("short", None), str(settings.pop("flag", flag))
+        parser.add_argument(*((str(short),) if short else ()), name, **settings)  # type: ignore[arg-type]
     return parser
 
 

@@ -24,6 +24,7 @@ from diffopt.machine import hardware, plain_yaml
 from diffopt.machine.paths import locate, user_path
 from diffopt.models.lora import resolve_lora
 from diffopt.models.resolve import resolve_model
+from diffopt.models.tiny import with_tiny_values
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.explain import explain, groups_in
 from diffopt.recipe.launch import Launch, make_launch
@@ -131,7 +132,7 @@ class Resolver:
                 raise UsageError(f"'{section}' is missing, or is not a mapping of keys to values.")
         data = consented(composed)
         recipe = {name: data[name] for name in Recipe.model_fields if name in data}
-        recipe["model"] = self._model(data["model"])
+        recipe["model"] = self._model(data["model"], composed.typed)
         recipe["hardware"] = self._hardware(data["hardware"], composed.typed)
         self._check_backend(composed)
         if isinstance(data.get("lora"), dict):
@@ -152,7 +153,8 @@ class Resolver:
             raise UsageError(f"{explain(error)}{self._origin(error, composed.choices)}") from error
         return Request(cell=cell, launch=make_launch(data["launch"]), study=study)
 
-    def _model(self, data: dict[str, Any]) -> dict[str, Any]:
+    def _model(self, data: dict[str, Any], typed: frozenset[str] = frozenset()) -> dict[str, Any]:
+        data = with_tiny_values(data, typed)
         key = json.dumps(data, sort_keys=True)
         if key not in self._models:
             resolved = self._resolve_model({**data, "cascade": []}, Path.cwd())

@@ -175,7 +175,7 @@ def _check_tokenizer(folder: Path, class_name: str, weights: str) -> None:
         present["merges.txt"] = {}
     if "tokenizer.json" in present or {"vocab.json", "merges.txt"} <= present.keys():
         return
-    if weights == "random" and "vocab.json" not in present:
+    if weights != "pretrained" and "vocab.json" not in present:
         _check_made_tokenizer(folder, present.get("tokenizer_config.json", {}))
         return
     raise UsageError(

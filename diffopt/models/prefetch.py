@@ -43,7 +43,7 @@ class Fetched:
 
 def pipeline_target(model: Model) -> Target | None:
     """The repository that the pipeline itself comes from; None where its files are here, or weights are drawn."""
-    if model.weights == "random" or model.path is not None or model.id is None:
+    if model.weights != "pretrained" or model.path is not None or model.id is None:
         return None
     return Target(model.id, model.revision, model.variant, None, model.embeddings is None)
 
@@ -51,7 +51,7 @@ def pipeline_target(model: Model) -> Target | None:
 def controlnet_target(model: Model) -> Target | None:
     """The repository of the ControlNet beside it; None where it has none of its own."""
     beside = model.controlnet
-    if model.weights == "random" or beside is None or beside.id is None:
+    if model.weights != "pretrained" or beside is None or beside.id is None:
         return None
     return Target(beside.id, beside.revision, beside.variant, beside.class_name, False)
 

@@ -21,6 +21,7 @@ from diffopt.schema.model import Limits, Model, Parameters
 from diffopt.schema.record import Frozen
 
 PACKAGED = Path(__file__).parent / "architectures"
+TINY = "tiny"  # folder in that of an architecture: configs of about a million parameters, and their tiny.yaml
 # Keys that are null where a model has no such thing, or where nobody knows.
 MAY_BE_NULL = frozenset(
     ("id", "revision", "variant", "path", "architecture", "content", "vae", "vae_head_size", "licence", "gated")
@@ -73,15 +74,21 @@ def model_folder(model: Model) -> Path | None:
         return Path(model.path)
     if model.id is not None and model.weights == "pretrained":
         return None
-    return packaged(str(model.architecture))
+    return packaged(str(model.architecture), tiny=model.weights == "tiny")
 
 
-def packaged(architecture: str) -> Path:
-    """The folder of a built-in architecture; UsageError with the known names otherwise."""
+def packaged(architecture: str, *, tiny: bool = False) -> Path:
+    """The folder of a built-in architecture, or of its tiny configs; UsageError with the known names otherwise."""
     known = sorted(index.parent.name for index in PACKAGED.glob("*/model_index.json"))
     if architecture not in known:
         raise UsageError(f"model.architecture={architecture}: there is no such architecture; known: {', '.join(known)}")
-    return PACKAGED / architecture
+    folder = PACKAGED / architecture
+    if tiny and not (folder / TINY).is_dir():
+        raise UsageError(
+            f"model.weights=tiny: the architecture {architecture} has no tiny configs beside its own; leave "
+            "model.weights out, or choose another model of `diffopt ls model`"
+        )
+    return folder / TINY if tiny else folder
 
 
 def _check_keys(data: dict[str, Any]) -> None:
@@ -122,6 +129,11 @@ def _on_the_hub(data: dict[str, Any]) -> bool:
 def _folder(data: dict[str, Any], base: Path) -> Path | None:
     """The folder whose configs describe the model, or None when only the hub has them."""
     name, path = data["name"], data["path"]
+    if data["weights"] == "tiny" and data["architecture"] is None:
+        raise UsageError(
+            f"model.weights=tiny: model={name} is not one of the built-in families, and only these have tiny configs; "
+            "choose one of `diffopt ls model`, or leave model.weights out"
+        )
     if path is not None:
         if data["id"] is not None or data["architecture"] is not None:
             raise UsageError(
@@ -129,7 +141,7 @@ def _folder(data: dict[str, Any], base: Path) -> Path | None:
             )
         return _local_folder(path, base)
     if data["architecture"] is not None:
-        return packaged(data["architecture"])
+        return packaged(data["architecture"], tiny=data["weights"] == "tiny")
     if data["id"] is None:
         raise UsageError(
             f"model={name} does not say where the model is: add model.path=DIR, a folder that diffusers' "

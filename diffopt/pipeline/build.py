@@ -25,15 +25,20 @@ def build(plan: Plan, *, on_stage: Callable[[Stage], None] = lambda stage: None)
     Raises:
         Refusal: the model cannot be had here, or a step cannot work on this pipeline.
     """
-    cell = plan.cell
     on_stage("load")
-    pipes: list[DiffusionPipeline] = []
-    for site in cell.sites:
-        task = cell.workload.task if not pipes else site.model.task
-        pipes.append(load.load_pipeline(site.model, task, device=_drawn_on(plan, site), **_load_kwargs(plan, site)))
+    pipes = load_all(plan)
     on_stage("optimize")
-    for pipe, site in zip(pipes, cell.sites, strict=True):
+    for pipe, site in zip(pipes, plan.cell.sites, strict=True):
         apply(pipe, plan.steps, site)
+    return pipes
+
+
+def load_all(plan: Plan) -> tuple[DiffusionPipeline, ...]:
+    """The pipeline of each stage, nothing applied to it. Raises Refusal where the model cannot be had here."""
+    pipes: list[DiffusionPipeline] = []
+    for site in plan.cell.sites:
+        task = plan.cell.workload.task if not pipes else site.model.task
+        pipes.append(load.load_pipeline(site.model, task, device=_drawn_on(plan, site), **_load_kwargs(plan, site)))
     return tuple(pipes)
 
 
@@ -53,13 +58,14 @@ def verify(plan: Plan, pipes: Sequence[DiffusionPipeline]) -> tuple[StepEffect, 
     """The proof of each step on each finished stage, after warm-up. Raises NoEffect at the first that has none."""
     sites = plan.cell.sites
     return tuple(
-        _proof(pipe, site, group, step, stage=site.model.name if len(sites) > 1 else None)
+        proof_of_step(pipe, site, group, step, stage=site.model.name if len(sites) > 1 else None)
         for pipe, site in zip(pipes, sites, strict=True)
         for group, step in plan.steps
     )
 
 
-def _proof(pipe: DiffusionPipeline, site: Site, group: str, step: Step, stage: str | None) -> StepEffect:
+def proof_of_step(pipe: DiffusionPipeline, site: Site, group: str, step: Step, stage: str | None) -> StepEffect:
+    """The effect of one step on one stage. Raises NoEffect where it has none."""
     with _naming(f"verifying {group} ({step.kind})" + (f" of {stage}" if stage else "")):
         effect = passes_over(step, site) or step.verify(pipe, site)
     numbers = dict(effect.numbers)

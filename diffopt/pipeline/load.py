@@ -41,7 +41,7 @@ def load_pipeline(model: Model, task: str, *, device: str, dtype: Mapping[str, t
     if lacking := [name for name in (known.packages if known is not None else ()) if find_spec(name) is None]:
         raise Refusal(f"{cls.__name__} needs packages that are not here: pip install {' '.join(lacking)}")
     with _explaining(model):
-        pipe = _random(model, cls, device, dtype) if model.weights == "random" else _pretrained(model, cls, dtype)
+        pipe = _pretrained(model, cls, dtype) if model.weights == "pretrained" else _random(model, cls, device, dtype)
     _refuse_unknown_parts(model, pipe)
     pipe.set_progress_bar_config(disable=True)
     return pipe

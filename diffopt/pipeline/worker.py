@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.set_inheritable(options.progress_fd, False)  # a process of ours that outlives us must not keep it open
     if os.getpgrp() != os.getpid():
         os.setsid()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
     def report(stage: Stage) -> None:
         os.write(options.progress_fd, json.dumps({"stage": stage}).encode() + b"\n")
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os._exit(0)  # all is said; taking torch apart takes seconds, and a crash in it would say nothing of the cell
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Standard input is a pipe that only the parent holds; it ends when the parent does, however that comes about."""
     while os.read(0, 4096):
         continue

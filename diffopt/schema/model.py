@@ -108,7 +108,7 @@ class Model(Frozen):
         str | None
     )  # folder of diffopt/models/architectures: component configs, and for `tiny` the weights too
     content: str | None  # SHA-256 of the local files that make the model; filled in when the recipe is composed
-    weights: Literal["pretrained", "random"]
+    weights: Literal["pretrained", "random", "tiny"]  # tiny: random ones of the small configs in the folder `tiny`
     pipelines: Pipelines
     task: Annotated[Task, Descriptive()]  # customary, what a workload leaves open
     denoiser: str  # attribute of the pipeline, "unet" or "transformer"

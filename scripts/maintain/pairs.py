@@ -19,12 +19,13 @@ from pathlib import Path
 
 from diffopt.config import Composer
 from diffopt.config.resolve import requests
+from diffopt.config.smoke import NEEDS, captured_words
 from diffopt.errors import DiffoptError, Refusal
 from diffopt.machine import packages
 from diffopt.recipe.plan import Plan, make_plan
 from diffopt.recipe.recipe import STEP_GROUPS
 
-FAMILIES = {"UNet": "tiny_sd15", "DiT": "tiny_flux_dev"}
+FAMILIES = {"UNet": "sd15", "DiT": "flux_dev"}  # with model.weights=tiny
 # Options that change nothing, and what they are the absence of.
 BASE = {
     "precision": "fp32",
@@ -39,28 +40,8 @@ BASE = {
     "compile": "none",
     "cache": "none",
 }
-CAPTURE = ("compile.backend=eager", "compile.mode=default")  # what makes any torch.compile quick
-# What an option needs besides its name to do something on random weights, on small pictures and in few steps.
-NEEDS = {
-    "cache=first_block": ("workload.steps=6", "cache.threshold=0.9"),
-    "cache=mag": ("workload.steps=6", "cache.threshold=0.5", "cache.max_skip_steps=2", "cache.mag_ratios=[1.0]"),
-    "cache=mag_calibrate": ("workload.steps=6",),
-    "cache=sea": ("workload.steps=6", "cache.threshold=5.0"),
-    "cache=taylorseer": ("workload.steps=6", "cache.cache_interval=2", "cache.disable_cache_before_step=2"),
-    "cache=taylorseer_lite": ("workload.steps=6", "cache.cache_interval=2", "cache.disable_cache_before_step=2"),
-    "cache=pab": ("workload.steps=6", "cache.spatial_attention_timestep_skip_range=[-1,1001]"),
-    "cache=faster": (
-        "workload.steps=6",
-        "cache.spatial_attention_timestep_skip_range=[-1,990]",
-        "cache.unconditional_batch_timestep_skip_range=[-1,990]",
-        "cache.unconditional_batch_skip_range=2",
-    ),
-    "vae=slicing": ("workload.batch_size=2",),
-    "vae=tiling": ("vae.tile=32",),
-    "vae=slicing_tiling": ("workload.batch_size=2", "vae.tile=32"),
-}
-# The same on a GPU, where a plan alone is made: kernels that take half precision alone, and those of the hub, which
-# somebody has to name a commit of and to allow.
+# What an option needs on a GPU, where a plan alone is made: kernels that take half precision alone, and those of the
+# hub, which somebody has to name a commit of and to allow.
 COMMIT = "0" * 40
 NEEDS_ON_GPU = {
     **{f"attention={name}": ("precision=bf16",) for name in ("cudnn", "flash2", "flash3", "sage")},
@@ -74,8 +55,8 @@ NEEDS_ON_GPU = {
     },
     **{f"quant={name}": ("precision=bf16",) for name in ("int4_weight", "fp8_dynamic_row")},
 }
-# Options that need another transformer than FLUX's, and a tiny model that has it.
-ELSEWHERE = {"cache=sea": "tiny_wan21_t2v_1_3b", "cache=faster": "tiny_cogvideox_2b"}
+# Options that need another transformer than FLUX's, and a family that has it.
+ELSEWHERE = {"cache=sea": "wan21_t2v_1_3b", "cache=faster": "cogvideox_2b"}
 
 Option = tuple[str, str]  # group, option
 
@@ -162,6 +143,10 @@ def _reasons(plan: Plan) -> str:
     return "; ".join([*plan.reasons, *([lacking] if lacking else [])])
 
 
+def _tiny(model: str) -> tuple[str, str]:
+    return f"model={model}", "model.weights=tiny"
+
+
 def _plan(family: str, words: Sequence[str], hardware: str = "cpu") -> Plan:
     elsewhere = [ELSEWHERE[word] for word in words if word in ELSEWHERE and family == "DiT"]
     model = elsewhere[0] if elsewhere else FAMILIES[family]
@@ -172,12 +157,10 @@ def _plan(family: str, words: Sequence[str], hardware: str = "cpu") -> Plan:
         if word.startswith("lora="):
             more["lora.path"] = str(lora_file(model))
     more |= dict(word.split("=", 1) for word in words)  # the pair itself, whatever the other one needs
-    asked = [f"model={model}", f"hardware={hardware}", "measure=quick", *(f"{k}={v}" for k, v in more.items())]
+    asked = [*_tiny(model), f"hardware={hardware}", "measure=quick", *(f"{k}={v}" for k, v in more.items())]
     (request,) = requests(asked)
-    data = request.cell.recipe.compile
-    if hardware == "cpu" and hasattr(data, "backend") and data.backend == "inductor":
-        tuned = [f"compile.options.{name}=null" for name in data.options.model_dump()]  # type: ignore[attr-defined]
-        (request,) = requests([*asked, *CAPTURE, *tuned])
+    if hardware == "cpu" and (captured := captured_words(request.cell.recipe.compile)):
+        (request,) = requests([*asked, *captured])
     return make_plan(request.cell)
 
 
@@ -189,7 +172,7 @@ def lora_file(model: str) -> Path:
 
     from diffopt.pipeline.build import build
 
-    (request,) = requests([f"model={model}", "hardware=cpu", "measure=quick"])
+    (request,) = requests([*_tiny(model), "hardware=cpu", "measure=quick"])
     (pipe,) = build(make_plan(request.cell))
     name = request.cell.recipe.model.denoiser
     noise = torch.Generator().manual_seed(0)

@@ -33,11 +33,7 @@ ALL_OPTIONS = [
 
 @pytest.mark.parametrize(
     ("group", "option"),
-    [
-        # of the tiny models, which are of one shape, the fast tests take one
-        pytest.param(g, o, id=f"{g}={o}", marks=pytest.mark.slow if o.startswith("tiny_") and o != "tiny_sd15" else ())
-        for g, o in ALL_OPTIONS
-    ],
+    [pytest.param(g, o, id=f"{g}={o}") for g, o in ALL_OPTIONS],
 )
 def test_every_option_composes_as_hydra_composes_it(composer: Composer, group: str, option: str) -> None:
     assert composer.compose([f"{group}={option}"]).data == hydras_own([f"{group}={option}"])

@@ -27,7 +27,7 @@ COMMIT = "0123456789abcdef" * 2 + "01234567"
 SECRET = "hunter2"
 CPU = ["hardware=cpu", "measure=quick"]
 GPU = ["hardware=a100", "precision=fp16"]
-IMG2IMG = ["model=tiny_sd15", "workload=img2img", *CPU]
+IMG2IMG = ["model=sd15", "model.weights=tiny", "workload=img2img", *CPU]
 
 
 @pytest.fixture
@@ -154,12 +154,12 @@ CASES: dict[str, tuple[dict[str, str], list[str], list[str]]] = {
     ),
     "picture, mapping in an option": (
         {"conf/workload/evil.yaml": "defaults: [img2img, _self_]\nimage: {path: ~/mine.png, content: null}\n"},
-        ["model=tiny_sd15", *CPU, "workload=evil"],
+        ["model=sd15", "model.weights=tiny", *CPU, "workload=evil"],
         ["conf/workload/evil.yaml", "workload.image.path=~/mine.png"],
     ),
     "picture, row of a matrix": (
         sweep("zip: [{workload.mask: ../home/mine.png, workload: inpaint}]"),
-        ["model=tiny_sd15", *CPU, *SWEPT],
+        ["model=sd15", "model.weights=tiny", *CPU, *SWEPT],
         ["conf/sweep/evil.yaml", "workload.mask=../home/mine.png"],
     ),
     "lora, option": (
@@ -333,16 +333,16 @@ def test_a_later_stage_of_a_recipe_file_is_bound_too(cli: Cli, place: Path) -> N
     words = recipe_file(
         cli,
         place,
-        [*CPU, "model=tiny_deepfloyd_if"],
+        [*CPU, "model=deepfloyd_if", "model.weights=tiny"],
         lambda d: d["recipe"]["model"]["cascade"][0].update(path=str(place.parent / "home" / "model")),
     )
     message = refused(cli, place, "run", words, ["stranger/evil.yaml names model.cascade="])
-    assert words_of(message) == ["model=tiny_deepfloyd_if"]
+    assert words_of(message) == ["model=deepfloyd_if"]
     assert cli("plan", *words, *words_of(message))[0] == 0
 
 
 def test_a_later_stage_that_an_option_names_is_bound_too(cli: Cli, place: Path) -> None:
-    write(place, MODEL | {"conf/model/two.yaml": "defaults: [tiny_deepfloyd_if, _self_]\ncascade: [evil]\n"})
+    write(place, MODEL | {"conf/model/two.yaml": "defaults: [deepfloyd_if, _self_]\ncascade: [evil]\n"})
     refused(cli, place, "run", [*CPU, "model=two"], ["conf/model/evil.yaml", "model.path=../home/model"])
 
 
@@ -408,7 +408,8 @@ def test_a_shown_recipe_says_what_its_reader_types(cli: Cli, place: Path) -> Non
     words = [
         "hardware=a100",
         "precision=fp16",
-        "model=tiny_sd15",
+        "model=sd15",
+        "model.weights=tiny",
         "workload=img2img",
         "workload.image=../home/mine.png",
     ]

@@ -1,4 +1,4 @@
-"""conf/model: every option is complete, agrees with its files and with diffusers, and every task has a tiny option."""
+"""conf/model: every option is complete, agrees with its files and with diffusers, and so do its tiny configs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import yaml
 from support.places import REPO
+from support.tiny import every_task, families
 
 from diffopt.config import Composer
 from diffopt.config.resolve import Request, Resolver
-from diffopt.models.resolve import PACKAGED
+from diffopt.models.resolve import PACKAGED, TINY
+from diffopt.models.tiny import with_tiny_values
 from diffopt.recipe.plan import make_plan
 from diffopt.schema.model import TASKS, Call, Limits, Model, Parameters, Pipelines
 from diffopt.schema.record import Frozen
@@ -23,11 +25,8 @@ from diffopt.schema.record import Frozen
 CONF = REPO / "conf" / "model"
 FROM_FILES = {"local", "hub"}  # filled in from what the user names
 NAMES = sorted({path.stem for path in CONF.glob("*.yaml")} - FROM_FILES)
-TINY = [name for name in NAMES if name.startswith("tiny_")]
-FULL = [name for name in NAMES if name not in TINY]
-FAMILIES = [
-    name for name in NAMES if name in FULL or name.removeprefix("tiny_") in FULL
-]  # without other tasks' options
+SMALL = [f"{name}/{TINY}" for name in families()]  # the same options with weights: tiny
+FAMILIES = [*NAMES, *SMALL]
 SECTIONS: dict[str, type[Frozen]] = {"parameters": Parameters, "limits": Limits, "pipelines": Pipelines, "call": Call}
 BARE = re.compile(r"(name: |defaults: |denoiser_class: |[a-z_]+:$)")  # lines that need no comment
 
@@ -49,14 +48,18 @@ def resolver() -> Resolver:
 
 @cache
 def composed(name: str) -> dict[str, Any]:
-    """The option as YAML gives it, with what it extends."""
-    data: dict[str, Any] = composer().compose([f"model={name}"]).data["model"]
-    return data
+    """The option as YAML gives it, with what it extends, and with what its tiny configs change."""
+    option, _, small = name.partition("/")
+    data: dict[str, Any] = composer().compose([f"model={option}"]).data["model"]
+    return with_tiny_values({**data, "weights": small}, frozenset()) if small else data
 
 
 @cache
 def request_of(name: str) -> Request:
-    return resolver().request(composer().compose([f"model={name}", "hardware=cpu"]))
+    option, _, small = name.partition("/")
+    return resolver().request(
+        composer().compose([f"model={option}", "hardware=cpu", *([f"model.weights={small}"] if small else [])])
+    )
 
 
 def model(name: str) -> Model:
@@ -69,7 +72,7 @@ def tasks(name: str) -> dict[str, str]:
 
 
 def folder(name: str) -> Path:
-    return PACKAGED / str(composed(name)["architecture"])
+    return PACKAGED / str(composed(name)["architecture"]) / name.partition("/")[2]
 
 
 def index(name: str) -> dict[str, Any]:
@@ -82,18 +85,12 @@ def config_of(name: str, component: str) -> dict[str, Any]:
     return data
 
 
-def family(tiny: str) -> str:
-    """The full-size option that a tiny one stands for: the longest whose name its own begins with."""
-    rest = tiny.removeprefix("tiny_")
-    return max((name for name in FULL if rest == name or rest.startswith(f"{name}_")), key=len)
-
-
 @cache
-def meta(architecture: str) -> dict[str, Any]:
+def meta(place: Path) -> dict[str, Any]:
     """Components with weights, without their values."""
     from diffopt.models.random.weights import meta_modules
 
-    return meta_modules(PACKAGED / architecture)
+    return meta_modules(place)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -127,17 +124,17 @@ def test_no_required_key_is_missing_and_none_is_unknown(name: str) -> None:
     assert data["task"] in data["pipelines"]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_it_composes_and_plans(name: str) -> None:
     """Size, frames and stages are checked by the plan."""
     request = request_of(name)
     plan = make_plan(request.cell)
     assert plan.status == "ok", plan.reasons
     assert request.cell.workload.task == composed(name)["task"]
-    assert request.cell.recipe.model.name == name
+    assert request.cell.recipe.model.name == name.partition("/")[0]
 
 
-@pytest.mark.parametrize("name", [name for name in FULL if name != "tiny"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "tiny"])
 def test_a_revision_is_a_commit_or_shown_as_unpinned(name: str) -> None:
     revision = composed(name)["revision"]
     assert revision == "main" or re.fullmatch("[0-9a-f]{40}", revision)
@@ -149,28 +146,31 @@ def _text(name: str) -> str:
     return (CONF / f"{name}.yaml").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", [name for name in FULL if name != "tiny"])
-def test_every_task_of_every_family_has_a_tiny_option(name: str) -> None:
-    """So that a sweep over ``model=glob(tiny_*)`` runs all there is."""
-    customary = {tiny: composed(tiny)["task"] for tiny in TINY if family(tiny) == name}
-    assert sorted(customary.values()) == sorted(tasks(name)), customary
-    for tiny in customary:
-        assert tasks(tiny) == tasks(name), tiny
-        assert f"tiny_{name}" in customary
+def test_every_family_has_tiny_configs() -> None:
+    """All but the one that is small itself; so a sweep over every model runs with model.weights=tiny."""
+    assert set(families()) == set(NAMES) - {"tiny"}
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_a_tiny_option_needs_no_download(name: str) -> None:
-    data, full = composed(name), composed(family(name))
-    assert data["architecture"].startswith("tiny_")
-    assert (data["id"], data["revision"], data["variant"], data["weights"]) == (None, None, None, "random")
-    assert (data["dtype"], data["licence"], data["gated"]) == ("float32", None, False)
-    flows_from_a_picture = data["task"] == "img2img" and data["denoiser"] == "transformer"
-    assert data["steps"] == (5 if flows_from_a_picture else 2)  # with fewer it would begin at pure noise
-    assert set(data["parameters"].values()) == {None}
-    assert max(data["height"], data["width"]) <= 128
-    assert data["denoiser_class"] == full["denoiser_class"]
-    assert (data["controlnet"]["id"] if data.get("controlnet") else None) is None
+@pytest.mark.parametrize("name", families())
+def test_tiny_weights_change_the_size_and_nothing_that_a_family_is(name: str) -> None:
+    full, small = model(name), model(f"{name}/{TINY}")
+    assert (small.weights, small.dtype) == (TINY, "float32")
+    assert small.content is not None
+    assert set(small.parameters.model_dump().values()) == set(small.activations.model_dump().values()) == {None}
+    assert max(small.height, small.width) <= 128
+    for field in ("name", "id", "revision", "variant", "pipelines", "task", "denoiser", "denoiser_class", "vae"):
+        assert getattr(small, field) == getattr(full, field)
+    for field in ("text_encoders", "size_multiple", "frame_step", "limits", "prompt", "guidance", "quant_skip"):
+        assert getattr(small, field) == getattr(full, field)
+
+
+@pytest.mark.parametrize("name", every_task())
+def test_every_task_of_every_family_can_be_planned_as_it_comes(name: str) -> None:
+    """The customary steps are enough for img2img, where fewer would begin at pure noise."""
+    option, _, task = name.partition(" ")
+    words = [f"model={option}", "model.weights=tiny", "hardware=cpu", *([f"workload={task}"] if task else [])]
+    request = resolver().request(composer().compose(words))
+    assert make_plan(request.cell, request.choices).reasons == []
 
 
 def test_every_architecture_has_an_option() -> None:
@@ -212,10 +212,10 @@ def test_a_unet_that_draws_inside_a_mask_has_the_channels_for_it() -> None:
     assert [name for name in names if config_of(name, "unet")["in_channels"] not in (4, 9)] == []
 
 
-@pytest.mark.parametrize("name", FULL)
+@pytest.mark.parametrize("name", NAMES)
 def test_parameters_are_those_of_the_architecture(name: str) -> None:
     """What is counted here is compared with published figures in test_architectures.py."""
-    data, sizes = composed(name), _sizes(composed(name)["architecture"])
+    data, sizes = composed(name), _sizes(folder(name))
     assert data["parameters"] == {
         "denoiser": sizes[data["denoiser"]] + sizes.get("controlnet", 0),
         "text_encoders": sum(sizes[encoder] for encoder in data["text_encoders"]),
@@ -223,14 +223,14 @@ def test_parameters_are_those_of_the_architecture(name: str) -> None:
     }
 
 
-def _sizes(architecture: str) -> dict[str, int]:
-    return {name: sum(p.numel() for p in module.parameters()) for name, module in meta(architecture).items()}
+def _sizes(place: Path) -> dict[str, int]:
+    return {name: sum(p.numel() for p in module.parameters()) for name, module in meta(place).items()}
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_head_sizes_are_those_of_the_attention_modules(name: str) -> None:
     """Linear attention has no kernels to choose from, so its heads are not listed."""
-    data, modules = model(name), meta(str(composed(name)["architecture"]))
+    data, modules = model(name), meta(folder(name))
     assert data.head_sizes == tuple(sorted(_heads(modules[data.denoiser])))
     vae = _heads(modules[data.vae]) if data.vae else set()
     assert ({data.vae_head_size} if data.vae_head_size else set()) == vae
@@ -252,7 +252,7 @@ def test_repeated_blocks_are_in_the_denoiser(name: str) -> None:
     """Null where diffusers declares usable ones."""
     blocks, denoiser = (
         composed(name)["repeated_blocks"],
-        meta(composed(name)["architecture"])[composed(name)["denoiser"]],
+        meta(folder(name))[composed(name)["denoiser"]],
     )
     present = {type(part).__name__ for part in denoiser.modules()}
     assert (blocks is None) == bool(present.intersection(denoiser._repeated_blocks or ()))
@@ -262,9 +262,7 @@ def test_repeated_blocks_are_in_the_denoiser(name: str) -> None:
 def test_embeddings_have_the_width_of_the_text_encoder() -> None:
     widths = {name: composed(name)["embeddings"]["width"] for name in FAMILIES if "embeddings" in composed(name)}
     assert widths == {name: config_of(name, "unet")["encoder_hid_dim"] for name in widths}
-    assert {name for name in widths if not name.startswith("tiny_")} == {
-        f"deepfloyd_if{end}" for end in ("", "_i_m", "_ii_m")
-    }
+    assert set(widths) & set(NAMES) == {f"deepfloyd_if{end}" for end in ("", "_i_m", "_ii_m")}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
+from support.tiny import tiny
 
 from diffopt.config import Composer
 from diffopt.config.catalogue import first_line
@@ -156,12 +157,12 @@ def test_later_stages_have_the_workloads_steps_and_their_own_guidance() -> None:
 @pytest.mark.parametrize(
     ("model", "said"),
     [
-        ("tiny_deepfloyd_if", "has 2 stages after its first one (tiny_deepfloyd_if_ii_m, tiny_deepfloyd_if_x4)"),
-        ("tiny_sd15", "has 0 stages after its first one (none)"),
+        ("deepfloyd_if", "has 2 stages after its first one (deepfloyd_if_ii_m, deepfloyd_if_x4)"),
+        ("sd15", "has 0 stages after its first one (none)"),
     ],
 )
 def test_a_wrong_number_of_later_stages(model: str, said: str) -> None:
-    (reason,) = against(f"model={model}", "workload.later_stages=[{steps: 5, guidance: 1.5}]")
+    (reason,) = against(*tiny(model), "workload.later_stages=[{steps: 5, guidance: 1.5}]")
     assert reason.startswith("workload.later_stages with 1 stages: ")
     assert said in reason
     assert reason.endswith("workload.later_stages=null fills them in")
@@ -173,14 +174,14 @@ def test_a_wrong_number_of_later_stages(model: str, said: str) -> None:
 @pytest.mark.parametrize(("key", "value"), [("image", "scene"), ("mask", "mask"), ("control", "edges")])
 @pytest.mark.parametrize("task", TASKS)
 def test_a_picture_for_a_task_that_takes_none(task: str, key: str, value: str) -> None:
-    words = ("model=tiny_sd15", f"workload={task}", f"workload.{key}={value}")
+    words = ("model=sd15", "model.weights=tiny", f"workload={task}", f"workload.{key}={value}")
     if key in NEEDS[task]:
         assert resolved(task=task, **{key: "edges"})[key] == shipped("edges")
         assert against(*words) == []
         return
     assert resolved(task=task, **{key: value})[key] == shipped(value), "kept, for the plan to refuse"
     able = {"image": "workload=img2img or workload=inpaint", "mask": "workload=inpaint"}
-    none = "leave it out (null): model tiny_sd15 has no pipeline for controlnet"
+    none = "leave it out (null): model sd15 has no pipeline for controlnet"
     remedy = f"choose {able[key]}, or leave it out (null)" if key in able else none
     (reason,) = against(*words)
     assert reason.startswith(f"workload.{key}={value}: workload={task} takes no {key}; {remedy}")
@@ -191,21 +192,21 @@ def test_a_picture_for_a_task_that_takes_none(task: str, key: str, value: str) -
 )
 def test_a_setting_for_a_task_that_takes_none(task: str, values: dict[str, Any]) -> None:
     ((key, value),) = values.items()
-    (reason,) = against("model=tiny_sd15", f"workload={task}", f"workload.{key}={value}")
+    (reason,) = against("model=sd15", "model.weights=tiny", f"workload={task}", f"workload.{key}={value}")
     assert reason.startswith(f"workload.{key}={value}: workload={task} takes no {key}; ")
     assert "leave it out (null)" in reason
 
 
 @pytest.mark.parametrize(("frames", "near"), [(2, "1 or 5"), (48, "45 or 49"), (50, "49 or 53")])
 def test_frames_that_the_vae_cannot_make(frames: int, near: str) -> None:
-    (reason,) = against("model=tiny_wan21_t2v_1_3b", f"workload.frames={frames}")
+    (reason,) = against("model=wan21_t2v_1_3b", "model.weights=tiny", f"workload.frames={frames}")
     assert reason.startswith(f"workload.frames={frames}: ")
     assert reason.endswith(f"a multiple of 4 frames and one more; use {near}")
 
 
 @pytest.mark.parametrize("frames", [1, 5, 81])
 def test_frames_that_it_can_make(frames: int) -> None:
-    assert against("model=tiny_wan21_t2v_1_3b", f"workload.frames={frames}") == []
+    assert against("model=wan21_t2v_1_3b", "model.weights=tiny", f"workload.frames={frames}") == []
 
 
 @pytest.mark.parametrize(
@@ -213,13 +214,13 @@ def test_frames_that_it_can_make(frames: int) -> None:
     [
         (
             ("workload.height=60",),
-            ["workload.height=60: model tiny_sd15 draws in blocks of 8 pixels; use 56"],
+            ["workload.height=60: model sd15 draws in blocks of 8 pixels; use 56"],
         ),
         (("workload.height=4", "workload.width=12"), ["use 8", "use 8 or 16"]),
     ],
 )
 def test_sizes_that_the_vae_cannot_make(words: tuple[str, ...], said: list[str]) -> None:
-    found = against("model=tiny_sd15", *words)
+    found = against("model=sd15", "model.weights=tiny", *words)
     assert len(found) == len(said)
     for reason, part in zip(found, said, strict=True):
         assert part in reason
@@ -229,11 +230,11 @@ def test_sizes_that_the_vae_cannot_make(words: tuple[str, ...], said: list[str])
     ("steps", "strength", "enough"),
     [(3, 0.3, "0.33"), (1, 0.8, "1"), (4, 0.3, None), (2, 0.5, None), (1, 1.0, None), (4, 1e-320, "0.25")],
 )
-@pytest.mark.parametrize("model", ["tiny_sd15", "tiny_flux_schnell"])
+@pytest.mark.parametrize("model", ["sd15", "flux_schnell"])
 def test_a_strength_that_leaves_no_step(model: str, steps: int, strength: float, enough: str | None) -> None:
-    words = (f"model={model}", "workload=inpaint", f"workload.steps={steps}", f"workload.strength={strength}")
+    words = (*tiny(model), "workload=inpaint", f"workload.steps={steps}", f"workload.strength={strength}")
     (request,) = requests(["hardware=cpu", *words])
-    if enough is None or (model == "tiny_flux_schnell" and iterations(request.cell.workload) > 0):
+    if enough is None or (model == "flux_schnell" and iterations(request.cell.workload) > 0):
         assert against(*words) == []
     else:
         (reason,) = against(*words)
@@ -241,7 +242,13 @@ def test_a_strength_that_leaves_no_step(model: str, steps: int, strength: float,
 
 
 def test_an_unsuited_value_ends_no_sweep(cli: Cli) -> None:
-    swept = ("model=tiny_sd15,tiny_wan21_t2v_1_3b", "hardware=cpu", "workload.height=64,72", "workload.width=64")
+    swept = (
+        "model=sd15,wan21_t2v_1_3b",
+        "model.weights=tiny",
+        "hardware=cpu",
+        "workload.height=64,72",
+        "workload.width=64",
+    )
     code, out, err = cli("plan", "-m", *swept)
     assert (code, err) == (0, "")
     lines = [line for line in out.splitlines() if "workload.height=" in line and "model=" in line]
@@ -371,7 +378,7 @@ def test_a_plan_shows_later_stages_and_the_length_of_a_video(cli: Cli) -> None:
         "then deepfloyd_if_x4, upscale, 20 steps",
         "steps, in the order they touch each pipeline:",
     ]
-    _, shown, _ = cli("plan", "model=tiny_ltx_video", "workload.frames=9")
+    _, shown, _ = cli("plan", "model=ltx_video", "model.weights=tiny", "workload.frames=9")
     assert "txt2video, 1 x 64x64 x 9 frames," in shown.splitlines()[1]
 
 

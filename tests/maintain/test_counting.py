@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from support.tiny import tiny
 from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,26 +26,26 @@ from scripts.maintain import denoiser_inputs
 from scripts.maintain.count_models import _decode, _denoise, count_activations, live_values, report
 from scripts.maintain.denoiser_inputs import asked_of
 
-# One tiny option for each way in which a denoiser is called.
+# One family for each way in which a denoiser is called.
 FAMILIES = (
-    "tiny_cogvideox_2b",
-    "tiny_cogvideox_5b",
-    "tiny_deepfloyd_if_ii_m",
-    "tiny_flux2_klein",
-    "tiny_flux_dev",
-    "tiny_hunyuan_video",
-    "tiny_ltx_video",
-    "tiny_pixart_sigma",
-    "tiny_qwen_image",
-    "tiny_sana_1600m",
-    "tiny_sd15",
-    "tiny_sd35_medium",
-    "tiny_sd_x4_upscaler",
-    "tiny_sdxl",
-    "tiny_wan21_t2v_1_3b",
-    "tiny_z_image",
+    "cogvideox_2b",
+    "cogvideox_5b",
+    "deepfloyd_if_ii_m",
+    "flux2_klein",
+    "flux_dev",
+    "hunyuan_video",
+    "ltx_video",
+    "pixart_sigma",
+    "qwen_image",
+    "sana_1600m",
+    "sd15",
+    "sd35_medium",
+    "sd_x4_upscaler",
+    "sdxl",
+    "wan21_t2v_1_3b",
+    "z_image",
 )
-FREE_LENGTH = {"tiny_qwen_image": "encoder_hidden_states", "tiny_z_image": "cap_feats"}  # prompts are not padded
+FREE_LENGTH = {"qwen_image": "encoder_hidden_states", "z_image": "cap_feats"}  # prompts are not padded
 
 
 @pytest.fixture(autouse=True)
@@ -122,11 +123,11 @@ def test_the_decoder_of_stable_diffusion_by_hand() -> None:
     assert live_values(lambda: vae.decode(asked.of(1, 4, 64, 64)), vae) == 3 * 256 * 512 * 512 + 2 * latents
 
 
-@pytest.mark.parametrize("name", ["tiny_sd15", "tiny_sd15_controlnet", "tiny_flux_dev"])
+@pytest.mark.parametrize("name", ["sd15", "sd15_controlnet", "flux_dev"])
 def test_a_real_run_holds_what_the_meta_device_counts(name: str) -> None:
     """The same parts with values, on the CPU."""
-    model = option(name)
-    folder = packaged(str(model.architecture))
+    model = option(name, weights="tiny")
+    folder = packaged(str(model.architecture), tiny=True)
     modules = meta_modules(folder, without=model.text_encoders)
     counted = count_activations(model, modules)
     real = {part: module.to_empty(device="cpu") for part, module in modules.items()}
@@ -173,7 +174,7 @@ class Called(Exception):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_inputs_are_those_that_the_pipeline_passes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (request,) = requests([f"model={name}", "hardware=cpu"])
+    (request,) = requests([*tiny(name), "hardware=cpu"])
     cell = request.cell
     model = cell.recipe.model
     pipe = load_pipeline(model, cell.workload.task, device="cpu", dtype={"default": torch.float32})
@@ -208,7 +209,7 @@ def shapes(value: Any) -> Any:
     return None
 
 
-def option(name: str) -> Model:
-    """A model option, with random weights."""
-    (request,) = requests([f"model={name}", "model.weights=random", "hardware=cpu"])
+def option(name: str, weights: str = "random") -> Model:
+    """A model option, with random weights at full size or tiny ones."""
+    (request,) = requests([f"model={name}", f"model.weights={weights}", "hardware=cpu"])
     return request.cell.recipe.model

@@ -486,8 +486,8 @@ def test_the_script_for_real_on_the_cpu(tmp_path):
     """Two tiny models: one cell in the first call, the other in the next one, and then nothing is left."""
     cells = tmp_path / "cells.yaml"
     cells.write_text(
-        "common: [model.weights=random, workload.steps=2, measure=quick]\n"
-        "cells:\n  - {seconds: 20, words: [model=tiny_sd15]}\n  - {seconds: 500, words: [model=tiny_sdxl]}\n"
+        "common: [model.weights=tiny, workload.steps=2, measure=quick]\n"
+        "cells:\n  - {seconds: 20, words: [model=sd15]}\n  - {seconds: 500, words: [model=sdxl]}\n"
     )
     words = ["--cells", str(cells), "--study", str(tmp_path / "docs/cpu"), "--out", str(tmp_path / "out")]
 
@@ -503,6 +503,6 @@ def test_the_script_for_real_on_the_cpu(tmp_path):
     assert "ok after" in call(120)
     assert "2 cells, 2 have their row" in call(1)
     rows = Study.open(tmp_path / "docs/cpu").results()
-    assert {row.cell["recipe"]["model"]["name"] for row in rows} == {"tiny_sd15", "tiny_sdxl"}
+    assert {row.cell["recipe"]["model"]["name"] for row in rows} == {"sd15", "sdxl"}
     assert {row.status for row in rows} == {"ok"}
     assert (tmp_path / "out/cpu.tar.gz").stat().st_size < 100_000

@@ -333,9 +333,9 @@ def test_an_unknown_class_is_asked_for_by_key(folders: Callable[[str], Path], tm
 
 
 def test_a_unet_that_reads_more_than_latents_has_one_task(tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(packaged("tiny_sd15_inpaint"), tmp_path / "mine"))
+    folder = Path(shutil.copytree(packaged("sd15_inpaint", tiny=True), tmp_path / "mine"))
     assert local(folder, weights="random").pipelines.tasks == ("inpaint",)
-    assert local(packaged("tiny_sd15"), weights="random").pipelines.tasks == ("txt2img", "img2img", "inpaint")
+    assert local(packaged("sd15", tiny=True), weights="random").pipelines.tasks == ("txt2img", "img2img", "inpaint")
 
 
 def rows(diffopt: Callable[..., Any], tmp_path: Path, folder: Path, *words: str) -> list[dict[str, Any]]:

@@ -103,9 +103,7 @@ COUNTED = {
     },
 }
 
-FULL_SIZE = sorted(
-    index.parent.name for index in PACKAGED.glob("*/model_index.json") if not index.parent.name.startswith("tiny")
-)
+FULL_SIZE = sorted(index.parent.name for index in PACKAGED.glob("*/model_index.json") if index.parent.name != "tiny")
 
 
 @pytest.fixture(scope="module", params=FULL_SIZE)
@@ -141,7 +139,7 @@ def test_full_size_pipelines_assemble(empty):
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_tiny_architectures_have_the_parts_of_the_full_size_ones(name):
     """What runs in small is what is measured at full size."""
-    full, tiny = (json.loads((PACKAGED / folder / "model_index.json").read_text()) for folder in (name, f"tiny_{name}"))
+    full, tiny = (json.loads((PACKAGED / folder / "model_index.json").read_text()) for folder in (name, f"{name}/tiny"))
     assert full == tiny
 
 
@@ -214,7 +212,7 @@ def _one_thread():
 
 
 def build(name, class_name):
-    folder = PACKAGED / f"tiny_{name}"
+    folder = PACKAGED / name / "tiny"
     index = json.loads((folder / "model_index.json").read_text())
     cls = getattr(diffusers, class_name or index["_class_name"])
     pipe = random_pipeline(folder, cls, device="cpu", dtype={"default": torch.float32})

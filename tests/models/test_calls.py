@@ -81,7 +81,9 @@ def test_a_negative_prompt_is_given_once_per_picture_of_the_batch() -> None:
 
 def test_a_picture_is_given_in_the_size_asked_for_once_per_picture_of_the_batch() -> None:
     pipe = ImageToImage()
-    cell = a_cell("model=tiny_sd15", "workload=img2img", "workload.batch_size=2", "workload.strength=0.5")
+    cell = a_cell(
+        "model=sd15", "model.weights=tiny", "workload=img2img", "workload.batch_size=2", "workload.strength=0.5"
+    )
     calls.run(calls.stages((pipe,), cell.recipe.model.stages, cell.workload))  # type: ignore[arg-type]
     (call,) = pipe.calls
     assert [picture.size for picture in call["image"]] == [(cell.workload.width, cell.workload.height)] * 2
@@ -89,13 +91,13 @@ def test_a_picture_is_given_in_the_size_asked_for_once_per_picture_of_the_batch(
 
 
 def test_what_the_class_does_not_take_is_refused() -> None:
-    cell = a_cell("model=tiny_sd15", "workload=img2img")
+    cell = a_cell("model=sd15", "model.weights=tiny", "workload=img2img")
     with pytest.raises(Refusal, match="TextToImage takes no image, strength"):
         calls.stages((TextToImage(),), cell.recipe.model.stages, cell.workload)  # type: ignore[arg-type]
 
 
 def test_a_cascade_hands_its_pictures_on() -> None:
-    cell = a_cell("model=tiny_deepfloyd_if", "workload.batch_size=4", "workload.seed=3")
+    cell = a_cell("model=deepfloyd_if", "model.weights=tiny", "workload.batch_size=4", "workload.seed=3")
     pipes = (Upscale(8), Upscale(32), TextAndImage(32))
     made = calls.stages(pipes, cell.recipe.model.stages, cell.workload)  # type: ignore[arg-type]
     assert [stage.name for stage in made] == [model.name for model in cell.recipe.model.stages]

@@ -23,7 +23,7 @@ from diffopt.models.resolve import PACKAGED
 
 RECORDS = (classes.Denoiser, Attention, Caches, classes.Vae, classes.Pipeline, classes.SamplerCalls, DenoiserCalls)
 INDEXES = sorted(PACKAGED.glob("*/model_index.json"))
-WITH_VAE = sorted(path.parent.parent.name for path in PACKAGED.glob("tiny_*/vae/config.json"))
+WITH_VAE = sorted(path.parents[2].name for path in PACKAGED.glob("*/tiny/vae/config.json"))
 
 
 def class_of(index: dict[str, Any], *names: str) -> str | None:
@@ -80,8 +80,8 @@ def test_denoisers_come_with_the_vae_that_they_name(path: Any) -> None:
 def test_vaes_have_the_linears_and_the_projections_that_are_told(name: str) -> None:
     from diffopt.steps.fuse import _attentions, _reason
 
-    index = json.loads((PACKAGED / name / "model_index.json").read_text(encoding="utf-8"))
-    (vae,) = meta_modules(PACKAGED / name, without=set(index) - {"vae"}).values()
+    index = json.loads((PACKAGED / name / "tiny" / "model_index.json").read_text(encoding="utf-8"))
+    (vae,) = meta_modules(PACKAGED / name / "tiny", without=set(index) - {"vae"}).values()
     known = VAES[type(vae).__name__]
     assert any(_reason(attention) is None for attention in _attentions(vae).values()) is known.fuses
     if known.linears is not None:

@@ -8,17 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.tiny import every_task
 from support.tiny_families import cell, drawn, pipelines
 
-from diffopt.config import Composer
 from diffopt.models.pictures import open_picture
 from diffopt.pipeline.build import build
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.plan import make_plan
 from diffopt.schema.model import Model
 
-OPTIONS = [option for option in Composer().options("model") if option.startswith("tiny_")]
-FAST = ["tiny_sdxl", "tiny_wan21_t2v_1_3b"]
+OPTIONS = every_task()
+FAST = ["sdxl", "wan21_t2v_1_3b"]
 EVERY = [option if option in FAST else pytest.param(option, marks=pytest.mark.slow) for option in OPTIONS]
 PICTURES = {"image": "image", "mask": "mask_image", "control": "image"}
 NUMBERS = {"strength": "strength", "control_scale": "controlnet_conditioning_scale", "frames": "num_frames"}
@@ -127,6 +127,6 @@ def test_a_negative_prompt_is_the_plain_call_with_it(option: str) -> None:
 
 @pytest.mark.parametrize("words", [(), ("workload.negative_prompt=blurred",)], ids=["none", "blurred"])
 def test_a_negative_prompt_changes_the_picture_of_sdxl(words: tuple[str, ...]) -> None:
-    asked = quick("tiny_sdxl", *words)
+    asked = quick("sdxl", *words)
     (pipe,) = pipelines(asked)
     assert np.abs(drawn([pipe], asked) - plain([pipe], asked, negative_prompt="")).max() > 1e-3

@@ -17,7 +17,7 @@ from diffopt.models.resolve import PACKAGED
 
 FLOAT32 = {"default": torch.float32}
 TINY = PACKAGED / "tiny"
-ARCHITECTURES = sorted(index.parent.name.removeprefix("tiny_") for index in PACKAGED.glob("tiny_*/model_index.json"))
+ARCHITECTURES = sorted(index.parent.parent.name for index in PACKAGED.glob("*/tiny/model_index.json"))
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +115,7 @@ def test_tiny_offers_something_to_every_optimization():
 
 def random(name, cls=None, dtype=torch.float32, **keys):
     """The tiny random pipeline of an architecture, of its own class unless another is given."""
-    folder = PACKAGED / f"tiny_{name}"
+    folder = PACKAGED / name / "tiny"
     cls = cls or getattr(diffusers, json.loads((folder / "model_index.json").read_text())["_class_name"])
     return random_pipeline(folder, cls, device="cpu", dtype={"default": dtype}, **keys)
 
@@ -144,7 +144,7 @@ def test_no_weight_of_any_architecture_is_without_effect(architecture):
 def test_buffers_of_all_architectures_are_those_of_a_model_that_is_really_built(architecture):
     name, pipe = architecture
     for part, module in modules(pipe).items():
-        folder, cls = PACKAGED / f"tiny_{name}" / part, type(module)
+        folder, cls = PACKAGED / name / "tiny" / part, type(module)
         if issubclass(cls, diffusers.ModelMixin):
             built = cls.from_config(cls.load_config(folder))
         else:
@@ -183,7 +183,7 @@ def test_stored_types_are_those_of_weights_from_a_file():
 
 def test_what_a_config_says_about_types_does_not_leak(tmp_path):
     folder = tmp_path / "qwen"
-    shutil.copytree(PACKAGED / "tiny_qwen_image", folder)
+    shutil.copytree(PACKAGED / "qwen_image" / "tiny", folder)
     path = folder / "text_encoder" / "config.json"
     config = json.loads(path.read_text())
     for part in (config, config["text_config"], config["vision_config"]):
@@ -265,7 +265,7 @@ def test_components_can_be_left_out():
 def test_other_classes_are_given_what_they_take(name, cls):
     pipe = random(name, getattr(diffusers, cls))
     assert type(pipe).__name__ == cls
-    index = json.loads((PACKAGED / f"tiny_{name}" / "model_index.json").read_text())
+    index = json.loads((PACKAGED / name / "tiny" / "model_index.json").read_text())
     there = {part for part, entry in index.items() if isinstance(entry, list) and entry[0] is not None}
     assert {part for part, value in pipe.components.items() if value is not None} == there - {"controlnet"}
 
@@ -282,7 +282,7 @@ def test_a_class_that_needs_more_than_there_is():
 
 
 def test_modules_on_the_meta_device():
-    pipe, folder = random("sd_controlnet_canny"), PACKAGED / "tiny_sd_controlnet_canny"
+    pipe, folder = random("sd_controlnet_canny"), PACKAGED / "sd_controlnet_canny" / "tiny"
     found = meta_modules(folder)
     assert found.keys() == {"controlnet", "text_encoder", "unet", "vae"}
     assert meta_modules(folder, without=("text_encoder",)).keys() == {"controlnet", "unet", "vae"}

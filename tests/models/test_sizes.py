@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from diffopt.models.resolve import PACKAGED, packaged
+from diffopt.models.resolve import PACKAGED
 from diffopt.models.sizes import head_size_of_vae, of_denoiser
 
 UNET = "UNet2DConditionModel"
-TINY = sorted(path.parent.name for path in PACKAGED.glob("tiny_*/model_index.json"))
+SMALL = sorted(str(path.parent.relative_to(PACKAGED)) for path in PACKAGED.glob("*/tiny/model_index.json"))
 
 
 def config(architecture: str, component: str) -> dict[str, Any]:
-    return json.loads((packaged(architecture) / component / "config.json").read_text(encoding="utf-8"))
+    return json.loads((PACKAGED / architecture / component / "config.json").read_text(encoding="utf-8"))
 
 
 def built(architecture: str, component: str) -> Any:
@@ -29,7 +29,7 @@ def built(architecture: str, component: str) -> Any:
 
 
 def index(architecture: str) -> dict[str, Any]:
-    return json.loads((packaged(architecture) / "model_index.json").read_text(encoding="utf-8"))
+    return json.loads((PACKAGED / architecture / "model_index.json").read_text(encoding="utf-8"))
 
 
 def head_sizes(module: Any) -> set[int]:
@@ -46,7 +46,7 @@ def test_a_unets_are_those_that_diffusers_builds(name: str) -> None:
     assert of_denoiser(UNET, config(name, "unet")) == sorted(head_sizes(built(name, "unet")))
 
 
-@pytest.mark.parametrize("name", [name for name in TINY if "transformer" in index(name)])
+@pytest.mark.parametrize("name", [name for name in SMALL if "transformer" in index(name)])
 def test_a_transformers_are_those_that_diffusers_builds(name: str) -> None:
     class_name = index(name)["transformer"][1]
     found = head_sizes(built(name, "transformer"))

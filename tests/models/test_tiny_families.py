@@ -1,4 +1,7 @@
-"""Every tiny option in its task, by the calls that `diffopt run` makes: what it is asked for decides what comes out."""
+"""Every family with tiny weights in each of its tasks, by the calls that `diffopt run` makes.
+
+What it is asked for decides what comes out.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.tiny import every_task, tiny
 
-from diffopt.config import Composer
 from diffopt.config.resolve import requests
 from diffopt.models import calls
 from diffopt.models.pictures import SHIPPED
@@ -19,7 +22,6 @@ from diffopt.recipe.plan import make_plan
 from diffopt.schema.workload import NEEDS, PICTURES
 
 torch.set_num_threads(1)
-OPTIONS = [option for option in Composer().options("model") if option.startswith("tiny_")]
 pytestmark = pytest.mark.slow
 
 
@@ -42,7 +44,7 @@ class Drawn:
         self.plain = self()
 
     def request(self, *words: str) -> Any:
-        (request,) = requests([f"model={self.option}", "hardware=cpu", "measure=quick", *words])
+        (request,) = requests([*tiny(self.option), "hardware=cpu", "measure=quick", *words])
         return request
 
     def __call__(self, *words: str) -> np.ndarray:
@@ -55,7 +57,7 @@ class Drawn:
         )
 
 
-@pytest.fixture(scope="module", params=OPTIONS)
+@pytest.fixture(scope="module", params=every_task())
 def drawn(request: pytest.FixtureRequest) -> Drawn:
     return Drawn(request.param)
 

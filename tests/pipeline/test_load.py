@@ -12,6 +12,7 @@ from diffopt.config.resolve import requests
 from diffopt.errors import DiffoptError, Refusal
 from diffopt.models.prefetch import Fetched, Target
 from diffopt.models.resolve import PACKAGED, resolve_model
+from diffopt.models.tiny import with_tiny_values
 from diffopt.pipeline import load
 from diffopt.pipeline.failure import describe
 from diffopt.pipeline.load import load_pipeline
@@ -31,6 +32,7 @@ def _one_thread():
 
 def model(name, **values):
     data = {**Composer().compose([f"model={name}"]).data["model"], **values}
+    data = with_tiny_values(data, frozenset())
     return Model.from_plain(resolve_model(data, Path.cwd()))
 
 
@@ -139,7 +141,7 @@ def test_what_is_asked_of_diffusers(monkeypatch):
 def test_the_class_of_a_task_draws_with_the_same_files(task, cls, weights, tmp_path):
     from PIL.Image import new
 
-    plain = load_pipeline(model("tiny_sd15"), "txt2img", device="cpu", dtype=FLOAT32)
+    plain = load_pipeline(model("sd15", weights="tiny"), "txt2img", device="cpu", dtype=FLOAT32)
     plain.save_pretrained(tmp_path / "mine", safe_serialization=True)
     mine = model("local", path=str(tmp_path / "mine"), weights=weights)
     pipe = load_pipeline(mine, task, device="cpu", dtype=FLOAT32)
@@ -174,7 +176,7 @@ def test_parts_that_the_index_leaves_empty_stay_empty(tmp_path):
 
 
 def test_a_controlnet_in_the_folder_comes_along(tmp_path):
-    drawn = load_pipeline(model("tiny_sd15_controlnet"), "controlnet", device="cpu", dtype=FLOAT32)
+    drawn = load_pipeline(model("sd15_controlnet", weights="tiny"), "controlnet", device="cpu", dtype=FLOAT32)
     drawn.save_pretrained(tmp_path / "mine", safe_serialization=True)
     mine = model("local", path=str(tmp_path / "mine"))
     assert mine.controlnet.class_name == "ControlNetModel"
@@ -185,9 +187,9 @@ def test_a_controlnet_in_the_folder_comes_along(tmp_path):
 
 
 def test_a_controlnet_of_its_own_repository_is_put_beside(monkeypatch, tmp_path):
-    drawn = load_pipeline(model("tiny_sd15_controlnet"), "controlnet", device="cpu", dtype=FLOAT32)
+    drawn = load_pipeline(model("sd15_controlnet", weights="tiny"), "controlnet", device="cpu", dtype=FLOAT32)
     drawn.controlnet.save_pretrained(tmp_path / "control", safe_serialization=True)
-    plain = load_pipeline(model("tiny_sd15"), "txt2img", device="cpu", dtype=FLOAT32)
+    plain = load_pipeline(model("sd15", weights="tiny"), "txt2img", device="cpu", dtype=FLOAT32)
     plain.save_pretrained(tmp_path / "mine", safe_serialization=True)
     asked = []
 
@@ -220,6 +222,6 @@ def test_offline_without_a_cache_is_a_refusal(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("word", ["model.vae=nix", "model.text_encoders=[nix]"])
 def test_a_part_that_the_pipeline_has_not_is_refused(word: str) -> None:
-    (request,) = requests(["model=tiny_sd15", "hardware=cpu", word])
+    (request,) = requests(["model=sd15", "model.weights=tiny", "hardware=cpu", word])
     with pytest.raises(Refusal, match=r"names nix, which StableDiffusionPipeline has not; its parts: .*unet, vae"):
         load_pipeline(request.cell.recipe.model, "txt2img", device="cpu", dtype=FLOAT32)

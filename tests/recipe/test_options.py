@@ -25,11 +25,10 @@ def composer() -> Composer:
     return Composer()
 
 
-@pytest.mark.parametrize("tiny", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("group", GROUPS)
-def test_every_option_is_what_hydra_composes(composer: Composer, group: str, tiny: bool) -> None:
-    names = [name for name in option_names(group) if name.startswith("tiny_") == tiny]
-    assert names or tiny
+def test_every_option_is_what_hydra_composes(composer: Composer, group: str) -> None:
+    names = option_names(group)
+    assert names
     for name in names:
         assert shipped_option(group, name) == composer.compose([f"{group}={name}"]).data[group]
 

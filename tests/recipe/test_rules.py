@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from support.tiny import tiny
 
 from diffopt.config.resolve import requests
 from diffopt.errors import UsageError
@@ -253,9 +254,9 @@ def test_layers_parted_by_hooks_are_noted_where_they_are_compiled() -> None:
     assert not any("hooks part every layer" in note for note in plan(*asked, *DECODER).notes)
 
 
-@pytest.mark.parametrize("model", ["tiny_sd15", "tiny_flux_dev"])
+@pytest.mark.parametrize("model", ["sd15", "flux_dev"])
 def test_flex_attention_is_not_compiled_on_the_cpu(model: str) -> None:
-    asked = (f"model={model}", "attention=flex", "precision=bf16")
+    asked = (*tiny(model), "attention=flex", "precision=bf16")
     for compile in ("default", "regional", "aot"):
         assert keys(*asked, "hardware=cpu", f"compile={compile}") == [("attention=flex", f"compile={compile}")]
         assert keys(*asked, "hardware=h100", f"compile={compile}") == []
@@ -326,12 +327,15 @@ def test_int4_is_packed_where_the_weights_are() -> None:
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (("model=tiny_z_image", "workload.negative_prompt=ugly"), "no negative prompt is read"),
-        (("model=tiny_sd15", "workload.negative_prompt=ugly", "workload.guidance=1.0"), "no negative prompt is read"),
-        (("model=tiny_deepfloyd_if", "model.cascade=[tiny_sd15]"), "tiny_sd15 is for txt2img"),
-        (("model=tiny_sd15", "workload=txt2video"), "has no pipeline for txt2video"),
+        (("model=z_image", "model.weights=tiny", "workload.negative_prompt=ugly"), "no negative prompt is read"),
         (
-            ("model=tiny_flux_dev", "workload=img2img", "workload.steps=2"),
+            ("model=sd15", "model.weights=tiny", "workload.negative_prompt=ugly", "workload.guidance=1.0"),
+            "no negative prompt is read",
+        ),
+        (("model=deepfloyd_if", "model.weights=tiny", "model.cascade=[sd15]"), "sd15 is for txt2img"),
+        (("model=sd15", "model.weights=tiny", "workload=txt2video"), "has no pipeline for txt2video"),
+        (
+            ("model=flux_dev", "model.weights=tiny", "workload=img2img", "workload.steps=2"),
             "begins at the first one, which is pure noise",
         ),
     ],
@@ -350,17 +354,21 @@ def test_activations_count_by_the_size_that_they_were_counted_with() -> None:
     assert make_plan(small.cell).reasons == make_plan(plain.cell).reasons == []
 
 
-@pytest.mark.parametrize("cascade", ["5", "tiny_sd_x4_upscaler", "{a: b}"])
+@pytest.mark.parametrize("cascade", ["5", "sd_x4_upscaler", "{a: b}"])
 def test_a_cascade_is_a_list_of_names(cascade: str) -> None:
     with pytest.raises(UsageError, match="list of names of model options"):
-        requests(["model=tiny_deepfloyd_if", f"model.cascade={cascade}", "hardware=cpu"])
+        requests(["model=deepfloyd_if", "model.weights=tiny", f"model.cascade={cascade}", "hardware=cpu"])
 
 
 def test_guidance_that_has_no_negative_prompt_to_guide_away_from_is_noted() -> None:
     def noted(*words: str) -> list[str]:
-        return [note for note in plan("model=tiny_qwen_image", "hardware=cpu", *words).notes if "negative" in note]
+        return [
+            note
+            for note in plan("model=qwen_image", "model.weights=tiny", "hardware=cpu", *words).notes
+            if "negative" in note
+        ]
 
     (note,) = noted()
-    assert note.startswith("workload.guidance=4: model=tiny_qwen_image guides only away from a negative prompt")
+    assert note.startswith("workload.guidance=4: model=qwen_image guides only away from a negative prompt")
     assert not noted('workload.negative_prompt=" "')  # the remedy, as the shell hands it on
     assert not noted("workload.guidance=1")

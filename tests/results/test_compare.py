@@ -102,7 +102,10 @@ def test_the_sides_of_one_study_differ_in_their_key_alone() -> None:
     assert changed([none, row("attention=math")], [default], "compile") == ["faster", "absent"]
     few, many = row("workload.steps=3"), row("workload.steps=6", seconds=2.0)
     assert changed([few], [many], "workload.steps") == ["slower"]
-    pictures = [row("workload=img2img", "model=tiny_sd15", f"workload.image={name}") for name in ("scene", "edges")]
+    pictures = [
+        row("workload=img2img", "model=sd15", "model.weights=tiny", f"workload.image={name}")
+        for name in ("scene", "edges")
+    ]
     assert changed(pictures[:1], pictures[1:], "workload.image") == ["same"]
     assert changed([row("recipe=baseline")], [row("recipe=pytorch2", "precision=bf16")], "recipe") == ["same"]
 
@@ -170,7 +173,7 @@ def test_an_option_is_known_by_its_other_names() -> None:
     assert [Selection("hardware", name).takes(probed) for name in ("auto", "cpu", "a100")] == [True, True, False]
     unsaid = row().model_copy(update={"choices": {}})
     assert Selection("compile", "none").takes(unsaid)
-    assert Selection("workload.image", "scene").takes(row("model=tiny_sd15", "workload=img2img"))
+    assert Selection("workload.image", "scene").takes(row("model=sd15", "model.weights=tiny", "workload=img2img"))
 
 
 def test_paths_with_an_equals_sign_are_studies() -> None:

@@ -116,7 +116,7 @@ def test_each_model_and_each_machine_has_its_own_ladder() -> None:
         (("sweep=flux", "attention=cudnn", "model=flux_dev"), "123467"),
         (("sweep=accelerate_inference", "attention=sdpa"), "13456"),
         (("sweep=accelerate_inference", "quant=none", "compile=regional"), "12345"),
-        (("sweep=accelerate_inference", "model=tiny_sdxl", "workload.steps=2"), "123456"),
+        (("sweep=accelerate_inference", "model=sdxl", "model.weights=tiny", "workload.steps=2"), "123456"),
     ],
 )
 def test_what_the_command_line_fixes_keeps_the_order(words: tuple[str, ...], rungs: str) -> None:
@@ -182,8 +182,9 @@ def test_only_the_models_of_a_ladder_climb_it() -> None:
     words = ("precision=bf16", "hardware=h100", "compile=none,max_autotune_plain")
     with pytest.raises(UsageError, match=r"a rung of sweep=flux, a ladder of flux_schnell and flux_dev\."):
         climbed([row(request, 1.0) for request in asked("model=sdxl", *words)], "flux")
-    for model in ("flux_dev", "tiny_flux_dev"):
-        lines = climbed([row(request, 1.0) for request in asked(f"model={model}", *words)], "flux")
+    for weights in ("random", "tiny"):
+        model = ("model=flux_dev", f"model.weights={weights}")
+        lines = climbed([row(request, 1.0) for request in asked(*model, *words)], "flux")
         assert column(lines, "rung") == ["1", "2"]
     whole = [row(request, 1.0) for request in asked("sweep=accelerate_inference", "model=sd15", "hardware=a100")]
     numbers = [str(number + 1) for number in range(len(whole))]

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.documents import TINY
 from support.places import REPO
 
 from diffopt.config.resolve import requests
@@ -228,8 +227,6 @@ def test_the_documented_sweeps_of_the_page_are_planned_in_full() -> None:
     asked = [shlex.split(line, comments=True)[3:] for line in lines if line.startswith("diffopt run -m sweep=pytorch2")]
     found = {}
     for words in asked:
-        if "model.weights=tiny" in words and not TINY:
-            continue
         study = next(word for word in words if word.startswith("study="))
         hardware = "cpu" if "precision=fp32" in words else "a100"
         found[study] = requests([*words, f"hardware={hardware}"], multirun=True)
@@ -237,9 +234,9 @@ def test_the_documented_sweeps_of_the_page_are_planned_in_full() -> None:
     assert {study: len(cells) for study, cells in found.items()} == {
         "study=page": 36,
         "study=both": 72,
-        **({"study=small": 36} if TINY else {}),
+        "study=small": 36,
     }
-    assert {r.cell.recipe.model.weights for r in found.get("study=small", ())} <= {"tiny"}
+    assert {r.cell.recipe.model.weights for r in found["study=small"]} == {"tiny"}
 
 
 def test_every_committed_result_is_named_in_the_page_of_results() -> None:

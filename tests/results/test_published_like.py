@@ -187,15 +187,24 @@ def test_runtimes_are_named_and_a_refused_row_stands_with_its_own() -> None:
 def test_tiny_models_stand_for_their_family_without_a_ratio() -> None:
     words = ("precision=fp32", "layout=default")
     rows = [
-        row("model=tiny_sd15", *words, speeds=(1.0,)),
-        row("model=tiny_sd15_img2img", *words, speeds=(1.0,)),
-        row("model=tiny_deepfloyd_if", *words, speeds=(1.0, 2.0, 3.0)),
+        row("model=sd15", "model.weights=tiny", *words, speeds=(1.0,)),
+        row("model=sd15", "model.weights=tiny", "workload=img2img", *words, speeds=(1.0,)),
+        row("model=deepfloyd_if", "model.weights=tiny", *words, speeds=(1.0, 2.0, 3.0)),
     ]
     assert likeness(rows, PAGE).notes == ()
     (table,) = as_published(*rows).values()
-    names = ["SD - txt2img (tiny_sd15)", "SD - img2img (tiny_sd15_img2img)", "IF (tiny_deepfloyd_if)"]
+    names = ["SD - txt2img (sd15, tiny weights)", "SD - img2img (sd15, tiny weights)"]
+    names += ["IF (deepfloyd_if, tiny weights)"]
     assert list(table) == names
     assert table[names[2]] == {PLAIN_COLUMN: "1.00 / <br>2.00 / <br>3.00"}
+
+
+def test_older_rows_of_tiny_models_stand_for_their_family_too() -> None:
+    """They had options of their own, with random weights."""
+    older = row("model=sd15", "model.weights=random", "precision=fp32", "layout=default", speeds=(1.0,))
+    recipe = {**older.cell["recipe"], "model": {**older.cell["recipe"]["model"], "name": "tiny_sd15"}}
+    (table,) = like(older.model_copy(update={"cell": {**older.cell, "recipe": recipe}})).values()
+    assert table == {"SD - txt2img (tiny_sd15)": {PLAIN_COLUMN: "1.00"}}
 
 
 @pytest.mark.parametrize(
@@ -296,8 +305,10 @@ def test_rows_of_one_cell_are_told_apart() -> None:
         "SD - txt2img": "1.00",
         "SD - txt2img, attention=vanilla": "2.00",
     }
-    tiny = [row("model=tiny_sd15", f"attention={kind}", speeds=(1.0,)) for kind in ("sdpa", "vanilla")]
-    assert list(plain_column(*tiny)) == [f"SD - txt2img (tiny_sd15), attention={kind}" for kind in ("sdpa", "vanilla")]
+    tiny = [row("model=sd15", "model.weights=tiny", f"attention={kind}", speeds=(1.0,)) for kind in ("sdpa", "vanilla")]
+    assert list(plain_column(*tiny)) == [
+        f"SD - txt2img (sd15, tiny weights), attention={kind}" for kind in ("sdpa", "vanilla")
+    ]
     seeds = [row("model=sd15", f"workload.seed={seed}", speeds=(1.0,)) for seed in (0, 1)]
     assert list(plain_column(*seeds)) == ["SD - txt2img, workload.seed=0", "SD - txt2img, workload.seed=1"]
     twice = row("model=sd15", speeds=(1.0,)), row("model=sd15", speeds=(2.0,), env_id="1" * 12)
@@ -401,7 +412,7 @@ def test_the_charts_have_the_page_s_settings_where_a_pipeline_was_measured_with_
             row("model=sd15", "attention=vanilla", speeds=(2.0,)),
             row("model=sd15", "compile=regional", speeds=(3.0,)),  # a column of the page's row
             row("model=sd15", "workload.batch_size=4", "attention=vanilla", speeds=(4.0,)),
-            row("model=tiny_sd15", "attention=vanilla", speeds=(5.0,)),
+            row("model=sd15", "model.weights=tiny", "attention=vanilla", speeds=(5.0,)),
             failed("model=sd15_inpaint", status="oom", stage="load"),
             row("model=sd15_inpaint", "memory=model_offload", speeds=(6.0,)),
         ],
@@ -426,11 +437,14 @@ def test_several_ways_to_compile_are_named() -> None:
 
 
 def test_other_pipelines_are_left_out_and_said() -> None:
-    others = row("model=tiny_flux_dev", "precision=bf16", speeds=(1.0,)), row("model=deepfloyd_if_i_m", speeds=(1.0,))
+    others = (
+        row("model=flux_dev", "model.weights=tiny", "precision=bf16", speeds=(1.0,)),
+        row("model=deepfloyd_if_i_m", speeds=(1.0,)),
+    )
     found = likeness([row("model=sd15", speeds=(20.0,)), *others], PAGE)
     assert [entry.pipeline for entry in found.ours] == ["SD - txt2img"]
     assert found.notes == (
-        "left out, since the benchmark has no such pipeline: tiny_flux_dev txt2img, deepfloyd_if_i_m txt2img",
+        "left out, since the benchmark has no such pipeline: flux_dev txt2img, deepfloyd_if_i_m txt2img",
     )
     with pytest.raises(UsageError, match="No row of this study is of a pipeline that the benchmark has: sd15 txt2img"):
         likeness(others, PAGE)

@@ -203,14 +203,29 @@ def test_a_picture_is_named_by_its_file_and_a_copy_of_it_has_the_same_reference(
     Image.new("RGB", (8, 8), "red").save(tmp_path / "copy.png")
     Image.new("RGB", (8, 8), "blue").save(tmp_path / "blue.png")
     red, copy, blue = (
-        requests(["hardware=cpu", "model=tiny_sd15", "workload=img2img", f"workload.image={tmp_path / name}"])[0].cell
+        requests(
+            [
+                "hardware=cpu",
+                "model=sd15",
+                "model.weights=tiny",
+                "workload=img2img",
+                f"workload.image={tmp_path / name}",
+            ]
+        )[0].cell
         for name in ("red.png", "copy.png", "blue.png")
     )
     names = labels([cell.model_dump(mode="json") for cell in (red, blue)])
     assert names == [{"workload.image.path": "red.png"}, {"workload.image.path": "blue.png"}]
     assert red.id == copy.id != blue.id
     faster = requests(
-        ["hardware=cpu", "model=tiny_sd15", "workload=img2img", f"workload.image={tmp_path / 'copy.png'}", "fuse=qkv"]
+        [
+            "hardware=cpu",
+            "model=sd15",
+            "model.weights=tiny",
+            "workload=img2img",
+            f"workload.image={tmp_path / 'copy.png'}",
+            "fuse=qkv",
+        ]
     )[0].cell
     rows = [a_result(red), a_result(blue), a_result(faster)]
     assert reference_of(rows[2], rows) is rows[0]

@@ -27,7 +27,7 @@ OPTIONS = [
     (group, path.stem)
     for group in GROUPS
     for path in sorted((shipped_conf() / group).glob("*.yaml"))
-    if (group, path.stem) not in NEED_MORE and not path.stem.startswith("tiny_")
+    if (group, path.stem) not in NEED_MORE
 ]
 DESCRIBES = {
     "model": {
@@ -147,7 +147,7 @@ def test_code_is_kept_for_recipes_that_differ_in_their_sampler_alone() -> None:
         "layout=channels_last",
         "vae=slicing",
         "compile=aot",
-        "model=tiny_sd15",
+        "model=sd15",
     )
     assert len({plain.code_id, *(a_cell(word).recipe.code_id for word in others)}) == 1 + len(others)
     (site,) = a_cell("scheduler=ddim").sites

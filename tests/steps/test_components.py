@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from support.option_steps import step
+from support.tiny import tiny
 from support.tiny_families import pipelines
 from support.tiny_pipelines import pipeline, site
 
@@ -21,7 +22,8 @@ from diffopt.recipe.plan import Plan, make_plan
 from diffopt.schema.step import Step
 from diffopt.steps.components import missing, modules, passes_over
 
-CASCADE = "tiny_deepfloyd_if"  # of three stages, of which the last one alone has a VAE and a text encoder
+CASCADE = "deepfloyd_if"  # of three stages, of which the last one alone has a VAE and a text encoder
+FULL_SIZE = "model.weights=pretrained"
 # one option of each kind that can be about the VAE or the text encoders alone, and what runs here of it
 PARTS: dict[str, tuple[str, ...]] = {
     "attention=math": ("attention.components=[vae]",),
@@ -53,7 +55,7 @@ def one_thread():
 
 
 def asked(*words: str, model: str = CASCADE, hardware: str = "cpu") -> Request:
-    (request,) = requests([f"model={model}", f"hardware={hardware}", "measure=quick", "workload.steps=2", *words])
+    (request,) = requests([*tiny(model), f"hardware={hardware}", "measure=quick", "workload.steps=2", *words])
     return request
 
 
@@ -70,7 +72,7 @@ def options(*words: str) -> tuple[str, Step]:
 
 @pytest.mark.parametrize("option", ALL)
 def test_a_part_that_one_stage_has_is_enough_for_the_plan(option: str) -> None:
-    request = asked(option, *ALL[option], "precision=fp16", model="deepfloyd_if", hardware="h100")
+    request = asked(option, *ALL[option], "precision=fp16", FULL_SIZE, model="deepfloyd_if", hardware="h100")
     assert planned(request).reasons == []
 
 
@@ -122,15 +124,15 @@ def test_nothing_done_in_any_stage_is_found_out(option: str, monkeypatch) -> Non
     ],
 )
 def test_a_part_that_no_stage_has_is_refused_once_in_the_users_words(option: str, words: str, without: str) -> None:
-    cascade = "model.cascade=[tiny_deepfloyd_if_ii_m]"
+    cascade = "model.cascade=[deepfloyd_if_ii_m]"
     (reason,) = planned(asked(option, cascade)).reasons
     assert f"{words}: no stage of {CASCADE} has one, {without} leaves it out" in reason
-    (reason,) = planned(asked(option, model="tiny_deepfloyd_if_i_m")).reasons
-    assert f"{words}: model tiny_deepfloyd_if_i_m has none, {without} leaves it out" in reason
+    (reason,) = planned(asked(option, model="deepfloyd_if_i_m")).reasons
+    assert f"{words}: model deepfloyd_if_i_m has none, {without} leaves it out" in reason
 
 
 def test_no_module_of_a_part_that_no_stage_has() -> None:
-    sites = asked("model.cascade=[tiny_deepfloyd_if_ii_m]").cell.sites
+    sites = asked("model.cascade=[deepfloyd_if_ii_m]").cell.sites
     assert [len(missing(place, ["vae", "denoiser"], "quant.components")) for place in sites] == [1, 0], "told once"
     for place in sites:
         assert passes_over(step("vae", "tiling"), place) is None
@@ -149,10 +151,10 @@ def test_a_step_with_components_of_another_kind_is_not_left() -> None:
 
 def test_a_later_stage_has_one_picture_of_its_own_size() -> None:
     many = "workload.batch_size=4"
-    (reason,) = planned(asked("vae=slicing", many, model="deepfloyd_if")).reasons
+    (reason,) = planned(asked("vae=slicing", many, FULL_SIZE, model="deepfloyd_if")).reasons
     assert "vae=slicing x model=deepfloyd_if_x4: slicing divides batches, and a later stage" in reason
-    assert not planned(asked("vae=tiling", "vae.tile=128", model="deepfloyd_if")).reasons
-    (reason,) = planned(asked("vae=tiling", "vae.tile=256", model="deepfloyd_if")).reasons
+    assert not planned(asked("vae=tiling", "vae.tile=128", FULL_SIZE, model="deepfloyd_if")).reasons
+    (reason,) = planned(asked("vae=tiling", "vae.tile=256", FULL_SIZE, model="deepfloyd_if")).reasons
     assert "the picture is 256x256" in reason
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from support.option_steps import CONF, step, values
+from support.tiny import tiny
 
 from diffopt.config.resolve import requests
 from diffopt.errors import NoEffect
@@ -28,7 +29,7 @@ TELLING = {("precision", "dtype"): "bf16", ("scheduler", "sampler"): "euler"}
 @functools.cache
 def drawn(model: str) -> tuple[Cell, Any]:
     """A cell for a GPU, and its pipeline, on the CPU and called once: no step that does nothing changes it."""
-    (request,) = requests([f"model={model}", "hardware=h100", "measure=quick", "workload.steps=2"])
+    (request,) = requests([*tiny(model), "hardware=h100", "measure=quick", "workload.steps=2"])
     cell, dtype = request.cell, {"default": torch.float32}
     pipe = load.load_pipeline(cell.sites[0].model, cell.workload.task, device="cpu", dtype=dtype)
     calls.run(calls.stages([pipe], cell.recipe.model.stages, cell.workload))
@@ -44,7 +45,7 @@ def option(group: str, kind: str) -> Step:
 
 @pytest.mark.parametrize(("group", "kind"), STEPS)
 def test_a_step_that_does_nothing_fails_its_cell_by_name(group: str, kind: str, monkeypatch) -> None:
-    cell, pipe = drawn("tiny_flux_dev" if group == "cache" else "tiny_sd15")
+    cell, pipe = drawn("flux_dev" if group == "cache" else "sd15")
     chosen = option(group, kind)
     monkeypatch.setattr(load, "load_pipeline", lambda *args, **kwargs: pipe)
     monkeypatch.setattr(type(chosen), "load_kwargs", lambda self, site: {})

@@ -15,14 +15,14 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 from support.option_steps import CONF, step, values
+from support.tiny import every_task
 from support.tiny_families import apply, cell, drawn, error, pipelines
-from test_plain_calls import OPTIONS
 
 from diffopt.errors import Refusal
 from diffopt.recipe.plan import make_plan
 from diffopt.recipe.recipe import STEP_GROUPS
 
-FAST = ["tiny_sdxl", "tiny_sd15", "tiny_sd35_medium"]
+FAST = ["sdxl", "sd15", "sd35_medium"]
 # Every option but those of LoRAs, which need a file; compile only prepares here, since nothing is called.
 STEPS = [
     (group, path.stem)
@@ -74,7 +74,7 @@ def applied(option: str, group: str, name: str) -> list[Any] | None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("option", every_task())
 def test_no_step_leaves_a_trace_in_a_config(option: str) -> None:
     plain = [configs(pipe) for pipe in pipelines(cell(option))]
     tried = 0
@@ -108,7 +108,7 @@ def test_what_is_saved_after_a_call_is_what_was_loaded(group: str, name: str, op
 
 def loaded_half() -> tuple[Any, Any]:
     """SDXL with a VAE that is kept in float16, which its pipeline would widen in each call; and the cell."""
-    asked = cell("tiny_sdxl", "workload.steps=1")
+    asked = cell("sdxl", "workload.steps=1")
     half = step("precision", "fp32", vae="float16")
     pipes = pipelines(asked)
     pipes[0].vae.to(torch.float16)

@@ -49,7 +49,7 @@ def _t5() -> dict[str, Any]:
     config = T5Config(
         vocab_size=512, d_model=WIDTH, d_kv=16, d_ff=64, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu"
     )
-    tokenizer = load_tokenizer(packaged("tiny_pixart_sigma") / "tokenizer", "T5Tokenizer")
+    tokenizer = load_tokenizer(packaged("pixart_sigma", tiny=True) / "tokenizer", "T5Tokenizer")
     return {"text_encoder": T5EncoderModel(config).eval(), "tokenizer": tokenizer}
 
 
@@ -63,7 +63,7 @@ def _gemma() -> dict[str, Any]:
         num_key_value_heads=1,
         head_dim=16,
     )
-    tokenizer = load_tokenizer(packaged("tiny_sana_1600m") / "tokenizer", "GemmaTokenizerFast")
+    tokenizer = load_tokenizer(packaged("sana_1600m", tiny=True) / "tokenizer", "GemmaTokenizerFast")
     return {"text_encoder": Gemma2Model(config).eval(), "tokenizer": tokenizer}
 
 

@@ -10,14 +10,11 @@ from typing import NamedTuple
 
 from support.places import REPO
 
-from diffopt.schema.model import Model
-
 DOCUMENTS = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").rglob("*.md"))]
 GENERATED = {"coverage.md", "pairs.md", "tiny-matrix-cpu.md", "pytorch2-tiny-cpu.md"}
 BLOCK = re.compile(r"^```(bash|console)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # words of a command that stand for a reader's own
 PLACEHOLDER = re.compile(r"(^|[=/])(NAME|FILE|DIR|SHA|ORG|GPU|HASH|t210)\b|/path/|/venvs?/")
-TINY = "tiny" in str(Model.model_fields["weights"].annotation)  # whether this diffopt has model.weights=tiny
 
 
 class Command(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from support.tiny import tiny
 
 from diffopt.config.resolve import requests
 from diffopt.models import calls
@@ -17,26 +18,26 @@ from diffopt.schema.step import Step
 
 # one of each denoiser class, with other VAEs and tasks among them
 FAMILIES = [
-    "tiny_sd15_controlnet",
-    "tiny_sdxl",
-    "tiny_deepfloyd_if",
-    "tiny_flux_dev",
-    "tiny_flux2_klein",
-    "tiny_sd35_medium",
-    "tiny_sana_1600m",
-    "tiny_pixart_sigma",
-    "tiny_qwen_image",
-    "tiny_z_image",
-    "tiny_wan21_t2v_1_3b",
-    "tiny_ltx_video",
-    "tiny_cogvideox_5b",
-    "tiny_hunyuan_video",
+    "sd15_controlnet",
+    "sdxl",
+    "deepfloyd_if",
+    "flux_dev",
+    "flux2_klein",
+    "sd35_medium",
+    "sana_1600m",
+    "pixart_sigma",
+    "qwen_image",
+    "z_image",
+    "wan21_t2v_1_3b",
+    "ltx_video",
+    "cogvideox_5b",
+    "hunyuan_video",
 ]
 
 
 def cell(option: str, *words: str) -> Cell:
     """What ``diffopt run model=OPTION …`` asks for on the CPU."""
-    (request,) = requests([f"model={option}", "hardware=cpu", "measure=quick", *words])
+    (request,) = requests([*tiny(option), "hardware=cpu", "measure=quick", *words])
     return request.cell
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from support.documents import DOCUMENTS, GENERATED, PLACEHOLDER, TINY, Command, commands
+from support.documents import DOCUMENTS, GENERATED, PLACEHOLDER, Command, commands
 from support.places import REPO
 
 from diffopt.cli.main import VERBS, build_parser
@@ -91,8 +91,6 @@ def test_commands_compose(cli: Cli, tmp_path: Path) -> None:
     for command in shown():
         verb, *words = command.words
         if verb not in PLANNED or any(PLACEHOLDER.search(word) for word in words):
-            continue
-        if "model.weights=tiny" in words and not TINY:
             continue
         words += PART if "sweep=pytorch2" in words else ()
         code, out, err = cli("plan" if verb == "run" else verb, *words)

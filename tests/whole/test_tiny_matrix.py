@@ -1,4 +1,7 @@
-"""The matrix `-m 'model=glob(tiny_*)' compile=none,regional quant=none,int8_dynamic`: nothing ends in an error.
+"""The matrix of every family, compiled by blocks or not, quantized or not: nothing ends in an error.
+
+    diffopt run -m 'model=glob(*,exclude=[local,hub,tiny])' model.weights=tiny compile=none,regional \\
+      quant=none,int8_dynamic
 
 One option for each class of denoisers, here in one process and with a compiler that only captures. Two of them also as
 the real command: a process for each cell, and code that inductor generates.
@@ -14,18 +17,18 @@ from typing import Any
 
 import pytest
 import torch
+from support.tiny import families, tiny
 from support.tiny_families import FAMILIES
 
-from diffopt.config import Composer
 from diffopt.config.resolve import requests
+from diffopt.config.smoke import CAPTURE
 from diffopt.pipeline.build import build, verify
 from diffopt.pipeline.meter import Meter
 from diffopt.recipe.plan import Plan, make_plan
-from scripts.maintain.pairs import CAPTURE
 
 pytestmark = pytest.mark.slow
 CELLS = [(f"compile={c}", f"quant={q}") for c, q in itertools.product(("none", "regional"), ("none", "int8_dynamic"))]
-NO_BLOCKS = "tiny_deepfloyd_if"  # the UNets of its first two stages have no block of the kind that repeats
+NO_BLOCKS = "deepfloyd_if"  # the UNets of its first two stages have no block of the kind that repeats
 
 
 @pytest.fixture(autouse=True)
@@ -38,13 +41,12 @@ def fresh() -> Iterator[None]:
 
 def planned(option: str, *words: str) -> Plan:
     capture = CAPTURE if "compile=regional" in words else ()
-    (request,) = requests([f"model={option}", "hardware=cpu", "measure=quick", *words, *capture])
+    (request,) = requests([*tiny(option), "hardware=cpu", "measure=quick", *words, *capture])
     return make_plan(request.cell)
 
 
 def test_every_class_of_denoisers_is_here() -> None:
-    options = [option for option in Composer().options("model") if option.startswith("tiny_")]
-    found = {option: {m.denoiser_class for m in planned(option).cell.recipe.model.stages} for option in options}
+    found = {name: {m.denoiser_class for m in planned(name).cell.recipe.model.stages} for name in families()}
     assert set().union(*found.values()) == set().union(*(found[option] for option in FAMILIES))
 
 
@@ -73,8 +75,8 @@ def test_a_cell_works_or_its_plan_says_why_not(option: str, words: tuple[str, st
 
 def test_the_command_gives_a_row_for_each_cell(diffopt: Callable[..., Any], tmp_path: Path) -> None:
     words = ("compile=none,regional", "quant=none,int8_dynamic", "hardware=cpu", "measure=quick", "study=matrix")
-    for option in ("tiny_flux_dev", NO_BLOCKS):
-        done = diffopt("run", "-m", f"model={option}", *words)
+    for option in ("flux_dev", NO_BLOCKS):
+        done = diffopt("run", "-m", *tiny(option), *words)
         assert done.returncode == 0, done.stderr[-2000:]
     rows = [
         json.loads(path.read_text(encoding="utf-8")) for path in tmp_path.glob("studies/matrix/cells/*/*/result.json")

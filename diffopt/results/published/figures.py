@@ -15,7 +15,7 @@ from diffopt.errors import UsageError
 from diffopt.schema.words import did_you_mean
 
 FOLDER = Path(__file__).parent
-TINY = "tiny_"  # prefix of the options that stand for a family in tests
+TINY = "tiny_"  # older rows: prefix of the options that stood for a family; now weights: tiny
 
 
 @dataclass(frozen=True)

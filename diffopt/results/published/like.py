@@ -106,8 +106,8 @@ def _over_published(torch: str, gpu: str | None) -> str:
 
 def _theirs(row: Place, figures: Sequence[Figure], gpu: str | None) -> list[Figure]:
     """The published figures, one per stage, of a row's model, batch size, and compile or not."""
-    model, hardware = row.result.cell["recipe"]["model"]["name"], row.hardware if gpu is None else plain(gpu)
-    if model != row.like.option:
+    hardware = row.hardware if gpu is None else plain(gpu)
+    if not row.is_the_published_model:
         return []
     wanted = (hardware, row.batch_size, row.like.option, row.like.task, _newest(figures), row.compiled)
     return [f for f in figures if (f.hardware, f.batch_size, f.option, f.task, f.torch, f.compiled) == wanted]
@@ -200,7 +200,7 @@ def _some(words: Sequence[str]) -> str:
 def _missing_gpus(rows: Sequence[Place], figures: Sequence[Figure], gpu: str | None) -> list[str]:
     """One line when nothing of the page can stand beside rows, since it has not their GPU."""
     known = {figure.hardware for figure in figures}
-    own = [row for row in rows if row.result.cell["recipe"]["model"]["name"] == row.like.option]
+    own = [row for row in rows if row.is_the_published_model]
     missing = dict.fromkeys(row.gpu for row in own if row.hardware not in known)
     if gpu is not None or not missing:
         return []

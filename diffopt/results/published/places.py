@@ -20,7 +20,8 @@ from diffopt.results.published.settings import by_key, unlike
 from diffopt.results.result import Result
 from diffopt.schema.runtime import CURRENT
 
-TOLD_ELSEWHERE = ("model", "compile")  # groups whose option is a row or a column; a value of theirs is neither
+# Groups whose option is a row or a column, while a value of theirs is neither; and the weights, which are in the name.
+TOLD_ELSEWHERE = ("model", "model.weights", "compile")
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,16 @@ class Place:
     @property
     def name(self) -> str:
         """The pipeline without what tells rows of it apart."""
-        option = self.result.cell["recipe"]["model"]["name"]
-        return self.like.pipeline if option == self.like.option else f"{self.like.pipeline} ({option})"
+        model = self.result.cell["recipe"]["model"]
+        if self.is_the_published_model:
+            return self.like.pipeline
+        return f"{self.like.pipeline} ({model['name']}{', tiny weights' if model['weights'] == 'tiny' else ''})"
+
+    @property
+    def is_the_published_model(self) -> bool:
+        """Whether the row's model is the one that was measured, at its size, and not one that stands for it."""
+        model = self.result.cell["recipe"]["model"]
+        return bool(model["name"] == self.like.option and model["weights"] != "tiny")
 
     @property
     def hardware(self) -> str:

@@ -28,10 +28,12 @@ def unlike(result: Result, sweep: Mapping[Key, Cell]) -> dict[str, str]:
     """The settings in which a row differs from the sweep's cell of the same model, task, batch size and compile or not.
 
     ``{"attention=vanilla": "auto"}`` says that the sweep has ``attention=auto``. A model that the sweep has not differs
-    in its name. A batch size that it has not is compared with a cell of one picture.
+    in its name, tiny weights in these. A batch size that it has not is compared with a cell of one picture.
     """
     recipe, workload = result.cell["recipe"], result.cell["workload"]
     model, task, compiled = recipe["model"]["name"], workload["task"], recipe["compile"]["kind"] != "none"
+    if recipe["model"]["weights"] == "tiny":
+        return {"model.weights=tiny": "full size"}
     asked = sweep.get((model, task, workload["batch_size"], compiled)) or sweep.get((model, task, 1, compiled))
     if asked is None:
         names = dict.fromkeys(name for name, its_task, _, _ in sweep if its_task == task)

@@ -402,7 +402,7 @@ def test_a_hub_kernel_is_the_commit_that_was_named_and_is_what_computes(name, ke
 def test_z_image_masks_where_its_batch_is_uneven(words, why, tmp_path):
     (tmp_path / "prompts.txt").write_text("a fox\n" + "a fox in the snow beside a frozen lake at night " * 4 + "\n")
     (request,) = requests(
-        ["model=tiny_z_image", "attention=flash", "hardware=cpu", "measure=quick"]
+        ["model=z_image", "model.weights=tiny", "attention=flash", "hardware=cpu", "measure=quick"]
         + [word.format(prompts=tmp_path / "prompts.txt") for word in words]
     )
     found = make_plan(request.cell)

@@ -21,8 +21,8 @@ from diffopt.steps.attention.processors import attentions
 # it runs unfused without compile, as its option says
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 
-UNETS = {"tiny_sd15_controlnet", "tiny_sdxl", "tiny_deepfloyd_if"}
-MASKS = {"tiny_sana_1600m", "tiny_pixart_sigma", "tiny_ltx_video", "tiny_hunyuan_video"}
+UNETS = {"sd15_controlnet", "sdxl", "deepfloyd_if"}
+MASKS = {"sana_1600m", "pixart_sigma", "ltx_video", "hunyuan_video"}
 
 
 @pytest.fixture(autouse=True)
@@ -39,10 +39,10 @@ def reference(family: str) -> np.ndarray:
 # --- each option alone, on a UNet and on a transformer ---
 
 ALONE = [*EXACT_OPTIONS, ("attention", "flex"), *LOSSY_OPTIONS]
-REFUSED = {("tiny_flux_dev", "layout", "channels_last"), ("tiny_flux_dev", "attention", "vanilla")}
+REFUSED = {("flux_dev", "layout", "channels_last"), ("flux_dev", "attention", "vanilla")}
 
 
-@pytest.mark.parametrize("family", ["tiny_sd15", "tiny_flux_dev"])
+@pytest.mark.parametrize("family", ["sd15", "flux_dev"])
 @pytest.mark.parametrize(("group", "name"), ALONE)
 def test_an_option_alone_shows_its_effect_and_keeps_its_tolerance(family, group, name):
     asked, chosen = cell(family), step(group, name)
@@ -61,19 +61,19 @@ def test_an_option_alone_shows_its_effect_and_keeps_its_tolerance(family, group,
         assert 0 < np.abs(picture - reference(family)).mean() <= lossy.mean
 
 
-@pytest.mark.parametrize(("group", "name"), [pair for pair in ALONE if ("tiny_flux_dev", *pair) not in REFUSED])
+@pytest.mark.parametrize(("group", "name"), [pair for pair in ALONE if ("flux_dev", *pair) not in REFUSED])
 def test_a_step_that_did_nothing_to_a_transformer_is_found_out(group, name):
-    asked, chosen = cell("tiny_flux_dev"), step(group, name)
+    asked, chosen = cell("flux_dev"), step(group, name)
     with pytest.raises(NoEffect):
         verify(pipelines(asked), asked, chosen)
 
 
 def test_steps_that_go_together_prove_their_effects_on_a_transformer():
-    asked = cell("tiny_flux_dev")
+    asked = cell("flux_dev")
     options = {"fuse": "qkv", "quant": "int8_weight", "attention": "math", "layout": "channels_last_vae"}
     pipes, steps = pipelines(asked), [step(group, name) for group, name in options.items()]
     apply(pipes, asked, *steps)
-    assert np.abs(drawn(pipes, asked) - reference("tiny_flux_dev")).mean() < LOSSY_OPTIONS["quant", "int8_weight"].mean
+    assert np.abs(drawn(pipes, asked) - reference("flux_dev")).mean() < LOSSY_OPTIONS["quant", "int8_weight"].mean
     for one in steps:
         verify(pipes, asked, one)
 
@@ -103,7 +103,7 @@ def test_every_family_has_every_backend_of_the_cpu(family, names):
 def test_vanilla_is_exact_or_refused(family):
     asked, chosen = cell(family), step("attention", "vanilla")
     reasons = [reason for site in asked.sites for reason in chosen.problems(site)]
-    if family in UNETS | {"tiny_pixart_sigma"}:
+    if family in UNETS | {"pixart_sigma"}:
         pipes = pipelines(asked)
         apply(pipes, asked, chosen)
         assert error(drawn(pipes, asked), reference(family)) <= EXACT
@@ -115,7 +115,7 @@ def test_vanilla_is_exact_or_refused(family):
 
 
 def test_linear_attention_is_left_and_told():
-    asked, chosen = cell("tiny_sana_1600m"), step("attention", "math")
+    asked, chosen = cell("sana_1600m"), step("attention", "math")
     pipes = pipelines(asked)
     apply(pipes, asked, chosen)
     (effect,) = verify(pipes, asked, chosen)
@@ -123,7 +123,7 @@ def test_linear_attention_is_left_and_told():
     assert "2 linear ones, which have no softmax" in effect.summary
 
 
-@pytest.mark.parametrize("family", ["tiny_wan21_t2v_1_3b", "tiny_sana_1600m"])
+@pytest.mark.parametrize("family", ["wan21_t2v_1_3b", "sana_1600m"])
 @pytest.mark.parametrize("name", ["math", "vanilla"])
 def test_a_vae_without_attention_of_diffusers_is_refused(family, name):
     asked = cell(family)
@@ -134,10 +134,10 @@ def test_a_vae_without_attention_of_diffusers_is_refused(family, name):
 
 def test_prompts_that_differ_need_a_mask_where_their_padding_is_hidden(tmp_path):
     (tmp_path / "prompts.txt").write_text("a fox\na fox in the snow beside a frozen lake at night\n")
-    both = cell("tiny_qwen_image", "workload.batch_size=2", f"workload.prompts_file={tmp_path}/prompts.txt")
+    both = cell("qwen_image", "workload.batch_size=2", f"workload.prompts_file={tmp_path}/prompts.txt")
     chosen = step("attention", "flash")
     assert "masks the padding of prompts that differ" in chosen.problems(both.sites[0])[0]
-    assert not chosen.problems(cell("tiny_qwen_image", "workload.batch_size=2").sites[0])
+    assert not chosen.problems(cell("qwen_image", "workload.batch_size=2").sites[0])
     pipes = pipelines(both)
     chosen.apply(pipes[0], both.sites[0])
     with pytest.raises(ValueError, match="attn_mask"):  # so it would have failed
@@ -147,23 +147,23 @@ def test_prompts_that_differ_need_a_mask_where_their_padding_is_hidden(tmp_path)
 # --- fused projections ---
 
 NOT_FUSED = {  # whose attention reads separate projections alone, or has those of a text beside
-    "tiny_qwen_image": "QwenDoubleStreamAttnProcessor2_0 reads separate projections alone",
-    "tiny_ltx_video": "LTXVideoAttnProcessor reads separate projections alone",
-    "tiny_deepfloyd_if": "AttnAddedKVProcessor2_0 has keys and values of the text beside",
+    "qwen_image": "QwenDoubleStreamAttnProcessor2_0 reads separate projections alone",
+    "ltx_video": "LTXVideoAttnProcessor reads separate projections alone",
+    "deepfloyd_if": "AttnAddedKVProcessor2_0 has keys and values of the text beside",
 }
 FUSED = {  # attention modules that are fused, in denoiser and VAE
-    "tiny_sd15_controlnet": {"unet": 20, "controlnet": 8, "vae": 2},
-    "tiny_sdxl": {"unet": 22, "vae": 2},
-    "tiny_flux_dev": {"transformer": 4, "vae": 2},
-    "tiny_flux2_klein": {"transformer": 2, "vae": 2},
-    "tiny_sd35_medium": {"transformer": 3, "vae": 2},
-    "tiny_sd35_large": {"transformer": 2, "vae": 2},
-    "tiny_sana_1600m": {"transformer": 2, "vae": 0},
-    "tiny_pixart_sigma": {"transformer": 4, "vae": 2},
-    "tiny_z_image": {"transformer": 0, "vae": 2},
-    "tiny_wan21_t2v_1_3b": {"transformer": 4, "vae": 0},
-    "tiny_cogvideox_5b": {"transformer": 2, "vae": 0},
-    "tiny_hunyuan_video": {"transformer": 1, "vae": 2},
+    "sd15_controlnet": {"unet": 20, "controlnet": 8, "vae": 2},
+    "sdxl": {"unet": 22, "vae": 2},
+    "flux_dev": {"transformer": 4, "vae": 2},
+    "flux2_klein": {"transformer": 2, "vae": 2},
+    "sd35_medium": {"transformer": 3, "vae": 2},
+    "sd35_large": {"transformer": 2, "vae": 2},
+    "sana_1600m": {"transformer": 2, "vae": 0},
+    "pixart_sigma": {"transformer": 4, "vae": 2},
+    "z_image": {"transformer": 0, "vae": 2},
+    "wan21_t2v_1_3b": {"transformer": 4, "vae": 0},
+    "cogvideox_5b": {"transformer": 2, "vae": 0},
+    "hunyuan_video": {"transformer": 1, "vae": 2},
 }
 
 
@@ -199,12 +199,12 @@ def test_what_cannot_be_fused_is_refused_with_its_reason(family):
     asked, chosen = cell(family), step("fuse", "qkv")
     with pytest.raises(Refusal, match=f"nothing can be fused: .*{NOT_FUSED[family]}"):
         chosen.apply(pipelines(asked)[0], asked.sites[0])
-    if family != "tiny_deepfloyd_if":  # its UNet's class does not tell
+    if family != "deepfloyd_if":  # its UNet's class does not tell
         assert "reads separate projections alone" in chosen.problems(asked.sites[0])[0]
 
 
 def test_what_is_left_is_told():
-    asked, chosen = cell("tiny_flux2_klein"), step("fuse", "qkv", components=["denoiser"])
+    asked, chosen = cell("flux2_klein"), step("fuse", "qkv", components=["denoiser"])
     pipes = pipelines(asked)
     apply(pipes, asked, chosen)
     (effect,) = verify(pipes, asked, chosen)
@@ -214,17 +214,17 @@ def test_what_is_left_is_told():
 
 
 def test_a_denoiser_alone_that_reads_separate_projections_is_refused_by_the_plan():
-    asked = cell("tiny_z_image")
+    asked = cell("z_image")
     assert step("fuse", "qkv", components=["denoiser"]).problems(asked.sites[0])
     assert not step("fuse", "qkv").problems(asked.sites[0]), "its VAE can be fused"
 
 
 def test_fused_weights_are_the_ones_that_are_quantized():
-    asked, fuse, quant = cell("tiny_sd35_medium"), step("fuse", "qkv"), step("quant", "int8_weight")
+    asked, fuse, quant = cell("sd35_medium"), step("fuse", "qkv"), step("quant", "int8_weight")
     pipes = pipelines(asked)
     apply(pipes, asked, fuse, quant)
     picture = drawn(pipes, asked)
-    assert np.abs(picture - reference("tiny_sd35_medium")).mean() < LOSSY_OPTIONS["quant", "int8_weight"].mean
+    assert np.abs(picture - reference("sd35_medium")).mean() < LOSSY_OPTIONS["quant", "int8_weight"].mean
     attention = next(part for part in pipes[0].transformer.modules() if isinstance(part, Attention))
     kinds = {name: type(getattr(attention, name).weight).__name__ for name in ("to_qkv", "to_added_qkv", "to_q")}
     assert kinds == {"to_qkv": "Int8Tensor", "to_added_qkv": "Int8Tensor", "to_q": "Parameter"}
@@ -232,8 +232,8 @@ def test_fused_weights_are_the_ones_that_are_quantized():
 
 # --- layout ---
 
-VAES = ["tiny_sd15_controlnet", "tiny_flux2_klein", "tiny_sana_1600m", "tiny_qwen_image", "tiny_wan21_t2v_1_3b"]
-VAES += ["tiny_ltx_video", "tiny_cogvideox_5b", "tiny_hunyuan_video"]
+VAES = ["sd15_controlnet", "flux2_klein", "sana_1600m", "qwen_image", "wan21_t2v_1_3b"]
+VAES += ["ltx_video", "cogvideox_5b", "hunyuan_video"]
 
 
 @pytest.mark.parametrize("family", VAES)
@@ -248,26 +248,26 @@ def test_every_vae_takes_channels_last_also_with_3d_convolutions(family):
 
 def test_what_a_stage_lacks_is_left():
     """The first stages of the cascade have no VAE, the last one has."""
-    asked, chosen = cell("tiny_deepfloyd_if"), step("layout", "channels_last")
+    asked, chosen = cell("deepfloyd_if"), step("layout", "channels_last")
     pipes = pipelines(asked)
     apply(pipes, asked, chosen)
     assert [set(effect.numbers) for effect in verify(pipes, asked, chosen)] == [{"unet"}, {"unet"}, {"unet", "vae"}]
-    assert error(drawn(pipes, asked), reference("tiny_deepfloyd_if")) <= EXACT
+    assert error(drawn(pipes, asked), reference("deepfloyd_if")) <= EXACT
 
 
 def test_a_transformer_gains_nothing_from_channels_last():
-    asked = cell("tiny_wan21_t2v_1_3b", "layout=channels_last")
-    (problem,) = problems(asked, {"layout": "channels_last", "model": "tiny_wan21_t2v_1_3b"})
+    asked = cell("wan21_t2v_1_3b", "layout=channels_last")
+    (problem,) = problems(asked, {"layout": "channels_last", "model": "wan21_t2v_1_3b"})
     assert "layout=channels_last_vae is for the VAE alone" in problem.text
 
 
 # --- layerwise casting and the other groups ---
 
 
-@pytest.mark.parametrize("family", ["tiny_sd15", "tiny_wan21_t2v_1_3b"])
+@pytest.mark.parametrize("family", ["sd15", "wan21_t2v_1_3b"])
 def test_float8_storage_goes_with_fusion_attention_and_layout(family):
     asked = cell(family)
-    layout = "channels_last" if family == "tiny_sd15" else "channels_last_vae"
+    layout = "channels_last" if family == "sd15" else "channels_last_vae"
     steps = [step("fuse", "qkv"), step("quant", "fp8_storage"), step("attention", "math"), step("layout", layout)]
     pipes = pipelines(asked)
     apply(pipes, asked, *steps)
@@ -279,18 +279,18 @@ def test_float8_storage_goes_with_fusion_attention_and_layout(family):
 @pytest.mark.parametrize("backend", ["inductor", "eager"])
 def test_float8_storage_is_refused_with_what_traces_it(backend):
     words = ("compile=regional", "compile.fullgraph=false", f"compile.backend={backend}")
-    asked = cell("tiny_flux_dev", "quant=fp8_storage", *words)
+    asked = cell("flux_dev", "quant=fp8_storage", *words)
     (problem,) = problems(asked, {"quant": "fp8_storage", "compile": "regional"})
     assert problem.keys == ("quant=fp8_storage", "compile=regional")
     assert step("quant", "fp8_storage").traits == {Trait.CASTS_STORAGE}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["tiny_deepfloyd_if", "tiny_sd35_medium", "tiny_sana_1600m", "tiny_cogvideox_5b"])
+@pytest.mark.parametrize("family", ["deepfloyd_if", "sd35_medium", "sana_1600m", "cogvideox_5b"])
 def test_our_processors_are_traced_in_one_graph(family):
     """Those that take the place of stock ones; the graph is run as it stands."""
     asked = cell(family)
-    pipes, fuse = pipelines(asked), [] if family == "tiny_deepfloyd_if" else [step("fuse", "qkv")]
+    pipes, fuse = pipelines(asked), [] if family == "deepfloyd_if" else [step("fuse", "qkv")]
     apply(pipes, asked, *fuse, step("attention", "math"))
     torch._dynamo.reset()
     for pipe, of in zip(pipes, asked.sites, strict=True):

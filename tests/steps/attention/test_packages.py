@@ -68,11 +68,11 @@ def package(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return str(request.param)
 
 
-@pytest.mark.parametrize("family", ["tiny_sd15", "tiny_flux_dev"])
+@pytest.mark.parametrize("family", ["sd15", "flux_dev"])
 def test_the_kernel_of_a_package_computes(package: str, family: str) -> None:
     asked, chosen = cell(family), step("attention", package)
     plain, pipes = pipelines(asked), pipelines(asked)
-    calls = 3 if family == "tiny_sd15" else 2  # of the denoiser in two steps; PNDM begins with one more
+    calls = 3 if family == "sd15" else 2  # of the denoiser in two steps; PNDM begins with one more
     apply(pipes, asked, chosen)
     assert error(drawn(pipes, asked), drawn(plain, asked)) <= EXACT
     (effect,) = verify(pipes, asked, chosen)

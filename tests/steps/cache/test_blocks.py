@@ -17,6 +17,7 @@ from diffusers.hooks import group_offloading
 from diffusers.hooks._helpers import TransformerBlockRegistry
 from pydantic import ValidationError
 from support.option_steps import CONF, step, values
+from support.tiny import tiny
 
 from diffopt.config.resolve import requests
 from diffopt.errors import NoEffect, Refusal
@@ -58,7 +59,7 @@ SKIPS_NOTHING = {
         "cache.unconditional_batch_timestep_skip_range=[0,1]",
     ),
 }
-FLUX, WAN, COG = "tiny_flux_dev", "tiny_wan21_t2v_1_3b", "tiny_cogvideox_2b"
+FLUX, WAN, COG = "flux_dev", "wan21_t2v_1_3b", "cogvideox_2b"
 HOME = dict.fromkeys(SKIPS, FLUX) | {"sea": WAN, "faster": COG}  # a model on which the option works
 pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # diffusers' FasterCache
 
@@ -73,7 +74,7 @@ class Cell:
     """A cell that is built, by the same calls as a worker's."""
 
     def __init__(self, model: str, *words: str) -> None:
-        self.plan = plan("hardware=cpu", f"model={model}", *words)
+        self.plan = plan("hardware=cpu", *tiny(model, steps=None), *words)
         self.pipes = build(self.plan)
         (self.pipe,) = self.pipes
         self.denoiser: Any = self.pipe.transformer
@@ -132,24 +133,24 @@ def test_every_kind_has_an_option() -> None:
 REFUSED = [
     ("tiny", "first_block", "UNet2DConditionModel has no enable_cache"),
     ("deepfloyd_if", "mag", "UNet2DConditionModel has no enable_cache"),
-    ("tiny_sd35_medium", "first_block", "SD3Transformer2DModel has no enable_cache"),
-    ("tiny_sana_1600m", "pab", "SanaTransformer2DModel has no enable_cache"),
-    ("tiny_pixart_sigma", "taylorseer", "PixArtTransformer2DModel has no enable_cache"),
-    ("tiny_z_image", "faster", "ZImageTransformer2DModel has no enable_cache"),
-    ("tiny_flux2_klein", "first_block", "give different things"),
-    ("tiny_flux_dev_img2img", "first_block", "FluxImg2ImgPipeline names no cache context"),
-    ("tiny_flux_dev_img2img", "pab", "does not tell the current timestep"),
-    ("tiny_flux_kontext", "taylorseer", "FluxKontextPipeline names no cache context"),
-    ("tiny_flux_dev", "sea", "does not tell its cache the step and the sigma"),
-    ("tiny_wan21_t2v_1_3b", "pab", "calls the denoiser twice per step"),
-    ("tiny_ltx_video", "faster", "no layout in frames is known"),
-    ("tiny_qwen_image", "mag", "cache=mag_calibrate"),
-    ("tiny_flux2_klein", "mag", "cache=mag_calibrate"),
+    ("sd35_medium", "first_block", "SD3Transformer2DModel has no enable_cache"),
+    ("sana_1600m", "pab", "SanaTransformer2DModel has no enable_cache"),
+    ("pixart_sigma", "taylorseer", "PixArtTransformer2DModel has no enable_cache"),
+    ("z_image", "faster", "ZImageTransformer2DModel has no enable_cache"),
+    ("flux2_klein", "first_block", "give different things"),
+    ("flux_dev img2img", "first_block", "FluxImg2ImgPipeline names no cache context"),
+    ("flux_dev img2img", "pab", "does not tell the current timestep"),
+    ("flux_kontext", "taylorseer", "FluxKontextPipeline names no cache context"),
+    ("flux_dev", "sea", "does not tell its cache the step and the sigma"),
+    ("wan21_t2v_1_3b", "pab", "calls the denoiser twice per step"),
+    ("ltx_video", "faster", "no layout in frames is known"),
+    ("qwen_image", "mag", "cache=mag_calibrate"),
+    ("flux2_klein", "mag", "cache=mag_calibrate"),
 ]
 
 
 def test_qwen_image_is_called_twice_per_step_where_it_has_a_negative_prompt_to_guide_away_from() -> None:
-    asked = ("model=tiny_qwen_image", "cache=faster", "hardware=cpu", "workload.steps=10")
+    asked = ("model=qwen_image", "model.weights=tiny", "cache=faster", "hardware=cpu", "workload.steps=10")
     assert plan(*asked).problems == ()
     (problem,) = plan(*asked, "workload.negative_prompt=ugly").problems
     assert "calls the denoiser twice per step" in problem.fact
@@ -157,7 +158,9 @@ def test_qwen_image_is_called_twice_per_step_where_it_has_a_negative_prompt_to_g
 
 @pytest.mark.parametrize(("model", "option", "reason"), REFUSED)
 def test_what_cannot_work_is_refused_before_torch(model: str, option: str, reason: str) -> None:
-    problems = [p for p in plan(f"model={model}", f"cache={option}", "hardware=cpu").problems if "cache" in p.text]
+    problems = [
+        p for p in plan(*tiny(model, steps=None), f"cache={option}", "hardware=cpu").problems if "cache" in p.text
+    ]
     assert problems
     assert all(reason in problem.fact and problem.keys[0] == f"cache={option}" for problem in problems)
 
@@ -165,11 +168,11 @@ def test_what_cannot_work_is_refused_before_torch(model: str, option: str, reaso
 @pytest.mark.parametrize(
     "words",
     [
-        (f"model={WAN}", "cache=pab", "workload.guidance=1.0"),
-        ("model=tiny_qwen_image", "cache=mag", "cache.mag_ratios=[1.0,1.1]"),
-        ("model=tiny_flux_dev_img2img", "cache=mag"),
-        ("model=tiny_ltx_video", "cache=faster", "workload.guidance=1.0"),
-        ("model=tiny_hunyuan_video", "cache=pab"),
+        (*tiny(WAN, steps=None), "cache=pab", "workload.guidance=1.0"),
+        ("model=qwen_image", "model.weights=tiny", "cache=mag", "cache.mag_ratios=[1.0,1.1]"),
+        ("model=flux_dev", "model.weights=tiny", "workload=img2img", "cache=mag"),
+        ("model=ltx_video", "model.weights=tiny", "cache=faster", "workload.guidance=1.0"),
+        ("model=hunyuan_video", "model.weights=tiny", "cache=pab"),
     ],
 )
 def test_what_works_by_its_workload_is_planned(words: tuple[str, ...]) -> None:
@@ -189,7 +192,7 @@ def test_what_works_by_its_workload_is_planned(words: tuple[str, ...]) -> None:
     ],
 )
 def test_too_few_steps_to_skip_any_are_refused(option: str, steps: int, words: tuple[str, ...]) -> None:
-    cell = (f"model={HOME[option]}", f"cache={option}", "hardware=cpu", *words)
+    cell = (*tiny(HOME[option], steps=None), f"cache={option}", "hardware=cpu", *words)
     assert "nothing would be skipped" in plan(*cell, f"workload.steps={steps}").reasons[0]
     assert plan(*cell, f"workload.steps={steps + 1}").status == "ok" or option == "mag"
 
@@ -203,7 +206,7 @@ def test_the_last_step_that_may_be_extrapolated_is_one() -> None:
 
 @pytest.mark.parametrize("steps", [1, 5, 8, 12])
 def test_a_number_of_steps_that_no_sampler_makes_of_the_workloads_is_refused(steps: int) -> None:
-    cell = (f"model={FLUX}", "cache=mag", "hardware=cpu", f"cache.num_inference_steps={steps}")
+    cell = (*tiny(FLUX, steps=None), "cache=mag", "hardware=cpu", f"cache.num_inference_steps={steps}")
     (problem,) = plan(*cell).problems
     assert f"cache.num_inference_steps={steps}: the workload runs {STEPS} steps; set it to null" in problem.fact
     assert plan(*cell, f"workload.steps={steps}").reasons == (
@@ -213,7 +216,9 @@ def test_a_number_of_steps_that_no_sampler_makes_of_the_workloads_is_refused(ste
 
 @pytest.mark.parametrize("strength", [0.15, 0.3, 0.5, 0.75, 0.8, 1.0])
 def test_steps_from_a_picture_are_counted_as_diffusers_does(strength: float) -> None:
-    workload = plan("model=tiny_flux_dev_img2img", "workload.steps=10", f"workload.strength={strength}").cell.workload
+    workload = plan(
+        "model=flux_dev", "model.weights=tiny", "workload=img2img", "workload.steps=10", f"workload.strength={strength}"
+    ).cell.workload
     pipe = diffusers.FluxImg2ImgPipeline.__new__(diffusers.FluxImg2ImgPipeline)
     pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     pipe.scheduler.set_timesteps(10)
@@ -238,7 +243,7 @@ def test_steps_from_a_picture_are_counted_as_diffusers_does(strength: float) -> 
     ],
 )
 def test_caches_meet_compile_by_their_traits(words: tuple[str, ...], keys: tuple[str, str] | None) -> None:
-    found = [p.keys for p in plan("model=tiny_flux_dev", "hardware=a100", *words).problems]
+    found = [p.keys for p in plan("model=flux_dev", "model.weights=tiny", "hardware=a100", *words).problems]
     assert [pair for pair in found if {k.split("=")[0] for k in pair} == {"cache", "compile"}] == (
         [keys] if keys else []
     )
@@ -327,18 +332,18 @@ def test_blocks_and_outputs_are_as_the_tables_say() -> None:
 FAMILIES = [
     *((option, HOME[option]) for option in SKIPS),
     ("first_block", WAN),
-    ("first_block", "tiny_ltx_video"),
-    ("first_block", "tiny_hunyuan_video"),
-    ("mag", "tiny_qwen_image"),
-    ("mag", "tiny_flux2_klein"),
-    ("mag", "tiny_flux_dev_img2img"),
+    ("first_block", "ltx_video"),
+    ("first_block", "hunyuan_video"),
+    ("mag", "qwen_image"),
+    ("mag", "flux2_klein"),
+    ("mag", "flux_dev img2img"),
     ("mag", COG),
     ("taylorseer", WAN),
     ("taylorseer", COG),
-    ("taylorseer_lite", "tiny_ltx_video"),
-    ("pab", "tiny_hunyuan_video"),
+    ("taylorseer_lite", "ltx_video"),
+    ("pab", "hunyuan_video"),
     ("faster", FLUX),
-    ("faster", "tiny_qwen_image"),
+    ("faster", "qwen_image"),
 ]
 
 
@@ -379,7 +384,7 @@ def test_where_nothing_is_skipped_the_picture_is_exact_and_the_step_says_so(opti
 
 @pytest.mark.parametrize(("words", "calls"), [((), 1), (("workload.negative_prompt=ugly",), 2)], ids=["one", "two"])
 def test_calls_are_counted_by_steps_blocks_and_contexts(words: tuple[str, ...], calls: int) -> None:
-    cell = Cell("tiny_qwen_image", "cache=mag", *SKIPS["mag"], *words)
+    cell = Cell("qwen_image", "cache=mag", *SKIPS["mag"], *words)
     cell()
     assert cell.effect.numbers["called"] == STEPS * len(cell.denoiser.transformer_blocks) * calls
 
@@ -467,7 +472,7 @@ def test_a_wrong_number_of_steps_is_found_out() -> None:
         cell.effects()
 
 
-TWICE = (f"model={WAN}", "cache.threshold=0.5", "scheduler=flow_heun", "hardware=cpu")
+TWICE = (*tiny(WAN, steps=None), "cache.threshold=0.5", "scheduler=flow_heun", "hardware=cpu")
 
 
 @pytest.mark.parametrize("words", [("cache=mag", "cache.mag_ratios=[1.0]"), ("cache=mag_calibrate",)])
@@ -497,20 +502,20 @@ def test_samplers_that_call_twice_are_known() -> None:
 
 
 def test_a_denoiser_without_caches_is_refused() -> None:
-    cell = Cell("tiny_sd35_medium")
+    cell = Cell("sd35_medium")
     with pytest.raises(Refusal, match="SD3Transformer2DModel has no enable_cache"):
         step("cache", "first_block").apply(cell.pipe, cell.plan.cell.sites[0])
 
 
 def test_a_pipeline_that_names_no_context_is_refused() -> None:
-    cell = cached("first_block", "tiny_flux_dev_img2img")
+    cell = cached("first_block", "flux_dev img2img")
     with pytest.raises(Refusal, match="names no cache context"):
         cell()
 
 
 def test_a_pipeline_that_tells_no_timestep_is_refused() -> None:
     with pytest.raises(Refusal, match="does not tell the current timestep"):
-        cached("pab", "tiny_flux_dev_img2img")
+        cached("pab", "flux_dev img2img")
 
 
 def test_two_calls_per_step_are_not_mixed() -> None:
@@ -521,7 +526,7 @@ def test_two_calls_per_step_are_not_mixed() -> None:
 
 def test_blocks_that_first_block_cannot_subtract_are_refused() -> None:
     with pytest.raises(Refusal, match="give different things"):
-        cached("first_block", "tiny_flux2_klein")
+        cached("first_block", "flux2_klein")
 
 
 def test_a_single_block_is_refused() -> None:
@@ -645,7 +650,7 @@ def test_hooks_that_streamed_group_offloading_undoes_are_found_out(
 
 @pytest.mark.parametrize("option", sorted({*OPTIONS} - {"none"}))
 def test_streamed_group_offloading_of_the_denoiser_is_refused(option: str) -> None:
-    words = (f"model={HOME.get(option, FLUX)}", f"cache={option}", "hardware=h100", *SKIPS.get(option, ()))
+    words = (*tiny(HOME.get(option, FLUX), steps=None), f"cache={option}", "hardware=h100", *SKIPS.get(option, ()))
     for memory in ("group_offload_stream", "group_offload_leaf"):
         (problem,) = plan(*words, f"memory={memory}").problems
         assert problem.keys == (f"cache={option}", f"memory={memory}")
@@ -705,7 +710,7 @@ def test_many_blocks_share_graphs_beneath_a_cache(option: str, graphs: int) -> N
     cell.pipe.transformer = cell.denoiser = type(cell.denoiser).from_config(more).eval()
     site, fullgraph = cell.plan.cell.sites[0], option == "first_block"
     compiled = step("compile", "regional", backend="eager", fullgraph=fullgraph)
-    chosen = dict(plan(f"model={FLUX}", f"cache={option}", *SKIPS[option]).steps)["cache"]
+    chosen = dict(plan(*tiny(FLUX, steps=None), f"cache={option}", *SKIPS[option]).steps)["cache"]
     compiled.apply(cell.pipe, site)
     chosen.apply(cell.pipe, site)
     cell()

@@ -19,6 +19,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from PIL import Image
 from pydantic import ValidationError
 from support.option_steps import apply, step
+from support.tiny import tiny
 from support.tiny_pipelines import SIZE, picture, pipeline, site
 from torch._dynamo.utils import counters
 
@@ -142,7 +143,7 @@ def test_a_controlnet_is_compiled_with_the_unet(name, graphs, regions):
 
 def drawn(name: str, *overrides: str):
     """The pipeline of a tiny model after one call of one step, and what its step saw."""
-    (request,) = requests([f"model={name}", "hardware=cpu", "precision=fp32", "workload.steps=1", *overrides])
+    (request,) = requests([*tiny(name), "hardware=cpu", "precision=fp32", "workload.steps=1", *overrides])
     plan = make_plan(request.cell)
     assert not plan.problems, plan.reasons
     pipes = build(plan)
@@ -152,7 +153,7 @@ def drawn(name: str, *overrides: str):
     return pipes[0], request.cell.sites[0], request.cell.recipe.compile
 
 
-@pytest.mark.parametrize("name", ["tiny_sd35_medium", "tiny_sana_1600m", "tiny_pixart_sigma", "tiny_cogvideox_2b"])
+@pytest.mark.parametrize("name", ["sd35_medium", "sana_1600m", "pixart_sigma", "cogvideox_2b"])
 def test_a_class_that_declares_no_blocks_has_them_named_in_its_yaml(name):
     pipe, place, chosen = drawn(name, "compile=regional", "compile.backend=eager")
     transformer = pipe.transformer
@@ -165,7 +166,7 @@ def test_a_class_that_declares_no_blocks_has_them_named_in_its_yaml(name):
 
 
 def test_a_model_without_repeated_blocks_is_refused_by_its_plan():
-    (request,) = requests(["model=tiny_deepfloyd_if", "hardware=cpu", "compile=regional"])
+    (request,) = requests(["model=deepfloyd_if", "model.weights=tiny", "hardware=cpu", "compile=regional"])
     reasons = make_plan(request.cell).reasons
     assert any("no blocks that repeat" in reason for reason in reasons)
 
@@ -306,7 +307,7 @@ def test_a_unet_with_dynamic_shapes_is_compiled_once():
 @pytest.mark.slow
 def test_a_transformer_with_dynamic_shapes_is_compiled_for_one_picture_and_for_more():
     """Dynamo takes a size of 1 as a constant."""
-    pipe, place, _ = drawn("tiny_flux_dev")
+    pipe, place, _ = drawn("flux_dev")
     dynamic = step("compile", "dynamic", backend="aot_eager")
     dynamic.apply(pipe, place)
     assert drawn_in_sizes(pipe, max_sequence_length=32) == 2

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from support.option_steps import apply, step, values
+from support.tiny import tiny
 from support.tiny_pipelines import picture, pipeline, site
 from torch import nn
 
@@ -59,7 +60,7 @@ class Case:
 
     def __init__(self, option: str, cls: str, denoiser: str, **call: Any) -> None:
         self.option, self.denoiser, self._cls, self._call = option, denoiser, cls, call
-        (request,) = requests([f"model={option}", "hardware=cpu", "measure=quick", "workload.steps=2"])
+        (request,) = requests([*tiny(option), "hardware=cpu", "measure=quick", "workload.steps=2"])
         self.site: Site = request.cell.sites[0]
 
     def pipe(self, dtype: torch.dtype = torch.float32) -> Any:
@@ -88,8 +89,8 @@ class Case:
 @functools.cache
 def case(name: str) -> Case:
     if name == "unet":
-        return Case("tiny_sd15", "StableDiffusionPipeline", "unet")
-    return Case("tiny_flux_dev", "FluxPipeline", "transformer", max_sequence_length=32)
+        return Case("sd15", "StableDiffusionPipeline", "unet")
+    return Case("flux_dev", "FluxPipeline", "transformer", max_sequence_length=32)
 
 
 both = pytest.mark.parametrize("family", ["unet", "transformer"])
@@ -474,7 +475,7 @@ def test_matrices_that_were_quantized_cannot_be_swapped(tmp_path):
     ],
 )
 def test_a_plan_refuses_what_does_not_go_together(words, fact):
-    (request,) = requests(["model=tiny_flux_dev", "hardware=cpu", "measure=quick", *words])
+    (request,) = requests(["model=flux_dev", "model.weights=tiny", "hardware=cpu", "measure=quick", *words])
     assert any(fact in reason for reason in make_plan(request.cell).reasons)
 
 
@@ -489,10 +490,10 @@ def test_an_option_without_a_file_asks_for_it(kind):
 
 def test_a_plan_knows_what_the_header_tells(toy):
     flux, pixart = (
-        requests([f"model={name}", "hardware=cpu", "measure=quick"])[0].cell.sites[0]
-        for name in ("tiny_flux_dev", "tiny_pixart_sigma")
+        requests([*tiny(name), "hardware=cpu", "measure=quick"])[0].cell.sites[0]
+        for name in ("flux_dev", "pixart_sigma")
     )
-    assert "changes unet, which model tiny_flux_dev does not have" in lora("live", toy).problems(flux)[0]
+    assert "changes unet, which model flux_dev does not have" in lora("live", toy).problems(flux)[0]
     assert "has no load_lora_weights" in lora("live", toy).problems(pixart)[0]
     cascade = site(cascade=(site().model,))
     assert "is a cascade" in lora("fused", toy).problems(cascade)[0]
@@ -521,7 +522,7 @@ def test_a_file_counts_by_its_content_and_not_by_its_name(toy, tmp_path):
     again = lora("fused", str(moved))
     ids = []
     for one in (chosen, again, lora("fused", str(moved), scale=2.0)):
-        (request,) = requests(["model=tiny_sd15", "hardware=cpu", "measure=quick"])
+        (request,) = requests(["model=sd15", "model.weights=tiny", "hardware=cpu", "measure=quick"])
         ids.append(request.cell.recipe.model_copy(update={"lora": one}).id)
     assert ids[0] == ids[1] != ids[2]
 

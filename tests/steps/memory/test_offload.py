@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from support.option_steps import CONF, step
+from support.option_steps import step
 from support.stand_in_gpu import CPU, place_on_host, stand_in_gpu
+from support.tiny import families, tiny
 from support.tiny_pipelines import picture, pipeline, site, xl_pipeline, xl_site
 from support.tolerances import EXACT
 
@@ -154,14 +155,14 @@ def test_groups_are_as_large_as_asked():
 @pytest.mark.parametrize(
     ("model", "blocks", "refused"),
     [
-        ("tiny_qwen_image", 1, False),  # single blocks are the least there is
-        ("tiny_qwen_image", 100, True),
-        ("tiny_sd15", 2, False),  # of two lists, one after the other
-        ("tiny_sd15", 100, True),
+        ("qwen_image", 1, False),  # single blocks are the least there is
+        ("qwen_image", 100, True),
+        ("sd15", 2, False),  # of two lists, one after the other
+        ("sd15", 100, True),
     ],
 )
 def test_groups_that_divide_nothing_are_refused(model, blocks, refused):
-    (request,) = requests([f"model={model}", "hardware=cpu"])
+    (request,) = requests([*tiny(model), "hardware=cpu"])
     (pipe,), (place,) = build(make_plan(request.cell)), request.cell.sites
     chosen = step("memory", "group_offload", num_blocks_per_group=blocks, components=["denoiser"])
     if not refused:
@@ -386,7 +387,7 @@ def test_compiled_code_stays_when_hooks_come_and_go(graphs, reference, name, com
 
 def pictures(model: str, chosen: Step) -> tuple[np.ndarray, np.ndarray, str]:
     """Of a tiny family: without offloading, in a second call with it, and what the step proves."""
-    (request,) = requests([f"model={model}", "hardware=cpu"])
+    (request,) = requests([*tiny(model), "hardware=cpu"])
     made = make_plan(request.cell)
     expected = np.array(
         calls.run(calls.stages(build(made), request.cell.recipe.model.stages, request.cell.workload))[0]
@@ -403,11 +404,7 @@ def pictures(model: str, chosen: Step) -> tuple[np.ndarray, np.ndarray, str]:
     return expected, drawn, effects[0].summary
 
 
-TASKS = ("_img2img", "_inpaint", "_inpaint4", "_edit", "_img2video")  # options of the same models
-FAMILIES = sorted(path.stem for path in (CONF / "model").glob("tiny_*.yaml") if not path.stem.endswith(TASKS))
-
-
-@pytest.mark.parametrize("model", ["tiny_sana_1600m", "tiny_wan21_t2v_1_3b"])
+@pytest.mark.parametrize("model", ["sana_1600m", "wan21_t2v_1_3b"])
 def test_groups_of_transformers(model):
     expected, drawn, _ = pictures(model, step("memory", "group_offload"))
     assert np.array_equal(drawn, expected)
@@ -415,9 +412,9 @@ def test_groups_of_transformers(model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OFFLOADS)
-@pytest.mark.parametrize("model", FAMILIES)
+@pytest.mark.parametrize("model", families())
 def test_every_family_can_be_offloaded(model, name):
-    (request,) = requests([f"model={model}", "hardware=cpu"])
+    (request,) = requests([*tiny(model), "hardware=cpu"])
     chosen = step("memory", name)
     if name == "group_offload" and any(chosen.problems(one) for one in request.cell.sites):
         chosen = step("memory", name, components=["denoiser"])

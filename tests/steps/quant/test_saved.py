@@ -22,14 +22,14 @@ from diffopt import Refusal, save_quantized
 
 SAME = 1e-5  # of pictures in [0, 1]; a sum may be rounded in another order
 CASES = [
-    ("tiny_sd15", "int8_dynamic"),
-    ("tiny_sd15", "int8_dynamic_vae"),
-    ("tiny_sd15_controlnet", "int8_weight"),
-    ("tiny_flux_dev", "int8_weight_text"),
-    ("tiny_flux_dev", "fp8_weight"),
-    ("tiny_wan21_t2v_1_3b", "int8_weight"),  # has a parameter at the root of its paths
-    ("tiny_qwen_image", "int8_weight_text"),
-    ("tiny_sd15", "fp8_storage"),
+    ("sd15", "int8_dynamic"),
+    ("sd15", "int8_dynamic_vae"),
+    ("sd15_controlnet", "int8_weight"),
+    ("flux_dev", "int8_weight_text"),
+    ("flux_dev", "fp8_weight"),
+    ("wan21_t2v_1_3b", "int8_weight"),  # has a parameter at the root of its paths
+    ("qwen_image", "int8_weight_text"),
+    ("sd15", "fp8_storage"),
 ]
 
 
@@ -70,7 +70,7 @@ def test_a_saved_pipeline_draws_the_same_when_plain_diffusers_reads_it(family, n
 
 
 def test_the_file_is_smaller_and_holds_narrow_weights(tmp_path):
-    asked, pipe, quant = quantized("tiny_flux_dev", "int8_weight")
+    asked, pipe, quant = quantized("flux_dev", "int8_weight")
     pipelines(asked)[0].save_pretrained(str(tmp_path / "wide"))
     save_quantized(pipe, tmp_path / "narrow")
     name = "transformer/diffusion_pytorch_model.safetensors"
@@ -81,7 +81,7 @@ def test_the_file_is_smaller_and_holds_narrow_weights(tmp_path):
 
 
 def test_diffopt_reads_it_as_a_local_model(tmp_path):
-    asked, pipe, quant = quantized("tiny_sd15", "int8_weight")
+    asked, pipe, quant = quantized("sd15", "int8_weight")
     save_quantized(pipe, tmp_path)
     again = diffopt.load(overrides=["model=local", f"model.path={tmp_path}", "hardware=cpu"])
     assert error(drawn([again], asked), drawn([pipe], asked)) <= SAME
@@ -89,7 +89,7 @@ def test_diffopt_reads_it_as_a_local_model(tmp_path):
 
 
 def test_the_pipeline_stays_as_it_was(tmp_path):
-    asked, pipe, quant = quantized("tiny_flux_dev", "int8_weight_text")
+    asked, pipe, quant = quantized("flux_dev", "int8_weight_text")
     before = drawn([pipe], asked)
     save_quantized(pipe, tmp_path)
     for part in (value for value in pipe.components.values() if isinstance(value, nn.Module)):
@@ -100,7 +100,7 @@ def test_the_pipeline_stays_as_it_was(tmp_path):
 
 
 def test_it_can_be_saved_again(tmp_path):
-    asked, pipe, _ = quantized("tiny_sd15", "int8_weight")
+    asked, pipe, _ = quantized("sd15", "int8_weight")
     save_quantized(pipe, tmp_path / "first")
     again = read(tmp_path / "first")
     again.save_pretrained(str(tmp_path / "second"))
@@ -108,7 +108,7 @@ def test_it_can_be_saved_again(tmp_path):
 
 
 def test_the_config_says_how_it_was_quantized(tmp_path):
-    _, pipe, _ = quantized("tiny_sd15", "int8_dynamic")
+    _, pipe, _ = quantized("sd15", "int8_dynamic")
     save_quantized(pipe, tmp_path)
     said = json.loads((tmp_path / "unet" / "config.json").read_text())["quantization_config"]
     assert said["quant_type"]["default"]["_type"] == "Int8DynamicActivationInt8WeightConfig"
@@ -117,13 +117,13 @@ def test_the_config_says_how_it_was_quantized(tmp_path):
 
 def test_a_pipeline_that_is_not_quantized_is_refused(tmp_path):
     with pytest.raises(Refusal, match="use its own save_pretrained"):
-        save_quantized(pipelines(cell("tiny_sd15"))[0], tmp_path)
+        save_quantized(pipelines(cell("sd15"))[0], tmp_path)
 
 
 @pytest.mark.parametrize("name", ["int8_weight", "fp8_storage"])
 def test_the_layers_of_a_lora_are_refused(name, tmp_path):
     pytest.importorskip("peft")
-    asked = cell("tiny_flux_dev")
+    asked = cell("flux_dev")
     (pipe,) = pipelines(asked)
     file, folder = tmp_path / "lora.safetensors", tmp_path / "saved"
     linear = pipe.transformer.transformer_blocks[0].attn.to_k
@@ -139,17 +139,17 @@ def test_the_layers_of_a_lora_are_refused(name, tmp_path):
 
 
 def test_what_a_folder_cannot_tell_is_refused(tmp_path):
-    asked = cell("tiny_sd15")
+    asked = cell("sd15")
     (pipe,) = pipelines(asked)
     step("fuse", "qkv").apply(pipe, asked.sites[0])
     step("quant", "int8_weight").apply(pipe, asked.sites[0])
     with pytest.raises(Refusal, match="projections of (unet|vae) are fused"):
         save_quantized(pipe, tmp_path)
-    _, pipe, _ = quantized("tiny_sd15", "int8_weight")
+    _, pipe, _ = quantized("sd15", "int8_weight")
     pipe.unet = torch.compile(pipe.unet, backend="eager")
     with pytest.raises(Refusal, match="unet is compiled; use compile=none"):
         save_quantized(pipe, tmp_path)
-    _, pipe, _ = quantized("tiny_sd15", "int8_weight")
+    _, pipe, _ = quantized("sd15", "int8_weight")
     pipe.vae.to("meta")
     with pytest.raises(Refusal, match="weights of vae are offloaded"):
         save_quantized(pipe, tmp_path)

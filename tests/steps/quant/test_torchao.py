@@ -175,17 +175,16 @@ def models_with_lists() -> list[str]:
 
 @pytest.mark.parametrize("name", models_with_lists())
 def test_each_name_in_a_models_list_is_one_of_its_layers(name):
-    option = name if name.startswith("tiny") else f"tiny_{name}"
-    asked = cell(option)
+    asked = cell(name)
     for pipe, of in zip(pipelines(asked), asked.sites, strict=True):
         parts = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
         paths = {path for part in parts for path, _ in part.named_modules()}
         assert set(of.model.quant_skip) <= paths
 
 
-ONE_OF_EACH = ["tiny_sdxl", "tiny_flux_dev", "tiny_flux2_klein", "tiny_sd35_medium", "tiny_sana_1600m"]
-ONE_OF_EACH += ["tiny_pixart_sigma", "tiny_qwen_image", "tiny_z_image", "tiny_wan21_t2v_1_3b", "tiny_ltx_video"]
-ONE_OF_EACH += ["tiny_cogvideox_2b", "tiny_hunyuan_video"]
+ONE_OF_EACH = ["sdxl", "flux_dev", "flux2_klein", "sd35_medium", "sana_1600m"]
+ONE_OF_EACH += ["pixart_sigma", "qwen_image", "z_image", "wan21_t2v_1_3b", "ltx_video"]
+ONE_OF_EACH += ["cogvideox_2b", "hunyuan_video"]
 
 
 @pytest.mark.parametrize("family", ONE_OF_EACH)
@@ -218,7 +217,7 @@ def test_the_lists_of_both_dynamic_schemes_are_the_same():
 
 
 def test_text_encoders_are_quantized_but_for_tied_output_embeddings():
-    asked, quant = cell("tiny_flux2_klein"), step("quant", "int8_weight_text")
+    asked, quant = cell("flux2_klein"), step("quant", "int8_weight_text")
     (pipe,) = pipelines(asked)
     head, words = pipe.text_encoder.lm_head, pipe.text_encoder.get_input_embeddings()
     assert head.weight is words.weight
@@ -231,7 +230,7 @@ def test_text_encoders_are_quantized_but_for_tied_output_embeddings():
 
 
 def test_the_controlnet_is_quantized_beside_the_unet():
-    asked, quant = cell("tiny_sd15_controlnet"), step("quant", "int8_dynamic")
+    asked, quant = cell("sd15_controlnet"), step("quant", "int8_dynamic")
     pipes = pipelines(asked)
     apply(pipes[0], asked.sites[0], quant)
     drawn(pipes, asked)
@@ -339,15 +338,15 @@ def test_the_ids_of_older_recipes_stay():
     assert "skip_shapes" in identity(step("quant", "int8_dynamic_sdxl"))
 
 
-VAES = sorted(path.parent.parent.name for path in PACKAGED.glob("tiny_*/vae/config.json"))
+VAES = sorted(path.parent.parent.parent.name for path in PACKAGED.glob("*/tiny/vae/config.json"))
 
 
 @pytest.mark.parametrize("name", VAES)
 def test_a_vae_of_convolutions_alone_is_refused_in_the_plan(name):
     """Not LTX's, which has Linears in later versions."""
-    named = read_index(packaged(name)).components
+    named = read_index(packaged(name, tiny=True)).components
     denoiser = next(part.class_name for key, part in named.items() if key in ("unet", "transformer"))
-    (vae,) = meta_modules(packaged(name), without=set(named) - {"vae"}).values()
+    (vae,) = meta_modules(packaged(name, tiny=True), without=set(named) - {"vae"}).values()
     here = site()
     here = dataclasses.replace(here, model=here.model.model_copy(update={"denoiser_class": denoiser}))
     found = step("quant", "int8_dynamic_vae").problems(here)

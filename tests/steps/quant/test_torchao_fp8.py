@@ -20,7 +20,7 @@ def _allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inference, "is_MI300", lambda: True)  # one of the GPUs that torchao allows
 
 
-@pytest.mark.parametrize("family", ["tiny_sd15", "tiny_flux_dev"])
+@pytest.mark.parametrize("family", ["sd15", "flux_dev"])
 @pytest.mark.parametrize("name", OTHER)
 def test_weights_and_inputs_are_float8(name: str, family: str) -> None:
     asked = cell(family, "precision=bf16")

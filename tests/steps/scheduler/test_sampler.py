@@ -19,6 +19,7 @@ import yaml
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionImg2ImgPipeline, UniPCMultistepScheduler
 from pydantic import ValidationError
 from support.option_steps import CONF, step, values
+from support.tiny import tiny
 from support.tiny_pipelines import SIZE, picture, pipeline, site
 
 from diffopt.config.resolve import requests
@@ -56,7 +57,7 @@ class Family:
     """A tiny pipeline of any family, drawn once, that is sampled in several ways."""
 
     def __init__(self, option: str, *words: str) -> None:
-        (request,) = requests([f"model={option}", "hardware=cpu", "measure=quick", *words])
+        (request,) = requests([*tiny(option), "hardware=cpu", "measure=quick", *words])
         self.request, self.cell, self.site = request, request.cell, request.cell.sites[0]
         (self.pipe,) = build(make_plan(request.cell))
         self.pipe.set_progress_bar_config(disable=True)
@@ -114,7 +115,7 @@ def test_image_to_image_begins_where_the_pipeline_says(name):
     assert numbers["iterations"] == {"heun": 5, "kdpm2": 5, "pndm": 4}.get(name, 3)
 
 
-@pytest.mark.parametrize("option", ["tiny_sd15_img2img", "tiny_sd15_inpaint4", "tiny_sdxl_img2img"])
+@pytest.mark.parametrize("option", ["sd15 img2img", "sd15 inpaint", "sdxl img2img"])
 @pytest.mark.parametrize("name", ["ddim", "pndm", "euler", "heun"])
 def test_pictures_are_the_same_with_and_without_the_promise(option, name):
     drawn = family(option, "workload.steps=4", "workload.strength=0.5")
@@ -123,7 +124,7 @@ def test_pictures_are_the_same_with_and_without_the_promise(option, name):
     assert kept[1] == without[1]
 
 
-@pytest.mark.parametrize("option", ["tiny_sd35_medium_img2img", "tiny_flux_dev_img2img"])
+@pytest.mark.parametrize("option", ["sd35_medium img2img", "flux_dev img2img"])
 def test_image_to_image_begins_there_on_a_transformer_too(option):
     drawn = family(option, "workload.steps=4", "workload.strength=0.5")
     pictures, numbers = drawn.sample("flow_euler")
@@ -132,14 +133,14 @@ def test_image_to_image_begins_there_on_a_transformer_too(option):
 
 
 ON_TRANSFORMERS = [
-    *(("tiny_sd35_medium", name) for name in FLOW),
-    *(("tiny_wan21_t2v_1_3b", name) for name in ("flow_euler", "flow_unipc")),
-    *(("tiny_flux_dev", name) for name in ("flow_euler", "flow_unipc", "flow_dpmpp_2m")),
-    ("tiny_flux_schnell", "flow_dpmpp_2m"),  # the pipeline gives a mu that this sampler would assert to be of use
-    ("tiny_z_image", "flow_unipc"),  # the pipeline gives sigmas as a list
-    ("tiny_ltx_video", "flow_unipc"),
-    *(("tiny_cogvideox_5b", name) for name in ("cogvideox_ddim", "cogvideox_dpm", "dpmpp_2m")),
-    ("tiny_pixart_sigma", "euler"),
+    *(("sd35_medium", name) for name in FLOW),
+    *(("wan21_t2v_1_3b", name) for name in ("flow_euler", "flow_unipc")),
+    *(("flux_dev", name) for name in ("flow_euler", "flow_unipc", "flow_dpmpp_2m")),
+    ("flux_schnell", "flow_dpmpp_2m"),  # the pipeline gives a mu that this sampler would assert to be of use
+    ("z_image", "flow_unipc"),  # the pipeline gives sigmas as a list
+    ("ltx_video", "flow_unipc"),
+    *(("cogvideox_5b", name) for name in ("cogvideox_ddim", "cogvideox_dpm", "dpmpp_2m")),
+    ("pixart_sigma", "euler"),
 ]
 
 
@@ -156,7 +157,7 @@ def test_every_family_is_sampled_by_what_fits_it(option, name):
 
 
 def test_a_shift_is_taken_over_by_whatever_name_the_class_has_for_it():
-    sd3, wan = family("tiny_sd35_medium"), family("tiny_wan21_t2v_1_3b")
+    sd3, wan = family("sd35_medium"), family("wan21_t2v_1_3b")
     pictures, _ = sd3.sample("flow_unipc")
     config = {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0, "solver_order": 2}
     np.testing.assert_array_equal(pictures, sd3.draw(UniPCMultistepScheduler.from_config(sd3.own.config, **config)))
@@ -168,7 +169,7 @@ def test_a_shift_is_taken_over_by_whatever_name_the_class_has_for_it():
 
 
 def test_a_solver_needs_not_be_told_that_the_model_matches_a_flow():
-    drawn = family("tiny_sd35_medium")
+    drawn = family("sd35_medium")
     first, second = (drawn.sample(name)[0] for name in ("flow_unipc", "unipc"))
     np.testing.assert_array_equal(first, second)
 
@@ -278,31 +279,31 @@ def test_what_waits_cannot_promise_otherwise(name):
 @pytest.mark.parametrize(
     ("option", "name", "reason"),
     [
-        ("tiny_flux_dev", "ddim", "samples diffusion, but this model is made for flow matching"),
-        ("tiny_sana_1600m", "heun", "samples diffusion, but this model is made for flow matching"),
-        ("tiny_pixart_sigma", "flow_euler", "samples flow matching, but this model is made for diffusion"),
-        ("tiny_sd15", "flow_unipc", "use_flow_sigmas=true: this model is made for diffusion"),
-        ("tiny_flux_dev", "flow_heun", "FluxPipeline gives its sampler sigmas"),
-        ("tiny_qwen_image", "flow_dpmpp_2m", "QwenImagePipeline gives its sampler sigmas"),
-        ("tiny_flux_dev_img2img", "flow_dpmpp_2m", "FluxImg2ImgPipeline gives its sampler sigmas"),
-        ("tiny_sd35_medium", "dpmpp_sde", "no generator, so that no seed holds"),
-        ("tiny_wan21_t2v_1_3b", "dpmpp_2m_karras", "would sample diffusion"),
-        ("tiny_sd15", "cogvideox_dpm", "made for CogVideoX"),
+        ("flux_dev", "ddim", "samples diffusion, but this model is made for flow matching"),
+        ("sana_1600m", "heun", "samples diffusion, but this model is made for flow matching"),
+        ("pixart_sigma", "flow_euler", "samples flow matching, but this model is made for diffusion"),
+        ("sd15", "flow_unipc", "use_flow_sigmas=true: this model is made for diffusion"),
+        ("flux_dev", "flow_heun", "FluxPipeline gives its sampler sigmas"),
+        ("qwen_image", "flow_dpmpp_2m", "QwenImagePipeline gives its sampler sigmas"),
+        ("flux_dev img2img", "flow_dpmpp_2m", "FluxImg2ImgPipeline gives its sampler sigmas"),
+        ("sd35_medium", "dpmpp_sde", "no generator, so that no seed holds"),
+        ("wan21_t2v_1_3b", "dpmpp_2m_karras", "would sample diffusion"),
+        ("sd15", "cogvideox_dpm", "made for CogVideoX"),
     ],
 )
 def test_a_plan_refuses_what_does_not_fit_the_family(option, name, reason):
-    (request,) = requests([f"model={option}", f"scheduler={name}", "hardware=cpu", "measure=quick"])
+    (request,) = requests([*tiny(option), f"scheduler={name}", "hardware=cpu", "measure=quick"])
     told = [text for text in make_plan(request.cell).reasons if f"scheduler={name}" in text]
     assert any(reason in text for text in told)
 
 
 REFUSED = [
-    ("tiny_cogvideox_2b", "euler", {}, "has no snr_shift_scale=3.0"),
-    ("tiny_cogvideox_5b", "pndm", {}, "has no rescale_betas_zero_snr=True"),
-    ("tiny_deepfloyd_if_i_m", "ddim", {}, "has no variance_type=learned_range"),
-    ("tiny_flux_dev", "flow_euler", {"shift": 2.0}, "does nothing while the shift follows the size"),
-    ("tiny_flux_dev", "flow_dpmpp_2m", {"flow_shift": 2.0}, "does nothing while the shift follows the size"),
-    ("tiny_sd35_medium", "flow_euler", {"solver_order": 2}, "FlowMatchEulerDiscreteScheduler has no such argument"),
+    ("cogvideox_2b", "euler", {}, "has no snr_shift_scale=3.0"),
+    ("cogvideox_5b", "pndm", {}, "has no rescale_betas_zero_snr=True"),
+    ("deepfloyd_if_i_m", "ddim", {}, "has no variance_type=learned_range"),
+    ("flux_dev", "flow_euler", {"shift": 2.0}, "does nothing while the shift follows the size"),
+    ("flux_dev", "flow_dpmpp_2m", {"flow_shift": 2.0}, "does nothing while the shift follows the size"),
+    ("sd35_medium", "flow_euler", {"solver_order": 2}, "FlowMatchEulerDiscreteScheduler has no such argument"),
 ]
 
 
@@ -317,18 +318,18 @@ def test_a_sampler_that_would_drop_what_the_model_needs_is_refused(option, name,
 
 def test_a_shift_by_size_that_no_pipeline_computes_is_refused_in_words():
     with pytest.raises(Refusal, match=r"WanPipeline gives none; set scheduler\.use_dynamic_shifting=false"):
-        family("tiny_wan21_t2v_1_3b").sample("flow_euler", use_dynamic_shifting=True)
+        family("wan21_t2v_1_3b").sample("flow_euler", use_dynamic_shifting=True)
 
 
 def test_so_are_sigmas_that_an_unknown_pipeline_gives(monkeypatch):
     unknown = {name: known for name, known in PIPELINES.items() if name != "ZImagePipeline"}
     monkeypatch.setattr("diffopt.models.classes.PIPELINES", unknown)
     with pytest.raises(Refusal, match="ZImagePipeline gives its sampler sigmas, which this one does not take"):
-        family("tiny_z_image").sample("flow_heun")
+        family("z_image").sample("flow_heun")
 
 
 def test_deepfloyds_samplers_split_the_predicted_variance():
-    assert family("tiny_deepfloyd_if_i_m").sample("dpmpp_2m")[1] == {"steps": 2, "iterations": 2}
+    assert family("deepfloyd_if_i_m").sample("dpmpp_2m")[1] == {"steps": 2, "iterations": 2}
 
 
 def test_a_setting_that_the_class_lacks_is_refused():
@@ -364,28 +365,28 @@ def test_every_class_of_the_installed_diffusers_has_its_place():
 
 # what does nothing, or cannot be: of a model, an option, its settings; and what the plan says
 IDLE = [
-    ("tiny_sdxl", "lcm", {"timestep_spacing": "trailing"}, "timestep_spacing=trailing: LCMScheduler never reads it"),
-    ("tiny_sdxl", "tcd", {"timestep_spacing": "trailing"}, "timestep_spacing=trailing: TCDScheduler never reads it"),
-    ("tiny_sdxl", "tcd", {"clip_sample": True}, "clip_sample=true: TCDScheduler never reads it"),
-    ("tiny_cogvideox_2b", "cogvideox_ddim", {"clip_sample": True}, "CogVideoXDDIMScheduler never reads it"),
-    ("tiny_wan21_t2v_1_3b", "flow_dpmpp_2m", {"timestep_spacing": "trailing"}, "sigmas are those of flow matching"),
-    ("tiny_wan21_t2v_1_3b", "flow_unipc", {"timestep_spacing": "trailing"}, "sigmas are those of flow matching"),
-    ("tiny_wan21_t2v_1_3b", "flow_deis", {"timestep_spacing": "trailing"}, "sigmas are those of flow matching"),
-    ("tiny_sana_1600m", "flow_dpmpp_2m", {"timestep_spacing": "leading"}, "sigmas are those of flow matching"),
-    ("tiny_flux_dev", "flow_unipc", {"timestep_spacing": "trailing"}, "sigmas are those of flow matching"),
-    ("tiny_sd15", "dpmpp_2m_karras", {"timestep_spacing": "trailing"}, "those of scheduler.use_karras_sigmas=true"),
-    ("tiny_sd15", "dpmpp_2m", {"flow_shift": 3.0}, "flow_shift=3: this model matches no flow; set it to null"),
-    ("tiny_wan21_t2v_1_3b", "flow_unipc", {"use_karras_sigmas": True, "flow_shift": 2.0}, "which it does not shift"),
-    ("tiny_flux_dev", "flow_euler", {"timestep_spacing": "trailing"}, "has no such argument; set it to null"),
-    ("tiny_sd15", "dpmpp_2m", {"algorithm_type": "rubbish"}, "has dpmsolver++, sde-dpmsolver++, dpmsolver, sde-"),
-    ("tiny_sd15", "deis", {"algorithm_type": "dpmsolver"}, "algorithm_type=dpmsolver: DEISMultistepScheduler has deis"),
+    ("sdxl", "lcm", {"timestep_spacing": "trailing"}, "timestep_spacing=trailing: LCMScheduler never reads it"),
+    ("sdxl", "tcd", {"timestep_spacing": "trailing"}, "timestep_spacing=trailing: TCDScheduler never reads it"),
+    ("sdxl", "tcd", {"clip_sample": True}, "clip_sample=true: TCDScheduler never reads it"),
+    ("cogvideox_2b", "cogvideox_ddim", {"clip_sample": True}, "CogVideoXDDIMScheduler never reads it"),
+    ("wan21_t2v_1_3b", "flow_dpmpp_2m", {"timestep_spacing": "trailing"}, "sigmas are those of flow matching"),
+    ("wan21_t2v_1_3b", "flow_unipc", {"timestep_spacing": "trailing"}, "sigmas are those of flow matching"),
+    ("wan21_t2v_1_3b", "flow_deis", {"timestep_spacing": "trailing"}, "sigmas are those of flow matching"),
+    ("sana_1600m", "flow_dpmpp_2m", {"timestep_spacing": "leading"}, "sigmas are those of flow matching"),
+    ("flux_dev", "flow_unipc", {"timestep_spacing": "trailing"}, "sigmas are those of flow matching"),
+    ("sd15", "dpmpp_2m_karras", {"timestep_spacing": "trailing"}, "those of scheduler.use_karras_sigmas=true"),
+    ("sd15", "dpmpp_2m", {"flow_shift": 3.0}, "flow_shift=3: this model matches no flow; set it to null"),
+    ("wan21_t2v_1_3b", "flow_unipc", {"use_karras_sigmas": True, "flow_shift": 2.0}, "which it does not shift"),
+    ("flux_dev", "flow_euler", {"timestep_spacing": "trailing"}, "has no such argument; set it to null"),
+    ("sd15", "dpmpp_2m", {"algorithm_type": "rubbish"}, "has dpmsolver++, sde-dpmsolver++, dpmsolver, sde-"),
+    ("sd15", "deis", {"algorithm_type": "dpmsolver"}, "algorithm_type=dpmsolver: DEISMultistepScheduler has deis"),
 ]
 
 
 @pytest.mark.parametrize(("option", "name", "changes", "reason"), IDLE)
 def test_what_does_nothing_or_cannot_be_is_refused_before_torch(option, name, changes, reason):
     words = [f"scheduler.{key}={str(value).lower()}" for key, value in changes.items()]
-    (request,) = requests([f"model={option}", f"scheduler={name}", "hardware=cpu", "measure=quick", *words])
+    (request,) = requests([*tiny(option), f"scheduler={name}", "hardware=cpu", "measure=quick", *words])
     (told,) = (text for text in make_plan(request.cell).reasons if "scheduler=" in text)
     assert reason in told
 
@@ -393,14 +394,14 @@ def test_what_does_nothing_or_cannot_be_is_refused_before_torch(option, name, ch
 @pytest.mark.parametrize(
     ("option", "name", "changes"),
     [
-        ("tiny_sdxl", "euler", {"timestep_spacing": "trailing", "use_karras_sigmas": True}),  # bounds come from it
-        ("tiny_sdxl", "tcd", {"clip_sample": False}),  # as it is
-        ("tiny_sd15", "dpmpp_2m", {"timestep_spacing": "trailing"}),
-        ("tiny_sd15", "unipc", {"final_sigmas_type": "sigma_min"}),
-        ("tiny_wan21_t2v_1_3b", "flow_unipc", {"flow_shift": 1.0}),
-        ("tiny_flux_dev", "flow_euler", {"use_dynamic_shifting": False, "shift": 2.0}),
-        ("tiny_deepfloyd_if_i_m", "dpmpp_2m", {"algorithm_type": "sde-dpmsolver++", "sync_free": False}),
-        ("tiny_sd15", "euler", {"class_name": "IPNDMScheduler"}),  # the model's own sampler will tell
+        ("sdxl", "euler", {"timestep_spacing": "trailing", "use_karras_sigmas": True}),  # bounds come from it
+        ("sdxl", "tcd", {"clip_sample": False}),  # as it is
+        ("sd15", "dpmpp_2m", {"timestep_spacing": "trailing"}),
+        ("sd15", "unipc", {"final_sigmas_type": "sigma_min"}),
+        ("wan21_t2v_1_3b", "flow_unipc", {"flow_shift": 1.0}),
+        ("flux_dev", "flow_euler", {"use_dynamic_shifting": False, "shift": 2.0}),
+        ("deepfloyd_if_i_m", "dpmpp_2m", {"algorithm_type": "sde-dpmsolver++", "sync_free": False}),
+        ("sd15", "euler", {"class_name": "IPNDMScheduler"}),  # the model's own sampler will tell
     ],
 )
 def test_what_does_something_is_planned(option, name, changes):
@@ -409,7 +410,7 @@ def test_what_does_something_is_planned(option, name, changes):
 
 @functools.cache
 def family_site(option: str) -> Site:
-    (request,) = requests([f"model={option}", "hardware=cpu", "measure=quick"])
+    (request,) = requests([*tiny(option), "hardware=cpu", "measure=quick"])
     return request.cell.sites[0]
 
 

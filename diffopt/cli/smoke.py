@@ -1,0 +1,71 @@
+"""The verb ``check``: a smoke test of recipes on tiny weights, step by step; for the CI of whoever commits recipes."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from diffopt.cli.arguments import composer_of, folders, trusted
+from diffopt.config.resolve import make_composer
+from diffopt.config.smoke import Smoke, Smokes
+from diffopt.errors import UsageError
+from diffopt.run.check import check_all
+
+DEADLINE = 600.0  # seconds for one step, the first with starting Python; far more than a tiny pipeline takes
+CAPTURED = " (captured; --compile generates code)"
+COMPILING = 3600.0  # where code is generated
+
+
+def check(args: argparse.Namespace) -> int:
+    """Exit code 0: every step that can be run here has its effect; 1: one has not, or a plan refuses a recipe."""
+    smokes = list(_smokes(args))
+    allowed = [smoke for smoke in smokes if not smoke.refused]
+    left_out = [smoke for smoke in smokes if smoke.refused]
+    for smoke in left_out:
+        print(f"{smoke.title}: refused by its plan: {smoke.refused[0]}")
+    failed, shown = 0, -1
+    plans = [smoke.plan for smoke in allowed]
+    for answer in check_all(plans, COMPILING if args.compile else DEADLINE):
+        if answer.cell != shown:
+            shown = answer.cell
+            _begin(allowed[shown])
+        if answer.step is not None:
+            failed += not answer.ok
+            only = CAPTURED if answer.step.startswith("compile=") and allowed[shown].captured else ""
+            print(f"  {'ok     ' if answer.ok else 'FAILS  '}  {answer.step}: {answer.says}{only}", flush=True)
+    ok = len(allowed) - failed
+    print(f"{len(smokes)} checked: {ok} ok, {failed} failed, {len(left_out)} refused by their plan")
+    return 1 if failed or (left_out and not args.all) else 0
+
+
+def _begin(smoke: Smoke) -> None:
+    cell = smoke.plan.cell
+    print(f"{smoke.title} ({cell.recipe.model.weights} weights, {cell.workload.task}, {cell.recipe.hardware.name})")
+    for key, reason in smoke.not_run.items():
+        print(f"  not run  {key}: {reason}", flush=True)
+
+
+def _smokes(args: argparse.Namespace) -> Iterator[Smoke]:
+    files, words = _recipe_files(args)
+    if args.all:
+        if files or any(word.startswith(("recipe=", "model=")) for word in words):
+            raise UsageError("check --all goes through every recipe and model; leave --recipe, recipe= and model= out.")
+        composer = composer_of(args)
+        smokes = Smokes(composer, compile_code=args.compile)
+        for model in smokes.families():
+            for recipe in composer.options("recipe"):
+                yield smokes.make([f"model={model}", f"recipe={recipe}", *words])
+    elif files:
+        for file in files:
+            composer = make_composer(file, folders(args.config_dir), trusted(args.trust_config_dir))
+            yield Smokes(composer, compile_code=args.compile).make(words, title=str(file))
+    else:
+        yield Smokes(composer_of(args), compile_code=args.compile).make(words)
+
+
+def _recipe_files(args: argparse.Namespace) -> tuple[Sequence[Path], list[str]]:
+    """The files, and the overrides, of which some may stand behind the files."""
+    given = [Path(word) for words in args.recipe or () for word in words]
+    files = [path for path in given if "=" not in str(path) or path.exists()]
+    return files, [*args.overrides, *(str(path) for path in given if path not in files)]
