@@ -1,6 +1,6 @@
 """The process of ``diffopt check``: ``python -m diffopt.pipeline.check CELLS --answers-fd N``. Applies, calls, proves.
 
-``CELLS`` is a JSON list of cells, planned by whoever wrote it. For each step it writes one answer, a JSON object a line,
+``CELLS`` is a JSON list of cells, planned by whoever wrote it. For each step it writes an answer, a JSON object a line,
 to the descriptor, and one without a step when a cell has ended well. The first step that fails ends its cell, not the
 process.
 """
