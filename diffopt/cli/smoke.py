@@ -24,19 +24,21 @@ def check(args: argparse.Namespace) -> int:
     left_out = [smoke for smoke in smokes if smoke.refused]
     for smoke in left_out:
         print(f"{smoke.title}: refused by its plan: {smoke.refused[0]}")
-    failed, shown = 0, -1
+    failed, refused, shown = 0, len(left_out), -1
     plans = [smoke.plan for smoke in allowed]
     for answer in check_all(plans, COMPILING if args.compile else DEADLINE):
         if answer.cell != shown:
             shown = answer.cell
             _begin(allowed[shown])
         if answer.step is not None:
-            failed += not answer.ok
+            failed += not answer.ok and not answer.refused
+            refused += answer.refused
             only = CAPTURED if answer.step.startswith("compile=") and allowed[shown].captured else ""
-            print(f"  {'ok     ' if answer.ok else 'FAILS  '}  {answer.step}: {answer.says}{only}", flush=True)
-    ok = len(allowed) - failed
-    print(f"{len(smokes)} checked: {ok} ok, {failed} failed, {len(left_out)} refused by their plan")
-    return 1 if failed or (left_out and not args.all) else 0
+            word = "ok" if answer.ok else "refused" if answer.refused else "FAILS"
+            print(f"  {word:7}  {answer.step}: {answer.says}{only}", flush=True)
+    ok = len(smokes) - failed - refused
+    print(f"{len(smokes)} checked: {ok} ok, {failed} failed, {refused} refused")
+    return 1 if failed or (refused and not args.all) else 0
 
 
 def _begin(smoke: Smoke) -> None:

@@ -20,7 +20,7 @@ from typing import Any
 
 from diffopt.models import calls
 from diffopt.pipeline.build import load_all, proof_of_step
-from diffopt.pipeline.failure import describe
+from diffopt.pipeline.failure import describe, status_of
 from diffopt.pipeline.worker import end_with_parent
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.planned import Plan
@@ -29,7 +29,7 @@ Tell = Callable[[str, str], None]  # what was tried, and what it did
 
 
 class Failed(Exception):
-    """Something of a cell does not work; what, and why."""
+    """Something of a cell does not work; what, why, and whether it refused to, as a step does that cannot."""
 
 
 def check_steps(plan: Plan, tell: Tell) -> None:
@@ -64,7 +64,7 @@ def _trying(what: str) -> Iterator[None]:
         yield
     except Exception as error:  # the border of the process: beyond it there are only lines
         traceback.print_exc()
-        raise Failed(what, describe(error)) from error
+        raise Failed(what, describe(error), status_of(error) == "refused") from error
 
 
 def _forget() -> None:
@@ -84,8 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.set_inheritable(options.answers_fd, False)  # a compiler that outlives us must not keep it open
     threading.Thread(target=end_with_parent, daemon=True).start()
 
-    def answer(cell: int, step: str | None, ok: bool, says: str = "") -> None:
-        line = {"cell": cell, "step": step, "ok": ok, "says": says}
+    def answer(cell: int, step: str | None, ok: bool, says: str = "", refused: bool = False) -> None:
+        line = {"cell": cell, "step": step, "ok": ok, "says": says, "refused": refused}
         os.write(options.answers_fd, json.dumps(line).encode() + b"\n")
 
     for number, data in _read(options.cells):
@@ -95,7 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             check_steps(plan, lambda step, says, number=number: answer(number, step, True, says))  # type: ignore[misc]
             answer(number, None, True)
         except Failed as failed:
-            answer(number, *(failed.args[0], False, failed.args[1]))
+            what, why, refused = failed.args
+            answer(number, what, False, why, refused)
         _forget()
     os._exit(0)  # taking torch apart takes seconds
 

@@ -26,6 +26,7 @@ class Answer(Frozen):
     step: str | None
     ok: bool
     says: str
+    refused: bool = False  # the step said itself that it cannot work on this pipeline
 
 
 def check_all(plans: Sequence[Plan], deadline_s: float) -> Iterator[Answer]:

@@ -42,7 +42,9 @@ def test_what_breaks_is_a_failure_in_the_table(broken: str, said: str, monkeypat
     def breaks(*_: object, **__: object) -> None:
         raise RuntimeError(said)
 
-    monkeypatch.setattr(f"diffopt.{'build' if broken == 'build' else 'pairs'}.{broken}", breaks)
+    monkeypatch.setattr(
+        f"{'diffopt.pipeline.build' if broken == 'build' else 'scripts.maintain.pairs'}.{broken}", breaks
+    )
     monkeypatch.setattr(pairs, "_OUTCOMES", {})
     found = try_pair("UNet", ("precision", "bf16"), ("fuse", "qkv"))
     assert (found.status, found.reason) == ("error", f"RuntimeError: {said}")
