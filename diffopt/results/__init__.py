@@ -1,4 +1,4 @@
 """What was measured and what is read from it: rows, studies, tables, comparisons. Imports no torch.
 
-May import ``config`` (the layouts of published pages are sweeps) and what stands below.
+May import ``recipe`` and what stands below; not ``config``: sweeps of published pages are handed to it as cells.
 """
