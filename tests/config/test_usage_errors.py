@@ -178,12 +178,12 @@ def test_one_broken_option_does_not_hide_the_others(cli: Cli, tmp_path: Path) ->
 
 
 def test_interrupting_any_verb_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    from diffopt.config import resolve
+    from diffopt.cli import arguments
 
     def interrupted(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(resolve, "requests", interrupted)
+    monkeypatch.setattr(arguments, "requests", interrupted)
     assert cli("plan") == (130, "", "diffopt: interrupted\n")
 
 

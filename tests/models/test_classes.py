@@ -78,12 +78,13 @@ def test_denoisers_come_with_the_vae_that_they_name(path: Any) -> None:
 
 @pytest.mark.parametrize("name", WITH_VAE)
 def test_vaes_have_the_linears_and_the_projections_that_are_told(name: str) -> None:
-    from diffopt.steps.fuse import _attentions, _reason
+    from diffopt.steps.attention.processors import attentions
+    from diffopt.steps.fuse import _reason
 
     index = json.loads((PACKAGED / name / "tiny" / "model_index.json").read_text(encoding="utf-8"))
     (vae,) = meta_modules(PACKAGED / name / "tiny", without=set(index) - {"vae"}).values()
     known = VAES[type(vae).__name__]
-    assert any(_reason(attention) is None for attention in _attentions(vae).values()) is known.fuses
+    assert any(_reason(attention) is None for attention in attentions(vae).values()) is known.fuses
     if known.linears is not None:
         assert any(isinstance(part, nn.Linear) for part in vae.modules()) is known.linears
 

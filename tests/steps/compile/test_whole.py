@@ -377,7 +377,7 @@ def test_graph_breaks_are_counted_with_their_places():
     picture(pipe, 1)
     numbers = chosen.verify(pipe, site()).numbers
     assert numbers["graph_breaks"] >= 1
-    assert "test_steps_compile.py:" in numbers["graph_break_places"]
+    assert "test_whole.py:" in numbers["graph_break_places"]
 
 
 def test_a_graph_break_under_fullgraph_is_an_error():
