@@ -1,4 +1,4 @@
-"""diffopt.content: hashes of files, and what is remembered of big ones."""
+"""machine.content: hashes of files, and what is remembered of big ones."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""diffopt.hardware: NVML through a fake pynvml, matching of options, what this machine cannot run."""
+"""machine.hardware: NVML through a fake pynvml, matching of options, what this machine cannot run."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""diffopt.clip_tokenizer: the right size and special ids, every text, realistic token counts."""
+"""models.random.clip_tokenizer: the right size and special ids, every text, realistic token counts."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""diffopt.offline_tokenizers: sizes, special ids and token counts of the real vocabularies; any text; saved ones."""
+"""models.random.tokenizers: sizes, special ids and token counts of the real vocabularies; any text; saved ones."""
 
 import json
 from functools import cache

@@ -1,4 +1,4 @@
-"""diffopt.random_weights: real architectures at full size from configs, seeded, finite, with an effect everywhere."""
+"""models.random.weights: real architectures at full size from configs, seeded, finite, with an effect everywhere."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""diffopt.model_files and diffopt.weight_files: facts from files, content hashes, refusals. No torch needed."""
+"""models.resolve and models.weights: facts from files, content hashes, refusals. No torch needed."""
 
 import json
 import os

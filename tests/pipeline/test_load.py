@@ -1,4 +1,4 @@
-"""diffopt.loading: exact classes, dtypes per component, and one clear sentence where the weights cannot be had."""
+"""pipeline.load: exact classes, dtypes per component, and one clear sentence where the weights cannot be had."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""diffopt.memory_estimate and what refuses by it: bytes by hand, and remedies that really fit."""
+"""recipe.rules.estimate and what refuses by it: bytes by hand, and remedies that really fit."""
 
 from __future__ import annotations
 

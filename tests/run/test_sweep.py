@@ -265,14 +265,14 @@ PARENT = """
 import sys
 sys.path.insert(0, {tests!r})
 from support.rows import stubbed
-from diffopt.run import process as child
+from diffopt.run import process
 from diffopt.run.sweep import run_one
 script = "import subprocess, sys, threading, time, os; from pathlib import Path; "
-script += "from diffopt.pipeline.worker import _end_with_parent; "
-script += "threading.Thread(target=_end_with_parent, daemon=True).start(); "
+script += "from diffopt.pipeline.worker import end_with_parent; "
+script += "threading.Thread(target=end_with_parent, daemon=True).start(); "
 script += "held = subprocess.Popen(['sleep', '600']); "
 script += "Path('pids').write_text(str(os.getpid()) + ' ' + str(held.pid)); time.sleep(600)"
-child._command = lambda *args: [sys.executable, "-c", script]
+process._command = lambda *args: [sys.executable, "-c", script]
 run_one(stubbed("ok"), study="s")
 """
 
