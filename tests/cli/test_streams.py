@@ -9,20 +9,20 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.processes import STUB
 from support.rows import a_cell, a_result
 
 from diffopt.results.result import Latency, Metrics
 from diffopt.results.study import Study
 
 pytestmark = pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-STUB = Path(__file__).with_name("stub_worker.py")
 DIFFOPT = [sys.executable, "-m", "diffopt"]
 STUBBED = [  # the real command, but for what a worker does
     sys.executable,
     "-c",
-    "import sys; from diffopt.run import process as child; from diffopt.cli import main as cli;"
-    f"child._command = lambda folder, fd, *rest: [sys.executable, {str(STUB)!r}, str(folder), str(fd)];"
-    "sys.exit(cli.main())",
+    "import sys; from diffopt.run import process; from diffopt.cli.main import main;"
+    f"process._command = lambda folder, fd, *rest: [sys.executable, {str(STUB)!r}, str(folder), str(fd)];"
+    "sys.exit(main())",
 ]
 SWEEP = ["run", "-m", "hardware=a100,t4,cpu", "workload.seed=0,1", "study=s"]
 LOST = "diffopt: the output cannot be written: No space left on device\n"

@@ -1,4 +1,4 @@
-"""scripts.maintain.count_models: the counter against sums by hand, and the denoisers' inputs against what pipelines really pass."""
+"""The counter of models against sums by hand, and the denoisers' inputs against what pipelines really pass."""
 
 from __future__ import annotations
 

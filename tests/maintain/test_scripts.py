@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from support.places import REPO
 
-SCRIPTS = sorted((REPO / "scripts").iterdir())
+SCRIPTS = sorted(path for path in (REPO / "scripts").iterdir() if path.is_file())
 SLOW = pytest.mark.slow
 
 
@@ -34,10 +34,10 @@ def start(module: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[st
 def test_a_script_is_a_program_and_what_it_starts_exists(script: Path) -> None:
     assert os.access(script, os.X_OK)
     subprocess.run(["bash", "-n", str(script)], check=True)
-    modules = re.findall(r"-m (diffopt[\w.]*)", script.read_text(encoding="utf-8"))
+    modules = re.findall(r"-m ((?:diffopt|scripts)[\w.]*)", script.read_text(encoding="utf-8"))
     assert [name for name in modules if importlib.util.find_spec(name) is None] == []
     named = re.findall(
-        r"(?:-m diffopt[\w.]*|\.venv/bin/\w+|scripts/venv|\$PYTHON\")", script.read_text(encoding="utf-8")
+        r"(?:-m (?:diffopt|scripts)[\w.]*|\.venv/bin/\w+|scripts/venv|\$PYTHON\")", script.read_text(encoding="utf-8")
     )
     assert named, "it starts something"
 
@@ -45,13 +45,15 @@ def test_a_script_is_a_program_and_what_it_starts_exists(script: Path) -> None:
 def test_every_module_that_is_a_program_has_its_script_or_is_a_worker() -> None:
     """A ``main`` that no script starts would be one that no test here starts either."""
     texts = "".join(script.read_text(encoding="utf-8") for script in SCRIPTS)
-    started = set(re.findall(r"-m (diffopt[\w.]*)", texts))
+    started = set(re.findall(r"-m ((?:diffopt|scripts)[\w.]*)", texts))
     programs = {
         ".".join(path.relative_to(REPO).with_suffix("").parts)
-        for path in (REPO / "diffopt").rglob("*.py")
+        for folder in (REPO / "diffopt", REPO / "scripts" / "maintain")
+        for path in folder.rglob("*.py")
         if '\nif __name__ == "__main__":\n' in path.read_text(encoding="utf-8")
     }
-    assert programs - started == {"diffopt.cli.main", "diffopt.doctor.worker", "diffopt.pipeline.worker"}
+    workers = {"diffopt.doctor.worker", "diffopt.pipeline.check", "diffopt.pipeline.worker"}
+    assert programs - started == {"diffopt.cli.main", *workers}
 
 
 def test_count_models(tmp_path: Path) -> None:

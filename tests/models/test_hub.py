@@ -250,7 +250,7 @@ def test_neither_planning_nor_prefetching_imports_torch(hub: Hub, tmp_path: Path
         "code = main(['prefetch', 'model=hub', 'model.id=org/tiny', 'hardware=cpu'])\n"
         "print(code, [name for name in ('torch', 'diffusers', 'transformers') if name in sys.modules])"
     )
-    env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path), "PATH": "", "PYTHONPATH": str(PACKAGED.parents[1])}
+    env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path), "PATH": "", "PYTHONPATH": str(PACKAGED.parents[2])}
     done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "0 []"
 
