@@ -39,7 +39,7 @@ def check_steps(plan: Plan, tell: Tell) -> None:
     pairs = list(zip(pipes, plan.cell.sites, strict=True))
     for pipe, site in pairs:
         for group, step in plan.steps:
-            with _trying(_key(plan, group)):
+            with _trying(_step_name(plan, group)):
                 step.apply(pipe, site)
     with _trying("calling"):
         for _ in range(2):  # a first call and one to warm up: what learns or compiles in the first works in the next
@@ -48,13 +48,13 @@ def check_steps(plan: Plan, tell: Tell) -> None:
         says = []
         for pipe, site in pairs:
             stage = site.model.name if len(pairs) > 1 else None
-            with _trying(_key(plan, group)):
+            with _trying(_step_name(plan, group)):
                 effect = proof_of_step(pipe, site, group, step, stage)
             says.append(f"{stage}: {effect.summary}" if stage else effect.summary)
-        tell(_key(plan, group), "; ".join(says))
+        tell(_step_name(plan, group), "; ".join(says))
 
 
-def _key(plan: Plan, group: str) -> str:
+def _step_name(plan: Plan, group: str) -> str:
     return f"{group}={plan.cell.choices.get(group, getattr(plan.cell.recipe, group).kind)}"
 
 
@@ -75,7 +75,7 @@ def _forget() -> None:
     gc.collect()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def run_checks(arguments: Sequence[str] | None = None) -> None:
     """Work through the cells and leave; never returns to the caller."""
     parser = argparse.ArgumentParser(prog="python -m diffopt.pipeline.check", description="Try the steps of cells.")
     parser.add_argument("cells", type=Path)
@@ -106,4 +106,4 @@ def _read(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 if __name__ == "__main__":
-    main()
+    run_checks()

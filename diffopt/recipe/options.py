@@ -57,12 +57,12 @@ def shipped_option(group: str, option: str) -> dict[str, Any]:
 
 def own_values(group: str, option: str) -> dict[str, Any]:
     """What the file of a shipped option has itself."""
-    return copy.deepcopy(_file(f"{group}/{option}.yaml"))
+    return copy.deepcopy(_yaml_file(f"{group}/{option}.yaml"))
 
 
 def customary_options() -> dict[str, str]:
     """Of each group the option that is taken where nobody chooses."""
-    lines = _file("config.yaml")["defaults"]
+    lines = _yaml_file("config.yaml")["defaults"]
     return {group: option for line in lines if isinstance(line, dict) for group, option in line.items()}
 
 
@@ -77,5 +77,5 @@ def shipped_step(group: str, option: str) -> Step | None:
 
 
 @cache
-def _file(name: str) -> dict[str, Any]:
+def _yaml_file(name: str) -> dict[str, Any]:
     return plain_yaml.read(shipped_conf() / name)[0]
