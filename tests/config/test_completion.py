@@ -23,7 +23,7 @@ printf '%s\\n' "${COMPREPLY[@]}"
 
 CASES = {
     "diffopt p": {"plan", "prefetch"},
-    "diffopt ": {"run", "plan", "prefetch", "ls", "show", "diff", "report", "compare", "doctor", "env"},
+    "diffopt ": {"run", "plan", "check", "prefetch", "ls", "show", "diff", "report", "compare", "doctor", "env"},
     "diffopt run compile=re": {"compile=reduce_overhead", "compile=regional", "compile=regions"},
     "diffopt plan -m quant=int8_d": {"quant=int8_dynamic", "quant=int8_dynamic_sdxl", "quant=int8_dynamic_vae"},
     "diffopt run -m compile=default compile.fullg": {"compile.fullgraph="},
