@@ -20,6 +20,7 @@ from torch._inductor import cudagraph_trees
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
+from diffopt.cli import machines
 from diffopt.doctor import builds, checks, examine, worker
 from diffopt.doctor.examine import Checker, Finding, Task
 from diffopt.machine import nvml
@@ -597,7 +598,7 @@ def test_the_verb(monkeypatch, cli, status, code):
             listener(finding)
         return findings
 
-    monkeypatch.setattr(examine, "examine", stand_in)
+    monkeypatch.setattr(machines, "examine", stand_in)
     assert cli("doctor", "--json") == (code, json.dumps(
         {"works": code == 0, "checks": [finding.model_dump() for finding in findings]}, indent=2
     ) + "\n", "")  # fmt: skip

@@ -472,15 +472,15 @@ def test_a_wrong_number_of_steps_is_found_out() -> None:
         cell.effects()
 
 
-TWICE = (*tiny(WAN, steps=None), "cache.threshold=0.5", "scheduler=flow_heun", "hardware=cpu")
+TWICE = ("cache.threshold=0.5", "scheduler=flow_heun")
 
 
 @pytest.mark.parametrize("words", [("cache=mag", "cache.mag_ratios=[1.0]"), ("cache=mag_calibrate",)])
 def test_steps_that_call_the_denoiser_twice_must_be_counted_as_two(words: tuple[str, ...]) -> None:
-    (problem,) = plan(*TWICE, *words).problems
+    (problem,) = plan("hardware=cpu", *tiny(WAN, steps=None), *TWICE, *words).problems
     assert problem.keys == (words[0], "scheduler=flow_heun")
     assert "cache.num_inference_steps=2n-1" in problem.remedy
-    cell = Cell(*TWICE[0].split("=")[1:], *TWICE[1:3], *words, f"cache.num_inference_steps={2 * STEPS - 1}")
+    cell = Cell(WAN, *TWICE, *words, f"cache.num_inference_steps={2 * STEPS - 1}")
     assert cell.plan.problems == ()
     cell()
     assert cell.effect.numbers["called"] == (2 * STEPS - 1) * len(cell.denoiser.blocks) * 2  # with and without prompt

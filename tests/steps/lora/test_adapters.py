@@ -26,7 +26,7 @@ from diffopt.machine import packages
 from diffopt.models.classes import PIPELINES
 from diffopt.models.lora import resolve_lora
 from diffopt.models.random.weights import random_pipeline
-from diffopt.models.resolve import PACKAGED
+from diffopt.models.resolve import PACKAGED, TINY
 from diffopt.recipe.plan import make_plan
 from diffopt.schema.step import Site, kinds
 from diffopt.steps.lora import swap
@@ -65,7 +65,7 @@ class Case:
 
     def pipe(self, dtype: torch.dtype = torch.float32) -> Any:
         made = random_pipeline(
-            PACKAGED / self.option, getattr(diffusers, self._cls), device="cpu", dtype={"default": dtype}
+            PACKAGED / self.option / TINY, getattr(diffusers, self._cls), device="cpu", dtype={"default": dtype}
         )
         made.set_progress_bar_config(disable=True)
         return made

@@ -307,7 +307,11 @@ def test_a_tile_that_is_no_whole_number_of_latents_is_refused_before_torch(tile)
     assert problem.fact.startswith(f"vae.tile={tile}: the VAE of sdxl needs a multiple of 8, of 16 or more (such as")
 
 
-@pytest.mark.parametrize("config", sorted(PACKAGED.glob("tiny*/vae/config.json")), ids=lambda path: path.parts[-3])
+@pytest.mark.parametrize(
+    "config",
+    sorted(PACKAGED.glob("**/tiny/vae/config.json")),
+    ids=lambda path: "-".join(path.relative_to(PACKAGED).parts[:-2]),
+)
 def test_the_factor_that_files_tell_is_the_one_that_tiles_are_measured_by(config):
     data = json.loads(config.read_text())
     factor, _ = of_vae(data)
