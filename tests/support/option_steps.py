@@ -6,6 +6,7 @@ from typing import Any
 
 from support.places import CONF as CONF
 
+import diffopt.steps  # noqa: F401  # registers the kinds, also in a process of its own
 from diffopt.recipe.options import shipped_option as values
 from diffopt.schema.step import Site, Step, kinds
 
