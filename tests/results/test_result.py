@@ -12,7 +12,7 @@ from diffopt.machine.files import write_json
 from diffopt.results.result import Latency, Metrics, PeakMemory, StageSpeed, read_result
 
 KEYS = {
-    *("schema_version", "cell_id", "env_id", "recipe_id", "status", "stage", "reason", "valid", "choices", "cell"),
+    *("schema_version", "cell_id", "env_id", "recipe_id", "status", "phase", "reason", "valid", "choices", "cell"),
     *("effects", "metrics", "environment", "artifacts"),
 }
 METRICS = {
@@ -42,6 +42,23 @@ def test_what_is_written_is_read_back(tmp_path):
     path = tmp_path / "result.json"
     write_json(path, result.model_dump(mode="json"))
     assert read_result(path) == result
+
+
+def test_a_row_of_0_1_0_which_says_stage_is_read_and_written_as_phase(tmp_path):
+    result = a_result(status="oom", phase="compile", valid=False)
+    data = result.model_dump(mode="json")
+    old = {"stage" if key == "phase" else key: value for key, value in data.items()}
+    assert old["stage"] == data["phase"] == "compile"
+    write_json(tmp_path / "result.json", old)
+    assert read_result(tmp_path / "result.json") == result
+    assert read_result(tmp_path / "result.json").model_dump(mode="json") == data
+
+
+def test_a_row_says_phase_or_stage_and_not_both(tmp_path):
+    data = a_result().model_dump(mode="json")
+    write_json(tmp_path / "result.json", data | {"stage": data["phase"]})
+    with pytest.raises(UsageError, match="stage: Extra inputs"):
+        read_result(tmp_path / "result.json")
 
 
 @pytest.mark.parametrize(
