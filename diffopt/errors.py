@@ -9,6 +9,8 @@ DiffoptError
 
 from __future__ import annotations
 
+__all__ = ["DiffoptError", "Interrupted", "NoEffect", "Refusal", "UsageError"]
+
 
 class DiffoptError(Exception):
     """Base of everything that diffopt raises on purpose; its text is meant for the user."""

@@ -19,7 +19,9 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--update-golden", action="store_true", help="rewrite tests/recipe/golden from what is planned now"
+        "--update-golden",
+        action="store_true",
+        help="rewrite tests/recipe/golden and the schema of rows from today's",
     )
 
 

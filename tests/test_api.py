@@ -1,4 +1,4 @@
-"""diffopt from Python, each public name as a user would call it; where it matters, in a process of its own."""
+"""diffopt from Python, case by case; each public name in the places where users work is in whole/test_uses.py."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ FUNCTIONS = ("compose", "load", "optimize", "plan", "run")
 MODELS_OF_OTHERS = ("sdxl", "flux_dev", "sd35_medium", "wan21_t2v_1_3b", "sd15_controlnet")
 
 
-def python(code: str, cwd: Path, *flags: str, stdin: str | None = None) -> str:
+def python(code: str, cwd: Path) -> str:
     """What a plain Python prints; its exit code must be 0."""
-    words = [sys.executable, "-W", "ignore", *flags, *([] if stdin is not None else ["-c", code])]
-    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, input=stdin, timeout=300, check=False)
+    words = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(words, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -98,50 +98,6 @@ def test_a_name_can_be_replaced_by_what_is_no_module(monkeypatch: pytest.MonkeyP
 
 
 # load
-
-
-@pytest.mark.slow
-def test_a_session_in_which_the_pieces_come_one_by_one(tmp_path: Path) -> None:
-    lines = [
-        "import diffopt",
-        "pipe = diffopt.load(overrides=['fuse=qkv'])",
-        "image = pipe('a red circle', num_inference_steps=2).images[0]",
-        "print('size', image.size)",
-        "cell = diffopt.compose(overrides=['measure=quick', 'workload.steps=2', 'fuse=qkv'])[0]",
-        "print(diffopt.plan(cell).status)",
-        "print(pipe.diffopt.id == cell.recipe.id, pipe.diffopt.fuse.kind)",
-        "row = diffopt.run(cell, study='mine')",
-        "kept = diffopt.Study.open('mine').results()",
-        "print(row.status, row.choices['fuse'], isinstance(row, diffopt.Result), kept[0] == row)",
-        "",
-    ]
-    out = python("", tmp_path, "-i", "-q", stdin="\n".join(lines))
-    assert out.splitlines() == ["size (64, 64)", "ok", "True qkv", "ok qkv True True"]
-
-
-@pytest.mark.slow
-def test_inside_somebody_elses_hydra_application(tmp_path: Path) -> None:
-    (tmp_path / "theirs").mkdir()
-    (tmp_path / "theirs" / "app.yaml").write_text("a: 1\n")
-    (tmp_path / "app.py").write_text(
-        "import diffopt, hydra\n"
-        "from hydra.core.global_hydra import GlobalHydra\n"
-        "from hydra.core.hydra_config import HydraConfig\n"
-        "@hydra.main(version_base=None, config_path='theirs', config_name='app')\n"
-        "def main(cfg):\n"
-        "    before = GlobalHydra.instance().hydra\n"
-        "    cells = diffopt.compose(overrides=['compile=none,regional'], multirun=True)\n"
-        "    pipe = diffopt.load(overrides=['fuse=qkv'])\n"
-        "    assert GlobalHydra.instance().hydra is before and HydraConfig.get().job.name == 'app'\n"
-        "    assert hydra.compose('app').a == 1\n"
-        "    print(cfg.a, len(cells), pipe.diffopt.fuse.kind)\n"
-        "main()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "app.py", "a=7"], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "7 2 qkv"  # Hydra's logging writes there too
 
 
 def test_conf_beside_the_working_directory_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,20 +325,6 @@ def test_choices_are_part_of_a_cell_and_of_no_id() -> None:
     assert {cell, diffopt.Cell.model_validate_json(cell.model_dump_json())} == {cell}
     assert "precision=dtype" in str(diffopt.plan(bare))
     assert "precision=fp32" in str(diffopt.plan(cell))
-
-
-@pytest.mark.slow
-def test_run_in_a_plain_process(tmp_path: Path) -> None:
-    code = (
-        "import sys, diffopt\n"
-        "words = ['fuse=none,qkv', 'measure=quick', 'workload.steps=1', 'precision=fp32,tf32']\n"
-        "cells = diffopt.compose(overrides=words, multirun=True)\n"
-        "rows = [diffopt.run(cell, study='s') for cell in cells[:2]]\n"
-        "print([row.status for row in rows], rows[0].choices['precision'], 'torch' in sys.modules)\n"
-        "kept = {row.cell_id for row in diffopt.Study.open('s').results()}\n"
-        "print(kept == {cell.id for cell in cells[:2]})"
-    )
-    assert python(code, tmp_path).splitlines() == ["['ok', 'refused'] fp32 False", "True"]
 
 
 @pytest.mark.parametrize("call", [diffopt.run, diffopt.plan])

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO, get_args
 
-from diffopt.results.result import Result, Stage
+from diffopt.results.result import Phase, Result
 from diffopt.run.events import (
     CellFinished,
     CellStarted,
     Event,
     Listener,
+    PhaseStarted,
     RowUnreadable,
-    StageStarted,
     SweepFinished,
     SweepStarted,
 )
@@ -23,7 +23,7 @@ from diffopt.run.events import (
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-STAGES: tuple[Stage, ...] = get_args(Stage)
+PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 def unreadable_line(event: RowUnreadable) -> str:
@@ -34,7 +34,7 @@ def outcome_line(event: CellFinished) -> str:
     """One row in one line: what it is, how it ended, how fast it was or why not."""
     result = event.result
     latency = result.metrics.latency_s
-    words = [event.label, result.status if result.status == "ok" else f"{result.status} at {result.stage}"]
+    words = [event.label, result.status if result.status == "ok" else f"{result.status} at {result.phase}"]
     if latency is not None:
         words.append(f"{latency.median:.3f} s")
     if event.kept:
@@ -84,8 +84,8 @@ class _Lines:
                 self._say(unreadable_line(event))
             case CellStarted(cell_id, label):
                 self._say(f"{cell_id} {label}" if label != cell_id else cell_id)
-            case StageStarted(cell_id, stage):
-                self._say(f"{cell_id}   {stage}")
+            case PhaseStarted(cell_id, phase):
+                self._say(f"{cell_id}   {phase}")
             case CellFinished():
                 self._done += 1
                 self._say(f"[{self._done}/{self._total}] {outcome_line(event)}")
@@ -111,9 +111,9 @@ class _Bars:
             case RowUnreadable():
                 self._bars.console.print(unreadable_line(event), markup=False, highlight=False, soft_wrap=True)
             case CellStarted(cell_id, label):
-                self._running[cell_id] = self._bars.add_task(label, total=len(STAGES))
-            case StageStarted(cell_id, stage):
-                self._bars.update(self._running[cell_id], completed=STAGES.index(stage))
+                self._running[cell_id] = self._bars.add_task(label, total=len(PHASES))
+            case PhaseStarted(cell_id, phase):
+                self._bars.update(self._running[cell_id], completed=PHASES.index(phase))
             case CellFinished(result):
                 self._finish(event, result)
             case SweepFinished():

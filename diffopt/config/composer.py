@@ -16,7 +16,6 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import CachingConfigRepository
 from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra._internal.core_plugins.structured_config_source import StructuredConfigSource
 from hydra._internal.defaults_list import create_defaults_list
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.default_element import ResultDefault
@@ -30,7 +29,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffopt.config import complaints
 from diffopt.config.origins import Origin, Origins, note, of_groups, of_option
-from diffopt.config.source import DataSource, read_data
+from diffopt.config.source import DataSource, StructuredConfigSource, read_data
 from diffopt.errors import UsageError
 from diffopt.machine.paths import shipped_conf
 from diffopt.recipe.options import option_names, own_values
@@ -73,7 +72,7 @@ class Composer:
         path = ConfigSearchPathImpl()
         for index, folder in enumerate(self.folders):
             path.append("user" if index else "main", f"{DataSource.scheme()}://{folder}")
-        path.append("schema", "structured://")  # Hydra insists on this one, last; it stays empty
+        path.append("schema", f"{StructuredConfigSource.scheme()}://")  # Hydra insists on one, last
         self._loader = ConfigLoaderImpl(config_search_path=path)
         self._parser = OverridesParser.create(config_loader=self._loader)
         self._skeletons: dict[tuple[str, ...], Composed] = {}

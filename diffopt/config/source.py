@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra.plugins.config_source import ConfigLoadError, ConfigResult
+from hydra.core.object_type import ObjectType
+from hydra.plugins.config_source import ConfigLoadError, ConfigResult, ConfigSource
 from omegaconf import OmegaConf
 
 from diffopt.errors import UsageError
@@ -43,6 +44,33 @@ class DataSource(FileConfigSource):
         return ConfigResult(
             config=OmegaConf.create(data), path=self.full_path(), provider=self.provider, header={"package": package}
         )
+
+
+class StructuredConfigSource(ConfigSource):
+    """Nothing, in the place where Hydra insists on its ConfigStore, by this name of the class.
+
+    The store is one for the whole process: what an application keeps there, such as a ``config`` or a ``model/tiny`` of
+    its own, would be merged into diffopt's of the same name, and be listed among the options.
+    """
+
+    @staticmethod
+    def scheme() -> str:
+        return "diffopt-nothing"
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        raise ConfigLoadError(f"Config not found: {config_path}")
+
+    def available(self) -> bool:
+        return True
+
+    def is_group(self, config_path: str) -> bool:
+        return False
+
+    def is_config(self, config_path: str) -> bool:
+        return False
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        return []
 
 
 def read_data(path: Path, name: str) -> dict[str, Any]:

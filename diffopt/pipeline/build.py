@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffopt.pipeline import load
 from diffopt.recipe.planned import Plan
-from diffopt.results.result import Stage, StepEffect
+from diffopt.results.result import Phase, StepEffect
 from diffopt.schema.step import Site, Step, Trait
 from diffopt.steps.components import passes_over
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
-def build(plan: Plan, *, on_stage: Callable[[Stage], None] = lambda stage: None) -> tuple[DiffusionPipeline, ...]:
+def build(plan: Plan, *, on_phase: Callable[[Phase], None] = lambda phase: None) -> tuple[DiffusionPipeline, ...]:
     """Load each stage's pipeline of ``plan`` and apply its steps, in their order; one stage, unless it is a cascade.
 
     Args:
-        on_stage: called with ``load`` and ``optimize`` as they begin.
+        on_phase: called with ``load`` and ``optimize`` as they begin.
 
     Raises:
         Refusal: the model cannot be had here, or a step cannot work on this pipeline.
     """
-    on_stage("load")
+    on_phase("load")
     pipes = load_all(plan)
-    on_stage("optimize")
+    on_phase("optimize")
     for pipe, site in zip(pipes, plan.cell.sites, strict=True):
         apply(pipe, plan.steps, site)
     return pipes

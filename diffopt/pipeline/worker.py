@@ -1,6 +1,6 @@
 """The child process that builds and measures one cell: ``python -m diffopt.pipeline.worker PLAN OUT --progress-fd N``.
 
-It writes the stage it enters to the progress descriptor, one JSON object a line, and ends by writing its outcome.
+It writes the phase it enters to the progress descriptor, one JSON object a line, and ends by writing its outcome.
 Whatever it prints goes to the row's log. When the process that started it dies, it ends its whole process group.
 """
 
@@ -30,7 +30,7 @@ from diffopt.pipeline.outputs import save_pictures
 from diffopt.pipeline.peak_memory import PeakMeter, peak_meter
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.planned import Plan, read_plan
-from diffopt.results.result import Metrics, Outcome, PeakMemory, PeakReserved, Stage, StepEffect
+from diffopt.results.result import Metrics, Outcome, PeakMemory, PeakReserved, Phase, StepEffect
 
 if TYPE_CHECKING:
     from diffopt.pipeline.meter import Meter
@@ -53,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.setsid()
     threading.Thread(target=end_with_parent, daemon=True).start()
 
-    def report(stage: Stage) -> None:
-        os.write(options.progress_fd, json.dumps({"stage": stage}).encode() + b"\n")
+    def report(phase: Phase) -> None:
+        os.write(options.progress_fd, json.dumps({"phase": phase}).encode() + b"\n")
 
     artifact = None if options.load_artifact is None else (options.load_artifact, options.sha256)
     work = Work(
@@ -81,14 +81,14 @@ def end_with_parent() -> None:
 
 
 class Work:
-    """One cell's way through the stages. What has been learned so far becomes the outcome wherever the way ends."""
+    """One cell's way through the phases. What has been learned so far becomes the outcome wherever the way ends."""
 
     def __init__(
         self,
         plan_file: Path,
         folder: Path,
         *,
-        report: Callable[[Stage], None],
+        report: Callable[[Phase], None],
         gpu: str | None,
         start_only: bool = False,
         load_artifact: tuple[Path, str] | None = None,
@@ -97,7 +97,7 @@ class Work:
         self._plan_file, self._folder, self._report, self._gpu = plan_file, folder, report, gpu
         self._start_only, self._load_artifact, self._save_artifact = start_only, load_artifact, save_artifact
         self._artifact: Artifact | None = None
-        self._stage: Stage = "load"  # the parent knows that it begins with this one
+        self._phase: Phase = "load"  # the parent knows that it begins with this one
         self._memory: PeakMeter | None = None
         self._metrics: dict[str, Any] = {}
         self._effects: tuple[StepEffect, ...] = ()
@@ -124,7 +124,7 @@ class Work:
             load_artifact(*self._load_artifact, device)
         self._memory = peak_meter(device)
         begin = time.perf_counter()
-        pipes = build(plan, on_stage=self._enter)
+        pipes = build(plan, on_phase=self._enter)
         self._metrics["load_s"] = time.perf_counter() - begin
 
         from diffopt.pipeline.meter import Meter  # here and below: it imports torch, which main must not wait for
@@ -187,15 +187,15 @@ class Work:
         if self._device.gpu is not None and (reasons := self._device.gpu.slowdowns):
             self._complaints.append(f"the GPU was slowed down: {', '.join(reasons)}")
 
-    def _enter(self, stage: Stage) -> None:
-        if stage != self._stage:
-            self._stage = stage
-            self._report(stage)
+    def _enter(self, phase: Phase) -> None:
+        if phase != self._phase:
+            self._phase = phase
+            self._report(phase)
 
     def _note_peak(self) -> None:
         if self._memory is None:
             return
-        key = "steady" if self._stage in ("warmup", "measure", "quality") else "first_call"
+        key = "steady" if self._phase in ("warmup", "measure", "quality") else "first_call"
         used = self._metrics.get("peak_memory_bytes", PeakMemory())
         self._metrics["peak_memory_bytes"] = used.model_copy(update={key: self._memory.peak()})
         held = self._metrics.get("peak_reserved_bytes", PeakReserved())
@@ -204,7 +204,7 @@ class Work:
     def _outcome(self, status: Any, reason: str | None) -> Outcome:
         return Outcome(
             status=status,
-            stage=self._stage,
+            phase=self._phase,
             reason=reason,
             valid=status == "ok" and not self._complaints,
             effects=self._effects,

@@ -17,14 +17,14 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 class Deadlines(Frozen):
-    """How long each stage of a cell may take, in seconds; then its process is killed and the row is ``timeout``."""
+    """How long each phase of a cell may take, in seconds; then its process is killed and the row is ``timeout``."""
 
     load: Seconds  # starting Python and importing torch included
     optimize: Seconds
     compile: Seconds  # the first call
     warmup: Seconds
     measure: Seconds
-    quality: Seconds  # of a stage that no worker enters yet
+    quality: Seconds  # of a phase that no worker enters yet
 
 
 class CompileArtifact(Frozen):

@@ -69,7 +69,7 @@ def _why(side: str, result: Result) -> list[str]:
     """Why a side has no figure that counts."""
     if latency(result) is not None:
         return []
-    status = "not valid" if result.status == "ok" else f"{result.status} at {result.stage}"
+    status = "not valid" if result.status == "ok" else f"{result.status} at {result.phase}"
     return [f"{side}: {status}" + (f", {result.reason}" if result.reason else "")]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 
 from diffopt.errors import UsageError
 from diffopt.machine.environment import Environment
@@ -18,7 +18,7 @@ SCHEMA_VERSION: Literal[1] = 1
 REMEDY = "Running the cell into this study again replaces it."
 
 Status = Literal["ok", "refused", "oom", "error", "crashed", "timeout", "interrupted"]
-Stage = Literal["plan", "load", "optimize", "compile", "warmup", "measure", "quality"]
+Phase = Literal["plan", "load", "optimize", "compile", "warmup", "measure", "quality"]
 
 
 class Latency(Frozen):
@@ -128,7 +128,7 @@ class Outcome(Frozen):
     """What a worker process says of itself; everything else of a result is known outside of it."""
 
     status: Literal["ok", "refused", "oom", "error"]
-    stage: Stage
+    phase: Phase
     reason: str | None = None
     valid: bool = False
     effects: tuple[StepEffect, ...] = ()
@@ -140,14 +140,14 @@ class Outcome(Frozen):
 
 
 class Result(Frozen):
-    """One row of a study. ``stage`` is where the cell ended; for ``ok`` the last one that it went through."""
+    """One row of a study. ``phase`` is where the cell ended; for ``ok`` the last one that it went through."""
 
     schema_version: Literal[1] = SCHEMA_VERSION
     cell_id: str
     env_id: str
     recipe_id: str
     status: Status
-    stage: Stage
+    phase: Annotated[Phase, Field(validation_alias=AliasChoices("phase", "stage"))]  # rows of 0.1.0 say ``stage``
     reason: str | None  # why it is not ok, or why an ok row is not valid
     valid: bool
     choices: dict[str, str]

@@ -35,7 +35,7 @@ def contact_sheet(study: Study, results: Sequence[Result], *, columns: int = 4) 
         picture = _picture(study, result)
         if picture is None:
             draw.rectangle((left, top, left + SIDE, top + SIDE), outline="gray")
-            draw.multiline_text((left + 8, top + 8), _wrapped(f"{result.status} at {result.stage}"), "gray", font)
+            draw.multiline_text((left + 8, top + 8), _wrapped(f"{result.status} at {result.phase}"), "gray", font)
         else:
             sheet.paste(picture, (left, top))
         draw.multiline_text((left, top + SIDE + 4), _wrapped(one_line(name) or result.cell_id), "black", font)

@@ -116,7 +116,7 @@ def table(results: Sequence[Result]) -> Table:
 def useful(results: Sequence[Result]) -> list[Result]:
     """Without the refusals for want of a device or a package of cells that have a row from elsewhere."""
     rows = Counter(result.cell_id for result in results)
-    return [r for r in results if rows[r.cell_id] == 1 or (r.status, r.stage) != ("refused", "load")]
+    return [r for r in results if rows[r.cell_id] == 1 or (r.status, r.phase) != ("refused", "load")]
 
 
 def _where(result: Result) -> str:
@@ -163,7 +163,7 @@ def _first_call(metrics: Metrics) -> str:
 def _reason(result: Result) -> str:
     if result.status == "ok":
         return result.reason or ""
-    return f"{result.stage}: {result.reason}" if result.reason else result.stage
+    return f"{result.phase}: {result.reason}" if result.reason else result.phase
 
 
 def _number(value: float | None, form: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from diffopt.results.result import Result, Stage
+from diffopt.results.result import Phase, Result
 
 
 @dataclass(frozen=True)
@@ -30,9 +30,9 @@ class RowUnreadable:
 
 
 @dataclass(frozen=True)
-class StageStarted:
+class PhaseStarted:
     cell_id: str
-    stage: Stage
+    phase: Phase
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class SweepFinished:
     asked: int  # cells; more than results when the sweep was interrupted
 
 
-Event = SweepStarted | RowUnreadable | CellStarted | StageStarted | CellFinished | SweepFinished
+Event = SweepStarted | RowUnreadable | CellStarted | PhaseStarted | CellFinished | SweepFinished
 Listener = Callable[[Event], None]
 
 

@@ -21,7 +21,7 @@ from diffopt.machine.interpreter import Interpreter
 from diffopt.machine.oom_killer import oom_kills
 from diffopt.machine.process import Child, Silence, kill_group, last_words
 from diffopt.recipe.launch import Launch
-from diffopt.results.result import Outcome, Stage, Status
+from diffopt.results.result import Outcome, Phase, Status
 
 # Each makes a pipeline something else than its recipe says, or its times something else than its speed, without a trace
 # in any effect: torch's and cuBLAS's TF32 switches, diffusers' default attention, switches that turn compiling off,
@@ -47,7 +47,7 @@ class Verdict:
     """How a worker ended. ``outcome`` is what it said itself; None when it could not."""
 
     status: Status
-    stage: Stage
+    phase: Phase
     reason: str | None
     outcome: Outcome | None = None
 
@@ -97,7 +97,7 @@ def run_child(
     stop: Stop,
     *,
     gpu: str | None,
-    on_stage: Callable[[Stage], None],
+    on_phase: Callable[[Phase], None],
     interpreter: Interpreter | None = None,
     caches: Mapping[str, str] | None = None,
     start_only: bool = False,
@@ -106,7 +106,7 @@ def run_child(
 
     Args:
         gpu: NVML uuid of the only GPU that the worker sees; None for the CPU.
-        on_stage: called with each stage as it begins.
+        on_phase: called with each phase as it begins.
         interpreter: what runs the worker; None: the Python that runs this.
         caches: environment variables that say where compile caches lie; None: where they always do.
         start_only: end after the first call.
@@ -123,13 +123,13 @@ def run_child(
             watched=stop.fd,
         )
     with worker, stop.covering(worker.pid):
-        cause, stage = _follow(worker, launch, on_stage)
+        cause, phase = _follow(worker, launch, on_phase)
         if cause == "stopped":
             worker.ask_to_end(launch.grace)
         elif cause == "ended":
             worker.await_exit(launch.grace)
         code = worker.end()
-    return _verdict(folder, cause, stage, code, launch, killed_by_kernel=oom_kills() > kills)
+    return _verdict(folder, cause, phase, code, launch, killed_by_kernel=oom_kills() > kills)
 
 
 def environment(gpu: str | None) -> dict[str, str]:
@@ -150,52 +150,52 @@ def _command(folder: Path, progress: int, launch: Launch, gpu: str | None, pytho
     return command + (["--gpu", gpu] if gpu else [])
 
 
-def _follow(worker: Child, launch: Launch, on_stage: Callable[[Stage], None]) -> tuple[Silence, Stage]:
-    """Tell each stage as it begins, until there is none any more; why, and which was the last."""
-    stage: Stage | None = "load"
-    while stage is not None:
-        last = stage
-        on_stage(last)
+def _follow(worker: Child, launch: Launch, on_phase: Callable[[Phase], None]) -> tuple[Silence, Phase]:
+    """Tell each phase as it begins, until there is none any more; why, and which was the last."""
+    phase: Phase | None = "load"
+    while phase is not None:
+        last = phase
+        on_phase(last)
         said = worker.line(time.monotonic() + getattr(launch.deadlines, last))
         if not isinstance(said, bytes):
             return said, last
-        stage = _parse(said)
+        phase = _parse(said)
     return "garbage", last
 
 
-def _parse(line: bytes) -> Stage | None:
-    """The stage that a line reports; None for anything else. A worker is past ``plan`` before it starts."""
+def _parse(line: bytes) -> Phase | None:
+    """The phase that a line reports; None for anything else. A worker is past ``plan`` before it starts."""
     try:
         report = json.loads(line)
     except ValueError:
         return None
-    known = set(get_args(Stage)) - {"plan"}
-    if not isinstance(report, dict) or set(report) != {"stage"} or report["stage"] not in known:
+    known = set(get_args(Phase)) - {"plan"}
+    if not isinstance(report, dict) or set(report) != {"phase"} or report["phase"] not in known:
         return None
-    stage: Stage = report["stage"]
-    return stage
+    phase: Phase = report["phase"]
+    return phase
 
 
 def _verdict(
-    folder: Path, cause: Silence, stage: Stage, code: int, launch: Launch, *, killed_by_kernel: bool
+    folder: Path, cause: Silence, phase: Phase, code: int, launch: Launch, *, killed_by_kernel: bool
 ) -> Verdict:
     if cause == "stopped":
-        return Verdict("interrupted", stage, "interrupted while it ran; the same command runs it again")
+        return Verdict("interrupted", phase, "interrupted while it ran; the same command runs it again")
     if cause == "deadline":
-        seconds = getattr(launch.deadlines, stage)
-        return Verdict("timeout", stage, f"more than {seconds:g} s in stage {stage} (launch.deadlines.{stage})")
+        seconds = getattr(launch.deadlines, phase)
+        return Verdict("timeout", phase, f"more than {seconds:g} s in phase {phase} (launch.deadlines.{phase})")
     if cause == "garbage":
-        return Verdict("crashed", stage, f"the worker's reports cannot be read{_last_words(folder)}")
+        return Verdict("crashed", phase, f"the worker's reports cannot be read{_last_words(folder)}")
     report = folder / OUTCOME
     if report.exists():
         try:
             outcome = Outcome.model_validate_json(report.read_bytes())
         except ValidationError:
-            return Verdict("crashed", stage, f"the worker's outcome cannot be read{_last_words(folder)}")
-        return Verdict(outcome.status, outcome.stage, outcome.reason, outcome)
+            return Verdict("crashed", phase, f"the worker's outcome cannot be read{_last_words(folder)}")
+        return Verdict(outcome.status, outcome.phase, outcome.reason, outcome)
     if code == -signal.SIGKILL and killed_by_kernel:
-        return Verdict("oom", stage, "killed by the kernel's out-of-memory killer")
-    return Verdict("crashed", stage, f"{_ending(code)}{_last_words(folder)}")
+        return Verdict("oom", phase, "killed by the kernel's out-of-memory killer")
+    return Verdict("crashed", phase, f"{_ending(code)}{_last_words(folder)}")
 
 
 def _ending(code: int) -> str:

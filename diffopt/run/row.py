@@ -37,7 +37,7 @@ def make(folder: Path, cell: Cell, where: Environment, verdict: Verdict) -> Resu
         where: as it was before the cell ran, which is what the row's ``env_id`` says; the device is kept as the worker
             saw it last.
     """
-    said = verdict.outcome or Outcome(status="error", stage=verdict.stage)
+    said = verdict.outcome or Outcome(status="error", phase=verdict.phase)
     artifacts = Artifacts(
         log="log.txt" if (folder / "log.txt").exists() else None,
         pictures=said.pictures,
@@ -49,7 +49,7 @@ def make(folder: Path, cell: Cell, where: Environment, verdict: Verdict) -> Resu
         env_id=where.id,
         recipe_id=cell.recipe.id,
         status=verdict.status,
-        stage=verdict.stage,
+        phase=verdict.phase,
         reason=verdict.reason,
         valid=said.valid,
         choices=dict(cell.choices),

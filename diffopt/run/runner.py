@@ -15,10 +15,10 @@ from diffopt.recipe.cell import Cell
 from diffopt.recipe.launch import Launch
 from diffopt.recipe.plan import make_plan
 from diffopt.recipe.planned import Plan
-from diffopt.results.result import Result, Stage
+from diffopt.results.result import Phase, Result
 from diffopt.results.study import Study
 from diffopt.run import row
-from diffopt.run.events import CellFinished, CellStarted, Event, Listener, RowUnreadable, StageStarted
+from diffopt.run.events import CellFinished, CellStarted, Event, Listener, PhaseStarted, RowUnreadable
 from diffopt.run.process import PLAN, Stop, Verdict
 from diffopt.run.starts import run_worker
 from diffopt.schema.step import Requirements
@@ -70,12 +70,12 @@ class Runner:
             return self._keep(cell, where, refusal)
         self.tell(CellStarted(cell.id, self.names[cell.id]))
 
-        def on_stage(stage: Stage) -> None:
-            self.tell(StageStarted(cell.id, stage))
+        def on_phase(phase: Phase) -> None:
+            self.tell(PhaseStarted(cell.id, phase))
 
         plan.write(folder / PLAN)
         place, interpreter = gpu.uuid if gpu else None, self.others.get(cell.runtime.name)
-        verdict = run_worker(cell, folder, self.launch, self.stop, place, on_stage, interpreter)
+        verdict = run_worker(cell, folder, self.launch, self.stop, place, on_phase, interpreter)
         row.tidy(folder)
         return self._keep(cell, where, verdict)
 
@@ -117,7 +117,7 @@ class Runner:
 def _refusal(plan: Plan, there: Interpreter | None) -> Verdict | None:
     """Why a cell cannot run here, as far as it can be known without a worker.
 
-    The stage tells what to make of it: ``plan`` is final; ``load`` is for want of a device or a package, and the cell
+    The phase tells what to make of it: ``plan`` is final; ``load`` is for want of a device or a package, and the cell
     is tried again the next time.
 
     Args:

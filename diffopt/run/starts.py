@@ -12,7 +12,7 @@ from diffopt.machine.compile_cache import private_caches
 from diffopt.machine.interpreter import Interpreter
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.launch import CompileArtifact, Launch
-from diffopt.results.result import Metrics, Stage, Start, Starts
+from diffopt.results.result import Metrics, Phase, Start, Starts
 from diffopt.run.process import OUTCOME, Stop, Verdict, run_child
 
 _NO_ARTIFACT = CompileArtifact(save=False, load=None, sha256=None)
@@ -24,7 +24,7 @@ def run_worker(
     launch: Launch,
     stop: Stop,
     gpu: str | None,
-    on_stage: Callable[[Stage], None],
+    on_phase: Callable[[Phase], None],
     interpreter: Interpreter | None = None,
 ) -> Verdict:
     """One cell's worker; where ``measure.starts`` asks for it, a cold and a warm start before it.
@@ -34,7 +34,7 @@ def run_worker(
     """
 
     def child(launch: Launch = launch, **starting: Any) -> Verdict:
-        return run_child(folder, launch, stop, gpu=gpu, on_stage=on_stage, interpreter=interpreter, **starting)
+        return run_child(folder, launch, stop, gpu=gpu, on_phase=on_phase, interpreter=interpreter, **starting)
 
     if not cell.measure.starts:
         return child()

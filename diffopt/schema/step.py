@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from diffopt.schema.model import Model
     from diffopt.schema.workload import Workload
 
+# what plug-ins may rely on
+__all__ = ["Effect", "Order", "Requirements", "Site", "Step", "Trait", "register"]
+
 
 class Order(IntEnum):
     """The one order in which steps touch a pipeline; read top to bottom."""

@@ -30,6 +30,19 @@ if TYPE_CHECKING:
     from diffopt.schema.model import Model
     from diffopt.schema.step import Site, Step
 
+# what plug-ins may rely on
+__all__ = [
+    "Component",
+    "Components",
+    "DiffusersComponent",
+    "DiffusersComponents",
+    "Word",
+    "attributes",
+    "missing",
+    "modules",
+    "parts",
+]
+
 
 def _each_once(words: tuple[str, ...]) -> tuple[str, ...]:
     """Two spellings of one pipeline would be two cells."""

@@ -69,7 +69,7 @@ class Pair:
     first: str  # group=option
     second: str
     status: str  # ok, refused, or error
-    stage: str  # where it ended: alone (one of the two does not work without the other either), plan or run
+    ended: str  # where it ended: alone (one of the two does not work without the other either), plan or run
     reason: str
     on_gpu: str | None = None  # where the CPU takes one of the two not at all: what an H100's plan says; empty: nothing
 
@@ -92,8 +92,8 @@ def try_pair(family: str, first: Option, second: Option, known: Pair | None = No
     """
     words = [f"{group}={option}" for group, option in (first, second)]
 
-    def pair(status: str, stage: str, reason: str) -> Pair:
-        return Pair(family, words[0], words[1], status, stage, " ".join(reason.split()))
+    def pair(status: str, ended: str, reason: str) -> Pair:
+        return Pair(family, words[0], words[1], status, ended, " ".join(reason.split()))
 
     try:
         plan = _plan(family, words)
@@ -104,7 +104,7 @@ def try_pair(family: str, first: Option, second: Option, known: Pair | None = No
             return replace(pair("refused", "alone", lacking[0]), on_gpu=" ".join(on_gpu.split()))
     except Exception as error:  # the table shows it, and scripts/pairs fails
         return pair("error", "plan", _words(error))
-    if known is not None and known.stage == "run" and known.status != "error":
+    if known is not None and known.ended == "run" and known.status != "error":
         return known
     status, reason = _OUTCOMES[plan.cell.id] = _OUTCOMES.get(plan.cell.id) or _outcome(plan)
     return pair(status, "run", reason)

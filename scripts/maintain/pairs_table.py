@@ -35,7 +35,7 @@ def markdown(found: Sequence[Pair]) -> str:
         if rows:
             others = [f"`{word}` `model={other}`" for word, other in ELSEWHERE.items()] if family == "DiT" else []
             where = ", ".join([f"`model={model}`", *others])
-            ran = [pair for pair in rows if pair.stage != "alone"]
+            ran = [pair for pair in rows if pair.ended != "alone"]
             gpu = [
                 replace(p, reason=p.on_gpu, status="refused" if p.on_gpu else "ok")
                 for p in rows
@@ -65,7 +65,7 @@ def _untried(rows: Sequence[Pair]) -> list[str]:
 
 def _absent(rows: Sequence[Pair]) -> str:
     """The options that this family does not take at all, so that their pairs are left out of the table."""
-    words = dict.fromkeys(word for pair in rows if pair.stage == "alone" for word in (pair.first, pair.second))
+    words = dict.fromkeys(word for pair in rows if pair.ended == "alone" for word in (pair.first, pair.second))
     lines = [f"- `{word}`: {reason}" for word in words if (reason := _said(rows, word))]
     return "\n".join(["Not taken on the CPU, whatever stands beside them:\n", *lines, ""]) if lines else ""
 
@@ -87,7 +87,7 @@ def _never(rows: Sequence[Pair]) -> list[str]:
 
 def _said(rows: Sequence[Pair], word: str) -> str:
     """Why an option is refused alone. Such a pair tells one reason; the other option's, if both are refused."""
-    reasons = {pair.reason for pair in rows if pair.stage == "alone" and word in (pair.first, pair.second)}
+    reasons = {pair.reason for pair in rows if pair.ended == "alone" and word in (pair.first, pair.second)}
     return next((reason for reason in sorted(reasons) if reason.startswith((f"{word} ", f"{word}:"))), "")
 
 
@@ -181,9 +181,9 @@ def read(path: Path) -> list[Pair]:
     data = json.loads(path.read_text(encoding="utf-8"))
     texts = data["reasons"]
     found = []
-    for family, first, second, status, stage, reason, on_gpu in data["pairs"]:
+    for family, first, second, status, ended, reason, on_gpu in data["pairs"]:
         gpu = None if on_gpu is None else texts[on_gpu]
-        found.append(Pair(family, first, second, status, stage, reason=texts[reason], on_gpu=gpu))
+        found.append(Pair(family, first, second, status, ended, reason=texts[reason], on_gpu=gpu))
     return found
 
 

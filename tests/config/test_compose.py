@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from pathlib import Path
 
@@ -128,3 +129,15 @@ def test_composing_leaves_no_global_hydra_behind(composer: Composer) -> None:
 
     composer.compose(["compile=default"])
     assert not GlobalHydra.instance().is_initialized()
+
+
+def test_configs_that_an_application_keeps_in_hydras_store_are_not_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the names of our own, which Hydra would take for their schemas, and by another."""
+    from hydra.core.config_store import ConfigStore
+
+    store, before = ConfigStore.instance(), Composer()
+    monkeypatch.setattr(store, "repo", copy.deepcopy(store.repo))
+    for place in ({"name": "config"}, {"group": "model", "name": "tiny"}, {"group": "model", "name": "resnet"}):
+        store.store(**place, node={"layers": 18})
+    assert Composer().options("model") == before.options("model")
+    assert Composer().compose(["model=tiny"]) == before.compose(["model=tiny"])

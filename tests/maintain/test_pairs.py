@@ -57,7 +57,7 @@ def test_what_ran_is_not_run_again_unless_it_failed(monkeypatch: pytest.MonkeyPa
     words = "UNet", ("precision", "bf16"), ("fuse", "qkv")
     ran = Pair("UNet", "precision=bf16", "fuse=qkv", "ok", "run", "fine")
     assert try_pair(*words, ran) == ran
-    for again in (replace(ran, status="error"), replace(ran, status="refused", stage="plan"), None):
+    for again in (replace(ran, status="error"), replace(ran, status="refused", ended="plan"), None):
         assert try_pair(*words, again).reason == "ran again"
 
 
@@ -77,7 +77,7 @@ def test_a_lora_is_made_for_the_model_that_the_cache_needs() -> None:
 )
 def test_what_needs_a_gpu_is_planned_there_with_what_it_needs(word: str, other: str, on_gpu: str) -> None:
     found = try_pair("DiT", option(word), option(other))
-    assert found.stage == "alone"
+    assert found.ended == "alone"
     assert found.on_gpu is not None
     assert on_gpu in found.on_gpu if on_gpu else found.on_gpu == "", found
 
@@ -117,4 +117,4 @@ def test_a_sample_of_all_pairs_runs_or_says_why_not(family: str, first: pairs.Op
     assert found.status in ("ok", "refused"), found
     assert found.reason
     key = family, "=".join(first), "=".join(second)
-    assert (found.status, found.stage) == (KEPT[key].status, KEPT[key].stage)
+    assert (found.status, found.ended) == (KEPT[key].status, KEPT[key].ended)

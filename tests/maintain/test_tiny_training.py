@@ -1,4 +1,4 @@
-"""Training the built-in model: the loop is reproducible and resumable, and every stage runs."""
+"""Training the built-in model: the loop is reproducible and resumable, and every part runs."""
 
 import json
 
@@ -115,7 +115,7 @@ def test_latents_are_normalised_without_changing_the_pictures():
 
 
 @pytest.mark.slow
-def test_a_smoke_run_goes_through_every_stage_and_is_reproducible(tmp_path, capsys):
+def test_a_smoke_run_goes_through_every_part_and_is_reproducible(tmp_path, capsys):
     from diffusers import StableDiffusionPipeline
 
     from scripts.maintain.tiny.train import main
@@ -123,8 +123,8 @@ def test_a_smoke_run_goes_through_every_stage_and_is_reproducible(tmp_path, caps
     for name in ("a", "b"):
         main(["--smoke", "--work", str(tmp_path / name), "--out", str(tmp_path / name / "model")])
     assert "reconstructions that the checker accepts" in capsys.readouterr().out
-    for stage, steps in (("autoencoder", 40), ("denoiser", 60), ("decoder", 20)):
-        first, second = (json.loads((tmp_path / name / f"{stage}_losses.json").read_text()) for name in ("a", "b"))
+    for part, steps in (("autoencoder", 40), ("denoiser", 60), ("decoder", 20)):
+        first, second = (json.loads((tmp_path / name / f"{part}_losses.json").read_text()) for name in ("a", "b"))
         assert len(first) == steps
         assert first == pytest.approx(second, rel=1e-3)
     folder = tmp_path / "a" / "model"

@@ -302,7 +302,7 @@ def test_what_goes_wrong_while_loading_is_a_row(online: Diffopt, tmp_path: Path)
     assert found.keys() == expected.keys()
     for model_id, (status, reason) in expected.items():
         row = found[model_id]
-        assert (row["status"], row["stage"]) == (status, "load"), row["reason"]
+        assert (row["status"], row["phase"]) == (status, "load"), row["reason"]
         assert reason in row["reason"]
         assert "\n" not in row["reason"]
         assert TOKEN not in json.dumps(row)

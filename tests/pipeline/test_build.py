@@ -54,12 +54,12 @@ def plan(*steps):
 
 
 def test_steps_are_applied_in_the_plans_order_to_what_was_loaded(loads):
-    log, stages = [], []
+    log, phases = [], []
     steps = [("precision", Fake("fp", log, kwargs={"dtype": {"default": "d"}})), ("fuse", Fake("qkv", log))]
-    (pipe,) = build(plan(*steps), on_stage=stages.append)
+    (pipe,) = build(plan(*steps), on_phase=phases.append)
     assert loads == [("tiny", "txt2img", {"device": "cpu", "dtype": {"default": "d"}})]
     assert log == [("fp", "pipe"), ("qkv", "pipe")]
-    assert stages == ["load", "optimize"]
+    assert phases == ["load", "optimize"]
     assert pipe.name == "pipe"
 
 

@@ -15,7 +15,7 @@ from support.processes import gone
 
 from diffopt.results.study import Study
 
-DEADLINE = 15  # seconds for the stage optimize: enough on a busy machine, and one row waits for it to pass
+DEADLINE = 15  # seconds for the phase optimize: enough on a busy machine, and one row waits for it to pass
 
 
 def command(study, deadline, *kinds):
@@ -24,7 +24,8 @@ def command(study, deadline, *kinds):
 
 def environment():
     """With the package of faulty steps, and a secret that must not come out anywhere."""
-    return {**os.environ, "PYTHONPATH": str(FAULTY_STEPS), "A_TOKEN": "hf_canary0123456789"}
+    paths = os.pathsep.join([str(FAULTY_STEPS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "PYTHONPATH": paths, "A_TOKEN": "hf_canary0123456789"}
 
 
 def sweep(study, *kinds):
@@ -38,7 +39,7 @@ def sweep(study, *kinds):
 def test_a_row_of_a_real_worker(tmp_path):
     rows, _ = sweep(tmp_path / "s", "none", "noop")
     ok, noop = rows["none"], rows["noop"]
-    assert (ok["status"], ok["stage"]) == ("ok", "measure")
+    assert (ok["status"], ok["phase"]) == ("ok", "measure")
     metrics = ok["metrics"]
     assert len(metrics["latency_s"]["samples"]) == 2
     assert metrics["stages"][0]["steps"] == 1
@@ -50,7 +51,7 @@ def test_a_row_of_a_real_worker(tmp_path):
     (folder,) = (tmp_path / "s/cells" / ok["cell_id"]).iterdir()
     with Image.open(folder / "0.png") as picture:
         assert picture.info["diffopt:cell_id"] == ok["cell_id"]
-    assert (noop["status"], noop["stage"]) == ("error", "warmup")
+    assert (noop["status"], noop["phase"]) == ("error", "warmup")
     assert noop["reason"] == "verifying layout (noop): no effect: nothing is in another layout"
     assert noop["effects"] == []
     assert noop["metrics"]["latency_s"] is None
@@ -62,7 +63,7 @@ ENDINGS = {
     "exit3": ("crashed", "optimize", "exited with code 3"),
     "sigkill": ("crashed", "optimize", "SIGKILL"),
     "sigsegv": ("crashed", "optimize", "SIGSEGV"),
-    "hang": ("timeout", "optimize", f"more than {DEADLINE} s in stage optimize"),
+    "hang": ("timeout", "optimize", f"more than {DEADLINE} s in phase optimize"),
     "oom": ("oom", "optimize", "can't allocate memory"),
     "garbage": ("crashed", "optimize", "outcome cannot be read"),
     "garbage_report": ("crashed", "optimize", "reports cannot be read"),
@@ -88,9 +89,9 @@ def rows(study):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ENDINGS)
 def test_every_way_to_end(rows, kind):
-    status, stage, says = ENDINGS[kind]
+    status, phase, says = ENDINGS[kind]
     row = rows[kind]
-    assert (row["status"], row["stage"]) == (status, stage)
+    assert (row["status"], row["phase"]) == (status, phase)
     assert (row["reason"] is None) if says is None else (says in row["reason"])
 
 
@@ -149,7 +150,7 @@ def test_ctrl_c_keeps_a_row_and_exits_130(tmp_path):
     assert parent.returncode == 130
     assert all(gone(pid) for pid in group)
     (row,) = Study.open(tmp_path / "s").results()
-    assert (row.status, row.stage) == ("interrupted", "optimize")
+    assert (row.status, row.phase) == ("interrupted", "optimize")
 
 
 @pytest.mark.slow

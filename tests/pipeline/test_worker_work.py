@@ -31,7 +31,7 @@ class Memory:
 
 @pytest.fixture
 def work(tmp_path: Path) -> Work:
-    return Work(tmp_path / "plan.json", tmp_path, report=lambda stage: None, gpu="GPU-1")
+    return Work(tmp_path / "plan.json", tmp_path, report=lambda phase: None, gpu="GPU-1")
 
 
 def gpu(*reasons: str) -> Device:

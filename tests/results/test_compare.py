@@ -276,7 +276,7 @@ def test_the_gate_closes_for_rows_that_cannot_be_read(two: Path, cli: Cli) -> No
 
 
 def test_a_refusal_for_want_of_a_device_does_not_stand_beside_a_row(two: Path, cli: Cli) -> None:
-    absent = row(seconds=None, status="refused", stage="load", valid=False, environment=ELSEWHERE)
+    absent = row(seconds=None, status="refused", phase="load", valid=False, environment=ELSEWHERE)
     keep(two / "studies" / "again", [absent, row()])
     assert cli("compare", "again", "before")[0] == 0
 
@@ -310,6 +310,6 @@ def test_mistakes_are_one_paragraph_and_exit_code_2(two: Path, cli: Cli, words: 
 
 
 def test_a_row_without_a_figure_says_why() -> None:
-    found = compare([row()], [row(seconds=None, status="oom", stage="compile", valid=False, reason="8 GiB")])
+    found = compare([row()], [row(seconds=None, status="oom", phase="compile", valid=False, reason="8 GiB")])
     (line,) = comparison_table(found).rows
     assert line[-2:] == ("broken", "B: oom at compile, 8 GiB")

@@ -30,7 +30,7 @@ def row(request: Request, seconds: float | None, **changes: Any) -> Result:
             stages=(StageSpeed(name="unet", steps=30, iterations_per_second=30 / seconds),),
         )
     else:
-        changes = {"status": "oom", "stage": "compile", "valid": False, "reason": "out of memory", **changes}
+        changes = {"status": "oom", "phase": "compile", "valid": False, "reason": "out of memory", **changes}
     return a_result(request.cell, choices=dict(request.cell.choices), **changes)
 
 

@@ -61,8 +61,8 @@ def row(*words: str, speeds: tuple[float, ...] = (), at: Environment | None = No
     return a_result(request.cell, choices=dict(request.cell.choices), **changes)
 
 
-def failed(*words: str, status: str, stage: str, reason: str = "because", **more: Any) -> Result:
-    return row(*words, status=status, stage=stage, reason=reason, valid=False, **more)
+def failed(*words: str, status: str, phase: str, reason: str = "because", **more: Any) -> Result:
+    return row(*words, status=status, phase=phase, reason=reason, valid=False, **more)
 
 
 def shown(found: Likeness) -> dict[str, dict[str, dict[str, str]]]:
@@ -131,11 +131,11 @@ def test_what_stands_where_there_is_no_figure() -> None:
     found = likeness(
         [
             row("model=sd15", speeds=(20.0,)),
-            failed("model=sd15", *COMPILED, status="oom", stage="warmup", reason="out of\nmemory"),
-            failed("model=sd15_inpaint", status="refused", stage="plan", reason="no such kernel"),
-            failed("model=sd15_inpaint", *COMPILED, status="refused", stage="load", reason="no such device here"),
-            failed("model=sd15_controlnet", status="crashed", stage="compile"),
-            failed("model=sd15_controlnet", *COMPILED, status="timeout", stage="measure"),
+            failed("model=sd15", *COMPILED, status="oom", phase="warmup", reason="out of\nmemory"),
+            failed("model=sd15_inpaint", status="refused", phase="plan", reason="no such kernel"),
+            failed("model=sd15_inpaint", *COMPILED, status="refused", phase="load", reason="no such device here"),
+            failed("model=sd15_controlnet", status="crashed", phase="compile"),
+            failed("model=sd15_controlnet", *COMPILED, status="timeout", phase="measure"),
             row("model=sdxl", speeds=(10.0,), valid=False, reason="latency varies"),
         ],
         PAGE,
@@ -175,7 +175,7 @@ def test_runtimes_are_named_and_a_refused_row_stands_with_its_own() -> None:
     (table,) = as_published(
         by("current", row("model=sd15", speeds=(1.0,))),
         by("old", row("model=sd15", speeds=(2.0,), at=where("2.10.0"))),
-        by("old", failed("model=sd15", *COMPILED, status="refused", stage="plan")),
+        by("old", failed("model=sd15", *COMPILED, status="refused", phase="plan")),
     ).values()
     assert {k: v for k, v in table["SD - txt2img"].items() if "published" not in k} == {
         "torch 2.10.0 (old) - <br>no compile": "2.00",
@@ -287,8 +287,8 @@ def test_a_row_that_never_met_its_gpu_stands_with_those_that_did() -> None:
     gone = where(device=None)
     page = as_published(
         row("model=sd15", speeds=(20.0,)),
-        failed("model=sdxl", status="refused", stage="load", at=gone),
-        failed("model=sd15", status="refused", stage="load", at=gone),  # measured elsewhere: left out
+        failed("model=sdxl", status="refused", phase="load", at=gone),
+        failed("model=sd15", status="refused", phase="load", at=gone),  # measured elsewhere: left out
     )
     assert {name: list(table) for name, table in page.items()} == {
         f"{A100} (batch size: 1)": ["SD - txt2img", "SDXL - txt2img"]
@@ -413,7 +413,7 @@ def test_the_charts_have_the_page_s_settings_where_a_pipeline_was_measured_with_
             row("model=sd15", "compile=regional", speeds=(3.0,)),  # a column of the page's row
             row("model=sd15", "workload.batch_size=4", "attention=vanilla", speeds=(4.0,)),
             row("model=sd15", "model.weights=tiny", "attention=vanilla", speeds=(5.0,)),
-            failed("model=sd15_inpaint", status="oom", stage="load"),
+            failed("model=sd15_inpaint", status="oom", phase="load"),
             row("model=sd15_inpaint", "memory=model_offload", speeds=(6.0,)),
         ],
         PAGE,
@@ -532,7 +532,7 @@ def test_notes_name_a_pipeline_of_a_gpu_once_and_no_more_than_three() -> None:
         ("model=sdxl",),
     )
     many = [
-        failed(*words, f"workload.batch_size={size}", *mode, status="oom", stage="load")
+        failed(*words, f"workload.batch_size={size}", *mode, status="oom", phase="load")
         for words in tasks
         for size in (1, 4)
         for mode in ((), COMPILED)
@@ -547,8 +547,8 @@ def test_notes_say_of_no_row_what_holds_for_another() -> None:
     batches = [(f"workload.batch_size={size}",) for size in (1, 4)]
     rows = [
         row("model=sd15", *batches[0], speeds=(1.0,)),
-        failed("model=sd15", *batches[1], status="oom", stage="load"),
-        *(failed("model=sd15", *batch, *COMPILED, status="oom", stage="load") for batch in batches),
+        failed("model=sd15", *batches[1], status="oom", phase="load"),
+        *(failed("model=sd15", *batch, *COMPILED, status="oom", phase="load") for batch in batches),
     ]
     plain, compiled = (f"torch 2.13.0 - {mode}, {A100}" for mode in ("no compile", "compile"))
     (note,) = notes_of(*rows)
@@ -565,7 +565,7 @@ def test_rows_that_are_not_compared_are_named_without_the_settings_that_the_note
 
 
 def test_a_reason_is_of_the_row_that_it_names() -> None:
-    slow = failed("model=sd15", "attention=vanilla", status="oom", stage="load")
+    slow = failed("model=sd15", "attention=vanilla", status="oom", phase="load")
     found = notes_of(row("model=sd15", speeds=(1.0,)), slow)
     assert (
         f"oom at load: because (SD - txt2img, attention=vanilla, batch 1, torch 2.13.0 - no compile, {A100})" in found

@@ -57,7 +57,7 @@ def test_fresh_studies_of_the_same_second_differ():
 
 
 @pytest.mark.parametrize(
-    ("status", "stage", "kept"),
+    ("status", "phase", "kept"),
     [
         ("ok", "measure", True),
         ("oom", "compile", True),
@@ -70,8 +70,8 @@ def test_fresh_studies_of_the_same_second_differ():
         ("interrupted", "warmup", False),
     ],
 )
-def test_what_is_kept(status, stage, kept):
-    study, result = Study.create("mine"), a_result(status=status, stage=stage)
+def test_what_is_kept(status, phase, kept):
+    study, result = Study.create("mine"), a_result(status=status, phase=phase)
     assert study.kept(result.cell_id, result.env_id) is None
     study.keep(result)
     assert study.kept(result.cell_id, result.env_id) == (result if kept else None)

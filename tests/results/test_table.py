@@ -55,7 +55,7 @@ def cells(text: str) -> list[dict[str, str]]:
 STUDY = [
     row(seconds=1.0),
     row("compile=default", seconds=0.5),
-    row("compile=regional", status="oom", stage="compile", valid=False, reason="out | of\nmemory"),
+    row("compile=regional", status="oom", phase="compile", valid=False, reason="out | of\nmemory"),
     row("compile=dynamic", status="ok", valid=False, reason="latency varies", seconds=2.0),
 ]
 
@@ -142,7 +142,7 @@ def test_a_report_leaves_unreadable_rows_out_and_says_so(
 
 
 def test_a_cell_refused_elsewhere_and_measured_here_is_one_row() -> None:
-    refused = row(status="refused", stage="load", valid=False, reason="no GPU", env_id="0" * 12)
+    refused = row(status="refused", phase="load", valid=False, reason="no GPU", env_id="0" * 12)
     assert len(table([refused, STUDY[0]]).rows) == 1
     assert len(table([refused, STUDY[1]]).rows) == 2
 

@@ -22,17 +22,17 @@ def run(tmp_path, monkeypatch):
 
     def call(mode, **deadlines):
         (tmp_path / "cell.yaml").write_text(to_yaml(stubbed(mode)))
-        stages = []
+        phases = []
         stop = Stop()
-        verdict = run_child(tmp_path, launch(**deadlines), stop, gpu=None, on_stage=stages.append)
+        verdict = run_child(tmp_path, launch(**deadlines), stop, gpu=None, on_phase=phases.append)
         stop.close()
-        return verdict, stages
+        return verdict, phases
 
     return call
 
 
 @pytest.mark.parametrize(
-    ("mode", "status", "stage", "says"),
+    ("mode", "status", "phase", "says"),
     [
         ("ok", "ok", "measure", None),
         ("error", "error", "warmup", "no effect"),
@@ -48,21 +48,21 @@ def run(tmp_path, monkeypatch):
         ("heir", "ok", "measure", None),
     ],
 )
-def test_each_way_to_end(run, mode, status, stage, says):
+def test_each_way_to_end(run, mode, status, phase, says):
     verdict, _ = run(mode)
-    assert (verdict.status, verdict.stage) == (status, stage)
+    assert (verdict.status, verdict.phase) == (status, phase)
     assert (verdict.reason is None) if says is None else (says in verdict.reason)
 
 
-def test_stages_are_told_as_they_begin(run):
+def test_phases_are_told_as_they_begin(run):
     assert run("ok")[1] == ["load", "optimize", "measure"]
 
 
-def test_a_hang_ends_at_the_deadline_of_its_stage_with_all_its_processes(run, tmp_path):
+def test_a_hang_ends_at_the_deadline_of_its_phase_with_all_its_processes(run, tmp_path):
     began = time.monotonic()
     verdict, _ = run("hang", compile=0.4)
-    assert (verdict.status, verdict.stage) == ("timeout", "compile")
-    assert verdict.reason == "more than 0.4 s in stage compile (launch.deadlines.compile)"
+    assert (verdict.status, verdict.phase) == ("timeout", "compile")
+    assert verdict.reason == "more than 0.4 s in phase compile (launch.deadlines.compile)"
     assert time.monotonic() - began < 10
     assert all(gone(pid) for pid in (tmp_path / "pids").read_text().split())
 
@@ -81,16 +81,16 @@ def stopped(tmp_path, monkeypatch):
         (tmp_path / "cell.yaml").write_text(to_yaml(stubbed("hang")))
         stop = Stop()
 
-        def on_stage(stage):
-            if stage == "compile":
+        def on_phase(phase):
+            if phase == "compile":
                 stop(signal.SIGTERM)
                 for after in others:
                     threading.Timer(after, stop, [signal.SIGTERM]).start()
 
         began = time.monotonic()
-        verdict = run_child(tmp_path, launch().model_copy(update={"grace": grace}), stop, gpu=None, on_stage=on_stage)
+        verdict = run_child(tmp_path, launch().model_copy(update={"grace": grace}), stop, gpu=None, on_phase=on_phase)
         stop.close()
-        assert (verdict.status, verdict.stage) == ("interrupted", "compile")
+        assert (verdict.status, verdict.phase) == ("interrupted", "compile")
         assert all(gone(pid) for pid in (tmp_path / "pids").read_text().split())
         return time.monotonic() - began
 
@@ -129,7 +129,7 @@ def printed(tmp_path, monkeypatch):
     def call(gpu):
         monkeypatch.setattr(process, "_command", lambda *rest: ["env"])
         stop = Stop()
-        run_child(tmp_path, launch(), stop, gpu=gpu, on_stage=lambda stage: None)
+        run_child(tmp_path, launch(), stop, gpu=gpu, on_phase=lambda phase: None)
         stop.close()
         return (tmp_path / "log.txt").read_text().splitlines()
 

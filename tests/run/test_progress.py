@@ -9,8 +9,8 @@ from diffopt.results.result import Latency, Metrics
 from diffopt.run.events import (
     CellFinished,
     CellStarted,
+    PhaseStarted,
     RowUnreadable,
-    StageStarted,
     SweepFinished,
     SweepStarted,
     silent,
@@ -19,14 +19,14 @@ from diffopt.run.events import (
 CELL = a_cell().id
 FAST = a_result(metrics=Metrics(latency_s=Latency(samples=(1.5, 1.5), median=1.5, q1=1.5, q3=1.5)))
 NOISY = a_result(valid=False, reason="latency varies by 60.0%")
-FAILED = a_result(status="crashed", stage="compile", reason="killed by SIGKILL\nmore", valid=False)
+FAILED = a_result(status="crashed", phase="compile", reason="killed by SIGKILL\nmore", valid=False)
 
 STORY = [
     SweepStarted(3),
     RowUnreadable("compile=none", "PATH is not a result. [Again]"),
     CellStarted(CELL, "compile=none"),
-    StageStarted(CELL, "load"),
-    StageStarted(CELL, "compile"),
+    PhaseStarted(CELL, "load"),
+    PhaseStarted(CELL, "compile"),
     CellFinished(FAST, "compile=none"),
     CellFinished(NOISY, "[bold]quant=none", kept=True),
     CellFinished(FAILED, "compile=default"),

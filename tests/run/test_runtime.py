@@ -330,7 +330,7 @@ def test_a_runtime_that_lacks_something_is_a_row_and_is_tried_again(tmp_path, mo
     path = another(tmp_path / "python", torch="2.9.0", torchao=None)
     cell = with_runtime(stubbed("ok"), "old", path)
     (row,) = run_all([cell], "s", launch())
-    assert (row.status, row.stage) == ("refused", "load")
+    assert (row.status, row.phase) == ("refused", "load")
     needed = [text for text in worker_requirements() if named(text) in ("torch", "torchao")]
     command = " ".join(f"'{text}'" for text in needed)
     assert row.reason == f"runtime=old needs {', '.join(needed)}: {path} -m pip install {command}"

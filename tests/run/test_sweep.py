@@ -19,7 +19,7 @@ from diffopt.machine.nvml import Device, Gpu
 from diffopt.results.result import CompileCache
 from diffopt.results.study import Study
 from diffopt.run import runner
-from diffopt.run.events import CellFinished, CellStarted, RowUnreadable, StageStarted, SweepFinished, SweepStarted
+from diffopt.run.events import CellFinished, CellStarted, PhaseStarted, RowUnreadable, SweepFinished, SweepStarted
 from diffopt.run.sweep import run_all, run_one
 
 
@@ -61,7 +61,7 @@ def test_events_tell_the_story():
     cell = stubbed("ok").id
     assert isinstance(events[0], SweepStarted)
     assert events[0].total == 2
-    assert [e.stage for e in events if isinstance(e, StageStarted) and e.cell_id == cell] == [
+    assert [e.phase for e in events if isinstance(e, PhaseStarted) and e.cell_id == cell] == [
         "load",
         "optimize",
         "measure",
@@ -132,7 +132,7 @@ def test_want_of_a_device_is_refused_and_tried_again(monkeypatch):
     events = []
     for _ in range(2):
         (row,) = run_all([on_gpu(stubbed("ok"))], "s", launch(), events.append)
-        assert (row.status, row.stage) == ("refused", "load")
+        assert (row.status, row.phase) == ("refused", "load")
         assert "hardware=a100" in row.reason
     assert not any(isinstance(e, CellFinished) and e.kept for e in events)
     assert row.environment.device == Device(kind="cuda", name=None, memory_bytes=None, gpu=None)
@@ -144,7 +144,7 @@ def test_a_broken_driver_is_a_row_and_cells_for_the_cpu_go_on(monkeypatch):
 
     monkeypatch.setattr(nvml, "detect", detect)
     broken, fine = run_all([on_gpu(stubbed("ok")), stubbed("ok")], "s", launch())
-    assert (broken.status, broken.stage) == ("refused", "load")
+    assert (broken.status, broken.phase) == ("refused", "load")
     assert "does not answer" in broken.reason
     assert fine.status == "ok"
 
@@ -156,7 +156,7 @@ def test_a_gpu_that_cannot_be_read_any_more_is_a_refused_row(monkeypatch):
     monkeypatch.setattr(nvml, "detect", lambda: (Gpu(0, "GPU-0", "NVIDIA A100", 80 * 2**30, (8, 0), "570.1"),))
     monkeypatch.setattr("diffopt.machine.nvml.gpu_device", gone)
     row, fine = run_all([on_gpu(stubbed("ok")), stubbed("ok")], "s", launch())
-    assert (row.status, row.stage, row.reason) == ("refused", "load", "NVML cannot read GPU GPU-0: GPU is lost")
+    assert (row.status, row.phase, row.reason) == ("refused", "load", "NVML cannot read GPU GPU-0: GPU is lost")
     assert row.environment.device.name is None
     assert fine.status == "ok"
 
@@ -166,7 +166,7 @@ def test_a_refused_plan_is_a_row_at_once_with_every_reason_and_is_kept():
     events = []
     for _ in range(2):
         (row,) = run_all([cell], "s", launch(), events.append)
-        assert (row.status, row.stage) == ("refused", "plan")
+        assert (row.status, row.phase) == ("refused", "plan")
         assert "quant=fp8_dynamic" in row.reason
     assert not any(isinstance(e, CellStarted) for e in events)
     assert [e.kept for e in events if isinstance(e, CellFinished)] == [False, True]
@@ -175,7 +175,7 @@ def test_a_refused_plan_is_a_row_at_once_with_every_reason_and_is_kept():
 def test_a_missing_package_is_refused_with_the_remedy_and_tried_again(monkeypatch):
     monkeypatch.setattr(runner.packages, "missing", lambda texts, there: ("xformers>=0.0.29",))
     row = run_one(stubbed("ok"), study="s", launch=launch())
-    assert (row.status, row.stage) == ("refused", "load")
+    assert (row.status, row.phase) == ("refused", "load")
     assert row.reason == "needs xformers>=0.0.29: pip install 'xformers>=0.0.29'"
 
 
@@ -186,7 +186,7 @@ def test_each_gpu_runs_one_cell_at_a_time_and_the_cpu_comes_last(monkeypatch):
     monkeypatch.setattr("diffopt.machine.nvml.gpu_device", described)
     running, most, order = [], [], []
 
-    def work(cell, folder, launch, stop, gpu, on_stage, interpreter):
+    def work(cell, folder, launch, stop, gpu, on_phase, interpreter):
         assert gpu not in running
         running.append(gpu)
         time.sleep(0.05)
@@ -213,7 +213,7 @@ def test_a_signal_ends_the_sweep_with_a_row_for_the_running_cell(number):
 
     def listen(event):
         events.append(event)
-        if isinstance(event, StageStarted) and event.cell_id == stubbed("hang").id and event.stage == "compile":
+        if isinstance(event, PhaseStarted) and event.cell_id == stubbed("hang").id and event.phase == "compile":
             os.kill(os.getpid(), number)
 
     with pytest.raises(Interrupted) as caught:

@@ -38,7 +38,7 @@ def a_result(cell: Cell | None = None, **changes: Any) -> Result:
         "env_id": ENVIRONMENT.id,
         "recipe_id": cell.recipe.id,
         "status": "ok",
-        "stage": "measure",
+        "phase": "measure",
         "reason": None,
         "valid": True,
         "choices": {"compile": "none"},

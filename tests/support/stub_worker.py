@@ -15,8 +15,8 @@ folder, fd = Path(sys.argv[1]), int(sys.argv[2])
 os.set_inheritable(fd, False)
 
 
-def stage(name):
-    os.write(fd, json.dumps({"stage": name}).encode() + b"\n")
+def phase(name):
+    os.write(fd, json.dumps({"phase": name}).encode() + b"\n")
 
 
 def leave(outcome):
@@ -24,11 +24,11 @@ def leave(outcome):
 
 
 def ok():
-    stage("optimize")
-    stage("measure")
+    phase("optimize")
+    phase("measure")
     (folder / "0.png").touch()
     metrics = {"latency_s": {"samples": [1.0, 1.0], "median": 1.0, "q1": 1.0, "q3": 1.0}}
-    row = {"status": "ok", "stage": "measure", "valid": True, "metrics": metrics, "pictures": ["0.png"]}
+    row = {"status": "ok", "phase": "measure", "valid": True, "metrics": metrics, "pictures": ["0.png"]}
     leave(json.dumps(row))
 
 
@@ -41,16 +41,16 @@ def start():
     (caches / str(found)).touch()
     cache = {"hits": found, "misses": 0 if found else 1}
     metrics = {"load_s": 1.0, "first_call_s": 2.0, "compile_cache": cache}
-    leave(json.dumps({"status": "ok", "stage": "measure", "valid": True, "metrics": metrics}))
+    leave(json.dumps({"status": "ok", "phase": "measure", "valid": True, "metrics": metrics}))
 
 
 def error():
-    stage("warmup")
-    leave(json.dumps({"status": "error", "stage": "warmup", "reason": "no effect"}))
+    phase("warmup")
+    leave(json.dumps({"status": "error", "phase": "warmup", "reason": "no effect"}))
 
 
 def exit0():
-    stage("compile")
+    phase("compile")
 
 
 def exit3():
@@ -71,12 +71,12 @@ def hang():
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     child = subprocess.Popen(["sleep", "600"])
     (folder / "pids").write_text(f"{os.getpid()} {child.pid}")
-    stage("compile")
+    phase("compile")
     time.sleep(600)
 
 
 def garbage_report():
-    os.write(fd, b'{"stage": "lunch"}\n')
+    os.write(fd, b'{"phase": "lunch"}\n')
     time.sleep(600)
 
 
@@ -86,11 +86,11 @@ def flood():
 
 
 def cut_report():
-    os.write(fd, b'{"stage": "comp')
+    os.write(fd, b'{"phase": "comp')
 
 
 def garbage_outcome():
-    leave('{"status": "ok", "stage": 7')
+    leave('{"status": "ok", "phase": 7')
 
 
 def lingering():

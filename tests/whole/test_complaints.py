@@ -90,7 +90,7 @@ def test_an_artifact_that_gave_no_graph_makes_a_row_not_valid(
 ) -> None:
     monkeypatch.setattr(dynamo, "counters", {"inductor": Counter(found), "aot_packages": Counter(loaded=3)})
     artifact = (tmp_path / "cache.zip", "0" * 64) if loaded else None
-    work = Work(tmp_path / "plan.json", tmp_path, report=lambda stage: None, gpu=None, load_artifact=artifact)
+    work = Work(tmp_path / "plan.json", tmp_path, report=lambda phase: None, gpu=None, load_artifact=artifact)
     work._call_first(Meter())  # type: ignore[arg-type]
     said = "the compile artifact cache.zip was loaded, but no graph came from it"
     assert work._complaints == ([] if valid else [said])

@@ -164,4 +164,4 @@ def _reason(result: Result) -> str:
     """Why there is no figure, or none that counts."""
     if result.status == "ok":
         return result.reason or ""
-    return f"{result.stage}: {result.reason}" if result.reason else result.stage
+    return f"{result.phase}: {result.reason}" if result.reason else result.phase

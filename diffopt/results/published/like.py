@@ -85,9 +85,9 @@ def _entry(row: Place) -> Entry:
 
 def _text(result: Result, speeds: Sequence[float]) -> str:
     if result.status == "refused":  # what fails while loading is for want of a device, a package or a file
-        return NOT_HERE if result.stage == "load" else REFUSED
+        return NOT_HERE if result.phase == "load" else REFUSED
     if result.status != "ok":
-        return f"{'OOM' if result.status == 'oom' else result.status} at {result.stage}"
+        return f"{'OOM' if result.status == 'oom' else result.status} at {result.phase}"
     text = BREAK.join(map(number, speeds)) or "no figure"
     return text if result.valid else f"{text} (not valid)"
 
@@ -163,7 +163,7 @@ def _reasons(rows: Sequence[Place]) -> list[str]:
         result = row.result
         if result.status == "ok" and result.valid:
             continue
-        state = "not valid" if result.status == "ok" else f"{result.status} at {result.stage}"
+        state = "not valid" if result.status == "ok" else f"{result.status} at {result.phase}"
         reason = textwrap.shorten(result.reason or "no reason is on record", LONGEST_REASON, placeholder=" …")
         cells.setdefault(f"{state}: {reason}", []).append(row)
     return [f"{what} ({_some(_where(found, lambda row: row.pipeline))})" for what, found in cells.items()]

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import nn
 
+# what plug-ins may rely on
+__all__ = ["Selection", "Shapes", "Words", "proof", "quantize"]
 
 _FUSED = {  # diffusers' names: the fused matrix, and what it replaces
     "to_qkv": ("to_q", "to_k", "to_v"),

@@ -126,4 +126,4 @@ def _final(result: Result | None) -> bool:
     """As :meth:`Study.kept` has it."""
     if result is None:
         return False
-    return result.status in ("ok", "oom") or (result.status == "refused" and result.stage == "plan")
+    return result.status in ("ok", "oom") or (result.status == "refused" and result.phase == "plan")

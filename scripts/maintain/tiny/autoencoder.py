@@ -1,4 +1,4 @@
-"""Stage one: the autoencoder, on pictures painted as they are needed, and the latents of the training pictures."""
+"""Part one: the autoencoder, on pictures painted as they are needed, and the latents of the training pictures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stage two: UNet and text encoder together, on the latents of the training pictures and their prompts."""
+"""Part two: UNet and text encoder together, on the latents of the training pictures and their prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop that both stages share: data-parallel on the CPU, averaged weights, checkpoints.
+"""The training loop that both parts share: data-parallel on the CPU, averaged weights, checkpoints.
 
 Everything random is drawn from the seed and the number of the step, so a resumed run goes on as if it had never
 stopped, and a second run from nothing has the same losses.

@@ -1,7 +1,7 @@
 """Train the built-in model from nothing: ``scripts/train_tiny --out DIR``.
 
-Stages: shapes are drawn, the autoencoder is trained, the pictures become latents, UNet and text encoder are trained
-together, the decoder learns to put their small mistakes right, the pipeline is written. Each stage continues from its
+Parts: shapes are drawn, the autoencoder is trained, the pictures become latents, UNet and text encoder are trained
+together, the decoder learns to put their small mistakes right, the pipeline is written. Each part continues from its
 checkpoint in the working folder.
 """
 
@@ -67,7 +67,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="where the pipeline is written")
     parser.add_argument("--work", type=Path, required=True, help="checkpoints; a run continues from those it finds")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--smoke", action="store_true", help="every stage, but far too short to learn (2 minutes)")
+    parser.add_argument("--smoke", action="store_true", help="every part, but far too short to learn (2 minutes)")
     return parser
 
 

@@ -79,7 +79,7 @@ class Garbage(Faulty):
 
     def apply(self, pipe, site):
         with open(sys.argv[2], "w") as outcome:
-            outcome.write('{"status": "ok", "stage": 7')
+            outcome.write('{"status": "ok", "phase": 7')
         os._exit(0)
 
 
@@ -90,7 +90,7 @@ class GarbageReport(Faulty):
     kind: Literal["garbage_report"]
 
     def apply(self, pipe, site):
-        os.write(int(sys.argv[4]), b"\xff\x00 not a stage\n")
+        os.write(int(sys.argv[4]), b"\xff\x00 not a phase\n")
         time.sleep(600)
 
 
