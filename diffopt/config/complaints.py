@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override, QuotedString
@@ -19,6 +20,14 @@ def unknown_option(group: str, option: str, options: Sequence[str]) -> str:
     return (
         f"{group}={option}: the group '{group}' has no option '{option}'.{did_you_mean(option, options)} "
         f"Its options are {', '.join(options)} (diffopt ls {group} says what each does)."
+    )
+
+
+def unknown_sibling(path: Path, group: str, sibling: str, options: Sequence[str]) -> str:
+    """A name in the defaults list of an option's file that is no option of its group."""
+    return (
+        f"{path}: its defaults extend '{sibling}', and the group '{group}' has no option of that name."
+        f"{did_you_mean(sibling, options)} Its options are {', '.join(options)}."
     )
 
 

@@ -7,6 +7,7 @@ steer, nothing that leaks into somebody else's Hydra application.
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from hydra.core.default_element import ResultDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import ConfigCompositionException, HydraException
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -116,8 +117,13 @@ class Composer:
         return of_option(self._given[folder], name, trusted=folder in self._trusted)
 
     def read_option(self, group: str, option: str) -> dict[str, Any]:
-        """The checked data of one option's file as it stands, siblings not merged."""
-        return copy.deepcopy(read_data(self.option_file(group, option), f"{group}/{option}.yaml"))
+        """The checked data of one option's file as it stands, siblings not merged. UsageError when there is no such."""
+        path, others = self.option_file(group, option), [name for name in self.options(group) if name != option]
+        data = read_data(path, f"{group}/{option}.yaml")
+        for name in data.get("defaults", []):
+            if isinstance(name, str) and name not in ("_self_", option, *others):
+                raise UsageError(complaints.unknown_sibling(path, group, name, others))
+        return copy.deepcopy(data)
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
         """Parse and check what can be checked before composing: groups, options, quoting."""
@@ -187,6 +193,8 @@ class Composer:
                     if option is not None:
                         self.option_file(group, option)
                 config = self._loader._compose_config_from_defaults_list(defaults.defaults, repository)
+            except MissingConfigException as error:
+                raise UsageError(self._missing(error)) from error
             except (HydraException, OmegaConfBaseException, ValueError) as error:
                 raise UsageError(complaints.composition(str(error))) from error
             except RecursionError:
@@ -197,6 +205,13 @@ class Composer:
             found = Composed(data, choices, chosen=chosen, origins=self._origins(defaults.defaults))
             self._skeletons[key] = self._onto_base(found, groups)
         return self._skeletons[key]
+
+    def _missing(self, error: MissingConfigException) -> str:
+        """Which option there is not. Raises UsageError itself where the file of another option extends it."""
+        if extending := re.match(r"In '(\w+)/(.+?)'", str(error)):
+            self.read_option(*extending.groups())
+        group, _, option = str(error.missing_cfg_file).partition("/")
+        return complaints.unknown_option(group, option, self.options(group))
 
     def _origins(self, merged: Sequence[ResultDefault]) -> Origins:
         """Where each value comes from, of files that are merged in this order."""

@@ -138,8 +138,7 @@ def test_it_composes_and_plans(name: str) -> None:
 def test_a_revision_is_a_commit_or_shown_as_unpinned(name: str) -> None:
     revision = composed(name)["revision"]
     assert revision == "main" or re.fullmatch("[0-9a-f]{40}", revision)
-    if "defaults" not in raw(name):
-        assert re.search(r"^revision: main +# unpinned|^revision: [0-9a-f]{40} +# https", _text(name), re.MULTILINE)
+    assert re.search(r"^revision: main +# unpinned|^revision: [0-9a-f]{40} +# https", _text(name), re.MULTILINE)
 
 
 def _text(name: str) -> str:

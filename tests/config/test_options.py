@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -11,11 +13,22 @@ from support.option_steps import values
 from diffopt.config import Composer, shipped_conf
 from diffopt.config.catalogue import first_line
 from diffopt.config.resolve import Resolver
+from diffopt.recipe.options import own_values
 from diffopt.recipe.recipe import STEP_GROUPS
 from diffopt.schema.step import kinds
 
 FILES = sorted(shipped_conf().glob("*/*.yaml"))
 STEP_FILES = [path for path in FILES if path.parent.name in STEP_GROUPS]
+OVERLAYS = ("recipe", "sweep")  # which choose options
+EXTENDING = [
+    path for path in FILES if path.parent.name not in OVERLAYS and "defaults" in own_values(path.parent.name, path.stem)
+]
+FROM_FILES = ("local", "hub")  # options for whatever model the user names
+# Which weights or whose code is loaded, and on what terms: never another's by oversight, so each file says it.
+OF_ITS_OWN = {
+    "model": {"name", "id", "revision", "variant", "architecture", "licence", "gated"},
+    "attention": {"hub.repository", "hub.revision", "hub.trust_remote_code"},
+}
 
 
 def name(path: object) -> str:
@@ -58,9 +71,48 @@ def test_no_shipped_yaml_names_code() -> None:
         assert yaml.safe_load(path.read_text(encoding="utf-8")) is not None
 
 
-@pytest.mark.parametrize("path", [p for p in STEP_FILES if "\ndefaults:" in p.read_text(encoding="utf-8")], ids=name)
+@pytest.mark.parametrize("path", EXTENDING, ids=name)
 def test_an_option_that_extends_a_sibling_says_only_what_differs(path: Path) -> None:
-    own = yaml.safe_load(path.read_text(encoding="utf-8"))
+    own, group = own_values(path.parent.name, path.stem), path.parent.name
     (sibling,) = (parent for parent in own.pop("defaults") if parent != "_self_")
-    extended = values(path.parent.name, sibling)
-    assert [key for key, value in own.items() if key in extended and extended[key] == value] == []
+    assert set(repeated(own, values(group, sibling))) - OF_ITS_OWN.get(group, set()) == set()
+
+
+def repeated(own: dict[str, Any], extended: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """Dotted keys that have the value which they would have anyway."""
+    for key, value in own.items():
+        inner = extended.get(key)
+        if isinstance(value, dict) and isinstance(inner, dict):
+            yield from repeated(value, inner, f"{prefix}{key}.")
+        elif key in extended and inner == value:
+            yield f"{prefix}{key}"
+
+
+def test_what_is_repeated_is_found() -> None:
+    extended = {"a": 1, "block": {"x": 1, "y": None}, "names": ["p"]}
+    assert list(repeated({"a": 1, "b": 1, "block": {"x": 2, "y": None}, "names": ["p"]}, extended)) == [
+        "a",
+        "block.y",
+        "names",
+    ]
+
+
+@pytest.mark.parametrize("path", [path for path in EXTENDING if path.parent.name == "model"], ids=name)
+def test_what_a_model_is_stands_in_two_files_at_most(path: Path) -> None:
+    """Its own and its sibling's, so that it can still be read."""
+    (sibling,) = (name for name in own_values("model", path.stem)["defaults"] if name != "_self_")
+    assert "defaults" not in own_values("model", sibling)
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.parent.name == "model" and p.stem not in FROM_FILES], ids=name)
+def test_a_model_says_itself_which_weights_it_is(path: Path) -> None:
+    own = own_values("model", path.stem)
+    assert own.keys() >= OF_ITS_OWN["model"]
+    assert own["name"] == path.stem
+    controlnet = values("model", path.stem).get("controlnet")
+    assert controlnet == own.get("controlnet"), "it has an id and a revision, too"
+
+
+def test_what_is_filled_in_from_files_says_itself_which_ones() -> None:
+    for option in FROM_FILES:
+        assert own_values("model", option).keys() >= {"name", "id", "revision"}

@@ -10,8 +10,7 @@ from typing import Any
 
 import diffusers
 import pytest
-import yaml
-from support.option_steps import CONF
+from support.option_steps import values
 from torch import nn
 
 from diffopt.models import classes
@@ -20,6 +19,7 @@ from diffopt.models.classes.denoisers import _KNOWN, _PARTLY_KNOWN, Attention, C
 from diffopt.models.classes.pipelines import DenoiserCalls
 from diffopt.models.random.weights import meta_modules
 from diffopt.models.resolve import PACKAGED
+from diffopt.recipe.options import option_names
 
 RECORDS = (classes.Denoiser, Attention, Caches, classes.Vae, classes.Pipeline, classes.SamplerCalls, DenoiserCalls)
 INDEXES = sorted(PACKAGED.glob("*/model_index.json"))
@@ -56,7 +56,7 @@ def test_a_vae_that_a_denoiser_names_has_a_record() -> None:
 
 def test_every_class_of_a_model_option_is_known_in_full() -> None:
     """Nothing is left open for them: what ``None`` means "not known" is told."""
-    options = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (CONF / "model").glob("*.yaml")]
+    options = [values("model", name) for name in option_names("model")]
     named = [option for option in options if option.get("denoiser_class")]
     assert len(named) > 15
     for option in named:

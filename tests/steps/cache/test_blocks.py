@@ -11,7 +11,6 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-import yaml
 from diffusers import CacheMixin
 from diffusers.hooks import group_offloading
 from diffusers.hooks._helpers import TransformerBlockRegistry
@@ -24,6 +23,7 @@ from diffopt.errors import NoEffect, Refusal
 from diffopt.models import calls
 from diffopt.models.classes import DENOISERS, PIPELINES
 from diffopt.pipeline.build import build
+from diffopt.recipe.options import option_names
 from diffopt.recipe.plan import Plan, make_plan
 from diffopt.schema.step import Effect, kinds
 from diffopt.steps.cache.support import iterations
@@ -295,7 +295,7 @@ def test_pipelines_call_their_denoisers_as_the_table_says() -> None:
 
 
 def test_every_denoiser_of_a_model_option_is_known() -> None:
-    options = [yaml.safe_load(path.read_text()) for path in (CONF / "model").glob("*.yaml")]
+    options = [values("model", name) for name in option_names("model")]
     own = [o for o in options if o.get("denoiser_class") and o.get("pipelines")]
     assert len(own) > 15
     for option in own:

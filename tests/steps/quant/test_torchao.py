@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from diffusers.hooks.layerwise_casting import _LAYERWISE_CASTING_HOOK
 from pydantic import ValidationError
-from support.option_steps import CONF, apply, step, values
+from support.option_steps import apply, step, values
 from support.tiny_families import cell, drawn, pipelines
 from support.tiny_pipelines import picture, pipeline, site, xl_pipeline, xl_site
 from torch import nn
@@ -23,6 +22,7 @@ from diffopt.errors import NoEffect, Refusal
 from diffopt.models.index import read_index
 from diffopt.models.random.weights import meta_modules
 from diffopt.models.resolve import PACKAGED, packaged
+from diffopt.recipe.options import option_names
 from diffopt.schema.record import identity
 from diffopt.schema.step import Order, Trait
 from diffopt.steps.quant.linears import _chooser, replaced
@@ -169,8 +169,7 @@ def test_layers_that_the_model_names_stay_by_whole_parts_of_the_path():
 
 
 def models_with_lists() -> list[str]:
-    names = [path.stem for path in sorted((CONF / "model").glob("*.yaml"))]
-    return [name for name in names if yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text()).get("quant_skip")]
+    return [name for name in option_names("model") if values("model", name).get("quant_skip")]
 
 
 @pytest.mark.parametrize("name", models_with_lists())

@@ -30,6 +30,7 @@ from diffopt.models.classes import DENOISERS, PIPELINES
 from diffopt.models.resolve import PACKAGED
 from diffopt.models.sampling import ESSENTIAL
 from diffopt.pipeline.build import build
+from diffopt.recipe.options import option_names
 from diffopt.recipe.plan import make_plan
 from diffopt.schema.step import Site
 from diffopt.steps.scheduler import rehearsal
@@ -503,7 +504,7 @@ def test_the_table_of_pipelines_is_what_the_installed_diffusers_has(name):
 
 
 def test_every_pipeline_of_an_option_is_in_the_table():
-    named = (yaml.safe_load(path.read_text()).get("pipelines") or {} for path in (CONF / "model").glob("*.yaml"))
+    named = (values("model", name)["pipelines"] for name in option_names("model"))
     assert {name for tasks in named for name in tasks.values() if name} <= PIPELINES.keys()
 
 
