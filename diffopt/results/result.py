@@ -156,6 +156,15 @@ class Result(Frozen):
     metrics: Metrics = Metrics()
     environment: Environment
     artifacts: Artifacts = Artifacts()
+    seconds: float | None = None  # wall clock of its processes, from start to end; None: none was started
+
+    @property
+    def final(self) -> bool:
+        """Whether the cell need not run again: ok, out of memory, or refused by its plan.
+
+        Refusals for want of a device or a package (their stage is ``load``) and every failure run again.
+        """
+        return self.status in ("ok", "oom") or (self.status == "refused" and self.stage == "plan")
 
     @property
     def point(self) -> dict[str, Any]:

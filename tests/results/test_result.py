@@ -13,7 +13,7 @@ from diffopt.results.result import Latency, Metrics, PeakMemory, StageSpeed, rea
 
 KEYS = {
     *("schema_version", "cell_id", "env_id", "recipe_id", "status", "stage", "reason", "valid", "choices", "cell"),
-    *("effects", "metrics", "environment", "artifacts"),
+    *("effects", "metrics", "environment", "artifacts", "seconds"),
 }
 METRICS = {
     *("load_s", "first_call_s", "warmup_s", "latency_s", "stages", "images_per_second", "split_s"),
