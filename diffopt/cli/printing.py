@@ -53,15 +53,14 @@ def many_plans(plans: Sequence[Plan], code: Sequence[Sequence[Code]] = ()) -> st
 
 
 def print_rest(study: str, results: Sequence[Result], minutes: float | None) -> None:
-    """How to go on, where the time of a sweep was over before each cell had its row."""
-    if minutes is None or all(result.status != "interrupted" for result in results):
-        return
-    last = {result.cell_id: result.final for result in results}
-    left = sum(not final for final in last.values())
-    print(
-        f"\nThe time was over (launch.minutes={minutes:g}): {left} of {len(last)} cells have no final row. "
-        f"The same command with study={study} goes on."
-    )
+    """How to go on, where a sweep had a time limit and cells are left, cut off, not begun or failed."""
+    rows = {result.cell_id: result for result in results}.values()
+    left = sum(not row.final and row.status != "refused" for row in rows)
+    if minutes is not None and left:
+        print(
+            f"\nlaunch.minutes={minutes:g}: {left} of {len(rows)} cells have no final row. "
+            f"The same command with study={study} goes on."
+        )
 
 
 def print_groups(groups: Sequence[tuple[str, Sequence[str]]]) -> None:

@@ -293,12 +293,12 @@ def test_the_command_tells_whether_all_is_done(cli: Cli) -> None:
     code, out, err = cli(*words, "launch.minutes=0.5")
     assert code == 1
     assert out.splitlines()[-1] == (
-        "The time was over (launch.minutes=0.5): 1 of 2 cells have no final row. The same command with study=s goes on."
+        "launch.minutes=0.5: 1 of 2 cells have no final row. The same command with study=s goes on."
     )
     assert "2 cells in 0.5 minutes" in err
     code, out, _ = cli(*words, "launch.minutes=60")
     assert code == 0
-    assert "The time was over" not in out
+    assert "no final row" not in out
 
 
 @pytest.mark.slow
