@@ -1,7 +1,8 @@
 """The command line: one verb, then Hydra's overrides. Parses, calls, prints; decides nothing.
 
-Exit codes: 0 every row of a sweep is ok or refused; 1 some cell failed, a single run was refused, or a comparison is
-worse than --slower allows; 2 wrong usage; 130 and 143 after Ctrl-C and SIGTERM.
+Exit codes: 0 every row of a sweep is ok or refused; 1 some cell failed, a single run was refused, launch.minutes were
+over before each cell had its row, or a comparison is worse than --slower allows; 2 wrong usage; 130 and 143 after
+Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations

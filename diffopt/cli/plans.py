@@ -27,4 +27,6 @@ def plan(args: argparse.Namespace) -> int:
         print(plans[0].text(code[0]))
     else:
         print(printing.many_plans(plans, code))
+        if (minutes := requests[0].launch.minutes) is not None:
+            print(f"launch.minutes={minutes:g}: `diffopt run` begins them in this order as long as there is time")
     return 0

@@ -52,6 +52,17 @@ def many_plans(plans: Sequence[Plan], code: Sequence[Sequence[Code]] = ()) -> st
     return "\n".join(lines)
 
 
+def print_rest(study: str, results: Sequence[Result], minutes: float | None) -> None:
+    """How to go on, where a sweep had a time limit and cells are left, cut off, not begun or failed."""
+    rows = {result.cell_id: result for result in results}.values()
+    left = sum(not row.final and row.status != "refused" for row in rows)
+    if minutes is not None and left:
+        print(
+            f"\nlaunch.minutes={minutes:g}: {left} of {len(rows)} cells have no final row. "
+            f"The same command with study={study} goes on."
+        )
+
+
 def print_groups(groups: Sequence[tuple[str, Sequence[str]]]) -> None:
     print_table(Table(("group", "options"), tuple((group, ", ".join(options)) for group, options in groups)))
 

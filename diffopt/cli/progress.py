@@ -14,6 +14,7 @@ from diffopt.run.events import (
     CellStarted,
     Event,
     Listener,
+    NotBegun,
     PhaseStarted,
     RowUnreadable,
     SweepFinished,
@@ -28,6 +29,10 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 
 def unreadable_line(event: RowUnreadable) -> str:
     return f"{event.label}: its row is measured anew: {event.reason}"
+
+
+def not_begun_line(event: NotBegun) -> str:
+    return f"{event.label}: {event.reason}"
 
 
 def outcome_line(event: CellFinished) -> str:
@@ -78,10 +83,14 @@ class _Lines:
 
     def __call__(self, event: Event) -> None:
         match event:
-            case SweepStarted(total):
+            case SweepStarted(total, minutes):
                 self._total = total
+                if minutes is not None:
+                    self._say(f"{total} cells in {minutes:g} minutes")
             case RowUnreadable():
                 self._say(unreadable_line(event))
+            case NotBegun():
+                self._say(not_begun_line(event))
             case CellStarted(cell_id, label):
                 self._say(f"{cell_id} {label}" if label != cell_id else cell_id)
             case PhaseStarted(cell_id, phase):
@@ -106,10 +115,13 @@ class _Bars:
 
     def __call__(self, event: Event) -> None:
         match event:
-            case SweepStarted(total):
-                self._cells = self._bars.add_task("cells", total=total)
+            case SweepStarted(total, minutes):
+                name = "cells" if minutes is None else f"cells in {minutes:g} minutes"
+                self._cells = self._bars.add_task(name, total=total)
             case RowUnreadable():
-                self._bars.console.print(unreadable_line(event), markup=False, highlight=False, soft_wrap=True)
+                self._print(unreadable_line(event))
+            case NotBegun():
+                self._print(not_begun_line(event))
             case CellStarted(cell_id, label):
                 self._running[cell_id] = self._bars.add_task(label, total=len(PHASES))
             case PhaseStarted(cell_id, phase):
@@ -125,4 +137,7 @@ class _Bars:
             self._bars.remove_task(task)
         if self._cells is not None:
             self._bars.advance(self._cells)
-        self._bars.console.print(outcome_line(event), markup=False, highlight=False, soft_wrap=True)
+        self._print(outcome_line(event))
+
+    def _print(self, line: str) -> None:
+        self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)

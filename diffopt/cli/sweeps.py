@@ -24,5 +24,6 @@ def run(args: argparse.Namespace) -> int:
             results = run_all([request.cell for request in requests], study, requests[0].launch, listener, others)
     printing.print_table(table(results))
     printing.print_whereabouts(study, results)
+    printing.print_rest(name or study.name, results, requests[0].launch.minutes)
     fine = ("ok", "refused") if args.multirun else ("ok",)
     return 0 if all(result.status in fine for result in results) else 1

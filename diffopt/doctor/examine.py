@@ -7,7 +7,6 @@ answer, and a fresh child goes on with the next check.
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from diffopt.config import Composer, catalogue
 from diffopt.errors import Refusal
 from diffopt.machine import hardware, nvml
 from diffopt.machine.nvml import Gpu, driver_cuda
-from diffopt.machine.process import Child, last_words
+from diffopt.machine.process import Child, how_it_ended, last_words
 from diffopt.run.process import environment
 from diffopt.schema.record import Frozen
 
@@ -85,7 +84,7 @@ class Checker:
             return finding.model_copy(update={"remedy": _remedy(task)}) if needs_words else finding
         seconds = time.monotonic() - begin
         code, self._child = self._child.end(), None
-        says = f"no answer within {self._deadline_s:g} s" if line == "deadline" else f"the process {_ending(code)}"
+        says = f"no answer within {self._deadline_s:g} s" if line == "deadline" else f"the process {how_it_ended(code)}"
         words = last_words(self._log)
         says += f"; it printed at last: {words}" if words else ""
         return Finding(check=task.name, status="fails", seconds=seconds, says=says, remedy=_remedy(task))
@@ -228,10 +227,6 @@ def _kernels(composer: Composer, on: dict[str, Any]) -> Iterator[Task | Finding]
 
 def _not_here(name: str, why: str) -> Finding:
     return Finding(check=name, status="not here", seconds=None, says=why)
-
-
-def _ending(code: int) -> str:
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
 
 
 def _remedy(task: Task) -> str:

@@ -161,6 +161,11 @@ def kill_group(group: int, signum: signal.Signals) -> None:
         os.killpg(group, signum)
 
 
+def how_it_ended(code: int) -> str:
+    """An exit code of a process in words, after its name."""
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+
+
 def last_words(log: Path) -> str | None:
     """The end of a log, which is often the only witness: of a crash the Python frame, else the last line."""
     said = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]

@@ -51,6 +51,7 @@ class Launch(Frozen):
     """Where cells run, and what each of them may take, one process per cell wherever it is."""
 
     kind: Annotated[str, Field(pattern="^[a-z][a-z0-9_]*$")]  # which launcher: a module of diffopt/run/launchers
+    minutes: Annotated[float, Field(gt=0)] | None  # that a sweep may take; None: no limit
     deadlines: Deadlines
     compile_artifact: CompileArtifact
     grace: Seconds  # for a process that was asked to end, or that closed its report, until it is killed

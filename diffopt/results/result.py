@@ -147,7 +147,7 @@ class Result(Frozen):
     env_id: str
     recipe_id: str
     status: Status
-    phase: Annotated[Phase, Field(validation_alias=AliasChoices("phase", "stage"))]  # rows of 0.1.0 say ``stage``
+    phase: Annotated[Phase, Field(validation_alias=AliasChoices("phase", "stage"))]  # rows of 0.1.0 say ``phase``
     reason: str | None  # why it is not ok, or why an ok row is not valid
     valid: bool
     choices: dict[str, str]
@@ -156,6 +156,15 @@ class Result(Frozen):
     metrics: Metrics = Metrics()
     environment: Environment
     artifacts: Artifacts = Artifacts()
+    seconds: float | None = None  # wall clock of its processes, from start to end; None: none was started
+
+    @property
+    def final(self) -> bool:
+        """Whether the cell need not run again: ok, out of memory, or refused by its plan.
+
+        Refusals for want of a device or a package (their phase is ``load``) and every failure run again.
+        """
+        return self.status in ("ok", "oom") or (self.status == "refused" and self.phase == "plan")
 
     @property
     def point(self) -> dict[str, Any]:

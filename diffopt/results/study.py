@@ -124,18 +124,13 @@ class Study:
                         return
             yield True
 
-    def kept(self, cell_id: str, env_id: str) -> Result | None:
-        """The row of a cell that need not run again: ok, out of memory, or refused by its plan.
+    def row(self, cell_id: str, env_id: str) -> Result | None:
+        """The row of a cell in an environment, however it ended; None where there is none.
 
-        Refusals for want of a device or a package (their phase is ``load``) and every failure run again.
         Raises UsageError when there is a row that cannot be read.
         """
         path = self.folder(cell_id, env_id) / "result.json"
-        if not path.exists():
-            return None
-        result = read_result(path)
-        final = result.status in ("ok", "oom") or (result.status == "refused" and result.phase == "plan")
-        return result if final else None
+        return read_result(path) if path.exists() else None
 
     def keep(self, result: Result) -> None:
         """Write a row; it is there whole or not at all."""

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from diffopt.machine.process import Child, last_words
+from diffopt.machine.process import Child, how_it_ended, last_words
 from diffopt.recipe.planned import Plan
 from diffopt.run.process import FALSIFYING, OF_WORKERS
 from diffopt.schema.record import Frozen
@@ -51,7 +51,7 @@ def _answers(plans: Sequence[Plan], waiting: list[int], folder: Path, deadline_s
             yield answer
         code = child.end()
     if waiting:
-        says = f"no answer within {deadline_s:g} s" if line == "deadline" else f"it ended with code {code}"
+        says = f"no answer within {deadline_s:g} s" if line == "deadline" else f"it {how_it_ended(code)}"
         words = last_words(folder / "log.txt")
         says += f"; it printed at last: {words}" if words else ""
         yield Answer(cell=waiting.pop(0), step="the process", ok=False, says=says)

@@ -11,6 +11,7 @@ from diffopt.results.result import Phase, Result
 @dataclass(frozen=True)
 class SweepStarted:
     total: int  # cells
+    minutes: float | None = None  # that it may take
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,14 @@ class CellStarted:
 @dataclass(frozen=True)
 class RowUnreadable:
     """The study has a row of the cell that cannot be read: it is replaced."""
+
+    label: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class NotBegun:
+    """There is no time for a cell that has an earlier row, which stays."""
 
     label: str
     reason: str
@@ -48,7 +57,7 @@ class SweepFinished:
     asked: int  # cells; more than results when the sweep was interrupted
 
 
-Event = SweepStarted | RowUnreadable | CellStarted | PhaseStarted | CellFinished | SweepFinished
+Event = SweepStarted | RowUnreadable | NotBegun | CellStarted | PhaseStarted | CellFinished | SweepFinished
 Listener = Callable[[Event], None]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import signal
@@ -13,13 +14,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import get_args
+from typing import Literal, get_args
 
 from pydantic import ValidationError
 
 from diffopt.machine.interpreter import Interpreter
 from diffopt.machine.oom_killer import oom_kills
-from diffopt.machine.process import Child, Silence, kill_group, last_words
+from diffopt.machine.process import Child, Silence, how_it_ended, kill_group, last_words
 from diffopt.recipe.launch import Launch
 from diffopt.results.result import Outcome, Phase, Status
 
@@ -39,7 +40,10 @@ FALSIFYING = frozenset(
     }
 )
 PLAN, OUTCOME = "plan.json", "outcome.json"  # in the folder of a row, while its worker runs: to it and from it
+AGAIN = "the same command runs it again"
 OF_WORKERS = {"DIFFUSERS_DISABLE_REMOTE_CODE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+Cause = Silence | Literal["over"]  # why a worker says no more; "over": the time of the sweep is
 
 
 @dataclass(frozen=True)
@@ -55,11 +59,13 @@ class Verdict:
 class Stop:
     """A request to end, shared by all cells in flight: they wait on ``fd``, which is readable from then on.
 
-    The first signal lets each worker be asked to end; the second kills them at once.
+    The first signal lets each worker be asked to end; the second kills them at once. ``end`` is when they are asked to
+    end without one, on the clock of ``time.monotonic``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, end: float = math.inf) -> None:
         self.signal: int | None = None
+        self.end = end
         self.fd, self._write = os.pipe()
         self._groups: set[int] = set()
 
@@ -72,10 +78,10 @@ class Stop:
             kill_group(group, signal.SIGKILL)
 
     def wait(self, seconds: float) -> bool:
-        """Sleep, but no longer than until a signal comes; False when there is or was one."""
+        """Sleep, but no longer than until a signal comes or the time is over; False when one of them is so."""
         if self.signal is None:
-            select.select([self.fd], [], [], seconds)
-        return self.signal is None
+            select.select([self.fd], [], [], max(0.0, min(seconds, self.end - time.monotonic())))
+        return self.signal is None and time.monotonic() < self.end
 
     @contextmanager
     def covering(self, group: int) -> Iterator[None]:
@@ -123,8 +129,8 @@ def run_child(
             watched=stop.fd,
         )
     with worker, stop.covering(worker.pid):
-        cause, phase = _follow(worker, launch, on_phase)
-        if cause == "stopped":
+        cause, phase = _follow(worker, launch, stop.end, on_phase)
+        if cause in ("stopped", "over"):
             worker.ask_to_end(launch.grace)
         elif cause == "ended":
             worker.await_exit(launch.grace)
@@ -150,15 +156,20 @@ def _command(folder: Path, progress: int, launch: Launch, gpu: str | None, pytho
     return command + (["--gpu", gpu] if gpu else [])
 
 
-def _follow(worker: Child, launch: Launch, on_phase: Callable[[Phase], None]) -> tuple[Silence, Phase]:
-    """Tell each phase as it begins, until there is none any more; why, and which was the last."""
+def _follow(worker: Child, launch: Launch, end: float, on_phase: Callable[[Phase], None]) -> tuple[Cause, Phase]:
+    """Tell each phase as it begins, until there is none any more; why, and which was the last.
+
+    Args:
+        end: when the time of the sweep is over.
+    """
     phase: Phase | None = "load"
     while phase is not None:
         last = phase
         on_phase(last)
-        said = worker.line(time.monotonic() + getattr(launch.deadlines, last))
+        deadline = time.monotonic() + getattr(launch.deadlines, last)
+        said = worker.line(min(deadline, end))
         if not isinstance(said, bytes):
-            return said, last
+            return "over" if said == "deadline" and end < deadline else said, last
         phase = _parse(said)
     return "garbage", last
 
@@ -176,11 +187,11 @@ def _parse(line: bytes) -> Phase | None:
     return phase
 
 
-def _verdict(
-    folder: Path, cause: Silence, phase: Phase, code: int, launch: Launch, *, killed_by_kernel: bool
-) -> Verdict:
+def _verdict(folder: Path, cause: Cause, phase: Phase, code: int, launch: Launch, *, killed_by_kernel: bool) -> Verdict:
     if cause == "stopped":
-        return Verdict("interrupted", phase, "interrupted while it ran; the same command runs it again")
+        return Verdict("interrupted", phase, f"interrupted while it ran; {AGAIN}")
+    if cause == "over":
+        return Verdict("interrupted", phase, f"launch.minutes={launch.minutes:g} were over in phase {phase}; {AGAIN}")
     if cause == "deadline":
         seconds = getattr(launch.deadlines, phase)
         return Verdict("timeout", phase, f"more than {seconds:g} s in phase {phase} (launch.deadlines.{phase})")
@@ -195,13 +206,8 @@ def _verdict(
         return Verdict(outcome.status, outcome.phase, outcome.reason, outcome)
     if code == -signal.SIGKILL and killed_by_kernel:
         return Verdict("oom", phase, "killed by the kernel's out-of-memory killer")
-    return Verdict("crashed", phase, f"{_ending(code)}{_last_words(folder)}")
-
-
-def _ending(code: int) -> str:
-    if code >= 0:
-        return f"the worker left no outcome and exited with code {code}"
-    return f"the worker was killed by {signal.Signals(-code).name} ({signal.strsignal(-code)})"
+    left = "" if code < 0 else "left no outcome and "
+    return Verdict("crashed", phase, f"the worker {left}{how_it_ended(code)}{_last_words(folder)}")
 
 
 def _last_words(folder: Path) -> str:

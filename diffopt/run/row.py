@@ -29,13 +29,14 @@ def tidy(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def make(folder: Path, cell: Cell, where: Environment, verdict: Verdict) -> Result:
+def make(folder: Path, cell: Cell, where: Environment, verdict: Verdict, seconds: float | None = None) -> Result:
     """The row of a cell that was tried, or refused.
 
     Args:
         folder: where it will lie, with what the worker left there.
         where: as it was before the cell ran, which is what the row's ``env_id`` says; the device is kept as the worker
             saw it last.
+        seconds: how long its processes took; None: there were none.
     """
     said = verdict.outcome or Outcome(status="error", phase=verdict.phase)
     artifacts = Artifacts(
@@ -53,15 +54,16 @@ def make(folder: Path, cell: Cell, where: Environment, verdict: Verdict) -> Resu
         reason=verdict.reason,
         valid=said.valid,
         choices=dict(cell.choices),
-        cell=_shareable(cell),
+        cell=shareable(cell),
         effects=said.effects,
         metrics=said.metrics,
         environment=where if said.device is None else where.model_copy(update={"device": said.device}),
         artifacts=artifacts,
+        seconds=seconds,
     )
 
 
-def _shareable(cell: Cell) -> dict[str, Any]:
+def shareable(cell: Cell) -> dict[str, Any]:
     """The cell as plain data without this machine's folders, which cell.yaml has; a picture keeps its file's name."""
     data = cell.model_dump(mode="json", exclude={"choices"})
     data["runtime"]["python"] = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -18,8 +19,9 @@ from diffopt.recipe.planned import Plan
 from diffopt.results.result import Phase, Result
 from diffopt.results.study import Study
 from diffopt.run import row
-from diffopt.run.events import CellFinished, CellStarted, Event, Listener, PhaseStarted, RowUnreadable
-from diffopt.run.process import PLAN, Stop, Verdict
+from diffopt.run.budget import Budget
+from diffopt.run.events import CellFinished, CellStarted, Event, Listener, NotBegun, PhaseStarted, RowUnreadable
+from diffopt.run.process import AGAIN, PLAN, Stop, Verdict
 from diffopt.run.starts import run_worker
 from diffopt.schema.step import Requirements
 
@@ -32,6 +34,7 @@ class Runner:
     launch: Launch
     listener: Listener
     stop: Stop
+    budget: Budget
     names: Mapping[str, str]  # what the progress calls each cell, by id
     others: Mapping[str, Interpreter]  # by the runtime's name; the Python that runs this is not among them
     _git: Git | None = field(default_factory=git_state)
@@ -56,18 +59,28 @@ class Runner:
         except Refusal as error:  # the GPU was there when the sweep began
             where, unreadable = self._where(cell, None), Verdict("refused", "load", str(error))
         with self.study.claim(cell.id, where.id, self.stop.wait) as claimed:
-            return self._take_claimed(plan, gpu, where, unreadable) if claimed else None
+            if claimed:
+                return self._take_claimed(plan, gpu, where, unreadable)
+        if self.stopped:
+            return None
+        reason = f"launch.minutes={self.launch.minutes:g} were over while another process had it; {AGAIN}"
+        return self._finish(self._made(cell, where, Verdict("interrupted", "plan", reason)))  # the row is theirs
 
     def _take_claimed(self, plan: Plan, gpu: Gpu | None, where: Environment, unreadable: Verdict | None) -> Result:
         cell = plan.cell
-        kept = self._kept(cell, where)
-        if kept is not None and (kept.status != "refused" or plan.problems):
-            return self._finish(kept, kept=True)
+        earlier = self._earlier(cell, where)
+        if earlier is not None and earlier.final and (earlier.status != "refused" or plan.problems):
+            return self._finish(earlier, kept=True)
+        no_run = _refusal(plan, self.others.get(cell.runtime.name)) or unreadable
+        if no_run is None and (shortage := self.budget.shortage(cell, where)) is not None:
+            if earlier is not None:
+                self.tell(NotBegun(self.names[cell.id], shortage))
+                return self._finish(earlier, kept=True)
+            no_run = Verdict("interrupted", "plan", shortage)
         folder = self.study.folder(cell.id, where.id)
         row.prepare(folder, cell)
-        refusal = _refusal(plan, self.others.get(cell.runtime.name)) or unreadable
-        if refusal is not None:
-            return self._keep(cell, where, refusal)
+        if no_run is not None:
+            return self._keep(cell, where, no_run)
         self.tell(CellStarted(cell.id, self.names[cell.id]))
 
         def on_phase(phase: Phase) -> None:
@@ -75,14 +88,16 @@ class Runner:
 
         plan.write(folder / PLAN)
         place, interpreter = gpu.uuid if gpu else None, self.others.get(cell.runtime.name)
+        begin = time.monotonic()
         verdict = run_worker(cell, folder, self.launch, self.stop, place, on_phase, interpreter)
+        seconds = round(time.monotonic() - begin, 2)
         row.tidy(folder)
-        return self._keep(cell, where, verdict)
+        return self._keep(cell, where, verdict, seconds)
 
-    def _kept(self, cell: Cell, where: Environment) -> Result | None:
-        """The row that the study keeps. One that cannot be read must not stop the sweep: it is told, and replaced."""
+    def _earlier(self, cell: Cell, where: Environment) -> Result | None:
+        """The row that the study has. One that cannot be read must not stop the sweep: it is told, and replaced."""
         try:
-            return self.study.kept(cell.id, where.id)
+            return self.study.row(cell.id, where.id)
         except UsageError as error:
             self.tell(RowUnreadable(self.names[cell.id], str(error)))
             return None
@@ -98,11 +113,15 @@ class Runner:
             self._places[key] = environment(device, gpu=key[1], git=self._git, interpreter=self.others.get(runtime))
         return self._places[key]
 
-    def _keep(self, cell: Cell, where: Environment, verdict: Verdict) -> Result:
+    def _keep(self, cell: Cell, where: Environment, verdict: Verdict, seconds: float | None = None) -> Result:
         """Write the row of a cell that was tried, or refused."""
-        result = row.make(self.study.folder(cell.id, where.id), cell, where, verdict)
+        result = self._made(cell, where, verdict, seconds)
         self.study.keep(result)
+        self.budget.note(result)
         return self._finish(result)
+
+    def _made(self, cell: Cell, where: Environment, verdict: Verdict, seconds: float | None = None) -> Result:
+        return row.make(self.study.folder(cell.id, where.id), cell, where, verdict, seconds)
 
     def _finish(self, result: Result, *, kept: bool = False) -> Result:
         self.tell(CellFinished(result, self.names[result.cell_id], kept=kept))

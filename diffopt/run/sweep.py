@@ -15,6 +15,7 @@ from diffopt.recipe.labels import labels, one_line
 from diffopt.recipe.launch import Launch, default_launch
 from diffopt.results.result import Result
 from diffopt.results.study import Study
+from diffopt.run.budget import Budget
 from diffopt.run.events import Listener, SweepFinished, SweepStarted, silent
 from diffopt.run.launchers import launcher
 from diffopt.run.process import Stop
@@ -48,6 +49,9 @@ def run_all(
 ) -> list[Result]:
     """Measure each distinct cell once, skip those whose row the study keeps, and return the rows in the order asked.
 
+    With ``launch.minutes`` cells begin in the order of :meth:`Budget.in_order`. One that cannot begin, or not end, for
+    want of time has a row as well, ``interrupted``; one that has a row already keeps that.
+
     Args:
         study: name, directory or Study; continued where it stopped. None makes a fresh one.
         launch: where they run, see launchers, and deadlines; None takes the shipped ``launch=local``.
@@ -60,15 +64,17 @@ def run_all(
     """
     if launch is None:
         launch = default_launch()
+    budget = Budget(launch)
     launch_cells = launcher(launch.kind).run
     distinct = list({cell.id: cell for cell in cells}.values())
     asking = interpreters(cell.runtime for cell in cells) if others is None else nullcontext(others)
-    with asking as found, _stopping() as stop:
+    with asking as found, _stopping(budget.end) as stop:
         if not isinstance(study, Study):
             study = Study.fresh() if study is None else Study.create(study)
-        runner = Runner(study, launch, listener, stop, names=_names(distinct), others=found)
-        runner.tell(SweepStarted(len(distinct)))
-        rows = {row.cell_id: row for row in launch_cells(distinct, runner)}
+        budget.learn(study)
+        runner = Runner(study, launch, listener, stop, budget, names=_names(distinct), others=found)
+        runner.tell(SweepStarted(len(distinct), launch.minutes))
+        rows = {row.cell_id: row for row in launch_cells(budget.in_order(distinct), runner)}
         runner.tell(SweepFinished(tuple(rows[cell.id] for cell in distinct if cell.id in rows), asked=len(distinct)))
     if stop.signal is not None:
         raise Interrupted(stop.signal)
@@ -82,9 +88,9 @@ def _names(cells: Sequence[Cell]) -> dict[str, str]:
 
 
 @contextmanager
-def _stopping() -> Iterator[Stop]:
-    """Signals become a request to stop while this lasts. Only the main thread can take them; others never stop."""
-    stop = Stop()
+def _stopping(end: float) -> Iterator[Stop]:
+    """Signals become a request to stop while this lasts. Only the main thread can take them; others stop at the end."""
+    stop = Stop(end)
     main = threading.current_thread() is threading.main_thread()
     before = {number: signal.signal(number, stop) for number in SIGNALS} if main else {}
     try:

@@ -164,7 +164,8 @@ def _print(wheels: Sequence[Path], folder: Path, target: Target, limit_mb: float
         )
     options = "--no-index --no-deps --no-compile --upgrade"
     print(f'there:  python3 -m pip install {options} --target "{SITE}" {folder.name}/*.whl')
-    print(f'        export PYTHONPATH="{SITE}"; then, in the checkout, scripts/gpu_matrix --minutes 9')
+    print(f'        export PYTHONPATH="{SITE}:$PWD"  # in the checkout; then, with any folder as the study,')
+    print("        python3 -m diffopt run -m sweep=gpu_matrix launch.minutes=9 study=docs/results/nvidia-h100")
 
 
 def main(argv: Sequence[str] | None = None, *, pip: Sequence[str] = PIP) -> int:

@@ -18,12 +18,12 @@ from diffopt.recipe.cell import Cell
 from diffopt.results.published import like, places
 from diffopt.results.published.charts import charts
 from diffopt.results.published.figures import published
+from diffopt.results.published.ladder import ladder
 from diffopt.results.published.layout import entries, tables
 from diffopt.results.published.like import Likeness
 from diffopt.results.published.places import Place
-from diffopt.results.result import Metrics, Result, StageSpeed
+from diffopt.results.result import Latency, Metrics, Result, StageSpeed
 from diffopt.results.study import Study
-from scripts.maintain.gpu_matrix.cells import SHIPPED, points, read_matrix
 
 PAGE = "pytorch2"
 A100 = "NVIDIA A100-SXM4-80GB"
@@ -450,15 +450,32 @@ def test_other_pipelines_are_left_out_and_said() -> None:
         likeness(others, PAGE)
 
 
-def test_the_whole_gpu_matrix_has_a_place_for_each_row_and_a_chart_as_the_page_s() -> None:
+@cache
+def gpu_matrix() -> list[Result]:
+    """A row for each cell of the sweep on an H100."""
     rows = []
-    for point in points(read_matrix(SHIPPED), ["hardware=h100"]):
-        stages = tuple(
-            StageSpeed(name=s.name, steps=8, iterations_per_second=9.0) for s in point.cell.recipe.model.stages
-        )
-        at = where(device=H100)
-        values: dict[str, Any] = {"metrics": Metrics(stages=stages), "environment": at, "env_id": at.id}
-        rows.append(a_result(point.cell, choices=dict(point.cell.choices), **values))
+    for request in requests(["sweep=gpu_matrix", "hardware=h100"], multirun=True):
+        cell, at = request.cell, where(device=H100)
+        stages = tuple(StageSpeed(name=s.name, steps=8, iterations_per_second=9.0) for s in cell.recipe.model.stages)
+        latency = Latency(samples=(1.0,), median=1.0, q1=1.0, q3=1.0)
+        values: dict[str, Any] = {"environment": at, "env_id": at.id}
+        values["metrics"] = Metrics(stages=stages, latency_s=latency)
+        rows.append(a_result(cell, choices=dict(cell.choices), **values))
+    return rows
+
+
+@pytest.mark.parametrize(("page", "rungs"), [("accelerate_inference", "123456"), ("flux", "1")])
+def test_the_gpu_matrix_has_rungs_of_each_ladder(page: str, rungs: str) -> None:
+    table = ladder(sorted(gpu_matrix(), key=lambda row: row.cell_id), page)
+    lines = [dict(zip(table.headers, line, strict=True)) for line in table.rows]
+    assert len(lines) == len(gpu_matrix())
+    asked = requests([f"sweep={page}", "hardware=h100", "model.weights=random", "measure=quick"], multirun=True)
+    ids = {request.cell.id for request in asked}
+    assert [line["rung"] for line in lines if line["cell"] in ids] == list(rungs)
+
+
+def test_the_whole_gpu_matrix_has_a_place_for_each_row_and_a_chart_as_the_page_s() -> None:
+    rows = gpu_matrix()
     found = likeness(rows, PAGE, "A100")
     spots = {(e.gpu, e.batch_size, e.pipeline, e.torch, e.mode) for e in found.ours}
     assert len(spots) == len(found.ours) == len(places_of(rows, PAGE))

@@ -57,7 +57,7 @@ def test_fresh_studies_of_the_same_second_differ():
 
 
 @pytest.mark.parametrize(
-    ("status", "phase", "kept"),
+    ("status", "phase", "final"),
     [
         ("ok", "measure", True),
         ("oom", "compile", True),
@@ -70,12 +70,13 @@ def test_fresh_studies_of_the_same_second_differ():
         ("interrupted", "warmup", False),
     ],
 )
-def test_what_is_kept(status, phase, kept):
+def test_what_is_kept(status, phase, final):
     study, result = Study.create("mine"), a_result(status=status, phase=phase)
-    assert study.kept(result.cell_id, result.env_id) is None
+    assert study.row(result.cell_id, result.env_id) is None
     study.keep(result)
-    assert study.kept(result.cell_id, result.env_id) == (result if kept else None)
-    assert study.kept(result.cell_id, "another_env") is None
+    assert study.row(result.cell_id, result.env_id) == result
+    assert result.final == final
+    assert study.row(result.cell_id, "another_env") is None
 
 
 def test_what_an_ended_process_left_is_not_a_row():
@@ -91,7 +92,7 @@ def test_a_foreign_row_is_named():
     study.keep(result)
     path = study.folder(result.cell_id, result.env_id) / "result.json"
     path.write_text("{}")
-    for read in (study.results, lambda: study.kept(a_cell().id, ENVIRONMENT.id)):
+    for read in (study.results, lambda: study.row(a_cell().id, ENVIRONMENT.id)):
         with pytest.raises(UsageError, match=r"result\.json"):
             read()
 

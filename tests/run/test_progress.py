@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from support.rows import a_cell, a_result
 
 from diffopt.cli.progress import progress
@@ -9,6 +10,7 @@ from diffopt.results.result import Latency, Metrics
 from diffopt.run.events import (
     CellFinished,
     CellStarted,
+    NotBegun,
     PhaseStarted,
     RowUnreadable,
     SweepFinished,
@@ -52,6 +54,18 @@ def test_plain_lines():
         "[3/3] compile=default crashed at compile - killed by SIGKILL",
         "4 cells: 2 ok, 1 crashed, 1 of them not valid, 1 not run",
     ]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_time_limit_and_what_it_leaves(terminal, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    stream = Terminal() if terminal else io.StringIO()
+    with progress(stream) as listener:
+        listener(SweepStarted(2, 9.0))
+        listener(NotBegun("[x]=1", "not begun, launch.minutes=9: no time was left"))
+    assert "cells in 9 minutes" in stream.getvalue()
+    assert "[x]=1: not begun, launch.minutes=9: no time was left" in stream.getvalue()
 
 
 class Terminal(io.StringIO):

@@ -98,7 +98,7 @@ def test_a_row_that_cannot_be_read_is_measured_anew_and_told(text):
     (told,) = [e for e in events if isinstance(e, RowUnreadable)]
     assert told.label == "workload.negative_prompt=ok"
     assert str(path) in told.reason
-    assert Study.open("s").kept(first[0].cell_id, first[0].env_id) == again[0]
+    assert Study.open("s").row(first[0].cell_id, first[0].env_id) == again[0]
 
 
 def test_the_folder_of_a_local_model_is_in_the_cell_file_only():

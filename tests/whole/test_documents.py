@@ -17,7 +17,8 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 EXAMPLE = re.compile(r"<!-- file: (\S+\.yaml) -->\n```\w+\n(.*?)```", re.DOTALL)
 PLANNED = ("run", "plan", "show", "diff", "ls")
-# of the largest matrix; tests/results/test_published.py plans it in full
+# of the largest matrices; tests/config/test_sweep_*.py plan them in full
+LARGE = {"sweep=pytorch2", "sweep=gpu_matrix"}
 PART = ("model=sd15", "workload=txt2img", "workload.batch_size=1", "compile=none")
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -92,7 +93,7 @@ def test_commands_compose(cli: Cli, tmp_path: Path) -> None:
         verb, *words = command.words
         if verb not in PLANNED or any(PLACEHOLDER.search(word) for word in words):
             continue
-        words += PART if "sweep=pytorch2" in words else ()
+        words += PART if LARGE & set(words) else ()
         code, out, err = cli("plan" if verb == "run" else verb, *words)
         assert code == 0, f"{command}\n{err}"
         if command.output is not None:

@@ -1,1 +1,0 @@
-"""The most valuable cells on a GPU in the minutes there are."""
