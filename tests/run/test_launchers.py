@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.documents import new_files
 from support.processes import launch, use_stub
 from support.rows import stubbed
 
@@ -19,10 +20,7 @@ from diffopt.run.launchers import launcher, local
 from diffopt.run.sweep import run_all
 
 Cli = Callable[..., tuple[int, str, str]]
-BACKWARDS = """
-def run(cells, runner):
-    return [runner.take(cell, None) for cell in reversed(cells)]
-"""
+SHOWN = {path: text for path, text in new_files().items() if "/launch" in path}  # by CONTRIBUTING
 
 
 def test_the_shipped_one_is_a_module() -> None:
@@ -47,11 +45,12 @@ def test_what_is_no_name_of_a_launcher_is_refused_where_it_is_read(kind: str) ->
 
 
 def test_another_launcher_is_a_module_and_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "modules").mkdir()
-    (tmp_path / "modules" / "backwards.py").write_text(BACKWARDS)
-    (tmp_path / "conf" / "launch").mkdir(parents=True)
-    (tmp_path / "conf" / "launch" / "backwards.yaml").write_text("defaults: [local, _self_]\nkind: backwards\n")
-    monkeypatch.setattr(launchers, "__path__", [*launchers.__path__, str(tmp_path / "modules")])
+    """The two files that CONTRIBUTING shows, beside the shipped ones."""
+    assert sorted(SHOWN) == ["conf/launch/backwards.yaml", "diffopt/run/launchers/backwards.py"]
+    for path, text in SHOWN.items():
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text(text, encoding="utf-8")
+    monkeypatch.setattr(launchers, "__path__", [*launchers.__path__, str(tmp_path / "diffopt/run/launchers")])
     (request,) = requests(["hardware=cpu", "launch=backwards"], trusted=[tmp_path / "conf"])
     use_stub(monkeypatch)
     started: list[str] = []

@@ -13,6 +13,10 @@ from support.places import REPO
 DOCUMENTS = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").rglob("*.md"))]
 GENERATED = {"coverage.md", "pairs.md", "tiny-matrix-cpu.md", "pytorch2-tiny-cpu.md"}
 BLOCK = re.compile(r"^```(bash|console)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+# a new file of the repository; lines of a table in a file of it; commands in a folder of it
+NEW = re.compile(r"<!-- new: (\S+) -->\n```\w+\n(.*?)^```", re.DOTALL | re.MULTILINE)
+INTO = re.compile(r"<!-- into: (\S+) (\w+) -->\n```\w+\n(.*?)^```", re.DOTALL | re.MULTILINE)
+INSIDE = re.compile(r"<!-- run: (\S+) -->\n```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
 # words of a command that stand for a reader's own
 PLACEHOLDER = re.compile(r"(^|[=/])(NAME|FILE|DIR|SHA|ORG|GPU|HASH|t210)\b|/path/|/venvs?/")
 
@@ -36,6 +40,11 @@ def commands(document: Path) -> Iterator[Command]:
             lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
         for line in lines:
             yield from (Command(document, *one) for one in _split(line))
+
+
+def new_files(page: str = "CONTRIBUTING.md") -> dict[str, str]:
+    """What the page adds to the repository: text by path."""
+    return dict(NEW.findall((REPO / page).read_text(encoding="utf-8")))
 
 
 def _split(line: str) -> Iterator[tuple[tuple[str, ...], str | None]]:

@@ -1,4 +1,4 @@
-"""The worked examples of README, CONTRIBUTING and docs/own-options.md, run exactly as they stand there."""
+"""The worked examples of README, CONTRIBUTING and docs/, run exactly as they stand there."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from pathlib import Path
 from subprocess import CompletedProcess, run
 
 import pytest
+import yaml
 from support.places import REPO
 
 from diffopt.models.resolve import PACKAGED
 
 FILE = re.compile(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```", re.DOTALL)
 
+PAGES = ("CONTRIBUTING.md", "docs/own-options.md", "docs/models.md")
 Run = Callable[..., CompletedProcess[str]]
 
 
@@ -29,7 +31,7 @@ def examples(document: str) -> dict[str, str]:
 @pytest.fixture
 def written(tmp_path: Path) -> dict[str, str]:
     """The example files in a user's working directory; Python ones as an installed distribution."""
-    found = {**examples("CONTRIBUTING.md"), **examples("docs/own-options.md")}
+    found = {name: text for page in PAGES for name, text in examples(page).items()}
     for name, text in found.items():
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,6 +104,18 @@ def test_a_model_is_one_yaml(diffopt: Run, written: dict[str, str], tmp_path: Pa
     assert "house_style" in diffopt("ls", "model", env=written).stdout
     done = diffopt("run", "model=house_style", "workload=img2img", "measure=quick", "study=x", env=written)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_fine_tune_on_the_hub_is_one_yaml(diffopt: Run, written: dict[str, str]) -> None:
+    words = ("-m", "model=house_xl,sdxl", "model.weights=pretrained,random", "hardware=h100", "--json")
+    cells = json.loads(diffopt("plan", *words, env=written).stdout)["cells"]
+    assert [cell["status"] for cell in cells] == ["ok"] * 4
+    said = [text for text in map(str, cells[:2]) if "not pinned" in text]
+    assert said == [], "its revision is a commit"
+    shown = yaml.safe_load(diffopt("show", "model=house_xl", "hardware=h100", env=written).stdout)["recipe"]["model"]
+    other = yaml.safe_load(diffopt("show", "model=sdxl", "hardware=h100", env=written).stdout)["recipe"]["model"]
+    differs = {key for key in shown if shown[key] != other[key]}
+    assert differs == {"name", "id", "revision", "variant", "licence", "steps"}
 
 
 @pytest.mark.slow
@@ -180,6 +194,7 @@ def test_the_documents_have_examples() -> None:
         "every_nth.py",
         "int5.py",
     }
+    assert set(examples("docs/models.md")) == {"conf/model/house_xl.yaml"}
     assert set(examples("docs/own-options.md")) == {
         "conf/attention/math_denoiser.yaml",
         "conf/recipe/exact.yaml",

@@ -82,7 +82,7 @@ def test_a_command_is_one_of_diffopts(command: Command) -> None:
 
 def test_commands_compose(cli: Cli, tmp_path: Path) -> None:
     """Every one that composes something, in one working directory and in order, so that files come before readers."""
-    for page in (REPO / "README.md", REPO / "CONTRIBUTING.md", REPO / "docs/own-options.md"):
+    for page in DOCUMENTS:
         for name, text in EXAMPLE.findall(page.read_text(encoding="utf-8")):
             if "int5" not in name and "every_nth" not in name:  # those need a package: test_contributing.py has it
                 (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
