@@ -96,7 +96,7 @@ def test_the_most_valuable_come_first_and_video_last(shipped):
 def test_every_shipped_cell_fits_into_nine_minutes(shipped, tmp_path):
     ends = Budget(time.monotonic() + 9 * 60 - START_S)
     for point in shipped:
-        assert estimated(point, Times(tmp_path)) <= ends.left(point.request.launch.grace), point.words
+        assert estimated(point, Times(tmp_path)) <= ends.seconds_left(point.request.launch.grace), point.words
 
 
 def test_the_ladder_is_whole_and_measured_alike(shipped):

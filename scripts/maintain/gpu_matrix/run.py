@@ -39,7 +39,7 @@ class Budget:
 
     end: float
 
-    def left(self, grace: float) -> float:
+    def seconds_left(self, grace: float) -> float:
         """Seconds that a cell may still take, when it needs ``grace`` to stop."""
         return self.end - RESERVE_S - grace - time.monotonic()
 
@@ -83,7 +83,7 @@ def run(todo: Sequence[Point], study: Study, budget: Budget, out: Path | None, c
         _keep(study, out, tell)  # what cannot be written is to be known before the first cell
         try:
             for point in now.waiting:
-                estimate, left = estimated(point, times), budget.left(point.request.launch.grace)
+                estimate, left = estimated(point, times), budget.seconds_left(point.request.launch.grace)
                 if estimate > left:
                     skipped.append((point, estimate))
                     continue
@@ -151,7 +151,7 @@ def _one(point: Point, study: Study, budget: Budget, times: Times) -> Status:
         up.set()
         os.kill(os.getpid(), signal.SIGTERM)  # as anybody would end it; run_all keeps the row
 
-    given = max(0.0, budget.left(point.request.launch.grace))
+    given = max(0.0, budget.seconds_left(point.request.launch.grace))
     timer = threading.Timer(given, time_is_up)
     timer.daemon = True
     timer.start()
