@@ -19,7 +19,7 @@ def ask_hydra(arguments: Sequence[str], verbs: Sequence[str]) -> int:
     known, rest = own.parse_known_args(arguments)
     places = [*folders(known.config_dir), *trusted(known.trust_config_dir)]
     if any(word.startswith("query=") for word in rest):
-        shell.complete(os.environ.get("COMP_LINE", ""), tuple(verbs), rest, places)
+        shell.print_completions(os.environ.get("COMP_LINE", ""), tuple(verbs), rest, places)
     else:
         shell.answer(rest[1:] if rest[0] in verbs else rest, places)
     return 0

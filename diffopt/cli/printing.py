@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from diffopt.recipe.labels import labels, one_line
+from diffopt.recipe.labels import label_line, labels
 from diffopt.results.table import Table
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def many_plans(plans: Sequence[Plan], code: Sequence[Sequence[Code]] = ()) -> st
     names = labels([plan.cell.model_dump(mode="json") for plan in plans])
     lines = []
     for plan, name in zip(plans, names, strict=True):
-        lines.append(f"{plan.cell.id}  {plan.status:7}  {one_line(name)}")
+        lines.append(f"{plan.cell.id}  {plan.status:7}  {label_line(name)}")
         lines += [f"    {reason}" for reason in plan.reasons]
     lines += [f"runs: {each}" for each in dict.fromkeys(each for own in code for each in own)]
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):

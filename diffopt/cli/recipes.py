@@ -30,6 +30,6 @@ def diff(args: argparse.Namespace) -> int:
         lock_file, own = Path(side) if is_file else None, trusted(args.trust_config_dir)
         (request,) = requests(chosen, lock=lock_file, folders=folders(args.config_dir), trusted=own)
         cells.append(request.cell)
-    for key, before, after in lock.changes(*cells):
+    for key, before, after in lock.differences(*cells):
         print(f"{key}: {text(before)} -> {text(after)}")
     return 0

@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any
 from diffopt.config.origins import Origin, origin_of
 from diffopt.errors import UsageError
 from diffopt.machine.paths import user_path
-from diffopt.recipe.named_files import INTERPRETER, Place, holder_of, inside, kernel_keys, places, typed_word, unique
+from diffopt.recipe.named_files import (
+    INTERPRETER,
+    NamedFile,
+    holder_of,
+    inside,
+    kernel_keys,
+    named_files,
+    typed_word,
+    unique,
+)
 from diffopt.schema.words import text, word
 
 if TYPE_CHECKING:
@@ -49,7 +58,7 @@ def consented(composed: Composed) -> dict[str, Any]:
 def located(composed: Composed, sections: frozenset[str]) -> dict[str, Any]:
     """The composed data with every file that ``sections`` name looked up. Raises UsageError for one out of bounds."""
     data = copy.deepcopy(composed.data)
-    for place in places({name: data.get(name) for name in sections}):
+    for place in named_files({name: data.get(name) for name in sections}):
         if (origin := origin_of(composed.origins, place.typed)) is not None:
             place.holder[place.key] = _file(place, origin, composed.choices)
     return data
@@ -85,7 +94,7 @@ def _check_study(composed: Composed) -> None:
     )
 
 
-def _file(place: Place, origin: Origin, choices: Mapping[str, str]) -> str:
+def _file(place: NamedFile, origin: Origin, choices: Mapping[str, str]) -> str:
     """The absolute path of a file that ``origin`` names."""
     path = user_path(origin.base / user_path(place.path, place.typed), place.typed)
     if origin.trusted:

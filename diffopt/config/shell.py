@@ -66,7 +66,7 @@ def strip_verb(line: str, verbs: Sequence[str]) -> str:
     return " ".join((words[0], *flags, *plain)) + (" " if line.endswith(" ") else "")
 
 
-def complete(line: str, verbs: Sequence[str], argv: Sequence[str], folders: Sequence[Path]) -> None:
+def print_completions(line: str, verbs: Sequence[str], argv: Sequence[str], folders: Sequence[Path]) -> None:
     """Print completions of ``line``: the verbs for the first word, Hydra's groups, options and keys after it."""
     words = line.split()
     if len(words) < 2 and line.endswith(" ") or len(words) == 2 and not line.endswith(" "):

@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 
 from diffopt.doctor.builds import REPLACE, driver_problem, for_cpu, replacement
 from diffopt.pipeline.device_check import has_kernels
-from diffopt.pipeline.failure import describe
+from diffopt.pipeline.failure import describe_error
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ def torch_itself(device: str, driver_cuda: list[int] | None = None, capability: 
         import torch
     except (ImportError, OSError) as error:  # OSError: a shared library that is not there
         remedy = for_cpu() if capability is None else replacement(driver_cuda, capability)
-        raise Fails(f"torch cannot be imported: {describe(error)}", remedy) from error
+        raise Fails(f"torch cannot be imported: {describe_error(error)}", remedy) from error
     a = torch.arange(6.0).reshape(2, 3)
     _close((a @ a.T).double(), torch.tensor([[5.0, 14.0], [14.0, 50.0]]), "a product of two matrices")
     cuda = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build for the CPU alone"
@@ -125,7 +125,7 @@ def _compiled(device: str, mode: str, calls: int = 1) -> str:
         for _ in range(calls):
             found = compiled(x, y).clone()
     except Exception as error:
-        raise Fails(describe(error), _compile_remedy(device)) from error
+        raise Fails(describe_error(error), _compile_remedy(device)) from error
     graphs = counters["stats"]["unique_graphs"] - before
     if graphs < 1:
         raise Fails("torch.compile ran, but compiled nothing", "unset TORCH_COMPILE_DISABLE and TORCHDYNAMO_DISABLE")
@@ -170,7 +170,7 @@ def _toolchain(device: str) -> str:
     try:
         triton = importlib.import_module("triton")
     except ImportError as error:
-        raise Fails(f"compiled, but Triton cannot be imported: {describe(error)}", _install_triton()) from error
+        raise Fails(f"compiled, but Triton cannot be imported: {describe_error(error)}", _install_triton()) from error
     return f"triton {getattr(triton, '__version__', 'of an unknown version')} and {compiler}"
 
 

@@ -21,7 +21,7 @@ from diffopt.errors import Refusal
 from diffopt.machine import hardware, nvml
 from diffopt.machine.nvml import Gpu, driver_cuda
 from diffopt.machine.process import Child, how_it_ended, last_words
-from diffopt.run.process import environment
+from diffopt.run.process import clean_environment
 from diffopt.schema.record import Frozen
 
 DEADLINE_S = 180.0  # of a check; importing torch takes seconds, compiling a small function up to a minute
@@ -32,21 +32,21 @@ REINSTALL = "reinstall torch for this driver and GPU; an error that stays with a
 PLAIN = ("auto", "vanilla")  # attention options that are no kernel of their own
 
 
-Status = Literal["ok", "fails", "not here"]
+CheckStatus = Literal["ok", "fails", "not here"]
 
 
 class Finding(Frozen):
     """One line of the answer. ``remedy`` says what to install or change where something fails."""
 
     check: str
-    status: Status
+    status: CheckStatus
     seconds: float | None
     says: str
     remedy: str | None = None
 
 
 @dataclass(frozen=True)
-class Task:
+class CheckTask:
     """A check for the child, and the arguments of its function there."""
 
     name: str  # as the line calls it
@@ -71,7 +71,7 @@ class Checker:
             self._child.end()
         self._folder.cleanup()
 
-    def ask(self, task: Task) -> Finding:
+    def ask(self, task: CheckTask) -> Finding:
         """The finding of one check, whatever becomes of the process."""
         if self._child is None:
             self._child = self._start()
@@ -101,7 +101,7 @@ class Checker:
             "TORCHINDUCTOR_COMPILE_THREADS": "1",  # a pool of compiling processes takes longer to start
         }
         command = [sys.executable, "-P", "-X", "faulthandler", *self._worker, "--answers-fd"]
-        variables = {**environment(self._gpu.uuid if self._gpu else None), **own}
+        variables = {**clean_environment(self._gpu.uuid if self._gpu else None), **own}
         with open(self._log, "wb") as log:
             return Child(lambda answers: [*command, str(answers)], log, variables, longest=LONGEST_ANSWER)
 
@@ -130,7 +130,7 @@ def examine(
     with Checker(gpu, deadline_s) as checker:
         for todo in _checks(gpu):
             tell(todo if isinstance(todo, Finding) else checker.ask(todo))
-            if isinstance(todo, Task) and todo.vital and found[-1].status == "fails":
+            if isinstance(todo, CheckTask) and todo.vital and found[-1].status == "fails":
                 break
     return found
 
@@ -174,30 +174,30 @@ def _machine(tell: Callable[[Finding], None]) -> Gpu | None:
     return gpus[0]
 
 
-def _checks(gpu: Gpu | None) -> Iterator[Task | Finding]:
+def _checks(gpu: Gpu | None) -> Iterator[CheckTask | Finding]:
     """Every check in its order, or at once what this hardware or environment lacks for it."""
     device = "cpu" if gpu is None else "cuda"
     on = {"device": device}
     able = on if gpu is None else {**on, "capability": list(gpu.compute_capability)}
     driven = able if gpu is None else {**able, "driver_cuda": driver_cuda()}
-    yield Task("torch", "torch", driven, vital=True)
+    yield CheckTask("torch", "torch", driven, vital=True)
     if gpu is not None:
-        yield Task("cuda build", "cuda build", {**driven, "driver": gpu.driver}, vital=True)
+        yield CheckTask("cuda build", "cuda build", {**driven, "driver": gpu.driver}, vital=True)
     for name, dtype in (("fp16", "float16"), ("bf16", "bfloat16")):
-        yield Task(name, "half", {**able, "dtype": dtype})
-    yield Task("compile", "compile", able)
+        yield CheckTask(name, "half", {**able, "dtype": dtype})
+    yield CheckTask("compile", "compile", able)
     if gpu is None:
         for name in ("cuda graphs", "compile + cuda graphs"):
             yield _not_here(name, "works on cuda only")
     else:
-        yield Task("cuda graphs", "cuda graphs", on)
-        yield Task("compile + cuda graphs", "compile graphs", able)
+        yield CheckTask("cuda graphs", "cuda graphs", on)
+        yield CheckTask("compile + cuda graphs", "compile graphs", able)
     composer = Composer([])
     yield from _products(composer, on)
     yield from _kernels(composer, on)
 
 
-def _products(composer: Composer, on: dict[str, Any]) -> Iterator[Task | Finding]:
+def _products(composer: Composer, on: dict[str, Any]) -> Iterator[CheckTask | Finding]:
     """int8 and fp8: torch's own product, and torchao's Linear where the option works here."""
     here = {row.option: row.here for row in catalogue.options(composer, "quant")}
     for kind in ("int8", "fp8"):
@@ -206,10 +206,10 @@ def _products(composer: Composer, on: dict[str, Any]) -> Iterator[Task | Finding
             (f"{kind} matmul", f"{kind} product", {}),
             (f"{kind} torchao", "torchao", {"kind": kind}),
         ):
-            yield Task(name, check, {**on, **more}) if why == "yes" else _not_here(name, why)
+            yield CheckTask(name, check, {**on, **more}) if why == "yes" else _not_here(name, why)
 
 
-def _kernels(composer: Composer, on: dict[str, Any]) -> Iterator[Task | Finding]:
+def _kernels(composer: Composer, on: dict[str, Any]) -> Iterator[CheckTask | Finding]:
     """Every attention option that is a kernel."""
     for row in catalogue.options(composer, "attention"):
         if row.option in PLAIN:
@@ -222,14 +222,14 @@ def _kernels(composer: Composer, on: dict[str, Any]) -> Iterator[Task | Finding]
         if option["hub"] is not None:
             yield _not_here(name, "is downloaded from the Hugging Face hub when it is first used; not tried")
         else:
-            yield Task(name, "attention", {**on, "backend": option["backend"], "dtypes": option["dtypes"]})
+            yield CheckTask(name, "attention", {**on, "backend": option["backend"], "dtypes": option["dtypes"]})
 
 
 def _not_here(name: str, why: str) -> Finding:
     return Finding(check=name, status="not here", seconds=None, says=why)
 
 
-def _remedy(task: Task) -> str:
+def _remedy(task: CheckTask) -> str:
     if task.name.startswith("attention="):
         return f"do not choose {task.name}, or reinstall what it needs for this torch and GPU"
     return REINSTALL

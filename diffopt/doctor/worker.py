@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from diffopt.doctor import checks
-from diffopt.pipeline.failure import describe
+from diffopt.pipeline.failure import describe_error
 
 CHECKS: dict[str, Callable[..., str]] = {
     "torch": checks.torch_itself,
@@ -33,7 +33,7 @@ CHECKS: dict[str, Callable[..., str]] = {
 }
 
 
-def answer(task: dict[str, Any]) -> dict[str, Any]:
+def answer_task(task: dict[str, Any]) -> dict[str, Any]:
     """Run one check; whatever it raises becomes the answer."""
     begin = time.perf_counter()
     status, remedy = "ok", None
@@ -45,7 +45,7 @@ def answer(task: dict[str, Any]) -> dict[str, Any]:
         status, says, remedy = "fails", str(error), error.remedy
     except Exception as error:  # the border of the process: a line of the doctor's
         traceback.print_exc()
-        status, says = "fails", describe(error)
+        status, says = "fails", describe_error(error)
     return {"status": status, "says": says, "remedy": remedy, "seconds": time.perf_counter() - begin}
 
 
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     descriptor = parser.parse_args(arguments).answers_fd
     os.set_inheritable(descriptor, False)  # a compiler that outlives us must not keep it open
     for line in sys.stdin:
-        os.write(descriptor, json.dumps(answer(json.loads(line))).encode() + b"\n")
+        os.write(descriptor, json.dumps(answer_task(json.loads(line))).encode() + b"\n")
 
 
 if __name__ == "__main__":

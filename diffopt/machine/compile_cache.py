@@ -54,7 +54,7 @@ def private_caches(folder: Path) -> dict[str, str]:
     return {name: str(folder / place) for name, place in kept.items()}
 
 
-class Place(Frozen):
+class Conditions(Frozen):
     """What compiled code is good for: library versions and the device, by name; on the CPU also its threads."""
 
     versions: dict[str, str]
@@ -66,7 +66,7 @@ class Manifest(Frozen):
     """The first entry of an artifact."""
 
     format: Literal[1]
-    place: Place
+    place: Conditions
     entries: Annotated[int, Field(ge=1)]  # in torch's part
     kernels: Annotated[int, Field(ge=0)]  # shared libraries, which a CPU's graphs are made of
 
@@ -82,16 +82,16 @@ class Artifact:
     kernels: int
 
 
-def place(device: Literal["cuda", "cpu"]) -> Place:
+def place(device: Literal["cuda", "cpu"]) -> Conditions:
     """The place of this process. Imports torch."""
     import torch
 
     found = {name: version for name, version in versions().items() if name in DECISIVE}
     if device == "cpu":
-        return Place(versions=found, device=cpu_model(), threads=torch.get_num_threads())
+        return Conditions(versions=found, device=cpu_model(), threads=torch.get_num_threads())
     major, minor = torch.cuda.get_device_capability()
     name = f"{torch.cuda.get_device_name()}, {major}.{minor}, CUDA {torch.version.cuda}"
-    return Place(versions=found, device=name, threads=None)
+    return Conditions(versions=found, device=name, threads=None)
 
 
 def save_artifact(path: Path, device: Literal["cuda", "cpu"]) -> Artifact | None:
@@ -160,7 +160,7 @@ def _pinned(path: Path, sha256: str) -> bytes:
     return content
 
 
-def _check_place(path: Path, made: Place, here: Place) -> None:
+def _check_place(path: Path, made: Conditions, here: Conditions) -> None:
     differences = [
         f"{name} {made.versions.get(name, 'none')} (here {here.versions.get(name, 'none')})"
         for name in DECISIVE

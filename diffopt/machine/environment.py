@@ -90,12 +90,6 @@ def environment(
     )
 
 
-def capture() -> Environment:
-    """The environment of this machine's first GPU, of its CPU without one."""
-    gpus = nvml.detect()
-    return environment("cuda", gpu=gpus[0].uuid, git=git_state()) if gpus else environment("cpu", git=git_state())
-
-
 def versions(there: Interpreter | None = None) -> dict[str, str]:
     """Versions of Python, of this diffopt and of the packages that decide speed; those that are absent are left out.
 

@@ -23,7 +23,7 @@ def installed(name: str, there: Interpreter | None = None) -> str | None:
         return None
 
 
-def missing(requirements: Iterable[str], there: Interpreter | None = None) -> tuple[str, ...]:
+def unmet(requirements: Iterable[str], there: Interpreter | None = None) -> tuple[str, ...]:
     """Those of the PEP 508 requirements that this environment does not meet, in their order, each once."""
     return tuple(dict.fromkeys(text for text in requirements if not _met(Requirement(text), there)))
 
@@ -41,7 +41,7 @@ def lacking(needs: Iterable[Requirements], there: Interpreter | None = None) -> 
     pip, place = ("pip", "") if there is None else (there.pip, f"runtime={there.name} ")
     absent: dict[str | None, list[str]] = {}  # by how to get them, which pip does in one command
     for need in needs:
-        absent.setdefault(need.install, []).extend(missing(need.packages, there))
+        absent.setdefault(need.install, []).extend(unmet(need.packages, there))
     reasons = [how_to_install(dict.fromkeys(texts), how, pip) for how, texts in absent.items() if texts]
     return "\n".join(place + reason for reason in reasons) or None
 

@@ -91,7 +91,7 @@ def stages(pipes: Sequence[DiffusionPipeline], models: Sequence[Model], workload
     return tuple(made)
 
 
-def run(made: Sequence[Stage]) -> list[Output]:
+def draw(made: Sequence[Stage]) -> list[Output]:
     """One call through all stages: pictures, or videos as lists of frames, on the host."""
     outputs: list[Any] = []
     for stage in made:

@@ -15,7 +15,7 @@ from typing import Any
 
 from diffopt.errors import DiffoptError, Refusal, UsageError
 from diffopt.models.facts import read_facts
-from diffopt.models.index import Component, ModelIndex, read_index
+from diffopt.models.index import IndexEntry, ModelIndex, read_index
 from diffopt.models.weights import Weights, find_weights, read_weights, weights_of
 from diffopt.schema.words import one_line
 
@@ -72,7 +72,7 @@ class Repository:
 
     def index_of_one_model(self, class_name: str) -> ModelIndex:
         """Of a repository that holds one model of diffusers, such as a ControlNet, in its top folder."""
-        return ModelIndex(self.folder, class_name, {"": Component("diffusers", class_name)}, files=self.files)
+        return ModelIndex(self.folder, class_name, {"": IndexEntry("diffusers", class_name)}, files=self.files)
 
 
 def source(model_id: str, revision: str | None) -> str:

@@ -33,7 +33,7 @@ KINDS: tuple[tuple[Literal["tokenizer", "scheduler", "processor", "guider"], tup
 )
 
 
-class Component(NamedTuple):
+class IndexEntry(NamedTuple):
     """One part of a pipeline, as model_index.json names it."""
 
     library: str
@@ -56,12 +56,12 @@ class ModelIndex:
 
     folder: Path
     pipeline: str
-    components: dict[str, Component]
+    components: dict[str, IndexEntry]
     absent: frozenset[str] = frozenset()  # parts that it names and that are not loaded
     files: frozenset[str] | None = None  # names within the folder, also of those on the hub; None: what lies there
 
     @property
-    def modules(self) -> dict[str, Component]:
+    def modules(self) -> dict[str, IndexEntry]:
         """The parts with weights."""
         return {name: part for name, part in self.components.items() if part.kind == "module"}
 
@@ -106,7 +106,7 @@ def read_index(folder: Path, files: frozenset[str] | None = None) -> ModelIndex:
     if not _is_name(pipeline):
         raise UsageError(f"{path} does not say the pipeline's class (_class_name)")
     left_out, absent = _left_out(str(pipeline)), set()
-    components: dict[str, Component] = {}
+    components: dict[str, IndexEntry] = {}
     for name, entry in index.items():
         if name not in LEFT_OUT and not isinstance(entry, list):
             continue  # a setting of the pipeline, such as requires_safety_checker
@@ -124,7 +124,7 @@ def _left_out(pipeline: str) -> frozenset[str]:
     return NEVER_LOADED if known is None else LEFT_OUT - {*known.pictures}
 
 
-def _read_component(path: Path, name: str, entry: Any, *, checked: bool) -> Component | None:
+def _read_component(path: Path, name: str, entry: Any, *, checked: bool) -> IndexEntry | None:
     """One entry of the index; None for ``[null, null]``, a part that the pipeline does without, and for settings."""
     if entry == [None, None] or (name not in LEFT_OUT and not any(isinstance(item, str) for item in entry)):
         return None
@@ -138,7 +138,7 @@ def _read_component(path: Path, name: str, entry: Any, *, checked: bool) -> Comp
             f"{path}: {name} is {_shown(library)}.{_shown(class_name)}, which is custom code; diffopt loads only "
             f"components of {' and '.join(LIBRARIES)}"
         )
-    return Component(library, class_name)
+    return IndexEntry(library, class_name)
 
 
 def check_configs(index: ModelIndex, weights: str) -> None:

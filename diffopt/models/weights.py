@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from diffopt.errors import UsageError
-from diffopt.models.index import Component, ModelIndex, read_json
+from diffopt.models.index import IndexEntry, ModelIndex, read_json
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # names in the header: names in recipes
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -64,7 +64,7 @@ def weights_of(files: tuple[Path, ...], counts: Mapping[str, int]) -> Weights:
     return Weights(files, sum(counts.values()), DTYPES.get(most, "float32"))
 
 
-def _stems(part: Component) -> tuple[str, ...]:
+def _stems(part: IndexEntry) -> tuple[str, ...]:
     """The only names that are loaded; parts that a pipeline brings along may be of either library's kind."""
     return (STEMS[part.library],) if part.library in STEMS else tuple(STEMS.values())
 

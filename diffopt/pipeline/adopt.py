@@ -60,11 +60,11 @@ def _write_configs(pipe: Any, folder: Path) -> Iterator[Path]:
     for name, config in configs.items():
         path = folder / name
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"_class_name": type(pipe).__name__, **plain(config)}), encoding="utf-8")
+        path.write_text(json.dumps({"_class_name": type(pipe).__name__, **plain_config(config)}), encoding="utf-8")
         yield path
 
 
-def plain(config: Any) -> dict[str, Any]:
+def plain_config(config: Any) -> dict[str, Any]:
     """A config of diffusers or transformers as JSON has it, without where it came from and what wrote it."""
     found: dict[str, Any] = json.loads(config.to_json_string())
     return {key: value for key, value in found.items() if not key.startswith("_")}
@@ -110,7 +110,7 @@ def check_model(pipe: DiffusionPipeline, model: Model) -> None:
     found = pipe.config[model.denoiser][1] if denoiser is not None else "nothing"
     if found != model.denoiser_class:
         raise Refusal(f"{chosen}: its {model.denoiser} is {found}, the model's {model.denoiser_class}; {remedy}")
-    config = plain(denoiser)
+    config = plain_config(denoiser)
     for key, value in _denoiser_config(model).items():
         if key in config and config[key] != value:
             raise Refusal(f"{chosen}: its {model.denoiser} has {key}={config[key]}, the model's {value}; {remedy}")

@@ -20,7 +20,7 @@ from typing import Any
 
 from diffopt.models import calls
 from diffopt.pipeline.build import load_all, proof_of_step
-from diffopt.pipeline.failure import describe, status_of
+from diffopt.pipeline.failure import describe_error, status_of
 from diffopt.pipeline.worker import end_with_parent
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.planned import Plan
@@ -43,7 +43,7 @@ def check_steps(plan: Plan, tell: Tell) -> None:
                 step.apply(pipe, site)
     with _trying("calling"):
         for _ in range(2):  # a first call and one to warm up: what learns or compiles in the first works in the next
-            calls.run(calls.stages(pipes, plan.cell.recipe.model.stages, plan.cell.workload))
+            calls.draw(calls.stages(pipes, plan.cell.recipe.model.stages, plan.cell.workload))
     for group, step in plan.steps:
         says = []
         for pipe, site in pairs:
@@ -64,7 +64,7 @@ def _trying(what: str) -> Iterator[None]:
         yield
     except Exception as error:  # the border of the process: beyond it there are only lines
         traceback.print_exc()
-        raise Failed(what, describe(error), status_of(error) == "refused") from error
+        raise Failed(what, describe_error(error), status_of(error) == "refused") from error
 
 
 def _forget() -> None:

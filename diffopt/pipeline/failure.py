@@ -28,7 +28,7 @@ def status_of(error: BaseException) -> Literal["refused", "oom", "error"]:
     return "refused" if isinstance(error, Refusal) else "error"
 
 
-def describe(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """One paragraph: what was being done, what went wrong, and where."""
     doing = "".join(f"{note}: " for note in reversed(getattr(error, "__notes__", [])))
     recompile = RECOMPILE.search(str(error))

@@ -115,7 +115,7 @@ class Meter:
         with self._marking():
             self._clock.synchronize()
             begin = time.perf_counter()
-            self.outputs = calls.run(self._stages)
+            self.outputs = calls.draw(self._stages)
             self._clock.synchronize()
             latency = time.perf_counter() - begin
         parts = tuple(_timed_part(name, marks, self._clock) for name, marks in self._marks.items())
@@ -160,7 +160,7 @@ class Meter:
             return watched
 
         with _replaced(self._stages[0].pipe.scheduler, "step", wrap):
-            calls.run(self._stages)
+            calls.draw(self._stages)
         (only,) = seen
         return only
 

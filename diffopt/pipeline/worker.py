@@ -25,7 +25,7 @@ from diffopt.machine.files import write_json
 from diffopt.machine.nvml import Device, gpu_device
 from diffopt.pipeline.build import build, verify
 from diffopt.pipeline.device_check import check_device
-from diffopt.pipeline.failure import describe, status_of
+from diffopt.pipeline.failure import describe_error, status_of
 from diffopt.pipeline.outputs import save_pictures
 from diffopt.pipeline.peak_memory import PeakMeter, peak_meter
 from diffopt.recipe.cell import Cell
@@ -112,7 +112,7 @@ class Work:
         except Exception as error:  # the border of the process: beyond it there are only rows
             traceback.print_exc()
             self._note_peak()
-            return self._outcome(status_of(error), describe(error))
+            return self._outcome(status_of(error), describe_error(error))
         return self._outcome("ok", "; ".join(self._complaints) or None)
 
     def _run(self) -> None:

@@ -52,7 +52,7 @@ def _short_label(key: str, value: Any) -> str:
     return PurePath(value).name if key in _FILES.values() and value is not None else text(value)
 
 
-def one_line(label: Mapping[str, str]) -> str:
+def label_line(label: Mapping[str, str]) -> str:
     """``compile=default attention=sdpa``."""
     return " ".join(f"{key}={value}" for key, value in label.items())
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from diffopt.recipe.cell import Cell
-from diffopt.recipe.named_files import inside, places, to_type
+from diffopt.recipe.named_files import inside, named_files, to_type
 from diffopt.schema.words import flatten
 
 
@@ -20,7 +20,7 @@ def to_yaml(cell: Cell, base: Path | None = None) -> str:
     """
     data = cell.model_dump(mode="json")
     sections = {**data["recipe"], "workload": data["workload"]}
-    for place in places(sections):
+    for place in named_files(sections):
         if base is not None and inside(path := Path(place.path), base):
             place.holder[place.key] = f"./{path.resolve().relative_to(base.resolve())}"
     command = " ".join(["diffopt run --recipe THIS_FILE", *to_type(cell, sections)])
@@ -31,7 +31,7 @@ def to_yaml(cell: Cell, base: Path | None = None) -> str:
     return header + yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
 
 
-def changes(before: Cell, after: Cell) -> list[tuple[str, Any, Any]]:
+def differences(before: Cell, after: Cell) -> list[tuple[str, Any, Any]]:
     """``(key, before, after)`` of every value that differs, keys as on the command line; a missing one is ``None``."""
     old, new = (dict(flatten(cell.model_dump(mode="json", exclude={"choices"}))) for cell in (before, after))
     keys = list(dict.fromkeys((*old, *new)))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diffopt.recipe.cell import Cell
 
 
-class Place(NamedTuple):
+class NamedFile(NamedTuple):
     """One place: its key on the command line, and the mapping and the key in it that hold the path."""
 
     typed: str
@@ -30,7 +30,7 @@ class Place(NamedTuple):
         return path
 
 
-def places(sections: Mapping[str, Any]) -> Iterator[Place]:
+def named_files(sections: Mapping[str, Any]) -> Iterator[NamedFile]:
     """Where the sections ``model``, ``lora`` and ``workload`` name one, composed or resolved; values are left as found.
 
     Names of pictures that diffopt brings along are no files. The folders of later stages stand in a list, whose key is
@@ -45,24 +45,24 @@ def places(sections: Mapping[str, Any]) -> Iterator[Place]:
 _PICTURES = tuple(f"workload.{name}" for name in PICTURES)
 
 
-def _all(sections: Mapping[str, Any]) -> Iterator[Place]:
+def _all(sections: Mapping[str, Any]) -> Iterator[NamedFile]:
     model, lora, workload = (sections.get(name) for name in ("model", "lora", "workload"))
     if isinstance(workload, dict):
-        yield Place("workload.prompts_file", workload, "prompts_file")
+        yield NamedFile("workload.prompts_file", workload, "prompts_file")
         for name in PICTURES:
             if isinstance(picture := workload.get(name), dict):
-                yield Place(f"workload.{name}.path", picture, "path")
+                yield NamedFile(f"workload.{name}.path", picture, "path")
             else:
-                yield Place(f"workload.{name}", workload, name)
+                yield NamedFile(f"workload.{name}", workload, name)
     if isinstance(lora, dict):
-        yield from (Place(f"lora.{name}", lora, name) for name in FILES)
+        yield from (NamedFile(f"lora.{name}", lora, name) for name in FILES)
     yield from _of_model(model, "model.path")
 
 
-def _of_model(model: Any, typed: str) -> Iterator[Place]:
+def _of_model(model: Any, typed: str) -> Iterator[NamedFile]:
     if not isinstance(model, dict):
         return  # in a cascade: the name of an option, which is composed by itself
-    yield Place(typed, model, "path")
+    yield NamedFile(typed, model, "path")
     stages = model.get("cascade")
     for stage in stages if isinstance(stages, list) else ():
         yield from _of_model(stage, "model.cascade")
@@ -95,7 +95,7 @@ def to_type(cell: Cell, sections: Mapping[str, Any]) -> list[str]:
     keys = [INTERPRETER, *kernel_keys(sections["attention"])]
     values = [(key, holder.get(leaf)) for key in keys for holder, leaf in [holder_of(data, key)]]
     words = [word(key, value) for key, value in values if value is not None]
-    return words + unique(typed_word(p, cell.choices) for p in places(sections) if os.path.isabs(p.path))
+    return words + unique(typed_word(p, cell.choices) for p in named_files(sections) if os.path.isabs(p.path))
 
 
 def inside(path: Path, base: Path) -> bool:
@@ -107,7 +107,7 @@ def inside(path: Path, base: Path) -> bool:
     return not any(part.startswith(".") for part in parts)
 
 
-def typed_word(place: Place, choices: Mapping[str, str]) -> str:
+def typed_word(place: NamedFile, choices: Mapping[str, str]) -> str:
     """What names the file on the command line; a later stage's folder goes with its model's option."""
     if place.typed == "model.cascade":
         return word("model", choices.get("model", "NAME"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from diffopt.errors import UsageError
-from diffopt.recipe.labels import labels, one_line
+from diffopt.recipe.labels import label_line, labels
 from diffopt.recipe.recipe import STEP_GROUPS
 from diffopt.results.reference import asked, runtime_of
 from diffopt.results.result import Latency, Result
@@ -35,12 +35,12 @@ class Comparison:
     @property
     def ratio(self) -> float | None:
         """Seconds of A over seconds of B: above 1 B is faster. None where one of them has no valid figure."""
-        before, after = latency(self.before), latency(self.after) if self.after else None
+        before, after = counted_latency(self.before), counted_latency(self.after) if self.after else None
         return before.median / after.median if before and after and after.median > 0 else None
 
     def fails(self, percent: float) -> bool:
         """Whether B is slower by more than ``percent`` beyond noise, or ends worse than A, or is not there."""
-        before, after = latency(self.before), latency(self.after) if self.after else None
+        before, after = counted_latency(self.before), counted_latency(self.after) if self.after else None
         if before and after:
             return self.change == "slower" and after.median > before.median * (1 + percent / 100)
         ended = self.after.status if self.after else None
@@ -104,7 +104,7 @@ def _without(data: Mapping[str, Any], key: str | None) -> dict[str, Any]:
 def _between(one: Result, other: Result) -> str:
     """What tells two rows apart, and how to choose one of them."""
     if one.cell_id != other.cell_id:
-        first, second = (one_line(label) for label in labels([r.point for r in (one, other)]))
+        first, second = (label_line(label) for label in labels([r.point for r in (one, other)]))
         return f"{first or one.cell_id} and {second or other.cell_id}; choose the sides by what differs between these"
     key = "runtime" if runtime_of(one.cell) != runtime_of(other.cell) else "env"
     shown = [runtime_of(r.cell) if key == "runtime" else r.env_id for r in (one, other)]
@@ -137,12 +137,12 @@ def _names(results: Sequence[Result], key: str | None) -> dict[int, str]:
     for label, result in zip(told, results, strict=True):
         kept = {k: v for k, v in label.items() if k != key}
         kept |= {"device": str(result.environment.device.name)} if several else {}
-        names[id(result)] = one_line(kept) or result.cell_id
+        names[id(result)] = label_line(kept) or result.cell_id
     return names
 
 
 def _change(before: Result, after: Result) -> Change:
-    mine, its = latency(before), latency(after)
+    mine, its = counted_latency(before), counted_latency(after)
     if mine is None or its is None:
         return "broken" if mine else "mended" if its else "no figure"
     if its.q1 > mine.q3:
@@ -150,6 +150,6 @@ def _change(before: Result, after: Result) -> Change:
     return "faster" if its.q3 < mine.q1 else "same"
 
 
-def latency(result: Result) -> Latency | None:
+def counted_latency(result: Result) -> Latency | None:
     """The figure of a row, where it has one that counts."""
     return result.metrics.latency_s if result.status == "ok" and result.valid else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from diffopt.results.compare import Comparison, latency
+from diffopt.results.compare import Comparison, counted_latency
 from diffopt.results.reference import runtime_of
 from diffopt.results.result import Result
 from diffopt.results.table import MIB, Table, peak_bytes
@@ -67,7 +67,7 @@ def _memory(result: Result | None) -> str:
 
 def _why(side: str, result: Result) -> list[str]:
     """Why a side has no figure that counts."""
-    if latency(result) is not None:
+    if counted_latency(result) is not None:
         return []
     status = "not valid" if result.status == "ok" else f"{result.status} at {result.phase}"
     return [f"{side}: {status}" + (f", {result.reason}" if result.reason else "")]

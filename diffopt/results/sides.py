@@ -18,17 +18,17 @@ WORD = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)  # KEY=VALUE; the path of a 
 
 
 @dataclass(frozen=True)
-class Selection:
+class RowFilter:
     """``KEY=VALUE``: the rows with that option of a group, that value of a key, or that environment (``env=ID``)."""
 
     key: str
     value: str
 
     def takes(self, result: Result) -> bool:
-        return self.value in values(result, self.key)
+        return self.value in row_values(result, self.key)
 
 
-def values(result: Result, key: str) -> set[str]:
+def row_values(result: Result, key: str) -> set[str]:
     """What a row has under a key of the command line: an option may have two names, ``hardware=auto`` and the GPU's."""
     cell = result.cell
     if key == "env":
@@ -52,12 +52,12 @@ def is_selection(word: str) -> bool:
     return WORD.fullmatch(word) is not None
 
 
-def selections(words: Sequence[str], studies: int) -> tuple[Selection | None, Selection | None]:
+def selections(words: Sequence[str], studies: int) -> tuple[RowFilter | None, RowFilter | None]:
     """The sides that words of the command line choose: none, one for both studies, or one for each side.
 
     Raises UsageError for what does not tell the sides apart.
     """
-    chosen = [Selection(*word.split("=", 1)) for word in words]
+    chosen = [RowFilter(*word.split("=", 1)) for word in words]
     if studies == 1 and len(chosen) != 2:
         raise UsageError(
             "compare takes two studies, or one study and the two sides of it: diffopt compare first compile=none "
@@ -72,14 +72,14 @@ def selections(words: Sequence[str], studies: int) -> tuple[Selection | None, Se
     return (None, None) if not chosen else (chosen[0], chosen[-1])
 
 
-def select(results: Sequence[Result], chosen: Selection | None, name: str) -> list[Result]:
+def select(results: Sequence[Result], chosen: RowFilter | None, name: str) -> list[Result]:
     """The rows of one side, without refusals for want of a device where the cell has a row from elsewhere.
 
     Raises UsageError when there is none.
     """
     found = [result for result in useful(results) if chosen is None or chosen.takes(result)]
     if not found and chosen is not None:
-        there = sorted({value for result in results for value in values(result, chosen.key)})
+        there = sorted({value for result in results for value in row_values(result, chosen.key)})
         has = f"it has {chosen.key}={', '.join(there)}" if there else f"its rows have no {chosen.key}"
         raise UsageError(f"The study {name} has no row with {chosen.key}={chosen.value}; {has}.")
     return found

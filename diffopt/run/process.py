@@ -125,7 +125,7 @@ def run_child(
         worker = Child(
             lambda progress: _command(folder, progress, launch, gpu, python) + more,
             log,
-            {**environment(gpu), **OF_WORKERS, **variables},
+            {**clean_environment(gpu), **OF_WORKERS, **variables},
             watched=stop.fd,
         )
     with worker, stop.covering(worker.pid):
@@ -138,7 +138,7 @@ def run_child(
     return _verdict(folder, cause, phase, code, launch, killed_by_kernel=oom_kills() > kills)
 
 
-def environment(gpu: str | None) -> dict[str, str]:
+def clean_environment(gpu: str | None) -> dict[str, str]:
     """The environment variables of a process of which something is measured or tried, on that GPU or on the CPU."""
     inherited = {name: value for name, value in os.environ.items() if name not in FALSIFYING}
     return {**inherited, "CUDA_VISIBLE_DEVICES": gpu or ""}  # on the CPU it must not touch a GPU that another measures

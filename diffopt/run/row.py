@@ -9,7 +9,7 @@ from diffopt.machine.environment import Environment
 from diffopt.machine.files import write_text
 from diffopt.recipe import lock
 from diffopt.recipe.cell import Cell
-from diffopt.recipe.named_files import places
+from diffopt.recipe.named_files import named_files
 from diffopt.results.result import Artifacts, Outcome, Result
 from diffopt.run.process import OUTCOME, PLAN, Verdict
 
@@ -67,6 +67,6 @@ def shareable(cell: Cell) -> dict[str, Any]:
     """The cell as plain data without this machine's folders, which cell.yaml has; a picture keeps its file's name."""
     data = cell.model_dump(mode="json", exclude={"choices"})
     data["runtime"]["python"] = None
-    for place in places({**data["recipe"], "workload": data["workload"]}):
+    for place in named_files({**data["recipe"], "workload": data["workload"]}):
         place.holder[place.key] = None if place.typed.startswith("model.") else Path(place.path).name
     return data

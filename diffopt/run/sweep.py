@@ -11,7 +11,7 @@ from pathlib import Path
 from diffopt.errors import Interrupted
 from diffopt.machine.interpreter import Interpreter, interpreters
 from diffopt.recipe.cell import Cell
-from diffopt.recipe.labels import labels, one_line
+from diffopt.recipe.labels import label_line, labels
 from diffopt.recipe.launch import Launch, default_launch
 from diffopt.results.result import Result
 from diffopt.results.study import Study
@@ -84,7 +84,7 @@ def run_all(
 def _names(cells: Sequence[Cell]) -> dict[str, str]:
     """What the progress calls each cell: what tells it from the others; its id when there is nothing to tell."""
     found = labels([cell.model_dump(mode="json") for cell in cells])
-    return {cell.id: one_line(words) or cell.id for cell, words in zip(cells, found, strict=True)}
+    return {cell.id: label_line(words) or cell.id for cell, words in zip(cells, found, strict=True)}
 
 
 @contextmanager

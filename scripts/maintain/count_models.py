@@ -111,13 +111,13 @@ def count_activations(model: Model, modules: Mapping[str, nn.Module]) -> Activat
 def count_parameters(model: Model, modules: Mapping[str, nn.Module]) -> Parameters:
     """Parameters by part, shared ones once; a ControlNet counts with the denoiser."""
 
-    def of(*names: str) -> int:
+    def count(*names: str) -> int:
         return sum(parameter.numel() for name in names for parameter in modules[name].parameters())
 
     return Parameters(
-        denoiser=of(model.denoiser, *({"controlnet"} & modules.keys())),
-        text_encoders=of(*model.text_encoders),
-        vae=0 if model.vae is None else of(model.vae),
+        denoiser=count(model.denoiser, *({"controlnet"} & modules.keys())),
+        text_encoders=count(*model.text_encoders),
+        vae=0 if model.vae is None else count(model.vae),
     )
 
 
@@ -127,7 +127,7 @@ def _denoise(model: Model, parts: nn.ModuleList, asked: Asked) -> None:
     for controlnet in controlnets:  # its residuals stay alive while the denoiser runs
         config: Any = controlnet.config
         pixels = 2 ** (len(config.conditioning_embedding_out_channels) - 1)
-        picture = asked.of(asked.batch, 3, asked.height * pixels, asked.width * pixels)
+        picture = asked.tensor(asked.batch, 3, asked.height * pixels, asked.width * pixels)
         down, middle = controlnet(**call, controlnet_cond=picture, return_dict=False)
         call |= {"down_block_additional_residuals": down, "mid_block_additional_residual": middle}
     denoiser(**call)
@@ -138,7 +138,7 @@ def _decode(vae: Any, asked: Asked) -> None:
     channels = config.get("latent_channels") or config["z_dim"]
     in_time = any(isinstance(module, nn.Conv3d) for module in vae.modules())
     frames = (asked.frames,) if in_time else ()
-    vae.decode(asked.of(1, channels, *frames, asked.height, asked.width))
+    vae.decode(asked.tensor(1, channels, *frames, asked.height, asked.width))
 
 
 def _meta(module: nn.Module) -> Any:

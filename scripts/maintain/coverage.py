@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import re
 import shlex
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -79,15 +78,6 @@ def _made_up_lora(folder: Path) -> Path:
     path = folder / FILE
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
     return path
-
-
-def has_test(entry: Entry, root: Path) -> bool:
-    """Whether the test that an entry names is there."""
-    file, _, name = entry.test.partition("::")
-    path = root / file
-    return (
-        path.is_file() and re.search(rf"^def {re.escape(name)}\(", path.read_text(encoding="utf-8"), re.M) is not None
-    )
 
 
 def page(sections: dict[str, list[Entry]], rows: Sequence[tuple[str, Result]]) -> str:

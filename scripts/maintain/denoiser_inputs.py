@@ -32,13 +32,13 @@ class Asked:
     tokens: int | None  # length of the prompt, where the model option gives one; None: the pipeline's own
     edits: bool  # whether the tokens of a picture to edit stand beside those of the new one
 
-    def of(self, *shape: int) -> torch.Tensor:
+    def tensor(self, *shape: int) -> torch.Tensor:
         """A tensor of this shape, float32 and without values."""
         return torch.empty(shape, device="meta")
 
     def times(self) -> torch.Tensor:
         """One timestep for each of the batch."""
-        return self.of(self.batch)
+        return self.tensor(self.batch)
 
     def ids(self, *shape: int) -> torch.Tensor:
         """Whole numbers, such as positions."""
@@ -79,14 +79,14 @@ def _unet(asked: Asked) -> dict[str, Any]:
     config, batch = asked.config, asked.batch
     width = config.get("encoder_hid_dim") or config["cross_attention_dim"]
     call: dict[str, Any] = {
-        "sample": asked.of(batch, config["in_channels"], asked.height, asked.width),
+        "sample": asked.tensor(batch, config["in_channels"], asked.height, asked.width),
         "timestep": asked.times(),
-        "encoder_hidden_states": asked.of(batch, asked.tokens or CLIP_TOKENS, width),
+        "encoder_hidden_states": asked.tensor(batch, asked.tokens or CLIP_TOKENS, width),
     }
     if config.get("addition_embed_type") == "text_time":
         ids = 6  # original size, crop and target size, two numbers each
         pooled = config["projection_class_embeddings_input_dim"] - ids * config["addition_time_embed_dim"]
-        call["added_cond_kwargs"] = {"text_embeds": asked.of(batch, pooled), "time_ids": asked.of(batch, ids)}
+        call["added_cond_kwargs"] = {"text_embeds": asked.tensor(batch, pooled), "time_ids": asked.tensor(batch, ids)}
     if config.get("num_class_embeds") is not None or config.get("class_embed_type") == "timestep":
         call["class_labels"] = asked.ids(batch)  # how much noise is on the small picture
     return call
@@ -97,13 +97,13 @@ def _flux(asked: Asked) -> dict[str, Any]:
     pixels = (asked.height // 2) * (asked.width // 2) * (2 if asked.edits else 1)
     tokens = asked.tokens or 512
     return {
-        "hidden_states": asked.of(batch, pixels, config["in_channels"]),
+        "hidden_states": asked.tensor(batch, pixels, config["in_channels"]),
         "timestep": asked.times(),
-        "guidance": asked.of(batch) if config["guidance_embeds"] else None,
-        "pooled_projections": asked.of(batch, config["pooled_projection_dim"]),
-        "encoder_hidden_states": asked.of(batch, tokens, config["joint_attention_dim"]),
-        "txt_ids": asked.of(tokens, 3),
-        "img_ids": asked.of(pixels, 3),
+        "guidance": asked.tensor(batch) if config["guidance_embeds"] else None,
+        "pooled_projections": asked.tensor(batch, config["pooled_projection_dim"]),
+        "encoder_hidden_states": asked.tensor(batch, tokens, config["joint_attention_dim"]),
+        "txt_ids": asked.tensor(tokens, 3),
+        "img_ids": asked.tensor(pixels, 3),
     }
 
 
@@ -111,10 +111,10 @@ def _flux2(asked: Asked) -> dict[str, Any]:
     config, batch = asked.config, asked.batch
     pixels, tokens = (asked.height // 2) * (asked.width // 2), asked.tokens or 512
     return {
-        "hidden_states": asked.of(batch, pixels, config["in_channels"]),
+        "hidden_states": asked.tensor(batch, pixels, config["in_channels"]),
         "timestep": asked.times(),
-        "guidance": asked.of(batch) if config["guidance_embeds"] else None,
-        "encoder_hidden_states": asked.of(batch, tokens, config["joint_attention_dim"]),
+        "guidance": asked.tensor(batch) if config["guidance_embeds"] else None,
+        "encoder_hidden_states": asked.tensor(batch, tokens, config["joint_attention_dim"]),
         "txt_ids": asked.ids(batch, tokens, 4),
         "img_ids": asked.ids(batch, pixels, 4),
     }
@@ -124,10 +124,10 @@ def _sd3(asked: Asked) -> dict[str, Any]:
     config, batch = asked.config, asked.batch
     tokens = CLIP_TOKENS + (asked.tokens or 256)  # both CLIPs side by side, T5 after them
     return {
-        "hidden_states": asked.of(batch, config["in_channels"], asked.height, asked.width),
+        "hidden_states": asked.tensor(batch, config["in_channels"], asked.height, asked.width),
         "timestep": asked.times(),
-        "encoder_hidden_states": asked.of(batch, tokens, config["joint_attention_dim"]),
-        "pooled_projections": asked.of(batch, config["pooled_projection_dim"]),
+        "encoder_hidden_states": asked.tensor(batch, tokens, config["joint_attention_dim"]),
+        "pooled_projections": asked.tensor(batch, config["pooled_projection_dim"]),
     }
 
 
@@ -135,8 +135,8 @@ def _masked_caption(asked: Asked) -> dict[str, Any]:
     """PixArt and Sana."""
     config, batch, tokens = asked.config, asked.batch, asked.tokens or 300
     return {
-        "hidden_states": asked.of(batch, config["in_channels"], asked.height, asked.width),
-        "encoder_hidden_states": asked.of(batch, tokens, config["caption_channels"]),
+        "hidden_states": asked.tensor(batch, config["in_channels"], asked.height, asked.width),
+        "encoder_hidden_states": asked.tensor(batch, tokens, config["caption_channels"]),
         "encoder_attention_mask": asked.ids(batch, tokens),
         "timestep": asked.times(),
     }
@@ -150,9 +150,9 @@ def _qwen(asked: Asked) -> dict[str, Any]:
     config, batch, tokens = asked.config, asked.batch, UNPADDED
     height, width = asked.height // 2, asked.width // 2
     return {
-        "hidden_states": asked.of(batch, height * width, config["in_channels"]),
+        "hidden_states": asked.tensor(batch, height * width, config["in_channels"]),
         "timestep": asked.times(),
-        "encoder_hidden_states": asked.of(batch, tokens, config["joint_attention_dim"]),
+        "encoder_hidden_states": asked.tensor(batch, tokens, config["joint_attention_dim"]),
         "encoder_hidden_states_mask": None,
         "img_shapes": [[(1, height, width)]] * batch,
     }
@@ -161,38 +161,38 @@ def _qwen(asked: Asked) -> dict[str, Any]:
 def _z_image(asked: Asked) -> dict[str, Any]:
     config = asked.config
     return {
-        "x": [asked.of(config["in_channels"], 1, asked.height, asked.width) for _ in range(asked.batch)],
+        "x": [asked.tensor(config["in_channels"], 1, asked.height, asked.width) for _ in range(asked.batch)],
         "t": asked.times(),
-        "cap_feats": [asked.of(UNPADDED, config["cap_feat_dim"]) for _ in range(asked.batch)],
+        "cap_feats": [asked.tensor(UNPADDED, config["cap_feat_dim"]) for _ in range(asked.batch)],
     }
 
 
 def _wan(asked: Asked) -> dict[str, Any]:
     config, batch = asked.config, asked.batch
     return {
-        "hidden_states": asked.of(batch, config["in_channels"], asked.frames, asked.height, asked.width),
+        "hidden_states": asked.tensor(batch, config["in_channels"], asked.frames, asked.height, asked.width),
         "timestep": asked.times(),
-        "encoder_hidden_states": asked.of(batch, asked.tokens or 512, config["text_dim"]),
+        "encoder_hidden_states": asked.tensor(batch, asked.tokens or 512, config["text_dim"]),
     }
 
 
 def _hunyuan(asked: Asked) -> dict[str, Any]:
     config, batch, tokens = asked.config, asked.batch, asked.tokens or 256
     return {
-        "hidden_states": asked.of(batch, config["in_channels"], asked.frames, asked.height, asked.width),
+        "hidden_states": asked.tensor(batch, config["in_channels"], asked.frames, asked.height, asked.width),
         "timestep": asked.times(),
-        "encoder_hidden_states": asked.of(batch, tokens, config["text_embed_dim"]),
+        "encoder_hidden_states": asked.tensor(batch, tokens, config["text_embed_dim"]),
         "encoder_attention_mask": asked.ids(batch, tokens),
-        "pooled_projections": asked.of(batch, config["pooled_projection_dim"]),
-        "guidance": asked.of(batch) if config["guidance_embeds"] else None,
+        "pooled_projections": asked.tensor(batch, config["pooled_projection_dim"]),
+        "guidance": asked.tensor(batch) if config["guidance_embeds"] else None,
     }
 
 
 def _ltx(asked: Asked) -> dict[str, Any]:
     config, batch, tokens = asked.config, asked.batch, asked.tokens or 128
     return {
-        "hidden_states": asked.of(batch, asked.frames * asked.height * asked.width, config["in_channels"]),
-        "encoder_hidden_states": asked.of(batch, tokens, config["caption_channels"]),
+        "hidden_states": asked.tensor(batch, asked.frames * asked.height * asked.width, config["in_channels"]),
+        "encoder_hidden_states": asked.tensor(batch, tokens, config["caption_channels"]),
         "timestep": asked.times(),
         "encoder_attention_mask": asked.ids(batch, tokens),
         "num_frames": asked.frames,
@@ -208,10 +208,10 @@ def _cogvideox(asked: Asked) -> dict[str, Any]:
     table = (pixels, config["attention_head_dim"])
     rotary = config["use_rotary_positional_embeddings"]
     return {
-        "hidden_states": asked.of(batch, asked.frames, config["in_channels"], asked.height, asked.width),
-        "encoder_hidden_states": asked.of(batch, asked.tokens or 226, config["text_embed_dim"]),
+        "hidden_states": asked.tensor(batch, asked.frames, config["in_channels"], asked.height, asked.width),
+        "encoder_hidden_states": asked.tensor(batch, asked.tokens or 226, config["text_embed_dim"]),
         "timestep": asked.times(),
-        "image_rotary_emb": (asked.of(*table), asked.of(*table)) if rotary else None,
+        "image_rotary_emb": (asked.tensor(*table), asked.tensor(*table)) if rotary else None,
     }
 
 

@@ -98,7 +98,7 @@ def try_pair(family: str, first: Option, second: Option, known: Pair | None = No
     try:
         plan = _plan(family, words)
         if reasons := _reasons(plan):
-            if not (lacking := [reason for word in words if (reason := alone(family, word))]):
+            if not (lacking := [reason for word in words if (reason := reason_alone(family, word))]):
                 return pair("refused", "plan", reasons)
             on_gpu = "; ".join(_plan(family, words, "h100").reasons)
             return replace(pair("refused", "alone", lacking[0]), on_gpu=" ".join(on_gpu.split()))
@@ -132,7 +132,7 @@ def _words(error: Exception) -> str:
 
 
 @functools.cache
-def alone(family: str, word: str) -> str:
+def reason_alone(family: str, word: str) -> str:
     """Why an option cannot be planned on a family even without another one; empty where it can."""
     return _reasons(_plan(family, [word]))
 

@@ -47,14 +47,19 @@ def artifacts(folder: Path, option: str, words: Sequence[str]) -> dict[str, Any]
     pinned = f"launch.compile_artifact.sha256={cold.artifacts.compile_cache_sha256}"
     load = [f"launch.compile_artifact.load={kept}", pinned]
     loaded = start(folder / "loaded", folder / "empty", f"compile={option}", *load, *words)
-    return {"cold": told(cold), "warm": told(warm), "artifact": told(loaded), "artifact_bytes": kept.stat().st_size}
+    return {
+        "cold": figures(cold),
+        "warm": figures(warm),
+        "artifact": figures(loaded),
+        "artifact_bytes": kept.stat().st_size,
+    }
 
 
 def packages(folder: Path, words: Sequence[str]) -> dict[str, Any]:
     """A start that makes the package of ``compile=aot``, and one that loads it."""
     made = start(folder / "made", folder / "caches", "compile=aot", *words)
     loaded = start(folder / "loaded", folder / "caches", "compile=aot", *words)
-    return {"cold": told(made), "package": told(loaded)}
+    return {"cold": figures(made), "package": figures(loaded)}
 
 
 def start(study: Path, caches: Path, *words: str) -> Result:
@@ -66,7 +71,7 @@ def start(study: Path, caches: Path, *words: str) -> Result:
     return result
 
 
-def told(result: Result) -> dict[str, Any]:
+def figures(result: Result) -> dict[str, Any]:
     metrics = result.metrics
     cache = None if metrics.compile_cache is None else metrics.compile_cache.model_dump()
     return {"first_call_s": metrics.first_call_s, "load_s": metrics.load_s, "compile_cache": cache}

@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map
 
 from diffopt.cli import machines
 from diffopt.doctor import builds, checks, examine, worker
-from diffopt.doctor.examine import Checker, Finding, Task
+from diffopt.doctor.examine import Checker, CheckTask, Finding
 from diffopt.machine import nvml
 from diffopt.machine.nvml import Gpu
 
@@ -51,7 +51,7 @@ def child(tmp_path):
 
 
 def ask(child, check, name=None, **arguments):
-    return child.ask(Task(name or check, check, arguments))
+    return child.ask(CheckTask(name or check, check, arguments))
 
 
 def test_one_process_answers_until_it_dies(child):
@@ -85,7 +85,7 @@ def test_a_failure_without_a_remedy_gets_one(child):
 
 
 def run_check(check, **arguments):
-    return worker.answer({"check": check, "device": "cpu", **arguments})
+    return worker.answer_task({"check": check, "device": "cpu", **arguments})
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def gpu_build(monkeypatch):
 def build_answer(capability=(9, 0), known=(13, 0)):
     task = {"check": "cuda build", "device": "cuda", "driver": "580.10"}
     with stand_in_gpu():
-        return worker.answer({**task, "driver_cuda": list(known), "capability": list(capability)})
+        return worker.answer_task({**task, "driver_cuda": list(known), "capability": list(capability)})
 
 
 def test_a_build_that_fits(gpu_build):
@@ -312,15 +312,15 @@ def test_half_and_attention_on_a_gpu():
             ("half", {"dtype": "float16", "capability": [9, 0]}),
             ("attention", {"backend": "_native_math", "dtypes": ["float16", "bfloat16"]}),
         ):
-            answer = worker.answer({"check": check, "device": "cuda", **more})
+            answer = worker.answer_task({"check": check, "device": "cuda", **more})
             assert answer["status"] == "ok", answer
-    answer = worker.answer({"check": "half", "device": "cuda", "dtype": "bfloat16", "capability": [7, 5]})
+    answer = worker.answer_task({"check": "half", "device": "cuda", "dtype": "bfloat16", "capability": [7, 5]})
     assert answer["status"] == "not here"
 
 
 @pytest.mark.parametrize("check", ["compile", "compile graphs"])
 def test_what_triton_cannot_do_is_not_here(check):
-    answer = worker.answer({"check": check, "device": "cuda", "capability": [6, 1]})
+    answer = worker.answer_task({"check": check, "device": "cuda", "capability": [6, 1]})
     assert answer["status"] == "not here"
 
 
@@ -346,7 +346,7 @@ def compiles(monkeypatch):
 
 def on_a_gpu(check):
     with stand_in_gpu():
-        return worker.answer({"check": check, "device": "cuda", "capability": [9, 0]})
+        return worker.answer_task({"check": check, "device": "cuda", "capability": [9, 0]})
 
 
 @pytest.mark.parametrize(
@@ -419,7 +419,7 @@ def graphs(monkeypatch):
 
 def graph_answer():
     with stand_in_gpu():
-        return worker.answer({"check": "cuda graphs", "device": "cuda"})
+        return worker.answer_task({"check": "cuda graphs", "device": "cuda"})
 
 
 def test_a_graph_that_replays(graphs):
@@ -450,14 +450,14 @@ def test_torchao_on_a_gpu(gpu_build, monkeypatch, kind):
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 9))
     with OnCpu():
-        answer = worker.answer({"check": "torchao", "device": "cuda", "kind": kind})
+        answer = worker.answer_task({"check": "torchao", "device": "cuda", "kind": kind})
     assert answer["status"] == "ok", answer
     assert answer["says"].startswith("a quantized Linear is off by ")
 
 
 def test_no_recorded_graph_fails(monkeypatch):
     monkeypatch.setattr(checks, "_compiled", lambda *a, **k: "compiled")
-    answer = worker.answer({"check": "compile graphs", "device": "cpu"})
+    answer = worker.answer_task({"check": "compile graphs", "device": "cpu"})
     assert answer["status"] == "fails"
     assert "no CUDA graph" in answer["says"]
 
@@ -468,7 +468,7 @@ def test_no_recorded_graph_fails(monkeypatch):
 class Asked:
     """Stands in for the child: remembers the tasks, and fails those that it is told to."""
 
-    tasks: list[Task]
+    tasks: list[CheckTask]
     failing: frozenset[str] = frozenset()
 
     def __init__(self, gpu, deadline_s):

@@ -120,7 +120,7 @@ def test_the_decoder_of_stable_diffusion_by_hand() -> None:
     (vae,) = meta_modules(packaged("sd15"), without=("unet", "text_encoder")).values()
     latents = 4 * 64 * 64
     asked = asked_of(model, {}, vae, 1)
-    assert live_values(lambda: vae.decode(asked.of(1, 4, 64, 64)), vae) == 3 * 256 * 512 * 512 + 2 * latents
+    assert live_values(lambda: vae.decode(asked.tensor(1, 4, 64, 64)), vae) == 3 * 256 * 512 * 512 + 2 * latents
 
 
 @pytest.mark.parametrize("name", ["sd15", "sd15_controlnet", "flux_dev"])

@@ -60,7 +60,7 @@ def test_arguments_follow_the_workload() -> None:
     cell = a_cell("workload.batch_size=3", "workload.seed=5", "workload.steps=4", "workload.prompt=fox")
     (stage,) = calls.stages((pipe,), cell.recipe.model.stages, cell.workload)  # type: ignore[arg-type]
     for _ in range(2):
-        calls.run((stage,))
+        calls.draw((stage,))
     first, second = pipe.calls
     assert first["prompt"] == ["fox"] * 3
     assert "negative_prompt" not in first  # none typed is none given; to SDXL an empty one is something else
@@ -75,7 +75,7 @@ def test_arguments_follow_the_workload() -> None:
 def test_a_negative_prompt_is_given_once_per_picture_of_the_batch() -> None:
     pipe = TextToImage()
     cell = a_cell("workload.batch_size=2", "workload.negative_prompt=ugly")
-    calls.run(calls.stages((pipe,), cell.recipe.model.stages, cell.workload))  # type: ignore[arg-type]
+    calls.draw(calls.stages((pipe,), cell.recipe.model.stages, cell.workload))  # type: ignore[arg-type]
     assert pipe.calls[0]["negative_prompt"] == ["ugly"] * 2
 
 
@@ -84,7 +84,7 @@ def test_a_picture_is_given_in_the_size_asked_for_once_per_picture_of_the_batch(
     cell = a_cell(
         "model=sd15", "model.weights=tiny", "workload=img2img", "workload.batch_size=2", "workload.strength=0.5"
     )
-    calls.run(calls.stages((pipe,), cell.recipe.model.stages, cell.workload))  # type: ignore[arg-type]
+    calls.draw(calls.stages((pipe,), cell.recipe.model.stages, cell.workload))  # type: ignore[arg-type]
     (call,) = pipe.calls
     assert [picture.size for picture in call["image"]] == [(cell.workload.width, cell.workload.height)] * 2
     assert call["strength"] == 0.5
@@ -101,7 +101,7 @@ def test_a_cascade_hands_its_pictures_on() -> None:
     pipes = (Upscale(8), Upscale(32), TextAndImage(32))
     made = calls.stages(pipes, cell.recipe.model.stages, cell.workload)  # type: ignore[arg-type]
     assert [stage.name for stage in made] == [model.name for model in cell.recipe.model.stages]
-    calls.run(made)
+    calls.draw(made)
     base, second, third = (pipe.calls[0] for pipe in pipes)
     assert (base["num_images_per_prompt"], second["num_images_per_prompt"]) == (4, 1)
     assert [g.initial_seed() for g in base["generator"]] == [3, 4, 5, 6]
@@ -129,6 +129,6 @@ def test_what_a_pipeline_writes_into_its_prompts_is_gone_in_the_next_call() -> N
     made = calls.stages(
         (pipe,), a_cell("workload.prompt=fox").recipe.model.stages, a_cell("workload.prompt=fox").workload
     )  # type: ignore[arg-type]
-    calls.run(made)
-    calls.run(made)
+    calls.draw(made)
+    calls.draw(made)
     assert [call["prompt"] for call in pipe.calls] == [["fox"], ["fox"]]

@@ -49,7 +49,7 @@ class Drawn:
 
     def __call__(self, *words: str) -> np.ndarray:
         return frames(
-            calls.run(
+            calls.draw(
                 calls.stages(
                     self.pipes, self.request(*words).cell.recipe.model.stages, self.request(*words).cell.workload
                 )

@@ -14,7 +14,7 @@ from diffopt.models.prefetch import Fetched, Target
 from diffopt.models.resolve import PACKAGED, resolve_model
 from diffopt.models.tiny import with_tiny_values
 from diffopt.pipeline import load
-from diffopt.pipeline.failure import describe
+from diffopt.pipeline.failure import describe_error
 from diffopt.pipeline.load import load_pipeline
 from diffopt.schema.model import Model
 
@@ -104,7 +104,7 @@ def test_what_only_the_libraries_find_is_an_error_that_says_where(name, changes,
     with pytest.raises(Exception, match=r".") as raised:  # of whatever type the library has
         load_pipeline(mine, "txt2img", device="cpu", dtype=FLOAT32)
     assert not isinstance(raised.value, Refusal)
-    assert f"model=local ({tmp_path}/mine)" in describe(raised.value)
+    assert f"model=local ({tmp_path}/mine)" in describe_error(raised.value)
 
 
 def test_a_missing_package_is_a_refusal(monkeypatch):

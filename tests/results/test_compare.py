@@ -17,7 +17,7 @@ from diffopt.recipe.recipe import STEP_GROUPS
 from diffopt.results.compare import compare
 from diffopt.results.comparison import changes, comparison_table
 from diffopt.results.result import Latency, Metrics, PeakMemory, Result
-from diffopt.results.sides import Selection, is_selection, selections
+from diffopt.results.sides import RowFilter, is_selection, selections
 from diffopt.results.study import Study
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -117,7 +117,7 @@ def test_within_one_study_runtimes_and_environments_differ_only_where_asked() ->
         row(environment=NEWER),
         row("compile=default", seconds=0.8, environment=NEWER),
     ]
-    sides = [[r for r in rows if Selection("compile", option).takes(r)] for option in ("none", "default")]
+    sides = [[r for r in rows if RowFilter("compile", option).takes(r)] for option in ("none", "default")]
     found = compare(*sides, "compile", one_study=True)
     assert [(c.before.env_id == c.after.env_id, c.ratio) for c in found if c.after] == [(True, 2.0), (True, 1.25)]
     runtimes = [row(), row(runtime="t214"), row("compile=default"), row("compile=default", runtime="t214")]
@@ -165,15 +165,15 @@ def test_two_rows_that_would_stand_beside_one_must_be_told_apart() -> None:
         UsageError, match="compile.fullgraph=true and compile.fullgraph=false; choose the sides by what"
     ):
         compare([row()], [row("compile=default"), partly], "compile")
-    assert [r.env_id for r in twice if Selection("env", NEWER.id).takes(r)] == [NEWER.id]
+    assert [r.env_id for r in twice if RowFilter("env", NEWER.id).takes(r)] == [NEWER.id]
 
 
 def test_an_option_is_known_by_its_other_names() -> None:
     probed = row().model_copy(update={"choices": {"hardware": "auto"}})
-    assert [Selection("hardware", name).takes(probed) for name in ("auto", "cpu", "a100")] == [True, True, False]
+    assert [RowFilter("hardware", name).takes(probed) for name in ("auto", "cpu", "a100")] == [True, True, False]
     unsaid = row().model_copy(update={"choices": {}})
-    assert Selection("compile", "none").takes(unsaid)
-    assert Selection("workload.image", "scene").takes(row("model=sd15", "model.weights=tiny", "workload=img2img"))
+    assert RowFilter("compile", "none").takes(unsaid)
+    assert RowFilter("workload.image", "scene").takes(row("model=sd15", "model.weights=tiny", "workload=img2img"))
 
 
 def test_paths_with_an_equals_sign_are_studies() -> None:

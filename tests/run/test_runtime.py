@@ -131,7 +131,7 @@ def test_a_recipe_file_has_the_runtime_and_older_ones_have_the_current(tmp_path)
     file.write_text(yaml.safe_dump(data))
     assert read_lock(file).data["runtime"] == CURRENT.model_dump()
     assert requests([], lock=file)[0].cell.id == asked().id
-    assert [key for key, *_ in lock.changes(asked(), cell)] == ["runtime.name", "runtime.python"]
+    assert [key for key, *_ in lock.differences(asked(), cell)] == ["runtime.name", "runtime.python"]
 
 
 # what is there
@@ -145,7 +145,7 @@ def test_a_python_is_asked_what_it_has(tmp_path):
         assert environment.versions(one) == environment.versions()
         assert one.installed("Types.PyYAML") == packages.installed("types-PyYAML")
         assert one.installed("no-such-package") is None
-        assert packages.missing(worker_requirements(), one) == ()
+        assert packages.unmet(worker_requirements(), one) == ()
 
 
 def test_it_is_asked_once_and_nothing_without_need(tmp_path):
@@ -279,7 +279,7 @@ def test_an_interpreter_without_pip_gets_that_first():
 
 def test_markers_are_those_of_the_interpreter():
     texts = ("a; python_version < '3.12'", "b; python_version >= '3.12'", "c; python_full_version < '3.12.4'")
-    assert packages.missing(texts, there()) == ("b; python_version >= '3.12'",)
+    assert packages.unmet(texts, there()) == ("b; python_version >= '3.12'",)
 
 
 def test_a_worker_needs_what_the_project_says_but_for_the_command_line():

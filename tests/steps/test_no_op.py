@@ -15,7 +15,7 @@ from diffopt.errors import NoEffect
 from diffopt.models import calls
 from diffopt.pipeline import load
 from diffopt.pipeline.build import build, verify
-from diffopt.pipeline.failure import describe, status_of
+from diffopt.pipeline.failure import describe_error, status_of
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.plan import Plan
 from diffopt.recipe.recipe import STEP_GROUPS
@@ -32,7 +32,7 @@ def drawn(model: str) -> tuple[Cell, Any]:
     (request,) = requests([*tiny(model), "hardware=h100", "measure=quick", "workload.steps=2"])
     cell, dtype = request.cell, {"default": torch.float32}
     pipe = load.load_pipeline(cell.sites[0].model, cell.workload.task, device="cpu", dtype=dtype)
-    calls.run(calls.stages([pipe], cell.recipe.model.stages, cell.workload))
+    calls.draw(calls.stages([pipe], cell.recipe.model.stages, cell.workload))
     return cell, pipe
 
 
@@ -54,7 +54,7 @@ def test_a_step_that_does_nothing_fails_its_cell_by_name(group: str, kind: str, 
     with pytest.raises(NoEffect) as caught:
         verify(plan, build(plan))
     assert status_of(caught.value) == "error"
-    assert describe(caught.value).startswith(f"verifying {group} ({kind}): no effect: ")
+    assert describe_error(caught.value).startswith(f"verifying {group} ({kind}): no effect: ")
     assert group in str(caught.value), "also where a pipeline is optimized without a cell"
 
 

@@ -67,7 +67,7 @@ def drawn(pipes: Sequence[Any], asked: Cell) -> np.ndarray:
     """What the last stage draws, in [0, 1]: (pictures, height, width, 3), for videos with frames before the height."""
     stages = calls.stages(pipes, asked.recipe.model.stages, asked.workload)
     last = dataclasses.replace(stages[-1], arguments={**stages[-1].arguments, "output_type": "np"})
-    return np.stack([np.asarray(output) for output in calls.run([*stages[:-1], last])])
+    return np.stack([np.asarray(output) for output in calls.draw([*stages[:-1], last])])
 
 
 def error(picture: np.ndarray, reference: np.ndarray) -> float:

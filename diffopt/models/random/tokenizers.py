@@ -50,7 +50,7 @@ _LLAMA3_WORDS = (  # how Llama 3 cuts up a text before it looks for tokens
 
 
 @dataclass(frozen=True)
-class Asked:
+class TokenizerConfig:
     """What a tokenizer_config.json asks for."""
 
     path: Path
@@ -92,7 +92,7 @@ def load_tokenizer(folder: Path, class_name: str) -> Any:
     return make(_read_asked(folder))
 
 
-def _read_asked(folder: Path) -> Asked:
+def _read_asked(folder: Path) -> TokenizerConfig:
     path = folder / "tokenizer_config.json"
     config = read_json(path)
     size = config.get("vocab_size")
@@ -108,14 +108,14 @@ def _read_asked(folder: Path) -> Asked:
     if not isinstance(size, int) or not is_count(size) or any(not 0 <= place < size for place in fixed.values()):
         raise UsageError(f"{path} must say vocab_size, a number above each id in added_tokens_decoder")
     roles = {role: config[role] for role in ROLES if role in config}
-    return Asked(path, size, fixed, plain, roles, extra_ids=config.get("extra_ids", 0))
+    return TokenizerConfig(path, size, fixed, plain, roles, extra_ids=config.get("extra_ids", 0))
 
 
-def _clip(asked: Asked) -> Any:
+def _clip(asked: TokenizerConfig) -> Any:
     return build_tokenizer(asked.size, pad_token=asked.role("pad_token"), max_length=asked.role("model_max_length"))
 
 
-def _t5(asked: Asked) -> Any:
+def _t5(asked: TokenizerConfig) -> Any:
     """T5's and umT5's: as few pieces as a text can be put together of. umT5 has ``<unk>`` at another id."""
     from tokenizers.models import Unigram
     from transformers import T5Tokenizer
@@ -133,7 +133,7 @@ def _t5(asked: Asked) -> Any:
     return tokenizer
 
 
-def _qwen(asked: Asked) -> Any:
+def _qwen(asked: TokenizerConfig) -> Any:
     """Qwen 2's and 3's: byte-level, with their chat template."""
     from transformers import Qwen2Tokenizer
 
@@ -144,7 +144,7 @@ def _qwen(asked: Asked) -> Any:
     return tokenizer
 
 
-def _gemma(asked: Asked) -> Any:
+def _gemma(asked: TokenizerConfig) -> Any:
     """Gemma's: pieces as in SentencePiece, bytes for what is not among them, ``<bos>`` in front of every text."""
     from transformers import GemmaTokenizer
 
@@ -155,7 +155,7 @@ def _gemma(asked: Asked) -> Any:
     return tokenizer
 
 
-def _llama(asked: Asked) -> Any:
+def _llama(asked: TokenizerConfig) -> Any:
     """Llama 3's: byte-level, ``<|begin_of_text|>`` in front of every text."""
     from tokenizers import Regex, Tokenizer, decoders, models
     from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
@@ -181,7 +181,7 @@ _MAKERS = {
 }
 
 
-def _begin_with(backend: Tokenizer, asked: Asked) -> None:
+def _begin_with(backend: Tokenizer, asked: TokenizerConfig) -> None:
     from tokenizers.processors import TemplateProcessing
 
     bos = asked.role("bos_token")
@@ -189,13 +189,13 @@ def _begin_with(backend: Tokenizer, asked: Asked) -> None:
     backend.post_processor = TemplateProcessing(single=f"{bos} $A", special_tokens=special)
 
 
-def _added(asked: Asked) -> list[Any]:
+def _added(asked: TokenizerConfig) -> list[Any]:
     from tokenizers import AddedToken
 
     return [AddedToken(token, special=token not in asked.plain, normalized=False) for token in asked.fixed]
 
 
-def _byte_pairs(letters: list[str], space: str, asked: Asked) -> tuple[dict[str, int], list[tuple[str, str]]]:
+def _byte_pairs(letters: list[str], space: str, asked: TokenizerConfig) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """The vocabulary, and as many merges of its tokens as there is room for."""
     room = asked.size - len(asked.fixed) - len(letters)
     if room < 0:

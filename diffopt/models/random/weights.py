@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffopt.errors import UsageError
-from diffopt.models.index import Component, read_index, read_json
+from diffopt.models.index import IndexEntry, read_index, read_json
 from diffopt.models.random.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def _init_parameters(pipeline_class: Any) -> list[tuple[str, Any]]:
     return [(parameter.name, parameter.default) for parameter in parameters if parameter.kind not in variadic]
 
 
-def _made_component(folder: Path, part: Component, *, device: str, dtype: torch.dtype, seed: int) -> Any:
+def _made_component(folder: Path, part: IndexEntry, *, device: str, dtype: torch.dtype, seed: int) -> Any:
     """One entry of model_index.json: a tokenizer, a scheduler, a processor of pictures, or a module with weights."""
     if part.kind == "tokenizer":
         return load_tokenizer(folder, part.class_name)
@@ -87,17 +87,17 @@ def _made_component(folder: Path, part: Component, *, device: str, dtype: torch.
     return _class_of_part(part).from_pretrained(folder, local_files_only=True)
 
 
-def _class_of_part(part: Component) -> Any:
+def _class_of_part(part: IndexEntry) -> Any:
     return getattr(importlib.import_module(part.module), part.class_name)
 
 
-def _has_weights(part: Component) -> bool:
+def _has_weights(part: IndexEntry) -> bool:
     from torch import nn
 
     return part.kind != "tokenizer" and issubclass(_class_of_part(part), nn.Module)
 
 
-def _empty_module(part: Component, folder: Path, *, buffers: Literal["real", "meta"]) -> nn.Module:
+def _empty_module(part: IndexEntry, folder: Path, *, buffers: Literal["real", "meta"]) -> nn.Module:
     """The module with parameters on the meta device. Real buffers are computed here, as position ids are not drawn."""
     import diffusers
     from accelerate import init_empty_weights

@@ -17,7 +17,7 @@ from diffopt.results.table import Table
 LADDERS = ("accelerate_inference", "flux")  # sweeps in conf/sweep whose rows are rungs
 FIGURES = ("status", "latency s", "it/s", "over the rung before", "over the first", "reason")
 
-Choices = Mapping[str, str]  # of each group the option
+OptionByGroup = Mapping[str, str]  # of each group the option
 Placed = tuple[int | None, Result]  # which rung, from 0 on; None: no rung
 
 
@@ -26,8 +26,8 @@ class Ladder:
     """The rows of a sweep, each with an option for every group that one of them names, and the models that climb it."""
 
     models: tuple[str, ...]
-    customary: Choices  # options of these groups where nobody chooses
-    rungs: tuple[Choices, ...]
+    customary: OptionByGroup  # options of these groups where nobody chooses
+    rungs: tuple[OptionByGroup, ...]
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -59,7 +59,7 @@ class Ladder:
         placed = list(zip(found if climbed else [None] * len(block), block, strict=True))
         return sorted(placed, key=lambda pair: len(self.rungs) if pair[0] is None else pair[0])
 
-    def _position(self, choices: Choices, deciding: Sequence[str]) -> int | None:
+    def _position(self, choices: OptionByGroup, deciding: Sequence[str]) -> int | None:
         agree = [{group for group in self.groups if choices.get(group) == rung[group]} for rung in self.rungs]
         fits = [i for i, same in enumerate(agree) if same.issuperset(deciding)]
         return max(fits, key=lambda i: len(agree[i]), default=None)

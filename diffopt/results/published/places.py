@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from packaging.version import InvalidVersion, Version
 
 from diffopt.recipe.cell import Cell
-from diffopt.recipe.labels import labels, one_line
+from diffopt.recipe.labels import label_line, labels
 from diffopt.results.published.figures import Figure, of_family, published
 from diffopt.results.published.layout import COMPILED, PLAIN
 from diffopt.results.published.settings import by_key, unlike
@@ -190,7 +190,7 @@ def _by_differences(members: Sequence[Place]) -> list[Place]:
 
 def _only(label: Mapping[str, str], crowding: Collection[str]) -> str:
     """Without what differs between tables and columns alone, such as the slicing that a sweep gives large batches."""
-    return one_line({key: value for key, value in label.items() if key in crowding})
+    return label_line({key: value for key, value in label.items() if key in crowding})
 
 
 def _by_environment(members: Sequence[Place]) -> list[Place]:

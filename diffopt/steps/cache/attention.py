@@ -12,7 +12,7 @@ from diffopt.errors import Refusal
 from diffopt.models import classes
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
 from diffopt.steps.cache.hooks import install_cache, proof_of_skips, timestep
-from diffopt.steps.cache.support import guided, lacking, too_short
+from diffopt.steps.cache.support import guided, reasons_against, too_short
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -32,7 +32,7 @@ def _holds_some(between: tuple[float, float]) -> tuple[float, float]:
 
 
 EveryNth = Annotated[int, Field(ge=2)]  # computed once in so many calls
-Words = Annotated[tuple[str, ...], Field(min_length=1)]  # regular expressions
+ModulePatterns = Annotated[tuple[str, ...], Field(min_length=1)]  # regular expressions
 Timesteps = Annotated[tuple[float, float], AfterValidator(_holds_some)]  # low and high, exclusive
 _INSIDE = frozenset({Trait.CACHES, Trait.GRAPH_BREAKS})
 
@@ -52,8 +52,8 @@ class TaylorSeer(Step):
     disable_cache_after_step: Annotated[int, Field(ge=1)] | None
     max_order: Annotated[int, Field(ge=0)]
     taylor_factors_dtype: Literal["float32", "bfloat16", "float16"]
-    skip_predict_identifiers: Words | None
-    cache_identifiers: Words | None
+    skip_predict_identifiers: ModulePatterns | None
+    cache_identifiers: ModulePatterns | None
     use_lite_mode: bool
 
     @model_validator(mode="after")
@@ -79,7 +79,7 @@ class TaylorSeer(Step):
         return frozenset({Trait.CACHES, Trait.CACHES_BLOCKS}) if self.use_lite_mode else _INSIDE
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return lacking(site, context=True) or too_short(site, self.disable_cache_before_step)
+        return reasons_against(site, context=True) or too_short(site, self.disable_cache_before_step)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         import torch
@@ -117,9 +117,9 @@ class PyramidAttentionBroadcast(Step):
     spatial_attention_timestep_skip_range: Timesteps
     temporal_attention_timestep_skip_range: Timesteps
     cross_attention_timestep_skip_range: Timesteps
-    spatial_attention_block_identifiers: Words
-    temporal_attention_block_identifiers: Words
-    cross_attention_block_identifiers: Words
+    spatial_attention_block_identifiers: ModulePatterns
+    temporal_attention_block_identifiers: ModulePatterns
+    cross_attention_block_identifiers: ModulePatterns
 
     @model_validator(mode="after")
     def _skips_something(self) -> PyramidAttentionBroadcast:
@@ -133,7 +133,7 @@ class PyramidAttentionBroadcast(Step):
         return _INSIDE
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return lacking(site, time=True, one_state=True) or too_short(site, 1)
+        return reasons_against(site, time=True, one_state=True) or too_short(site, 1)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from diffusers import PyramidAttentionBroadcastConfig
@@ -167,8 +167,8 @@ class FasterCache(Step):
     alpha_high_frequency: float
     unconditional_batch_skip_range: EveryNth
     unconditional_batch_timestep_skip_range: Timesteps
-    spatial_attention_block_identifiers: Words
-    temporal_attention_block_identifiers: Words
+    spatial_attention_block_identifiers: ModulePatterns
+    temporal_attention_block_identifiers: ModulePatterns
     attention_weight: float
     tensor_format: Literal["BCFHW", "BFCHW", "BCHW"] | None
     is_guidance_distilled: bool | None
@@ -186,7 +186,7 @@ class FasterCache(Step):
         return _INSIDE | {Trait.CACHES_BLOCKS}  # it also decides around the denoiser, about half of its batch
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        found = lacking(site, time=True, one_state=True) or too_short(site, 1)
+        found = reasons_against(site, time=True, one_state=True) or too_short(site, 1)
         if found or self._distilled(site):
             return found
         if not guided(site):

@@ -15,7 +15,7 @@ from diffopt.errors import NoEffect, Refusal
 from diffopt.models import classes
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
 from diffopt.steps.cache.hooks import install_cache, keep_ratios, proof_of_skips
-from diffopt.steps.cache.support import guided, iterations, lacking, too_short
+from diffopt.steps.cache.support import guided, iterations, reasons_against, too_short
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -44,7 +44,7 @@ class FirstBlock(Step):
     def problems(self, site: Site) -> tuple[str, ...]:
         if classes.denoiser(site.model.denoiser_class).caches.one_sequence_later:
             return (f"{site.model.denoiser_class}: {_UNLIKE}",)
-        return lacking(site, context=True) or too_short(site, 1)
+        return reasons_against(site, context=True) or too_short(site, 1)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from diffusers import FirstBlockCacheConfig
@@ -87,7 +87,7 @@ class Mag(Step):
         return _TRAITS | {Trait.COUNTS_STEPS} if self.num_inference_steps is None else _TRAITS
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        found = lacking(site, context=guided(site))
+        found = reasons_against(site, context=guided(site))
         known = self.mag_ratios is not None or classes.denoiser(site.model.denoiser_class).caches.magnitudes
         if not found and not known and not self.calibrate:
             measure = "measure them with cache=mag_calibrate and give them as cache.mag_ratios"
@@ -163,7 +163,7 @@ class Sea(Step):
         return _TRAITS
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return lacking(site, context=True, step=True) or too_short(
+        return reasons_against(site, context=True, step=True) or too_short(
             site, max(self.retention_steps, 1) + self.cache_end_steps
         )
 

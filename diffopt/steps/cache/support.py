@@ -37,7 +37,7 @@ def too_short(site: Site, computed: int) -> tuple[str, ...]:
     return (f"the workload runs {ran} steps, and it computes {computed} in any case, so nothing would be skipped",)
 
 
-def lacking(
+def reasons_against(
     site: Site, *, context: bool = False, time: bool = False, step: bool = False, one_state: bool = False
 ) -> tuple[str, ...]:
     """Reasons why a cache cannot work on this model, known from its classes.

@@ -11,7 +11,7 @@ from diffopt.errors import Refusal
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
 from diffopt.steps.compile.compiled_call import CompiledCall, class_of, proof_of_regions
 from diffopt.steps.compile.whole import (
-    Backend,
+    CompileBackend,
     Divisible,
     GraphFreeMode,
     Inductor,
@@ -35,7 +35,7 @@ class Divided(Step):
 
     order: ClassVar[Order] = Order.COMPILE
     components: Divisible
-    backend: Backend
+    backend: CompileBackend
     mode: GraphFreeMode
     fullgraph: bool
     dynamic: bool | None

@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
     from torch import nn
 
-Target = Literal["denoiser", "vae_decode", "text_encoders"]
-Targets = Annotated[tuple[Target, ...], *SomeParts]
+CompiledPart = Literal["denoiser", "vae_decode", "text_encoders"]
+Targets = Annotated[tuple[CompiledPart, ...], *SomeParts]
 # of which parts can be compiled: VAEs are entered by decode, and text encoders' recorded outputs stop dynamo half-way
 Divisible = Annotated[tuple[Literal["denoiser"], ...], *SomeParts]
 Mode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
 GraphFreeMode = Literal["default", "max-autotune-no-cudagraphs"]
 # inductor generates code; the others only capture, which is enough to find graph breaks in seconds
-Backend = Literal["inductor", "aot_eager", "eager"]
+CompileBackend = Literal["inductor", "aot_eager", "eager"]
 _WITH_CUDA_GRAPHS = frozenset({"reduce-overhead", "max-autotune"})
 _SEARCHING = frozenset({"max-autotune", "max-autotune-no-cudagraphs"})
 
@@ -55,7 +55,7 @@ class Full(Step):
     order: ClassVar[Order] = Order.COMPILE
     kind: Literal["full"]
     components: Targets
-    backend: Backend
+    backend: CompileBackend
     mode: Mode
     fullgraph: bool
     dynamic: bool | None
@@ -143,7 +143,7 @@ def inductor_options(mode: Mode, options: Inductor) -> dict[str, Any] | None:
     return {**list_mode_options(mode), **options.chosen} or None
 
 
-def compiler_traits(backend: Backend, mode: Mode, *, fullgraph: bool) -> frozenset[Trait]:
+def compiler_traits(backend: CompileBackend, mode: Mode, *, fullgraph: bool) -> frozenset[Trait]:
     """What a compiled pipeline cannot bear, whatever part of it is compiled."""
     claims = {
         Trait.TRACES: True,
@@ -154,7 +154,7 @@ def compiler_traits(backend: Backend, mode: Mode, *, fullgraph: bool) -> frozens
     return frozenset(trait for trait, holds in claims.items() if holds)
 
 
-def refuse_untunable(backend: Backend, mode: Mode, options: Inductor) -> None:
+def refuse_untunable(backend: CompileBackend, mode: Mode, options: Inductor) -> None:
     if backend != "inductor" and (mode != "default" or options.chosen):
         raise ValueError(
             f"compile.backend={backend} generates no code: set compile.mode=default and every one of compile.options "
@@ -173,11 +173,11 @@ def _may_be_called_twice(module: nn.Module) -> bool:
     return not isinstance(module, CacheMixin)
 
 
-def _decoded(targets: Iterable[Target]) -> tuple[Target, ...]:
+def _decoded(targets: Iterable[CompiledPart]) -> tuple[CompiledPart, ...]:
     return tuple(target for target in targets if target == "vae_decode")
 
 
-def _whole(targets: Iterable[Target]) -> tuple[Target, ...]:
+def _whole(targets: Iterable[CompiledPart]) -> tuple[CompiledPart, ...]:
     return tuple(target for target in targets if target != "vae_decode")
 
 

@@ -16,9 +16,9 @@ from diffopt.models import classes
 from diffopt.models.lora import checked
 from diffopt.schema.record import Descriptive
 from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, register
-from diffopt.steps.lora.layers import load
+from diffopt.steps.lora.layers import load_layers
 from diffopt.steps.lora.proof import fuse, proof_of_fusion, proof_of_layers
-from diffopt.steps.lora.swap import prepare, proof_of_swapping
+from diffopt.steps.lora.swap import prepare_swaps, proof_of_swapping
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -77,7 +77,7 @@ class Fused(Lora):
     kind: Literal["fused"]
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        load(pipe, self.path, self.content, kind=self.kind, adapter="diffopt")
+        load_layers(pipe, self.path, self.content, kind=self.kind, adapter="diffopt")
         fuse(pipe, adapter="diffopt", scale=self.scale)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
@@ -99,7 +99,7 @@ class Live(Lora):
         return frozenset({Trait.LIVE_LORA})
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        load(pipe, self.path, self.content, kind=self.kind, adapter=self.adapter)
+        load_layers(pipe, self.path, self.content, kind=self.kind, adapter=self.adapter)
         pipe.set_adapters([self.adapter], [self.scale])
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
@@ -139,7 +139,7 @@ class HotSwap(Lora):
             yield f"lora.target_rank={self.target_rank}: the file's rank is {self.rank}; take that or more"
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        prepare(
+        prepare_swaps(
             pipe,
             self.path,
             self.content,

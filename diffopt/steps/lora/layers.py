@@ -29,7 +29,7 @@ _LAYER = re.compile(r"(\.lora_[AB]|\.lora\.(down|up)|_lora\.(down|up)|\.lora_(do
 _COUNTS = "_diffopt_lora_layers"  # attribute of the pipeline
 
 
-def load(pipe: Any, path: str | None, content: str | None, *, kind: str, adapter: str) -> None:
+def load_layers(pipe: Any, path: str | None, content: str | None, *, kind: str, adapter: str) -> None:
     """Put the layers of a file into the pipeline, active, and remember how many there are.
 
     Raises Refusal where the file is none of that ``content``, the pipeline takes none, or a layer fits none of its

@@ -15,7 +15,7 @@ from diffopt.errors import NoEffect, Refusal
 from diffopt.models.lora import read_lora
 from diffopt.schema.step import Effect
 from diffopt.schema.words import one_line
-from diffopt.steps.lora.layers import changed_modules, layers, load, without_warnings
+from diffopt.steps.lora.layers import changed_modules, layers, load_layers, without_warnings
 from diffopt.steps.lora.proof import proof_of_layers
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from diffopt.schema.step import Site
 
 
-def prepare(
+def prepare_swaps(
     pipe: Any,
     path: str | None,
     content: str | None,
@@ -39,7 +39,7 @@ def prepare(
     if not hasattr(module, "enable_lora_hotswap"):
         raise Refusal(f"lora=hotswap: {type(module).__name__} has no enable_lora_hotswap")
     module.enable_lora_hotswap(target_rank=rank)
-    load(pipe, path, content, kind="hotswap", adapter=adapter)
+    load_layers(pipe, path, content, kind="hotswap", adapter=adapter)
     if others := sorted(layers(pipe, adapter).keys() - {denoiser}):
         raise Refusal(
             f"lora=hotswap: the file changes {', '.join(others)}, and only the denoiser's layers can be swapped"
@@ -129,7 +129,7 @@ def _draw_pictures(pipe: Any, site: Site) -> None:
     from diffopt.models import calls  # which imports torch
 
     if site.workload is not None:
-        calls.run(calls.stages([pipe], (site.model,), site.workload))
+        calls.draw(calls.stages([pipe], (site.model,), site.workload))
 
 
 def _layers_by_path(pipe: Any, adapter: str) -> Iterator[tuple[str, Any]]:

@@ -85,7 +85,7 @@ def layer_hooks(part: nn.Module) -> Iterator[Any]:
                 yield one
 
 
-def groups(module: nn.Module) -> list[Any]:
+def layer_groups(module: nn.Module) -> list[Any]:
     """diffusers' groups of layers of a component, each once."""
     registries = [registry for part in module.modules() if (registry := getattr(part, "_diffusers_hook", None))]
     hooks = [hook for registry in registries if (hook := registry.get_hook("group_offloading")) is not None]
@@ -97,7 +97,7 @@ def check_divided(name: str, module: nn.Module, blocks: int) -> None:
 
     diffusers divides each list of blocks by itself, and moves what is in no list as one group, led by the module.
     """
-    found = [len(group.modules) for group in groups(module) if group.onload_leader is not module]
+    found = [len(group.modules) for group in layer_groups(module) if group.onload_leader is not module]
     if not found:
         raise Refusal(
             f"memory.offload_type=block_level: {name} ({type(module).__name__}) has no list of blocks; "

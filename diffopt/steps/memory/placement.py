@@ -25,8 +25,8 @@ from diffopt.steps.memory.offload import (
     check_away,
     check_divided,
     count_onloads,
-    groups,
     held_at_first_step,
+    layer_groups,
     layer_hooks,
     mib,
     offloaded,
@@ -218,7 +218,7 @@ class GroupOffload(Step):
                 raise Refusal(f"memory=group_offload: {name}: {error}") from error
             if self.num_blocks_per_group is not None and name == site.model.denoiser:
                 check_divided(name, module, self.num_blocks_per_group)
-            for group in groups(module):
+            for group in layer_groups(module):
                 count_onloads(group)
         for name, part in parts(pipe).items():
             if name not in found:
@@ -250,7 +250,7 @@ class GroupOffload(Step):
         numbers: dict[str, int | float | str] = {}
         told = []
         for name, module in found.items():
-            made = groups(module)
+            made = layer_groups(module)
             moves = sum(getattr(group, "onloads", 0) for group in made)
             if not moves:
                 raise NoEffect(f"memory=group_offload: none of the {len(made)} groups of {name} was ever moved")

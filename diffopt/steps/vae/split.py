@@ -19,7 +19,7 @@ _SMALLEST_TILE = 240  # pixels; the smallest side that a class of diffusers take
 
 
 @register("vae")
-class Split(Step):
+class SplitDecoding(Step):
     """Decode in parts, of which only one has activations in memory at a time.
 
     ``slicing``: one picture of a batch after the other; the same values. ``tiling``: squares of ``tile`` pixels that
@@ -37,7 +37,7 @@ class Split(Step):
     overlap: Annotated[float, Field(ge=0, le=0.5)] | None
 
     @model_validator(mode="after")
-    def _something_is_split(self) -> Split:
+    def _something_is_split(self) -> SplitDecoding:
         if not (self.slicing or self.tiling):
             raise ValueError("neither slicing nor tiling is true; choose vae=default for that")
         if not self.tiling and (self.tile is not None or self.overlap is not None):

@@ -409,7 +409,7 @@ def test_z_image_masks_where_its_batch_is_uneven(words, why, tmp_path):
     assert [why in problem.fact for problem in found.problems] == ([] if why is None else [True])
     if why == "prompts that differ":  # so it would have failed
         with pytest.raises(ValueError, match="attn_mask"):
-            calls.run(calls.stages(build(found), request.cell.recipe.model.stages, request.cell.workload))
+            calls.draw(calls.stages(build(found), request.cell.recipe.model.stages, request.cell.workload))
 
 
 @pytest.mark.parametrize("name", HUB)

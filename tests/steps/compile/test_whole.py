@@ -149,7 +149,7 @@ def drawn(name: str, *overrides: str):
     pipes = build(plan)
     for pipe in pipes:
         pipe.set_progress_bar_config(disable=True)
-    calls.run(calls.stages(pipes, request.cell.recipe.model.stages, request.cell.workload))
+    calls.draw(calls.stages(pipes, request.cell.recipe.model.stages, request.cell.workload))
     return pipes[0], request.cell.sites[0], request.cell.recipe.compile
 
 

@@ -390,7 +390,7 @@ def pictures(model: str, chosen: Step) -> tuple[np.ndarray, np.ndarray, str]:
     (request,) = requests([*tiny(model), "hardware=cpu"])
     made = make_plan(request.cell)
     expected = np.array(
-        calls.run(calls.stages(build(made), request.cell.recipe.model.stages, request.cell.workload))[0]
+        calls.draw(calls.stages(build(made), request.cell.recipe.model.stages, request.cell.workload))[0]
     )
     pipes = [movable(pipe) for pipe in build(made)]
     hardware = request.cell.recipe.hardware.model_copy(update={"device": "cuda"})
@@ -399,7 +399,9 @@ def pictures(model: str, chosen: Step) -> tuple[np.ndarray, np.ndarray, str]:
         for pipe, place in zip(pipes, sites, strict=True):
             chosen.apply(pipe, place)
         for _ in range(2):
-            drawn = np.array(calls.run(calls.stages(pipes, request.cell.recipe.model.stages, request.cell.workload))[0])
+            drawn = np.array(
+                calls.draw(calls.stages(pipes, request.cell.recipe.model.stages, request.cell.workload))[0]
+            )
         effects = [chosen.verify(pipe, place) for pipe, place in zip(pipes, sites, strict=True)]
     return expected, drawn, effects[0].summary
 

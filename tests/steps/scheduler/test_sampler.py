@@ -24,7 +24,7 @@ from support.tiny_pipelines import SIZE, picture, pipeline, site
 
 from diffopt.config.resolve import requests
 from diffopt.errors import NoEffect, Refusal
-from diffopt.machine.packages import missing
+from diffopt.machine.packages import unmet
 from diffopt.models import calls
 from diffopt.models.classes import DENOISERS, PIPELINES
 from diffopt.models.resolve import PACKAGED
@@ -37,7 +37,7 @@ from diffopt.steps.scheduler import rehearsal
 from diffopt.steps.scheduler.support import OTHERS, SAMPLERS
 
 OPTIONS = sorted(path.stem for path in (CONF / "scheduler").glob("*.yaml") if path.stem != "default")
-HERE = [name for name in OPTIONS if not missing(step("scheduler", name).requires().packages)]
+HERE = [name for name in OPTIONS if not unmet(step("scheduler", name).requires().packages)]
 FLOW = [name for name in OPTIONS if name.startswith("flow_")]
 DIFFUSION = [name for name in HERE if name not in FLOW and not name.startswith("cogvideox_")]
 
@@ -68,7 +68,7 @@ class Family:
         """All pictures or frames, with this scheduler instead of the one in place."""
         if scheduler is not None:
             self.pipe.scheduler = scheduler
-        (output,) = calls.run(calls.stages([self.pipe], self.cell.recipe.model.stages, self.cell.workload))
+        (output,) = calls.draw(calls.stages([self.pipe], self.cell.recipe.model.stages, self.cell.workload))
         return np.stack(
             [np.asarray(frame, dtype=float) for frame in (output if isinstance(output, list) else [output])]
         )
@@ -208,7 +208,7 @@ def scheduler_of(name: str) -> Any:
     return getattr(diffusers, name).from_config({"num_train_timesteps": 1000, **flow})
 
 
-@pytest.mark.parametrize("name", [name for name, known in SAMPLERS.items() if not missing(known.packages)])
+@pytest.mark.parametrize("name", [name for name, known in SAMPLERS.items() if not unmet(known.packages)])
 def test_the_table_says_which_samplers_wait(name):
     """With noise from a generator on the host, as workloads have it; tensors without data stand for the device."""
     if SAMPLERS[name].waits or SAMPLERS[name].noise:
@@ -465,7 +465,7 @@ def test_what_needs_scipy_says_so():
     assert step("scheduler", "euler").requires().packages == ()
 
 
-@pytest.mark.skipif(not missing(["scipy"]), reason="scipy is here")
+@pytest.mark.skipif(not unmet(["scipy"]), reason="scipy is here")
 def test_a_class_whose_packages_are_missing_is_refused_with_the_way_to_get_them():
     with pytest.raises(Refusal, match="pip install 'scipy'"):
         step("scheduler", "lms").apply(pipeline(), site())
@@ -481,7 +481,7 @@ def read_in(cls: type) -> set[str]:
     return names | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
 
 
-@pytest.mark.parametrize("name", [name for name, known in SAMPLERS.items() if not missing(known.packages)])
+@pytest.mark.parametrize("name", [name for name, known in SAMPLERS.items() if not unmet(known.packages)])
 def test_the_table_of_samplers_is_what_the_installed_diffusers_has(name):
     cls, known = getattr(diffusers, name), SAMPLERS[name]
     assert ("sigmas" in inspect.signature(cls.set_timesteps).parameters) == known.sigmas
