@@ -53,11 +53,11 @@ def load(
         UsageError: the recipe or an override is wrong.
         Refusal: the recipe cannot work on its hardware, or a step cannot work on this pipeline; all reasons at once.
     """
-    from diffopt.pipeline.build import build
+    from diffopt.pipeline.build import build_pipelines
 
     request = Asked.from_arguments(recipe, overrides, config_dirs, trust_config_dirs).request()
     _check_one_pipeline(request.cell.recipe.model)
-    (pipe,) = build(_workable(request))
+    (pipe,) = build_pipelines(_workable(request))
     return _marked(pipe, request.cell.recipe)
 
 
@@ -87,8 +87,8 @@ def optimize(
         Refusal: the recipe cannot work on its hardware or on this pipeline, the pipeline is of another model or another
             precision than the chosen one, or it was optimized already.
     """
-    from diffopt.pipeline.adopt import check_model, precision
-    from diffopt.pipeline.build import apply
+    from diffopt.pipeline.adopt import check_pipeline_is_model, precision_of_pipeline
+    from diffopt.pipeline.build import apply_steps
 
     _check_plain(pipe)
     asked = Asked.from_arguments(recipe, overrides, config_dirs, trust_config_dirs)
@@ -96,7 +96,7 @@ def optimize(
     wanted, choices = request.cell.recipe, request.cell.choices
     _check_one_pipeline(wanted.model)
     if "model" not in adopted:
-        check_model(pipe, wanted.model)
+        check_pipeline_is_model(pipe, wanted.model)
     plan = _workable(request)
     site = Site(model=wanted.model, hardware=wanted.hardware, workload=None, code_id=wanted.code_id)
     steps = [(group, step) for group, step in plan.steps if group not in adopted]
@@ -105,11 +105,11 @@ def optimize(
             step.check_loaded(pipe, site)
         except NoEffect as error:
             raise Refusal(
-                f"{group}={choices[group]} is chosen, and this pipeline was loaded as precision={precision(pipe)} "
-                f"({error}). Load it with other dtypes, cast that part with its `.to(…)`, or choose no {group}: what "
+                f"{group}={choices[group]} is chosen, and this pipeline was loaded as "
+                f"precision={precision_of_pipeline(pipe)} ({error}). Load it with other dtypes, cast that part with its `.to(…)`, or choose no {group}: what "
                 "the pipeline has is then taken."
             ) from error
-    apply(pipe, steps, site)
+    apply_steps(pipe, steps, site)
     return _marked(pipe, wanted)
 
 
@@ -142,10 +142,10 @@ def plan(cell: Cell) -> Plan:
 
     Needs no torch and no GPU, and raises nothing for a cell that is refused: ``problems`` and ``reasons`` say why.
     """
-    from diffopt.machine.interpreter import absent
+    from diffopt.machine.interpreter import why_interpreter_is_absent
 
     found = make_plan(_checked(cell))
-    note = absent(cell.runtime)
+    note = why_interpreter_is_absent(cell.runtime)
     return found if note is None else replace(found, notes=(*found.notes, note))
 
 
@@ -177,9 +177,9 @@ def _adopted(pipe: DiffusionPipeline, asked: Asked) -> tuple[set[str], Request]:
         if places := sorted(composed.typed & {f"model.{key}" for key in adopt.PLACES}):
             raise UsageError(f"{places[0]} says what to load, and the pipeline is loaded already: leave it out.")
         words.append("model=local")
-        model["resolve_model"] = lambda data, base: adopt.facts(pipe, data)
+        model["resolve_model"] = lambda data, base: adopt.facts_of_pipeline(pipe, data)
     if "precision" in adopted and "precision.dtype" not in composed.typed:
-        words.append(f"precision={adopt.precision(pipe)}")
+        words.append(f"precision={adopt.precision_of_pipeline(pipe)}")
     if any(key.startswith("precision.") for key in composed.typed):
         adopted -= {"precision"}  # what is set is to be done
     return adopted, replace(asked, words=tuple(words)).request(**model)
@@ -211,8 +211,8 @@ def _workable(request: Request) -> Plan:
     found = plan(request.cell)
     if found.problems:
         raise Refusal("This recipe cannot work: " + "; ".join(found.reasons))
-    absent = hardware.check_declared(request.cell.recipe.hardware)
-    absent = absent or packages.lacking([step.requires() for _, step in found.steps])
+    absent = hardware.why_hardware_is_not_here(request.cell.recipe.hardware)
+    absent = absent or packages.reason_of_lacking([step.requires() for _, step in found.steps])
     if absent is not None:
         raise Refusal(absent)
     return found

@@ -17,9 +17,9 @@ from support.tiny_pipelines import pipeline, xl_pipeline
 
 import diffopt
 from diffopt.config import Composer
-from diffopt.config.resolve import requests
-from diffopt.models.resolve import packaged
-from diffopt.pipeline.adopt import facts
+from diffopt.config.resolve import compose_requests
+from diffopt.models.resolve import packaged_architecture
+from diffopt.pipeline.adopt import facts_of_pipeline
 from diffopt.pipeline.load import load_pipeline
 
 FUNCTIONS = ("compose", "load", "optimize", "plan", "run")
@@ -44,7 +44,7 @@ def drawn(pipe: Any, **asked: Any) -> np.ndarray[Any, Any]:
 
 def plain(name: str) -> tuple[Any, dict[str, Any]]:
     """A pipeline of the model, loaded and left alone, and what it must be asked besides."""
-    (request,) = requests([*tiny(name), "hardware=cpu"])
+    (request,) = compose_requests([*tiny(name), "hardware=cpu"])
     model = request.cell.recipe.model
     pipe = load_pipeline(model, model.task, device="cpu", dtype={"default": torch.float32})
     asked: dict[str, Any] = {"num_frames": 5} if model.task == "txt2video" else {}
@@ -137,7 +137,7 @@ def test_mistakes_of_the_caller(call: Any, given: dict[str, Any], says: str) -> 
 
 
 def test_a_gpu_that_is_not_here_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("diffopt.machine.nvml.detect", list)
+    monkeypatch.setattr("diffopt.machine.nvml.detect_gpus", list)
     with pytest.raises(diffopt.Refusal, match="hardware=a100 is declared, but this machine has no NVIDIA GPU"):
         diffopt.load(overrides=["hardware=a100"])
 
@@ -148,7 +148,7 @@ def test_a_gpu_that_is_not_here_is_a_refusal(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_plain_pipeline_in_a_fresh_process(tmp_path: Path) -> None:
     code = (
         "import diffopt; from diffusers import StableDiffusionPipeline as P\n"
-        f"p = P.from_pretrained({str(packaged('tiny'))!r}, safety_checker=None)\n"
+        f"p = P.from_pretrained({str(packaged_architecture('tiny'))!r}, safety_checker=None)\n"
         "assert diffopt.optimize(p, overrides=['fuse=qkv']) is p\n"
         "assert p.unet.mid_block.attentions[0].transformer_blocks[0].attn1.fused_projections\n"
         "print(p.diffopt.model.denoiser, p('a red circle', num_inference_steps=1).images[0].size)"
@@ -213,9 +213,9 @@ def test_the_facts_are_the_pipelines_own() -> None:
 def test_the_same_facts_as_from_a_folder(name: str, tmp_path: Path) -> None:
     pipe, _ = plain(name)
     pipe.save_pretrained(tmp_path)
-    (request,) = requests(["model=local", f"model.path={tmp_path}", "hardware=cpu"])
+    (request,) = compose_requests(["model=local", f"model.path={tmp_path}", "hardware=cpu"])
     folder = request.cell.recipe.model.model_dump(mode="json")
-    found = json.loads(json.dumps(facts(pipe, Composer().compose(["model=local"]).data["model"])))
+    found = json.loads(json.dumps(facts_of_pipeline(pipe, Composer().compose(["model=local"]).data["model"])))
     own = {"name": type(pipe).__name__, "path": None, "content": found["content"]}
     assert found == folder | own
 

@@ -6,31 +6,31 @@ import argparse
 from pathlib import Path
 
 from diffopt.config import Composer
-from diffopt.config.resolve import Request, requests
-from diffopt.machine.paths import existing, own_folders
+from diffopt.config.resolve import Request, compose_requests
+from diffopt.machine.paths import existing_folder, own_folders
 
 
-def folders(config_dir: Path | None) -> list[Path]:
+def asked_config_folders(config_dir: Path | None) -> list[Path]:
     """The user's config folders: ``./conf`` when there is one, and ``--config-dir``."""
     return own_folders(() if config_dir is None else (config_dir,), "--config-dir")
 
 
-def trusted(config_dir: Path | None) -> list[Path]:
+def trusted_config_folders(config_dir: Path | None) -> list[Path]:
     """The folder of ``--trust-config-dir``."""
-    return [] if config_dir is None else [existing(config_dir, "--trust-config-dir")]
+    return [] if config_dir is None else [existing_folder(config_dir, "--trust-config-dir")]
 
 
-def requests_of(args: argparse.Namespace) -> list[Request]:
+def requests_of_arguments(args: argparse.Namespace) -> list[Request]:
     """What the overrides ask for."""
-    return requests(
+    return compose_requests(
         args.overrides,
         multirun=getattr(args, "multirun", False),
         lock=args.recipe,
-        folders=folders(args.config_dir),
-        trusted=trusted(args.trust_config_dir),
+        folders=asked_config_folders(args.config_dir),
+        trusted=trusted_config_folders(args.trust_config_dir),
     )
 
 
-def composer_of(args: argparse.Namespace) -> Composer:
+def composer_of_arguments(args: argparse.Namespace) -> Composer:
     """A composer over the shipped options and the user's."""
-    return Composer(folders(args.config_dir), trusted=trusted(args.trust_config_dir))
+    return Composer(asked_config_folders(args.config_dir), trusted=trusted_config_folders(args.trust_config_dir))

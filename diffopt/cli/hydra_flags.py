@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffopt.cli.arguments import folders, trusted
+from diffopt.cli.arguments import asked_config_folders, trusted_config_folders
 from diffopt.config import shell
 
 
@@ -17,9 +17,9 @@ def ask_hydra(arguments: Sequence[str], verbs: Sequence[str]) -> int:
     own.add_argument("--config-dir", type=Path)
     own.add_argument("--trust-config-dir", type=Path)
     known, rest = own.parse_known_args(arguments)
-    places = [*folders(known.config_dir), *trusted(known.trust_config_dir)]
+    places = [*asked_config_folders(known.config_dir), *trusted_config_folders(known.trust_config_dir)]
     if any(word.startswith("query=") for word in rest):
         shell.print_completions(os.environ.get("COMP_LINE", ""), tuple(verbs), rest, places)
     else:
-        shell.answer(rest[1:] if rest[0] in verbs else rest, places)
+        shell.answer_hydra_flags(rest[1:] if rest[0] in verbs else rest, places)
     return 0

@@ -6,19 +6,21 @@ import argparse
 import json
 
 from diffopt.cli import printing
-from diffopt.cli.arguments import composer_of
+from diffopt.cli.arguments import composer_of_arguments
 from diffopt.config import catalogue
-from diffopt.doctor.examine import examine, print_finding, summary, works
+from diffopt.doctor.examine import examine_machine, machine_works, print_finding, summarize_findings
 from diffopt.machine import nvml
-from diffopt.machine.environment import environment
+from diffopt.machine.environment import detect_environment
 from diffopt.recipe.recipe import STEP_GROUPS
 
 
-def env(args: argparse.Namespace) -> int:
-    composer = composer_of(args)
-    options = {group: {row.option: row.here for row in catalogue.options(composer, group)} for group in STEP_GROUPS}
-    here = environment("cpu")
-    gpus = [nvml.gpu_device(gpu.uuid) for gpu in nvml.detect()]
+def print_env(args: argparse.Namespace) -> int:
+    composer = composer_of_arguments(args)
+    options = {
+        group: {row.option: row.here for row in catalogue.list_options(composer, group)} for group in STEP_GROUPS
+    }
+    here = detect_environment("cpu")
+    gpus = [nvml.gpu_device(gpu.uuid) for gpu in nvml.detect_gpus()]
     if args.json:
         facts = {"versions": here.versions, "cpu": here.cpu.model_dump(), "gpus": [gpu.model_dump() for gpu in gpus]}
         print(json.dumps({**facts, "options": options}, indent=2))
@@ -27,11 +29,11 @@ def env(args: argparse.Namespace) -> int:
     return 0
 
 
-def doctor(args: argparse.Namespace) -> int:
+def print_doctor(args: argparse.Namespace) -> int:
     """Exit code 1 when something fails that this machine should be able to do."""
-    found = examine((lambda finding: None) if args.json else print_finding)
+    found = examine_machine((lambda finding: None) if args.json else print_finding)
     if args.json:
-        print(json.dumps({"works": works(found), "checks": [f.model_dump() for f in found]}, indent=2))
+        print(json.dumps({"works": machine_works(found), "checks": [f.model_dump() for f in found]}, indent=2))
     else:
-        print(summary(found))
-    return 0 if works(found) else 1
+        print(summarize_findings(found))
+    return 0 if machine_works(found) else 1

@@ -92,73 +92,73 @@ METAVARS = {
 VERBS: dict[str, Verb] = {
     "run": Verb(
         "compose, build, prove and measure; -m sweeps",
-        "sweeps:run",
+        "sweeps:run_sweep_verb",
         ("--multirun", "--recipe", "--config-dir", "--trust-config-dir"),
         example="diffopt run -m compile=none,regional attention=vanilla,sdpa measure=quick study=first",
         keeps=True,
     ),
     "plan": Verb(
         "the cells, their steps in order, what is refused and why; needs no GPU",
-        "plans:plan",
+        "plans:print_plan",
         ("--multirun", "--recipe", "--config-dir", "--trust-config-dir", "--json"),
         example="diffopt plan -m model=sd15,sdxl hardware=a100,t4 precision=fp16,bf16 compile=none,max_autotune",
     ),
     "check": Verb(
         "a smoke test of recipes for CI: each step on tiny weights, here, with its effect; exit 1 where one has none",
-        "smoke:check",
+        "smoke:run_check_verb",
         ("--recipes", "--all", "--compile", "--config-dir", "--trust-config-dir"),
         example="diffopt check recipe=pytorch2 model=sdxl; diffopt check --recipe recipes/*.yaml; diffopt check --all",
     ),
     "prefetch": Verb(
         "download what the cells' models need, for machines without a network",
-        "downloads:prefetch",
+        "downloads:run_prefetch_verb",
         ("--multirun", "--recipe", "--config-dir", "--trust-config-dir"),
         example="diffopt prefetch -m model=sd15,sdxl hardware=cpu",
         keeps=True,
     ),
     "ls": Verb(
         "groups and options, one line each: what it does, needs, and whether it works here",
-        "options:ls",
+        "options:print_ls",
         ("--config-dir", "--trust-config-dir"),
         words="group",
         example="diffopt ls attention",
     ),
     "show": Verb(
         "the resolved recipe as YAML, to commit and to read back with --recipe",
-        "recipes:show",
+        "recipes:print_recipe",
         ("--recipe", "--config-dir", "--trust-config-dir"),
         example="diffopt show recipe=pytorch2 model=sd15 > pytorch2.yaml",
     ),
     "diff": Verb(
         "what two recipes change: names or files, then overrides for both",
-        "recipes:diff",
+        "recipes:print_diff",
         ("--config-dir", "--trust-config-dir"),
         words="recipes",
         example="diffopt diff baseline pytorch2",
     ),
     "report": Verb(
         "a study as a table, also beside published figures",
-        "reports:report",
+        "reports:print_report",
         ("--csv", "--pictures", "--like", "--published", "--charts", "--gpu"),
         words="study",
         example="diffopt report first --csv > first.csv; diffopt report --published pytorch2 --charts .",
     ),
     "compare": Verb(
         "two studies, or two sides of one: each cell of A beside its counterpart in B; a gate for CI",
-        "reports:compare",
+        "reports:print_comparison",
         ("--slower", "--json"),
         words="sides",
         example="diffopt compare before after --slower 5; diffopt compare first compile=none compile=regional",
     ),
     "doctor": Verb(
         "a first look at a machine: do compile, CUDA graphs, attention kernels, int8 and fp8 work here",
-        "machines:doctor",
+        "machines:print_doctor",
         ("--json",),
         words="",
     ),
     "env": Verb(
         "versions, GPUs, which options can work here",
-        "machines:env",
+        "machines:print_env",
         ("--json", "--config-dir", "--trust-config-dir"),
         words="",
     ),
@@ -213,7 +213,7 @@ def _dispatch(arguments: list[str]) -> int:
     if {word.split("=", 1)[0] for word in arguments} & set(HYDRA_FLAGS):
         return _function("hydra_flags:ask_hydra")(arguments, tuple(VERBS))
     if not arguments or arguments[0] in ("--help", "-h", "help"):
-        print(overview())
+        print(print_overview())
         return 0
     if arguments[0] == "--version":
         print(f"diffopt {__version__}")
@@ -232,7 +232,7 @@ def _function(place: str) -> Callable[..., int]:
     return found
 
 
-def overview() -> str:
+def print_overview() -> str:
     """``diffopt --help``."""
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {name:{width}}  {verb.says}" for name, verb in VERBS.items())

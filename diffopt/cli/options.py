@@ -5,17 +5,17 @@ from __future__ import annotations
 import argparse
 
 from diffopt.cli import printing
-from diffopt.cli.arguments import composer_of
+from diffopt.cli.arguments import composer_of_arguments
 from diffopt.config import catalogue
 from diffopt.errors import UsageError
 
 
-def ls(args: argparse.Namespace) -> int:
+def print_ls(args: argparse.Namespace) -> int:
     if len(args.group) > 1:
         raise UsageError("ls takes one group, or none to list the groups.")
-    composer = composer_of(args)
+    composer = composer_of_arguments(args)
     if args.group:
-        printing.print_options(args.group[0], catalogue.options(composer, args.group[0]))
+        printing.print_options(args.group[0], catalogue.list_options(composer, args.group[0]))
     else:
-        printing.print_groups(catalogue.groups(composer))
+        printing.print_groups(catalogue.list_groups(composer))
     return 0

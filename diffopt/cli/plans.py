@@ -7,14 +7,14 @@ import json
 
 from diffopt import api
 from diffopt.cli import printing
-from diffopt.cli.arguments import requests_of
+from diffopt.cli.arguments import requests_of_arguments
 from diffopt.config.loaded_code import loaded_code
 from diffopt.run.launchers import launcher
 
 
-def plan(args: argparse.Namespace) -> int:
+def print_plan(args: argparse.Namespace) -> int:
     """Exit code 0: a plan that lists refusals has done its work."""
-    requests = requests_of(args)
+    requests = requests_of_arguments(args)
     launcher(requests[0].launch.kind)  # as `run` would complain
     plans = [api.plan(request.cell) for request in requests]
     code = [loaded_code(request) for request in requests]
@@ -26,7 +26,7 @@ def plan(args: argparse.Namespace) -> int:
     elif len(plans) == 1:
         print(plans[0].text(code[0]))
     else:
-        print(printing.many_plans(plans, code))
+        print(printing.print_many_plans(plans, code))
         if (minutes := requests[0].launch.minutes) is not None:
             print(f"launch.minutes={minutes:g}: `diffopt run` begins them in this order as long as there is time")
     return 0

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from diffopt.recipe.labels import label_line, labels
+from diffopt.recipe.labels import cell_label_line, cell_labels
 from diffopt.results.table import Table
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ def print_table(shown: Table) -> None:
     Console().print(drawn)
 
 
-def many_plans(plans: Sequence[Plan], code: Sequence[Sequence[Code]] = ()) -> str:
+def print_many_plans(plans: Sequence[Plan], code: Sequence[Sequence[Code]] = ()) -> str:
     """One line per cell, every reason of a refused one below it, code from elsewhere, and the count."""
-    names = labels([plan.cell.model_dump(mode="json") for plan in plans])
+    names = cell_labels([plan.cell.model_dump(mode="json") for plan in plans])
     lines = []
     for plan, name in zip(plans, names, strict=True):
-        lines.append(f"{plan.cell.id}  {plan.status:7}  {label_line(name)}")
+        lines.append(f"{plan.cell.id}  {plan.status:7}  {cell_label_line(name)}")
         lines += [f"    {reason}" for reason in plan.reasons]
     lines += [f"runs: {each}" for each in dict.fromkeys(each for own in code for each in own)]
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
@@ -86,7 +86,7 @@ def print_environment(here: Environment, gpus: Sequence[Device], options: Mappin
     print_table(Table(("option", "works here"), tuple(lines)))
 
 
-def print_whereabouts(study: Study, results: Sequence[Result]) -> None:
+def print_study_folder(study: Study, results: Sequence[Result]) -> None:
     """Where the rows and the pictures of a run are."""
     print(f"\nstudy {study.name}: {study.path}")
     for result in results:

@@ -5,20 +5,20 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from diffopt.cli.arguments import folders, requests_of, trusted
-from diffopt.config.resolve import requests
+from diffopt.cli.arguments import asked_config_folders, requests_of_arguments, trusted_config_folders
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import UsageError
 from diffopt.recipe import lock
-from diffopt.schema.words import text
+from diffopt.schema.words import value_in_words
 
 
-def show(args: argparse.Namespace) -> int:
-    (request,) = requests_of(args)
-    print(lock.to_yaml(request.cell, Path.cwd()), end="")
+def print_recipe(args: argparse.Namespace) -> int:
+    (request,) = requests_of_arguments(args)
+    print(lock.recipe_to_yaml(request.cell, Path.cwd()), end="")
     return 0
 
 
-def diff(args: argparse.Namespace) -> int:
+def print_diff(args: argparse.Namespace) -> int:
     sides = [word for word in args.recipes if "=" not in word]
     overrides = [word for word in args.recipes if "=" in word]
     if len(sides) != 2:
@@ -27,9 +27,11 @@ def diff(args: argparse.Namespace) -> int:
     for side in sides:
         is_file = Path(side).is_file() or side.endswith((".yaml", ".yml"))
         chosen = overrides if is_file else [f"recipe={side}", *overrides]
-        lock_file, own = Path(side) if is_file else None, trusted(args.trust_config_dir)
-        (request,) = requests(chosen, lock=lock_file, folders=folders(args.config_dir), trusted=own)
+        lock_file, own = Path(side) if is_file else None, trusted_config_folders(args.trust_config_dir)
+        (request,) = compose_requests(
+            chosen, lock=lock_file, folders=asked_config_folders(args.config_dir), trusted=own
+        )
         cells.append(request.cell)
-    for key, before, after in lock.differences(*cells):
-        print(f"{key}: {text(before)} -> {text(after)}")
+    for key, before, after in lock.recipe_differences(*cells):
+        print(f"{key}: {value_in_words(before)} -> {value_in_words(after)}")
     return 0

@@ -11,16 +11,16 @@ from pathlib import Path
 from diffopt.errors import UsageError
 from diffopt.recipe.cell import Cell
 from diffopt.results import comparison, sides
-from diffopt.results.compare import Comparison, only_in
-from diffopt.results.compare import compare as compare_rows
-from diffopt.results.published.pages import layout_of, published_page
+from diffopt.results.compare import Comparison, cells_only_in_study
+from diffopt.results.compare import compare_studies as compare_rows
+from diffopt.results.published.pages import page_layout_of, published_page
 from diffopt.results.result import Result
 from diffopt.results.sheet import contact_sheet
 from diffopt.results.study import Study
-from diffopt.results.table import table, values
+from diffopt.results.table import results_table, values_table
 
 
-def report(args: argparse.Namespace) -> int:
+def print_report(args: argparse.Namespace) -> int:
     _check_report(args)
     if args.published is not None:
         return _print_parts(published_page(args.published, args.charts, args.gpu))
@@ -29,11 +29,11 @@ def report(args: argparse.Namespace) -> int:
     study = Study.open(args.study[0])
     results = _rows(study, args.study[0])
     if args.like is not None:
-        return _print_parts(layout_of(args.like)(results, args.charts, args.gpu, _sweep))
+        return _print_parts(page_layout_of(args.like)(results, args.charts, args.gpu, _sweep))
     if args.pictures is not None:
         _write_sheet(study, results, args.pictures)
     else:
-        print(values(results).csv() if args.csv else table(results).markdown(), end="")
+        print(values_table(results).csv() if args.csv else results_table(results).markdown(), end="")
     return 0
 
 
@@ -62,23 +62,27 @@ def _rows(study: Study, name: str, on_lost: Callable[[str], None] = lambda text:
     return results
 
 
-def compare(args: argparse.Namespace) -> int:
+def print_comparison(args: argparse.Namespace) -> int:
     """Exit code 1 where ``--slower`` is given and a cell fails it, or nothing could be judged."""
-    words = [word for word in args.sides if sides.is_selection(word)]
-    names = [word for word in args.sides if not sides.is_selection(word)]
+    words = [word for word in args.sides if sides.is_selection_of_rows(word)]
+    names = [word for word in args.sides if not sides.is_selection_of_rows(word)]
     if not 1 <= len(names) <= 2:
         raise UsageError(f"compare takes one study or two, but got {len(names)}.")
-    chosen = sides.selections(words, len(names))
+    chosen = sides.row_selections(words, len(names))
     if args.slower is not None and not 0 <= args.slower < float("inf"):
         raise UsageError(f"--slower {args.slower:g}: give the percentage by which B may be slower, 0 or more.")
     lost: list[str] = []
     rows = {name: _rows(Study.open(name), name, lost.append) for name in dict.fromkeys(names)}
-    before, after = (sides.select(rows[n], side, n) for n, side in zip((names[0], names[-1]), chosen, strict=True))
+    before, after = (sides.select_rows(rows[n], side, n) for n, side in zip((names[0], names[-1]), chosen, strict=True))
     key = chosen[0].key if chosen[0] is not None and len(words) == 2 else None
     found = compare_rows(before, after, key, one_study=len(names) == 1)
-    changes, more = comparison.changes(found), only_in(after, found)
+    changes, more = comparison.environment_changes(found), cells_only_in_study(after, found)
     if args.json:
-        print(json.dumps({"changes": changes, "cells": comparison.to_json(found)}, indent=2, ensure_ascii=False))
+        print(
+            json.dumps(
+                {"changes": changes, "cells": comparison.comparisons_to_json(found)}, indent=2, ensure_ascii=False
+            )
+        )
     else:
         print("".join(f"{line}\n" for line in changes), end="")
         print(comparison.comparison_table(found).markdown(), end="")
@@ -110,14 +114,14 @@ def _check_report(args: argparse.Namespace) -> None:
     if drawn and args.like is None and args.published is None:
         raise UsageError(f"{' and '.join(drawn)}: the charts are those of --like and --published.")
     if args.like is not None:
-        layout_of(args.like)
+        page_layout_of(args.like)
 
 
 def _sweep(name: str) -> list[Cell]:
     """The cells of a shipped sweep; for which hardware they are composed changes none of their settings."""
-    from diffopt.config.resolve import requests  # here, since all other reports do without Hydra
+    from diffopt.config.resolve import compose_requests  # here, since all other reports do without Hydra
 
-    return [request.cell for request in requests([f"sweep={name}", "hardware=cpu"], multirun=True)]
+    return [request.cell for request in compose_requests([f"sweep={name}", "hardware=cpu"], multirun=True)]
 
 
 def _print_parts(parts: Iterator[str]) -> int:

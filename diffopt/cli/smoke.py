@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from diffopt.cli.arguments import composer_of, folders, trusted
+from diffopt.cli.arguments import asked_config_folders, composer_of_arguments, trusted_config_folders
 from diffopt.config.resolve import make_composer
 from diffopt.config.smoke import Smoke, Smokes
 from diffopt.errors import UsageError
@@ -17,7 +17,7 @@ CAPTURED = " (captured; --compile generates code)"
 COMPILING = 3600.0  # where code is generated
 
 
-def check(args: argparse.Namespace) -> int:
+def run_check_verb(args: argparse.Namespace) -> int:
     """Exit code 0: every step that can be run here has its effect; 1: one has not, or a plan refuses a recipe."""
     smokes = list(_smokes(args))
     allowed = [smoke for smoke in smokes if not smoke.refused]
@@ -53,17 +53,19 @@ def _smokes(args: argparse.Namespace) -> Iterator[Smoke]:
     if args.all:
         if files or any(word.startswith(("recipe=", "model=")) for word in words):
             raise UsageError("check --all goes through every recipe and model; leave --recipe, recipe= and model= out.")
-        composer = composer_of(args)
+        composer = composer_of_arguments(args)
         smokes = Smokes(composer, compile_code=args.compile)
         for model in smokes.families():
             for recipe in composer.options("recipe"):
                 yield smokes.make([f"model={model}", f"recipe={recipe}", *words])
     elif files:
         for file in files:
-            composer = make_composer(file, folders(args.config_dir), trusted(args.trust_config_dir))
+            composer = make_composer(
+                file, asked_config_folders(args.config_dir), trusted_config_folders(args.trust_config_dir)
+            )
             yield Smokes(composer, compile_code=args.compile).make(words, title=str(file))
     else:
-        yield Smokes(composer_of(args), compile_code=args.compile).make(words)
+        yield Smokes(composer_of_arguments(args), compile_code=args.compile).make(words)
 
 
 def _recipe_files(args: argparse.Namespace) -> tuple[Sequence[Path], list[str]]:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffopt.config.resolve import Request, make_composer, requests
+from diffopt.config.resolve import Request, compose_requests, make_composer
 from diffopt.errors import UsageError
-from diffopt.machine.paths import existing, own_folders
+from diffopt.machine.paths import existing_folder, own_folders
 from diffopt.schema.runtime import CURRENT
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Asked:
                 raise UsageError(f"{word} has no meaning here, leave it out: {said}.")
         folders = tuple(own_folders(_listed(config_dirs, "config_dirs", '["conf"]', str | Path), "config_dirs:"))
         listed = _listed(trust_config_dirs, "trust_config_dirs", '["conf"]', str | Path)
-        trusted = tuple(existing(folder, "trust_config_dirs:") for folder in listed)
+        trusted = tuple(existing_folder(folder, "trust_config_dirs:") for folder in listed)
         if isinstance(recipe, Path) or recipe.endswith((".yaml", ".yml")):
             return cls(words, Path(recipe), folders, trusted)
         return cls((f"recipe={recipe}", *words), None, folders, trusted)
@@ -50,7 +50,7 @@ class Asked:
         return make_composer(self.lock, self.folders, self.trusted).compose(self.words)
 
     def requests(self, **more: Any) -> list[Request]:
-        return requests(self.words, lock=self.lock, folders=self.folders, trusted=self.trusted, **more)
+        return compose_requests(self.words, lock=self.lock, folders=self.folders, trusted=self.trusted, **more)
 
     def request(self, **more: Any) -> Request:
         """Of a pipeline that is made in this process."""

@@ -15,12 +15,12 @@ from diffopt.config import Composed, Composer
 from diffopt.config.resolve import Resolver
 from diffopt.errors import UsageError
 from diffopt.machine import hardware, nvml, packages
-from diffopt.machine.interpreter import absent
-from diffopt.recipe.explain import explain
-from diffopt.recipe.options import merged, shipped_step
+from diffopt.machine.interpreter import why_interpreter_is_absent
+from diffopt.recipe.explain import explain_invalid_recipe
+from diffopt.recipe.options import merged_option, shipped_step
 from diffopt.recipe.plan import make_plan
 from diffopt.recipe.recipe import GROUP_ORDER, STEP_GROUPS
-from diffopt.recipe.rules.estimate import GIB, estimate
+from diffopt.recipe.rules.estimate import GIB, estimate_memory_of_cell
 from diffopt.schema.model import Model
 from diffopt.schema.runtime import CURRENT, Runtime, resolve_runtime
 from diffopt.schema.step import Requirements, Step
@@ -40,21 +40,23 @@ class Row:
     here: str  # "yes", or why not on this machine; of a model, what of the memory it takes
 
 
-def groups(composer: Composer) -> list[tuple[str, list[str]]]:
+def list_groups(composer: Composer) -> list[tuple[str, list[str]]]:
     """Every group with its options."""
     known = [group for group in GROUP_ORDER if group in composer.groups]
     return [(group, composer.options(group)) for group in (*known, *sorted(set(composer.groups) - set(known)))]
 
 
-def options(composer: Composer, group: str) -> list[Row]:
+def list_options(composer: Composer, group: str) -> list[Row]:
     """Every option of ``group``. Raises UsageError for a group that does not exist."""
     if group not in composer.groups:
-        raise UsageError(f"There is no group '{group}'. Groups: {', '.join(name for name, _ in groups(composer))}.")
+        raise UsageError(
+            f"There is no group '{group}'. Groups: {', '.join(name for name, _ in list_groups(composer))}."
+        )
     resolver = Resolver(composer)  # it looks the machine up once
     return [_row(composer, resolver, group, option) for option in composer.options(group)]
 
 
-def first_line(path: Path) -> str:
+def first_line_of_option(path: Path) -> str:
     """The first comment line of a YAML, which says what the option does."""
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("#") and "@package" not in line:
@@ -65,7 +67,7 @@ def first_line(path: Path) -> str:
 def _row(composer: Composer, resolver: Resolver, group: str, option: str) -> Row:
     try:
         composer.read_option(group, option)
-        says = first_line(composer.option_file(group, option))
+        says = first_line_of_option(composer.option_file(group, option))
         if group in STEP_GROUPS:
             return _step_row(composer, resolver, group, option, says)
         if group == "hardware":
@@ -73,7 +75,7 @@ def _row(composer: Composer, resolver: Resolver, group: str, option: str) -> Row
         if group == "model":
             return _model_row(composer, resolver, option, says)
         if group == "runtime":
-            data = merged(partial(composer.read_option, "runtime"), option)
+            data = merged_option(partial(composer.read_option, "runtime"), option)
             return Row(option, says, "", _runtime_here(data, option))
     except UsageError as error:  # one broken file of the user's must not hide the other options
         return Row(option, "", "", f"broken: {error}")
@@ -84,23 +86,23 @@ def _step_row(composer: Composer, resolver: Resolver, group: str, option: str, s
     request = resolver.request(composer.compose([f'{group}="{option}"']))
     step: Step = getattr(request.cell.recipe, group)
     key = f"{group}={option}"
-    lacking = packages.lacking([step.requires()])
+    lacking = packages.reason_of_lacking([step.requires()])
     place = f"hardware={request.cell.recipe.hardware.name}"
     reasons = [p.fact for p in make_plan(request.cell).problems if {key, place} <= set(p.keys)]
     reasons += [lacking] if lacking else []
-    return Row(option, says, describe(step.requires()), "; ".join(dict.fromkeys(reasons)) or "yes")
+    return Row(option, says, describe_requirements(step.requires()), "; ".join(dict.fromkeys(reasons)) or "yes")
 
 
 def _hardware_row(composer: Composer, resolver: Resolver, option: str, says: str) -> Row:
     request = resolver.request(composer.compose([f'hardware="{option}"']))
-    here = hardware.check_declared(request.cell.recipe.hardware)
+    here = hardware.why_hardware_is_not_here(request.cell.recipe.hardware)
     name = request.cell.recipe.hardware.name
     return Row(option, says, f"here: {name}" if option == "auto" else "", here or "yes")
 
 
 def _model_row(composer: Composer, resolver: Resolver, option: str, says: str) -> Row:
     """A model in its customary precision and workload on this machine's first GPU, or on its CPU."""
-    data = merged(partial(composer.read_option, "model"), option)
+    data = merged_option(partial(composer.read_option, "model"), option)
     if data.get("path") is None and data.get("architecture") is None:  # nothing is looked up on the hub
         given = "what its files on the hub say" if data.get("id") else "what its first line names"
         return Row(option, says, given, "not known")
@@ -110,7 +112,7 @@ def _model_row(composer: Composer, resolver: Resolver, option: str, says: str) -
         chosen = composer.compose([f'model="{option}"'])  # which knows where each value comes from
     recipe = (cell := resolver.request(chosen).cell).recipe
     customary = {"precision": shipped_step("precision", SHORT[recipe.model.dtype])}
-    needed = estimate(cell.model_copy(update={"recipe": recipe.model_copy(update=customary)}))
+    needed = estimate_memory_of_cell(cell.model_copy(update={"recipe": recipe.model_copy(update=customary)}))
     return Row(option, says, describe_model(recipe.model), "not known" if needed is None else _fits(needed.total))
 
 
@@ -123,8 +125,10 @@ def _runtime_here(data: dict[str, Any], option: str) -> str:
     try:
         runtime = Runtime.model_validate(found)
     except ValidationError as error:
-        raise UsageError(explain(error, prefix="runtime")) from error
-    return absent(runtime) or ("yes" if runtime == CURRENT else "yes, a program is there; not started")
+        raise UsageError(explain_invalid_recipe(error, prefix="runtime")) from error
+    return why_interpreter_is_absent(runtime) or (
+        "yes" if runtime == CURRENT else "yes, a program is there; not started"
+    )
 
 
 def _fits(needed: int) -> str:
@@ -135,7 +139,7 @@ def _fits(needed: int) -> str:
 
 def _memory_here() -> int:
     """Bytes of the first GPU's memory as NVML tells, else of this machine's."""
-    gpus = nvml.detect()
+    gpus = nvml.detect_gpus()
     return gpus[0].memory_bytes if gpus else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
@@ -164,7 +168,7 @@ def _bytes(count: int) -> str:
     return f"{count / 10**9:.1f} GB" if count >= 10**8 else f"{count / 10**6:.1f} MB"
 
 
-def describe(needs: Requirements) -> str:
+def describe_requirements(needs: Requirements) -> str:
     """Requirements in a few words."""
     parts: list[str] = []
     if needs.devices != Requirements().devices:

@@ -31,7 +31,9 @@ def unknown_sibling(path: Path, group: str, sibling: str, options: Sequence[str]
     )
 
 
-def about_override(override: Override, groups: Sequence[str], options: Callable[[str], list[str]]) -> str | None:
+def complaint_about_override(
+    override: Override, groups: Sequence[str], options: Callable[[str], list[str]]
+) -> str | None:
     """What is wrong with a parsed override as far as the names of groups and options tell."""
     key = override.key_or_group
     if override.is_hydra_override() or override.package is not None or "@" in str(override.input_line).split("=")[0]:
@@ -74,7 +76,7 @@ def _about_value(override: Override) -> str | None:
     return None
 
 
-def unparsable(text: str, error: str) -> str:
+def unparsable_override(text: str, error: str) -> str:
     if "=" not in text:
         return f"'{text}' is not an override. Write KEY=VALUE, such as compile=default or workload.steps=20."
     key = text.split("=", 1)[0]
@@ -82,7 +84,7 @@ def unparsable(text: str, error: str) -> str:
     return f"{key}: its value has signs that Hydra's grammar takes in quotes only ({_first_line(error)}). {hint}"
 
 
-def ambiguous(error: str, overrides: Sequence[Override]) -> str:
+def ambiguous_override(error: str, overrides: Sequence[Override]) -> str:
     swept = next(override for override in overrides if override.is_sweep_override())
     key = swept.get_key_element()
     hint = QUOTING if "prompt" in key else f"For one value that holds a comma, quote it: '{key}=\"…\"'."
@@ -112,7 +114,7 @@ def key_of_others(override: Override, group: str, option: str, having: Sequence[
     return f"{chosen} Choose one that has it, such as {group}={' or '.join(having)}."
 
 
-def composition(error: str) -> str:
+def composition_failure(error: str) -> str:
     return f"These options cannot be composed: {' '.join(error.split('Config search path:')[0].split())}"
 
 

@@ -29,8 +29,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffopt.config import complaints
-from diffopt.config.origins import Origin, Origins, note, of_groups, of_option
-from diffopt.config.source import DataSource, StructuredConfigSource, read_data
+from diffopt.config.origins import Origin, Origins, note_origin, origin_of_option, origins_of_groups
+from diffopt.config.source import DataSource, StructuredConfigSource, read_config_file
 from diffopt.errors import UsageError
 from diffopt.machine.paths import shipped_conf
 from diffopt.recipe.options import option_names, own_values
@@ -114,12 +114,12 @@ class Composer:
         folder = next((folder for folder in self.folders if (folder / name).is_file()), None)
         if folder is None or folder not in self._given:
             return None
-        return of_option(self._given[folder], name, trusted=folder in self._trusted)
+        return origin_of_option(self._given[folder], name, trusted=folder in self._trusted)
 
     def read_option(self, group: str, option: str) -> dict[str, Any]:
         """The checked data of one option's file as it stands, siblings not merged. UsageError when there is no such."""
         path, others = self.option_file(group, option), [name for name in self.options(group) if name != option]
-        data = read_data(path, f"{group}/{option}.yaml")
+        data = read_config_file(path, f"{group}/{option}.yaml")
         for name in data.get("defaults", []):
             if isinstance(name, str) and name not in ("_self_", option, *others):
                 raise UsageError(complaints.unknown_sibling(path, group, name, others))
@@ -132,8 +132,8 @@ class Composer:
             try:
                 (override,) = self._parser.parse_overrides([text])
             except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
-                raise UsageError(complaints.unparsable(text, str(error))) from error
-            complaint = complaints.about_override(override, self.groups, self.options)
+                raise UsageError(complaints.unparsable_override(text, str(error))) from error
+            complaint = complaints.complaint_about_override(override, self.groups, self.options)
             if complaint:
                 raise UsageError(complaint)
             parsed.append(override)
@@ -160,7 +160,7 @@ class Composer:
         try:
             self._loader.validate_sweep_overrides_legal(parsed, run_mode=RunMode.RUN, from_shell=True)
         except ConfigCompositionException as error:
-            raise UsageError(complaints.ambiguous(str(error), parsed)) from error
+            raise UsageError(complaints.ambiguous_override(str(error), parsed)) from error
         skeleton = self._skeleton([override for override in parsed if override.key_or_group in self.groups])
         data, origins = copy.deepcopy(skeleton.data), dict(skeleton.origins)
         for index, override in enumerate(parsed):
@@ -169,7 +169,7 @@ class Composer:
                     group = override.key_or_group.split(".")[0]
                     raise UsageError(complaints.key_of_others(override, group, skeleton.choices[group], having))
                 _set(data, override)
-                note(origins, override.key_or_group, override.value(), origin if index < len(given) else None)
+                note_origin(origins, override.key_or_group, override.value(), origin if index < len(given) else None)
         keys = frozenset(str(override.key_or_group) for override in parsed)
         choices = dict(skeleton.choices)
         return Composed(data=data, choices=choices, typed=keys, chosen=skeleton.chosen, origins=origins)
@@ -196,7 +196,7 @@ class Composer:
             except MissingConfigException as error:
                 raise UsageError(self._missing(error)) from error
             except (HydraException, OmegaConfBaseException, ValueError) as error:
-                raise UsageError(complaints.composition(str(error))) from error
+                raise UsageError(complaints.composition_failure(str(error))) from error
             except RecursionError:
                 raise UsageError("These options extend each other in a circle (their defaults lists).") from None
             data = {str(name): value for name, value in _container(config).items()}
@@ -221,7 +221,7 @@ class Composer:
             origin = self._origin(name)
             if origin is not None or origins:
                 folder = next(folder for folder in self.folders if (folder / name).is_file())
-                note(origins, entry.package or "", read_data(folder / name, name), origin)
+                note_origin(origins, entry.package or "", read_config_file(folder / name, name), origin)
         return origins
 
     def _onto_base(self, composed: Composed, groups: list[Override]) -> Composed:
@@ -235,9 +235,9 @@ class Composer:
         data = {key: composed.data[key] for key in anew}
         data = {**self._base.data, **data}  # a group that the file lacks stays absent: the model knows if it may
         choices = {**composed.choices, **{g: o for g, o in self._base.choices.items() if g not in named}}
-        kept = of_groups(self._base.origins, frozenset(self._base.data) - anew)
+        kept = origins_of_groups(self._base.origins, frozenset(self._base.data) - anew)
         chosen = composed.chosen | self._base.choices.keys()
-        return Composed(data, choices, chosen=chosen, origins={**of_groups(composed.origins, anew), **kept})
+        return Composed(data, choices, chosen=chosen, origins={**origins_of_groups(composed.origins, anew), **kept})
 
 
 def _values(override: Override) -> list[str]:

@@ -20,14 +20,14 @@ from diffopt.machine.paths import user_path
 from diffopt.recipe.named_files import (
     INTERPRETER,
     NamedFile,
+    files_named_by_recipe,
     holder_of,
-    inside,
+    is_inside_recipe_folder,
     kernel_keys,
-    named_files,
-    typed_word,
+    override_that_names_file,
     unique,
 )
-from diffopt.schema.words import text, word
+from diffopt.schema.words import shell_word, value_in_words
 
 if TYPE_CHECKING:
     from diffopt.config import Composed
@@ -35,14 +35,14 @@ ARTIFACT = ("launch.compile_artifact.load", "launch.compile_artifact.sha256")
 FILES = frozenset({"model", "lora", "workload"})  # sections that name files
 
 
-def consented(composed: Composed) -> dict[str, Any]:
+def config_with_consent(composed: Composed) -> dict[str, Any]:
     """The composed data, with the paths that a file names counted from where that file says.
 
     Raises UsageError for whatever a file names without consent.
     """
     if not composed.origins:
         return composed.data
-    data = located(composed, FILES)
+    data = config_with_files_located(composed, FILES)
     _check_study(composed)
     _check(composed, [INTERPRETER], "a program that diffopt would start")
     _check(composed, ARTIFACT, "compiled code that diffopt would load")
@@ -55,10 +55,10 @@ def consented(composed: Composed) -> dict[str, Any]:
     return data
 
 
-def located(composed: Composed, sections: frozenset[str]) -> dict[str, Any]:
+def config_with_files_located(composed: Composed, sections: frozenset[str]) -> dict[str, Any]:
     """The composed data with every file that ``sections`` name looked up. Raises UsageError for one out of bounds."""
     data = copy.deepcopy(composed.data)
-    for place in named_files({name: data.get(name) for name in sections}):
+    for place in files_named_by_recipe({name: data.get(name) for name in sections}):
         if (origin := origin_of(composed.origins, place.typed)) is not None:
             place.holder[place.key] = _file(place, origin, composed.choices)
     return data
@@ -75,8 +75,10 @@ def _check(composed: Composed, keys: Sequence[str], what: str) -> None:
     if not named:
         return
     origin = named[0][2]
-    said = ", ".join(f"{key}={text(value)}" for key, value, _ in named)
-    words = [word(key, value if isinstance(value, str | bool) else text(value)) for key, value, _ in named]
+    said = ", ".join(f"{key}={value_in_words(value)}" for key, value, _ in named)
+    words = [
+        shell_word(key, value if isinstance(value, str | bool) else value_in_words(value)) for key, value, _ in named
+    ]
     raise UsageError(
         f"{_shown(origin.file)} names {said}: {what}. Nothing of it was used, for that takes the consent of the "
         f"command line. {_allow(origin, words)}"
@@ -90,7 +92,7 @@ def _check_study(composed: Composed) -> None:
         return
     raise UsageError(
         f"{_shown(origin.file)} names study={study}: a path, and only the command line says where results are written. "
-        f"{_allow(origin, [word('study', study)])}"
+        f"{_allow(origin, [shell_word('study', study)])}"
     )
 
 
@@ -100,15 +102,17 @@ def _file(place: NamedFile, origin: Origin, choices: Mapping[str, str]) -> str:
     if origin.trusted:
         return str(path)
     said = f"{_shown(origin.file)} names {place.typed}={place.path}"
-    allow = _allow(origin, [typed_word(place, choices)])
-    if not inside(path, origin.base):
+    allow = _allow(origin, [override_that_names_file(place, choices)])
+    if not is_inside_recipe_folder(path, origin.base):
         raise UsageError(
             f"{said}, which was not opened: a recipe file or a config folder may name files below {origin.base} alone, "
             f"none of them hidden. {allow}"
         )
     if not path.exists():
         raise UsageError(f"{said}: there is no such file in {origin.base}, where it counts from. {allow}")
-    if path.is_dir() and (out := [link for link in path.rglob("*") if link.is_symlink() and not inside(link, path)]):
+    if path.is_dir() and (
+        out := [link for link in path.rglob("*") if link.is_symlink() and not is_inside_recipe_folder(link, path)]
+    ):
         raise UsageError(f"{said}, in which {out[0].relative_to(path)} is a link that leads out of it. {allow}")
     return str(path.resolve())
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from diffopt.machine.interpreter import program, steps_from_elsewhere
+from diffopt.machine.interpreter import interpreter_path, steps_from_elsewhere
 from diffopt.machine.paths import user_path
 from diffopt.schema.runtime import CURRENT
 
@@ -41,7 +41,7 @@ def _all(request: Request) -> Iterator[Code]:
     runtime, artifact = request.cell.runtime, request.launch.compile_artifact
     if runtime != CURRENT:
         named = str(runtime.python)
-        yield Code("interpreter", program(named) or named, f"runtime={runtime.name}")
+        yield Code("interpreter", interpreter_path(named) or named, f"runtime={runtime.name}")
     if artifact.load is not None:
         path = os.path.abspath(user_path(artifact.load, "launch.compile_artifact.load"))
         yield Code("artifact", f"{path}, SHA-256 {artifact.sha256}", "launch.compile_artifact")

@@ -25,17 +25,17 @@ class Origin:
 Origins = dict[str, Origin]  # by dotted key; what is noted for a key holds for all below it that has no note
 
 
-def of_recipe_file(path: Path) -> Origin:
+def origin_of_recipe_file(path: Path) -> Origin:
     """The origin of what a recipe file says. Nothing makes one trusted: it may be anybody's."""
     return Origin(path, Path(os.path.abspath(path)).parent, None, trusted=False)
 
 
-def of_option(config_dir: Path, name: str, *, trusted: bool) -> Origin:
+def origin_of_option(config_dir: Path, name: str, *, trusted: bool) -> Origin:
     """The origin of what ``config_dir/name`` says. Links are not followed: ``./conf`` counts from where it stands."""
     return Origin(config_dir / name, Path(os.path.abspath(config_dir)).parent, config_dir, trusted)
 
 
-def note(origins: Origins, key: str, value: Any, origin: Origin | None) -> None:
+def note_origin(origins: Origins, key: str, value: Any, origin: Origin | None) -> None:
     """``value`` is merged into the configuration at ``key``: all that it sets comes from ``origin`` now.
 
     Args:
@@ -46,7 +46,7 @@ def note(origins: Origins, key: str, value: Any, origin: Origin | None) -> None:
         return
     if isinstance(value, Mapping):
         for name, inner in value.items():
-            note(origins, f"{key}.{name}" if key else name, inner, origin)
+            note_origin(origins, f"{key}.{name}" if key else name, inner, origin)
         return
     if origin is None and origin_of(origins, key) is None and not _below(origins, key):
         return
@@ -64,7 +64,7 @@ def origin_of(origins: Mapping[str, Origin], key: str) -> Origin | None:
     return None
 
 
-def of_groups(origins: Mapping[str, Origin], groups: frozenset[str]) -> Origins:
+def origins_of_groups(origins: Mapping[str, Origin], groups: frozenset[str]) -> Origins:
     """What is noted for values of these groups."""
     return {key: origin for key, origin in origins.items() if key.split(".")[0] in groups}
 

@@ -15,22 +15,22 @@ from typing import Any
 from pydantic import ValidationError
 
 from diffopt.config import Composed, Composer
-from diffopt.config.consent import consented, located
-from diffopt.config.origins import note, of_recipe_file
+from diffopt.config.consent import config_with_consent, config_with_files_located
+from diffopt.config.origins import note_origin, origin_of_recipe_file
 from diffopt.config.sweep import expand, split_sweep
 from diffopt.config.workload import UNSAID, resolve_workload
 from diffopt.errors import UsageError
 from diffopt.machine import hardware, plain_yaml
-from diffopt.machine.paths import locate, user_path
+from diffopt.machine.paths import locate_study_folder, user_path
 from diffopt.models.lora import resolve_lora
 from diffopt.models.resolve import resolve_model
 from diffopt.models.tiny import with_tiny_values
 from diffopt.recipe.cell import Cell
-from diffopt.recipe.explain import explain, groups_in
+from diffopt.recipe.explain import explain_invalid_recipe, groups_of_invalid_recipe
 from diffopt.recipe.launch import Launch, make_launch
 from diffopt.recipe.options import option_names, shipped_option
 from diffopt.recipe.recipe import Recipe
-from diffopt.schema.runtime import CURRENT, check_names, resolve_runtime
+from diffopt.schema.runtime import CURRENT, check_runtime_names, resolve_runtime
 
 ResolveModel = Callable[[dict[str, Any], Path], dict[str, Any]]
 LOCK_KEYS = ("choices", "recipe", "workload", "measure", "runtime")
@@ -45,7 +45,7 @@ class Request:
     study: str | None
 
 
-def requests(
+def compose_requests(
     overrides: Sequence[str],
     *,
     multirun: bool = False,
@@ -84,7 +84,7 @@ def requests(
             "measure.starts=true begins with empty compile caches, and launch.compile_artifact.load fills them: choose "
             "another measure, or leave the artifact out."
         )
-    check_names(request.cell.runtime for request in found)
+    check_runtime_names(request.cell.runtime for request in found)
     return list({request.cell.id: request for request in reversed(found)}.values())[::-1]
 
 
@@ -97,7 +97,7 @@ def read_lock(path: Path) -> Composed:
     """A file that ``diffopt show`` printed, as composed data; plain YAML, nothing in it is executed."""
     if not user_path(path, "--recipe").exists() or path.is_dir():
         raise UsageError(f"--recipe {path}: there is no such file. `diffopt show … > FILE` writes one.")
-    data, _ = plain_yaml.read(path)
+    data, _ = plain_yaml.read_plain_yaml(path)
     data.setdefault("runtime", CURRENT.model_dump())  # files of before there was a choice
     if set(data) != set(LOCK_KEYS) or not all(isinstance(section, dict) for section in data.values()):
         raise UsageError(
@@ -113,7 +113,7 @@ def read_lock(path: Path) -> Composed:
     workload = {**UNSAID, **data["workload"]}
     outside = {"workload": workload, "measure": data["measure"], "runtime": data["runtime"]}
     composed = Composed({**data["recipe"], **outside}, data["choices"])
-    note(composed.origins, "", composed.data, of_recipe_file(path))
+    note_origin(composed.origins, "", composed.data, origin_of_recipe_file(path))
     return composed
 
 
@@ -130,7 +130,7 @@ class Resolver:
         for section in ("model", "hardware", "workload", "measure", "runtime", "launch"):
             if not isinstance(composed.data.get(section), dict):
                 raise UsageError(f"'{section}' is missing, or is not a mapping of keys to values.")
-        data = consented(composed)
+        data = config_with_consent(composed)
         recipe = {name: data[name] for name in Recipe.model_fields if name in data}
         recipe["model"] = self._model(data["model"], composed.typed)
         recipe["hardware"] = self._hardware(data["hardware"], composed.typed)
@@ -145,12 +145,12 @@ class Resolver:
                 "study: a study has a name or a path, which is a text; a number needs quotes, 'study=\"1\"'."
             )
         if study is not None:
-            locate(study)
+            locate_study_folder(study)
         try:
             asked = {"recipe": recipe, "workload": workload, "measure": data["measure"], "runtime": runtime}
             cell = Cell.from_plain({"choices": composed.choices, **asked})
         except ValidationError as error:
-            raise UsageError(f"{explain(error)}{self._origin(error, composed.choices)}") from error
+            raise UsageError(f"{explain_invalid_recipe(error)}{self._origin(error, composed.choices)}") from error
         return Request(cell=cell, launch=make_launch(data["launch"]), study=study)
 
     def _model(self, data: dict[str, Any], typed: frozenset[str] = frozenset()) -> dict[str, Any]:
@@ -169,7 +169,7 @@ class Resolver:
         if stage not in self._composer.options("model"):
             raise UsageError(f"model.cascade: there is no model option '{stage}'. `diffopt ls model` lists them.")
         composed = self._composer.compose([f"model={stage}"])
-        found: dict[str, Any] = located(composed, frozenset({"model"}))["model"]
+        found: dict[str, Any] = config_with_files_located(composed, frozenset({"model"}))["model"]
         if found.get("cascade"):
             raise UsageError(f"model.cascade: {stage} is a cascade itself; name its stages one by one.")
         return {**found, "weights": first.get("weights")}
@@ -201,7 +201,11 @@ class Resolver:
 
     def _origin(self, error: ValidationError, choices: Mapping[str, str]) -> str:
         """The user's own files among the options that the error is about."""
-        files = [self._composer.own_file(group, choices[group]) for group in groups_in(error) if group in choices]
+        files = [
+            self._composer.own_file(group, choices[group])
+            for group in groups_of_invalid_recipe(error)
+            if group in choices
+        ]
         named = ", ".join(str(path) for path in dict.fromkeys(files) if path is not None)
         return f" (see {named})" if named else ""
 
@@ -219,4 +223,4 @@ def make_cell(data: dict[str, Any]) -> Cell:
     try:
         return Cell.from_plain(data)
     except ValidationError as error:
-        raise UsageError(explain(error)) from error
+        raise UsageError(explain_invalid_recipe(error)) from error

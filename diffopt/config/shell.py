@@ -15,7 +15,7 @@ from diffopt.errors import UsageError
 from diffopt.machine.paths import shipped_conf
 
 
-def answer(argv: Sequence[str], folders: Sequence[Path]) -> None:
+def answer_hydra_flags(argv: Sequence[str], folders: Sequence[Path]) -> None:
     """Let Hydra answer ``argv`` (overrides and its own flags); prints to stdout.
 
     Raises UsageError for whatever Hydra does not accept.
@@ -74,4 +74,4 @@ def print_completions(line: str, verbs: Sequence[str], argv: Sequence[str], fold
         print(" ".join(verb for verb in verbs if verb.startswith(started)))
         return
     os.environ["COMP_LINE"] = strip_verb(line, verbs)
-    answer(argv, folders)
+    answer_hydra_flags(argv, folders)

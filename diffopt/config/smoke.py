@@ -52,7 +52,7 @@ class Smoke:
     captured: bool = False  # what is compiled is captured, and no code generated
 
 
-def captured_words(step: Step) -> tuple[str, ...]:
+def overrides_without_codegen(step: Step) -> tuple[str, ...]:
     """Overrides with which a step that compiles captures graphs and generates no code; none where they do nothing."""
     if getattr(step, "backend", None) != "inductor":
         return ()
@@ -72,7 +72,7 @@ class Smokes:
         """The smoke test of what ``words`` ask for. Raises UsageError, also for a model without tiny configs."""
         asked = [*words, *_small(self._composer.compose(words), words)]
         request = self._resolver.request(self._composer.compose(asked))
-        captured = () if self._compile_code else captured_words(request.cell.recipe.compile)
+        captured = () if self._compile_code else overrides_without_codegen(request.cell.recipe.compile)
         if captured:
             request = self._resolver.request(self._composer.compose([*asked, *captured]))
         smoke = self._runnable(request, title or f"{request.cell.choices['recipe']} x {request.cell.choices['model']}")
@@ -106,7 +106,7 @@ class Smokes:
             for group in [group for group in groups if group in STEP_GROUPS]:
                 yield group, f"{problem.fact}; a GPU takes it"
         for group, step in plan.steps:
-            if reason := packages.lacking([step.requires()]):
+            if reason := packages.reason_of_lacking([step.requires()]):
                 yield group, reason
             elif not self._compile_code and Trait.GENERATES_CODE in step.traits:
                 yield group, "it generates code, which takes its time; --compile runs it"

@@ -11,9 +11,9 @@ from pydantic import Field, ValidationError
 from diffopt.config.composer import Composed, Composer
 from diffopt.config.origins import Origin
 from diffopt.errors import UsageError
-from diffopt.recipe.explain import explain
+from diffopt.recipe.explain import explain_invalid_recipe
 from diffopt.schema.record import Frozen
-from diffopt.schema.words import literal
+from diffopt.schema.words import hydra_literal
 
 Scalar = str | int | float | bool
 
@@ -70,7 +70,7 @@ def read_matrix(composer: Composer, name: str) -> Matrix:
     try:
         matrix = Matrix.from_plain({"axes": {}, "zip": [], "exclude": [], **data})
     except ValidationError as error:
-        raise UsageError(f"{composer.option_file('sweep', name)}: {explain(error)}") from error
+        raise UsageError(f"{composer.option_file('sweep', name)}: {explain_invalid_recipe(error)}") from error
     place = composer.option_file("sweep", name)
     if not all(matrix.exclude):
         raise UsageError(f"{place}: an empty exclude rule would leave nothing.")
@@ -116,7 +116,7 @@ def _point(
 
 
 def _overrides(point: Mapping[str, Scalar]) -> list[str]:
-    return [f"{key}={literal(value)}" for key, value in point.items()]
+    return [f"{key}={hydra_literal(value)}" for key, value in point.items()]
 
 
 def _matches(composed: Composed, key: str, value: Scalar) -> bool:

@@ -30,12 +30,12 @@ BUILDS = (
 )
 
 
-def for_cpu() -> str:
+def torch_build_for_cpu() -> str:
     """What to do about a torch that does not work where there is no GPU."""
     return f"install torch anew: {INSTALL}cpu"
 
 
-def replacement(driver_cuda: Sequence[int] | None, capability: Sequence[int]) -> str:
+def torch_build_to_install(driver_cuda: Sequence[int] | None, capability: Sequence[int]) -> str:
     """What to do about a torch that is not right for a driver and a GPU.
 
     Args:
@@ -62,9 +62,9 @@ def driver_problem(
 
     Args:
         built: such as "13.0"; None for a build without CUDA.
-        driver_cuda: as in :func:`replacement`, like ``capability``.
+        driver_cuda: as in :func:`torch_build_to_install`, like ``capability``.
     """
-    remedy = replacement(driver_cuda, capability)
+    remedy = torch_build_to_install(driver_cuda, capability)
     if built is None:
         return "this torch is a build for the CPU alone", remedy
     if driver_cuda is not None and int(built.split(".")[0]) > driver_cuda[0]:

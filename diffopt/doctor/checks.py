@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
-from diffopt.doctor.builds import REPLACE, driver_problem, for_cpu, replacement
+from diffopt.doctor.builds import REPLACE, driver_problem, torch_build_for_cpu, torch_build_to_install
 from diffopt.pipeline.device_check import has_kernels
-from diffopt.pipeline.failure import describe_error
+from diffopt.pipeline.failure import describe_pipeline_error
 
 if TYPE_CHECKING:
     import torch
@@ -42,8 +42,8 @@ def torch_itself(device: str, driver_cuda: list[int] | None = None, capability: 
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: a shared library that is not there
-        remedy = for_cpu() if capability is None else replacement(driver_cuda, capability)
-        raise Fails(f"torch cannot be imported: {describe_error(error)}", remedy) from error
+        remedy = torch_build_for_cpu() if capability is None else torch_build_to_install(driver_cuda, capability)
+        raise Fails(f"torch cannot be imported: {describe_pipeline_error(error)}", remedy) from error
     a = torch.arange(6.0).reshape(2, 3)
     _close((a @ a.T).double(), torch.tensor([[5.0, 14.0], [14.0, 50.0]]), "a product of two matrices")
     cuda = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "a build for the CPU alone"
@@ -58,7 +58,7 @@ def cuda_build(device: str, driver: str, driver_cuda: list[int] | None, capabili
     too_old = driver_problem(built, driver, driver_cuda, capability)
     if too_old is not None:
         raise Fails(*too_old)
-    remedy = replacement(driver_cuda, capability)
+    remedy = torch_build_to_install(driver_cuda, capability)
     if not torch.cuda.is_available():
         raise Fails(f"torch {torch.__version__} sees no CUDA device, though the driver {driver} does", remedy)
     arches = torch.cuda.get_arch_list()
@@ -95,11 +95,11 @@ def compile_graphs(device: str, capability: list[int] | None = None) -> str:
     _check_triton(device, capability)
     import torch
 
-    from diffopt.steps.compile.compiled_call import recorded_cuda_graphs  # all steps come with it
+    from diffopt.steps.compile.compiled_call import proof_counts_cuda_graphs  # all steps come with it
 
     torch._dynamo.reset()
     _compiled(device, "reduce-overhead", calls=3)  # one to warm up, one to record, one to replay
-    recorded = recorded_cuda_graphs()
+    recorded = proof_counts_cuda_graphs()
     if recorded < 1:
         raise Fails("compiled, but no CUDA graph was recorded", "choose compile=default; the log of a run says why")
     return f"{recorded} CUDA graph{'s' if recorded > 1 else ''} recorded and replayed"
@@ -125,7 +125,7 @@ def _compiled(device: str, mode: str, calls: int = 1) -> str:
         for _ in range(calls):
             found = compiled(x, y).clone()
     except Exception as error:
-        raise Fails(describe_error(error), _compile_remedy(device)) from error
+        raise Fails(describe_pipeline_error(error), _compile_remedy(device)) from error
     graphs = counters["stats"]["unique_graphs"] - before
     if graphs < 1:
         raise Fails("torch.compile ran, but compiled nothing", "unset TORCH_COMPILE_DISABLE and TORCHDYNAMO_DISABLE")
@@ -170,7 +170,9 @@ def _toolchain(device: str) -> str:
     try:
         triton = importlib.import_module("triton")
     except ImportError as error:
-        raise Fails(f"compiled, but Triton cannot be imported: {describe_error(error)}", _install_triton()) from error
+        raise Fails(
+            f"compiled, but Triton cannot be imported: {describe_pipeline_error(error)}", _install_triton()
+        ) from error
     return f"triton {getattr(triton, '__version__', 'of an unknown version')} and {compiler}"
 
 

@@ -106,7 +106,7 @@ class Checker:
             return Child(lambda answers: [*command, str(answers)], log, variables, longest=LONGEST_ANSWER)
 
 
-def examine(
+def examine_machine(
     listener: Callable[[Finding], None] = lambda finding: None, deadline_s: float = DEADLINE_S
 ) -> list[Finding]:
     """Look the machine up and try what it should be able to do; on the CPU where it has no NVIDIA GPU.
@@ -135,7 +135,7 @@ def examine(
     return found
 
 
-def works(found: Sequence[Finding]) -> bool:
+def machine_works(found: Sequence[Finding]) -> bool:
     """Whether nothing fails that this machine should be able to do."""
     return all(finding.status != "fails" for finding in found)
 
@@ -148,11 +148,11 @@ def print_finding(finding: Finding) -> None:
         print(f"{'':8}  {'':{NAME_WIDTH}}  {'':7}  -> {finding.remedy}", flush=True)
 
 
-def summary(found: Sequence[Finding]) -> str:
+def summarize_findings(found: Sequence[Finding]) -> str:
     """The last line: how many of each, and what to do next."""
     counts = Counter(finding.status for finding in found)
     said = f"{counts['ok']} ok, {counts['fails']} fail, {counts['not here']} not here."
-    if not works(found):
+    if not machine_works(found):
         return f"{said} Mend what fails, in the order above, and ask again."
     first = "diffopt run model=sd15 model.weights=random recipe=pytorch2 measure=quick"
     on_cpu = found[0].status == "not here"
@@ -161,7 +161,7 @@ def summary(found: Sequence[Finding]) -> str:
 
 def _machine(tell: Callable[[Finding], None]) -> Gpu | None:
     """The first GPU that CUDA programs see, told with its driver; None for the CPU. Raises Refusal for a broken one."""
-    gpus = nvml.detect()
+    gpus = nvml.detect_gpus()
     if not gpus:
         says = f"no NVIDIA driver or no visible GPU; everything below ran on the CPU, {hardware.cpu_model()}"
         tell(Finding(check="gpu", status="not here", seconds=None, says=says))
@@ -199,7 +199,7 @@ def _checks(gpu: Gpu | None) -> Iterator[CheckTask | Finding]:
 
 def _products(composer: Composer, on: dict[str, Any]) -> Iterator[CheckTask | Finding]:
     """int8 and fp8: torch's own product, and torchao's Linear where the option works here."""
-    here = {row.option: row.here for row in catalogue.options(composer, "quant")}
+    here = {row.option: row.here for row in catalogue.list_options(composer, "quant")}
     for kind in ("int8", "fp8"):
         why = here[f"{kind}_dynamic"]
         for name, check, more in (
@@ -211,7 +211,7 @@ def _products(composer: Composer, on: dict[str, Any]) -> Iterator[CheckTask | Fi
 
 def _kernels(composer: Composer, on: dict[str, Any]) -> Iterator[CheckTask | Finding]:
     """Every attention option that is a kernel."""
-    for row in catalogue.options(composer, "attention"):
+    for row in catalogue.list_options(composer, "attention"):
         if row.option in PLAIN:
             continue
         name = f"attention={row.option}"

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from diffopt.doctor import checks
-from diffopt.pipeline.failure import describe_error
+from diffopt.pipeline.failure import describe_pipeline_error
 
 CHECKS: dict[str, Callable[..., str]] = {
     "torch": checks.torch_itself,
@@ -45,7 +45,7 @@ def answer_task(task: dict[str, Any]) -> dict[str, Any]:
         status, says, remedy = "fails", str(error), error.remedy
     except Exception as error:  # the border of the process: a line of the doctor's
         traceback.print_exc()
-        status, says = "fails", describe_error(error)
+        status, says = "fails", describe_pipeline_error(error)
     return {"status": status, "says": says, "remedy": remedy, "seconds": time.perf_counter() - begin}
 
 

@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from diffopt.errors import Refusal, UsageError
-from diffopt.machine.environment import versions
+from diffopt.machine.environment import installed_versions
 from diffopt.machine.files import write_bytes
 from diffopt.machine.hardware import cpu_model
 from diffopt.machine.paths import user_cache
@@ -34,13 +34,13 @@ MANIFEST, TORCH, KERNELS = "manifest.json", "torch.bin", "kernels/"
 DECISIVE = ("python", "torch", "triton", "diffusers", "transformers", "torchao", "diffopt-toolkit")
 
 
-def root() -> Path:
+def compile_cache_root() -> Path:
     """diffopt's own cache: ``DIFFOPT_CACHE_DIR``, else ``diffopt`` in the user's cache folder (``XDG_CACHE_HOME``)."""
     own = os.environ.get("DIFFOPT_CACHE_DIR")
     return Path(own) if own else user_cache()
 
 
-def private_caches(folder: Path) -> dict[str, str]:
+def private_compile_caches(folder: Path) -> dict[str, str]:
     """Environment variables of a process that keeps all that compiling leaves behind below ``folder``.
 
     With an empty folder it starts cold, with the folder of an earlier process warm.
@@ -82,11 +82,11 @@ class Artifact:
     kernels: int
 
 
-def place(device: Literal["cuda", "cpu"]) -> Conditions:
+def compile_cache_folder(device: Literal["cuda", "cpu"]) -> Conditions:
     """The place of this process. Imports torch."""
     import torch
 
-    found = {name: version for name, version in versions().items() if name in DECISIVE}
+    found = {name: version for name, version in installed_versions().items() if name in DECISIVE}
     if device == "cpu":
         return Conditions(versions=found, device=cpu_model(), threads=torch.get_num_threads())
     major, minor = torch.cuda.get_device_capability()
@@ -94,7 +94,7 @@ def place(device: Literal["cuda", "cpu"]) -> Conditions:
     return Conditions(versions=found, device=name, threads=None)
 
 
-def save_artifact(path: Path, device: Literal["cuda", "cpu"]) -> Artifact | None:
+def save_compile_artifact(path: Path, device: Literal["cuda", "cpu"]) -> Artifact | None:
     """Write what inductor compiled, or took from its cache, in this process; None when that is nothing."""
     import torch
 
@@ -104,7 +104,10 @@ def save_artifact(path: Path, device: Literal["cuda", "cpu"]) -> Artifact | None
     content, info = saved
     kernels = _loaded_kernels()
     manifest = Manifest(
-        format=1, place=place(device), entries=sum(map(len, info.artifacts.values())), kernels=len(kernels)
+        format=1,
+        place=compile_cache_folder(device),
+        entries=sum(map(len, info.artifacts.values())),
+        kernels=len(kernels),
     )
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as file:
@@ -118,7 +121,7 @@ def save_artifact(path: Path, device: Literal["cuda", "cpu"]) -> Artifact | None
     return Artifact(path, digest, len(packed.getvalue()), manifest.entries, manifest.kernels)
 
 
-def load_artifact(path: Path, sha256: str, device: Literal["cuda", "cpu"]) -> Manifest:
+def load_compile_artifact(path: Path, sha256: str, device: Literal["cuda", "cpu"]) -> Manifest:
     """Put an artifact into this process's caches. Its author's code runs from then on.
 
     Raises:
@@ -131,7 +134,7 @@ def load_artifact(path: Path, sha256: str, device: Literal["cuda", "cpu"]) -> Ma
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as file:
             manifest = Manifest.model_validate_json(file.read(MANIFEST))
-            _check_place(path, manifest.place, place(device))
+            _check_place(path, manifest.place, compile_cache_folder(device))
             entries = file.read(TORCH)
             kernels = {name: file.read(name) for name in file.namelist() if name.startswith(KERNELS)}
     except (zipfile.BadZipFile, KeyError, ValidationError) as error:

@@ -33,7 +33,7 @@ class Stamp(NamedTuple):
     inode: int
 
 
-def stamp_of(path: Path) -> Stamp:
+def file_stamp(path: Path) -> Stamp:
     """What tells whether a file is the one that it was. Raises OSError."""
     stat = path.stat()
     return Stamp(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino)
@@ -50,7 +50,7 @@ def sha256_of_opened(file: BinaryIO) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
-def content_of(folder: Path, paths: Iterable[Path]) -> str:
+def sha256_of_folder(folder: Path, paths: Iterable[Path]) -> str:
     """SHA-256 over the names within ``folder``, sizes and bytes of files, in the order given.
 
     Raises UsageError for what is not a file that can be read, such as a link to one that is gone.
@@ -69,7 +69,7 @@ def content_of(folder: Path, paths: Iterable[Path]) -> str:
 
 def _size_and_digest(path: Path) -> tuple[int, str]:
     """Size in bytes and SHA-256 of one file, the latter from the memory where it has it."""
-    stamp = stamp_of(path)
+    stamp = file_stamp(path)
     memory = _memory() if stamp.size > BIG else None
     if memory is None:
         return stamp.size, _digest(path, stamp)
@@ -78,7 +78,7 @@ def _size_and_digest(path: Path) -> tuple[int, str]:
     if known is not None:
         return stamp.size, known
     digest = _digest(path, stamp)
-    if stamp_of(path) == stamp:  # not written to meanwhile
+    if file_stamp(path) == stamp:  # not written to meanwhile
         _remember(memory, {**_recall(memory), key: {**stamp._asdict(), "sha256": digest}})
     return stamp.size, digest
 

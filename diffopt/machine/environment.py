@@ -14,7 +14,7 @@ from diffopt.machine import nvml, packages
 from diffopt.machine.hardware import cpu_model
 from diffopt.machine.interpreter import DISTRIBUTION, Interpreter
 from diffopt.machine.nvml import Device
-from diffopt.schema.record import Frozen, digest
+from diffopt.schema.record import Frozen, record_digest
 from diffopt.version import __version__
 
 PACKAGES = (
@@ -60,10 +60,10 @@ class Environment(Frozen):
             facts |= {"cores": self.cpu.cores, "threads": self.cpu.threads}
         elif self.device.gpu is not None:
             facts["driver"] = self.device.gpu.driver
-        return digest(facts)
+        return record_digest(facts)
 
 
-def environment(
+def detect_environment(
     device: Literal["cuda", "cpu"],
     *,
     gpu: str | None = None,
@@ -83,21 +83,21 @@ def environment(
     """
     found = cpu_device() if device == "cpu" else nvml.gpu_device(gpu) if gpu else absent_gpu()
     return Environment(
-        versions=versions(interpreter),
+        versions=installed_versions(interpreter),
         device=found,
         cpu=Cpu(model=cpu_model(), cores=_cores(), threads=_threads()),
         git=git,
     )
 
 
-def versions(there: Interpreter | None = None) -> dict[str, str]:
+def installed_versions(there: Interpreter | None = None) -> dict[str, str]:
     """Versions of Python, of this diffopt and of the packages that decide speed; those that are absent are left out.
 
     Another interpreter runs the code of this diffopt, whatever is installed there.
     """
     found: dict[str, str | None] = {"python": platform.python_version() if there is None else there.version}
     for package in PACKAGES:
-        found[package] = __version__ if package == DISTRIBUTION else packages.installed(package, there)
+        found[package] = __version__ if package == DISTRIBUTION else packages.installed_version(package, there)
     return {name: version for name, version in found.items() if version is not None}
 
 

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 
 @contextmanager
-def appearing(path: Path) -> Iterator[BinaryIO]:
+def file_that_appears_whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write into, which takes the place of ``path`` when the block ends well, and leaves nothing otherwise.
 
     A reader, or a crash at any moment, sees the old file or the new one, never a part.
@@ -31,7 +31,7 @@ def appearing(path: Path) -> Iterator[BinaryIO]:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file that appears whole."""
-    with appearing(path) as file:
+    with file_that_appears_whole(path) as file:
         file.write(content)
 
 

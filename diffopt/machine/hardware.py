@@ -17,7 +17,7 @@ CPUINFO = Path("/proc/cpuinfo")
 WHOLE_WORDS = r"(?<![A-Za-z0-9]){}(?![A-Za-z0-9])(?! (?:Ti|D|SUPER|Laptop|Mobile)\b)"
 
 
-def match_length(names: Iterable[str], gpu_name: str) -> int:
+def gpu_name_match(names: Iterable[str], gpu_name: str) -> int:
     """Length of the longest of ``names`` that ``gpu_name`` contains as whole words, or 0.
 
     "L4" is not in "NVIDIA L40S", "H200" not in "GH200", and "RTX 3090" not in "RTX 3090 Ti", "RTX 4090" not in
@@ -33,10 +33,10 @@ def resolve_auto(options: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     The option whose ``match`` fits the first GPU best, ``cpu`` without a GPU, else a record of what NVML tells, with
     unknown peaks.
     """
-    gpus = nvml.detect()
+    gpus = nvml.detect_gpus()
     if not gpus:
         return deepcopy(options["cpu"])
-    lengths = {name: match_length(option["match"], gpus[0].name) for name, option in options.items()}
+    lengths = {name: gpu_name_match(option["match"], gpus[0].name) for name, option in options.items()}
     best = max(lengths, key=lengths.__getitem__)
     return deepcopy(options[best]) if lengths[best] else _probed(gpus[0])
 
@@ -57,17 +57,17 @@ def _probed(gpu: Gpu) -> dict[str, Any]:
     }
 
 
-def matching(hardware: Hardware) -> tuple[Gpu, ...]:
+def matching_gpus(hardware: Hardware) -> tuple[Gpu, ...]:
     """The GPUs here that ``hardware`` describes."""
-    return tuple(gpu for gpu in nvml.detect() if match_length(hardware.match, gpu.name))
+    return tuple(gpu for gpu in nvml.detect_gpus() if gpu_name_match(hardware.match, gpu.name))
 
 
-def check_declared(hardware: Hardware) -> str | None:
+def why_hardware_is_not_here(hardware: Hardware) -> str | None:
     """Why this machine cannot run a cell for ``hardware``, or None. Any machine can run one for the CPU."""
-    if hardware.device == "cpu" or matching(hardware):
+    if hardware.device == "cpu" or matching_gpus(hardware):
         return None
     declared = f"hardware={hardware.name} is declared, but this machine has"
-    names = sorted({gpu.name for gpu in nvml.detect()})
+    names = sorted({gpu.name for gpu in nvml.detect_gpus()})
     return f"{declared} {' and '.join(names)}" if names else f"{declared} no NVIDIA GPU"
 
 

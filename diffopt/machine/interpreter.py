@@ -22,9 +22,9 @@ from diffopt.errors import UsageError
 from diffopt.machine.paths import shipped_conf, user_path
 from diffopt.machine.process import Child
 from diffopt.schema.record import Frozen
-from diffopt.schema.runtime import CURRENT, Runtime, check_names
+from diffopt.schema.runtime import CURRENT, Runtime, check_runtime_names
 from diffopt.schema.step import Step
-from diffopt.schema.words import text
+from diffopt.schema.words import value_in_words
 
 DISTRIBUTION = "diffopt-toolkit"
 NOT_FOR_WORKERS = frozenset({"hydra-core", "rich"})  # what only the command line imports
@@ -80,7 +80,7 @@ def interpreters(runtimes: Iterable[Runtime]) -> Iterator[Mapping[str, Interpret
     Raises UsageError for what is not there, or is no Python that diffopt can use.
     """
     asked = list(dict.fromkeys(runtimes))
-    check_names(asked)
+    check_runtime_names(asked)
     others = [runtime for runtime in asked if runtime != CURRENT]
     if not others:
         yield {}
@@ -90,27 +90,27 @@ def interpreters(runtimes: Iterable[Runtime]) -> Iterator[Mapping[str, Interpret
         given = os.environ.get("PYTHONPATH")
         # an empty PYTHONHOME is none; the one of this Python would be another's ruin
         variables = {"PYTHONPATH": f"{place}{os.pathsep}{given}" if given else place, "PYTHONHOME": ""}
-        yield {runtime.name: ask(runtime, variables) for runtime in others}
+        yield {runtime.name: ask_interpreter(runtime, variables) for runtime in others}
 
 
-def absent(runtime: Runtime) -> str | None:
+def why_interpreter_is_absent(runtime: Runtime) -> str | None:
     """Why a runtime cannot be there, without starting anything; None where a program lies at its path."""
-    if runtime == CURRENT or (runtime.python is not None and program(runtime.python) is not None):
+    if runtime == CURRENT or (runtime.python is not None and interpreter_path(runtime.python) is not None):
         return None
-    return f"runtime={runtime.name}: runtime.python={text(runtime.python)} is no program here"
+    return f"runtime={runtime.name}: runtime.python={value_in_words(runtime.python)} is no program here"
 
 
-def check_present(runtimes: Iterable[Runtime]) -> None:
+def check_interpreters(runtimes: Iterable[Runtime]) -> None:
     """Raises UsageError for the first one that cannot be there; starts nothing."""
     for runtime in runtimes:
-        if (reason := absent(runtime)) is not None:
+        if (reason := why_interpreter_is_absent(runtime)) is not None:
             raise UsageError(f"{reason}. Give the path of a python: runtime.python=/path/to/venv/bin/python.")
 
 
-def ask(runtime: Runtime, variables: Mapping[str, str]) -> Interpreter:
+def ask_interpreter(runtime: Runtime, variables: Mapping[str, str]) -> Interpreter:
     """Start the interpreter once and let it list what is installed. Raises UsageError when it does not answer."""
-    check_present([runtime])
-    python = program(runtime.python or "")
+    check_interpreters([runtime])
+    python = interpreter_path(runtime.python or "")
     assert python is not None, "it is present"
     said, complaint = _run([python, "-P", "-c", QUESTION], {**os.environ, **variables})
     try:
@@ -142,7 +142,7 @@ def worker_requirements() -> tuple[str, ...]:
     return tuple(text for text in texts if canonicalize_name(Requirement(text).name) not in NOT_FOR_WORKERS)
 
 
-def program(text: str) -> str | None:
+def interpreter_path(text: str) -> str | None:
     """The absolute path of a program, links not followed; None where there is none. Starts nothing."""
     path = user_path(text, "runtime.python")
     found = shutil.which(path)

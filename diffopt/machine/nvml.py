@@ -162,7 +162,7 @@ class Gpu:
     driver: str
 
 
-def detect() -> tuple[Gpu, ...]:
+def detect_gpus() -> tuple[Gpu, ...]:
     """The GPUs of this machine that CUDA_VISIBLE_DEVICES leaves, in its order; empty without an NVIDIA driver.
 
     Raises Refusal when there is a driver that does not answer, because that is a broken machine and not a CPU.

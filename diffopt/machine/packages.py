@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from diffopt.schema.step import Requirements
 
 
-def installed(name: str, there: Interpreter | None = None) -> str | None:
+def installed_version(name: str, there: Interpreter | None = None) -> str | None:
     """The version of a distribution, or None; ``there``: in another interpreter, as in the functions below."""
     if there is not None:
         return there.installed(name)
@@ -23,7 +23,7 @@ def installed(name: str, there: Interpreter | None = None) -> str | None:
         return None
 
 
-def unmet(requirements: Iterable[str], there: Interpreter | None = None) -> tuple[str, ...]:
+def unmet_packages(requirements: Iterable[str], there: Interpreter | None = None) -> tuple[str, ...]:
     """Those of the PEP 508 requirements that this environment does not meet, in their order, each once."""
     return tuple(dict.fromkeys(text for text in requirements if not _met(Requirement(text), there)))
 
@@ -32,16 +32,16 @@ def _met(requirement: Requirement, there: Interpreter | None) -> bool:
     markers = None if there is None else there.markers
     if requirement.marker is not None and not requirement.marker.evaluate(markers):
         return True  # not for this platform
-    found = installed(requirement.name, there)
+    found = installed_version(requirement.name, there)
     return found is not None and requirement.specifier.contains(found, prereleases=True)
 
 
-def lacking(needs: Iterable[Requirements], there: Interpreter | None = None) -> str | None:
+def reason_of_lacking(needs: Iterable[Requirements], there: Interpreter | None = None) -> str | None:
     """The reason of a row that missing packages keep from running, and how to get them; None where all are here."""
     pip, place = ("pip", "") if there is None else (there.pip, f"runtime={there.name} ")
     absent: dict[str | None, list[str]] = {}  # by how to get them, which pip does in one command
     for need in needs:
-        absent.setdefault(need.install, []).extend(unmet(need.packages, there))
+        absent.setdefault(need.install, []).extend(unmet_packages(need.packages, there))
     reasons = [how_to_install(dict.fromkeys(texts), how, pip) for how, texts in absent.items() if texts]
     return "\n".join(place + reason for reason in reasons) or None
 

@@ -48,11 +48,11 @@ def own_folders(named: Iterable[str | Path], key: str) -> list[Path]:
     Raises UsageError, naming ``key``, where a named one does not exist.
     """
     found = [Path("conf")] if Path("conf").is_dir() else []
-    found += [existing(folder, key) for folder in named]
+    found += [existing_folder(folder, key) for folder in named]
     return [folder for folder in found if folder.resolve() != shipped_conf().resolve()]
 
 
-def existing(folder: str | Path, key: str) -> Path:
+def existing_folder(folder: str | Path, key: str) -> Path:
     """The folder as a path. Raises UsageError, naming ``key``, where it does not exist."""
     path = user_path(folder, key)
     if not path.is_dir():
@@ -64,7 +64,7 @@ ROOT = Path("studies")  # of named studies, in the working directory
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def locate(name_or_path: str | Path) -> Path:
+def locate_study_folder(name_or_path: str | Path) -> Path:
     """``NAME`` means studies/NAME; whatever has a separator in it is a path. Raises UsageError for neither."""
     text = str(name_or_path)
     if isinstance(name_or_path, Path) or "/" in text or text.startswith("~"):

@@ -24,7 +24,7 @@ class _Loader(get_yaml_loader()):  # type: ignore[misc]
         return super().compose_node(parent, index)
 
 
-def read(path: Path) -> tuple[dict[str, Any], str]:
+def read_plain_yaml(path: Path) -> tuple[dict[str, Any], str]:
     """The content of a YAML file and its text. Raises UsageError when it is not a mapping of plain data."""
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -55,7 +55,9 @@ class Stage:
         return {"image": pictures, **{name: size for name, size in sizes.items() if name in accepted}}
 
 
-def stages(pipes: Sequence[DiffusionPipeline], models: Sequence[Model], workload: Workload) -> tuple[Stage, ...]:
+def pipeline_calls(
+    pipes: Sequence[DiffusionPipeline], models: Sequence[Model], workload: Workload
+) -> tuple[Stage, ...]:
     """The stages of a workload on their pipelines, in the order they run.
 
     Raises Refusal where a pipeline's class does not accept what it is to be called with.
@@ -91,7 +93,7 @@ def stages(pipes: Sequence[DiffusionPipeline], models: Sequence[Model], workload
     return tuple(made)
 
 
-def draw(made: Sequence[Stage]) -> list[Output]:
+def draw_pictures(made: Sequence[Stage]) -> list[Output]:
     """One call through all stages: pictures, or videos as lists of frames, on the host."""
     outputs: list[Any] = []
     for stage in made:

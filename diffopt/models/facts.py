@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 from diffopt.errors import UsageError
 from diffopt.models import classes, sizes
 from diffopt.models.classes import Family
-from diffopt.models.families import family, told_by_name
+from diffopt.models.families import family_of_pipeline, task_told_by_class_name
 from diffopt.models.index import TEXT_ENCODER, ModelIndex, read_json
-from diffopt.models.sampling import needs
-from diffopt.models.sizes import NUMBER, head_size_of_vae, of_denoiser
+from diffopt.models.sampling import sampler_needs
+from diffopt.models.sizes import NUMBER, head_size_of_vae, head_sizes_of_denoiser
 from diffopt.models.weights import Weights
 from diffopt.schema.model import TASKS, Task
 
@@ -44,7 +44,7 @@ class Source:
         """Pixels per latent pixel and frames per latent frame; None: not told."""
         if self.index.vae is None:
             return 1, None
-        return self.read(self.index.vae, lambda: sizes.of_vae(self.vae))
+        return self.read(self.index.vae, lambda: sizes.latent_factors_of_vae(self.vae))
 
     def read(self, component: str, work: Callable[[], T]) -> T:
         """``work``, with whatever wrong types and lengths lead to as one paragraph about ``component``."""
@@ -57,7 +57,9 @@ class Source:
             raise UsageError(f"{path}: its values do not fit together ({type(error).__name__}: {error})") from None
 
 
-def read_facts(index: ModelIndex, weights: Mapping[str, Weights] | None, data: Mapping[str, Any]) -> dict[str, Any]:
+def read_model_facts(
+    index: ModelIndex, weights: Mapping[str, Weights] | None, data: Mapping[str, Any]
+) -> dict[str, Any]:
     """What ``index`` and ``weights`` tell; the comments in conf/model/local.yaml say from where.
 
     ``weights`` are empty where random ones are drawn, and None where they are not at hand. Raises UsageError where the
@@ -68,7 +70,7 @@ def read_facts(index: ModelIndex, weights: Mapping[str, Weights] | None, data: M
     config = read_json(index.folder / name / "config.json")
     vae = read_json(index.folder / index.vae / "config.json") if index.vae is not None else {}
     given = [name for name in (data["pipelines"] or {}).values() if name]
-    known = index.family or next((found for found in map(family, given) if found is not None), None)
+    known = index.family or next((found for found in map(family_of_pipeline, given) if found is not None), None)
     source = Source(index, known, data, name, config, vae)
     uses = _uses(source)
     return {**uses, **_sizes(source, uses), **_structure(source), **_numbers(source, weights)}
@@ -116,7 +118,7 @@ def _uses(source: Source) -> dict[str, Any]:
 
 
 def _upscale_factor(source: Source) -> int | None:
-    factor, by_vae = classes.pipeline(source.index.pipeline).upscales, source.factors[0]
+    factor, by_vae = classes.pipeline_class_record(source.index.pipeline).upscales, source.factors[0]
     return by_vae if factor is None else factor
 
 
@@ -124,7 +126,7 @@ def _tasks(source: Source) -> dict[Task, str]:
     """Class by task, for the class that the index names and those that draw with the same components."""
     pipeline, known = source.index.pipeline, source.family
     if known is None:
-        task = told_by_name(pipeline)
+        task = task_told_by_class_name(pipeline)
         if task is None:
             raise UsageError(
                 f"{source.index.folder}/model_index.json: diffopt does not know what the pipeline class {pipeline} is "
@@ -154,7 +156,7 @@ def _structure(source: Source) -> dict[str, Any]:
         if controlnet is not None
         else None,
         "repeated_blocks": source.read(denoiser, lambda: _repeated_blocks(class_name, source.config)),
-        "head_sizes": source.read(denoiser, lambda: of_denoiser(class_name, dict(source.config))) or [],
+        "head_sizes": source.read(denoiser, lambda: head_sizes_of_denoiser(class_name, dict(source.config))) or [],
         "vae_head_size": source.read(str(index.vae), lambda: head_size_of_vae(vae_class, dict(source.vae))),
         "sampler_needs": _sampler_needs(index),
     }
@@ -163,12 +165,12 @@ def _structure(source: Source) -> dict[str, Any]:
 def _sampler_needs(index: ModelIndex) -> list[str] | None:
     """What the config of the scheduler has that not every sampler has; None where there is no such config."""
     path = index.folder / "scheduler" / "scheduler_config.json"
-    return [*needs(read_json(path))] if path.is_file() else None
+    return [*sampler_needs(read_json(path))] if path.is_file() else None
 
 
 def _repeated_blocks(class_name: str, config: Mapping[str, Any]) -> list[str] | None:
     """Where diffusers' class declares nothing, or a block that this UNet does not have; None: as the class says."""
-    known = classes.denoiser(class_name)
+    known = classes.denoiser_class_record(class_name)
     if known.heads == "by_block":
         blocks = {*config["down_block_types"], *config["up_block_types"], config.get("mid_block_type", "")}
         return None if blocks & NUMBER else []
@@ -184,7 +186,7 @@ def _sizes(source: Source, uses: Mapping[str, Any]) -> dict[str, Any]:
     whole = temporal is not None and (frames is None or (frames - 1) % temporal == 0)
     multiple = None
     if spatial is not None:
-        packed = spatial * source.read(source.denoiser, lambda: sizes.patch(source.config, source.vae))
+        packed = spatial * source.read(source.denoiser, lambda: sizes.patch_size_of_denoiser(source.config, source.vae))
         scaled = spatial * (uses["upscale_factor"] or 1)
         multiple = math.lcm(packed, scaled, known.multiple if known is not None else SIZE_STEP)
     return {
@@ -203,7 +205,7 @@ def _customary_size(source: Source, factor: int | None) -> tuple[int | None, int
     known = source.family
     if known is not None and known.size is not None:
         return known.size
-    size = source.read(source.denoiser, lambda: sizes.sample_size(source.config))
+    size = source.read(source.denoiser, lambda: sizes.model_sample_size(source.config))
     if size is None and known is not None and known.latent is not None:
         size = known.latent, known.latent
     return (None, None) if size is None or factor is None else (size[0] * factor, size[1] * factor)
@@ -222,7 +224,7 @@ def _numbers(source: Source, weights: Mapping[str, Weights] | None) -> dict[str,
         "parameters": _parameter_counts(index, weights or {}),
         "limits": {
             "fp16_vae_overflows": upcasts and bool(source.vae.get("force_upcast", True)),
-            "vae_float32": classes.vae(vae_class).float32,
+            "vae_float32": classes.vae_class_record(vae_class).float32,
         },
     }
 

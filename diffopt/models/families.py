@@ -23,11 +23,11 @@ NAMES: tuple[tuple[str, Task | None], ...] = (
 
 
 @functools.cache
-def family(pipeline: str) -> Family | None:
+def family_of_pipeline(pipeline: str) -> Family | None:
     """The family that a pipeline class belongs to; None when it is in none."""
     return next((entry for entry in FAMILIES.values() if pipeline in entry.classes.values()), None)
 
 
-def told_by_name(pipeline: str) -> Task | None:
+def task_told_by_class_name(pipeline: str) -> Task | None:
     """What a class in no family is for, as far as its name tells."""
     return next((task for words, task in NAMES if re.search(words, pipeline)), None)

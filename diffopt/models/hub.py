@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from diffopt.errors import DiffoptError, Refusal, UsageError
-from diffopt.models.facts import read_facts
-from diffopt.models.index import IndexEntry, ModelIndex, read_index
+from diffopt.models.facts import read_model_facts
+from diffopt.models.index import IndexEntry, ModelIndex, read_model_index
 from diffopt.models.weights import Weights, find_weights, read_weights, weights_of
 from diffopt.schema.words import one_line
 
@@ -64,29 +64,29 @@ class Repository:
         """Of a pipeline. Raises UsageError where the repository has none, or a malformed one."""
         if "model_index.json" not in self.files:
             raise UsageError(
-                f"{source(self.id, self.revision)} has no model_index.json, so it is not a diffusers pipeline; give "
-                "the repository of the whole pipeline"
+                f"{hub_repository_in_words(self.id, self.revision)} has no model_index.json, so it is not a "
+                "diffusers pipeline; give the repository of the whole pipeline"
             )
         with self.named():
-            return read_index(self.folder, self.files)
+            return read_model_index(self.folder, self.files)
 
     def index_of_one_model(self, class_name: str) -> ModelIndex:
         """Of a repository that holds one model of diffusers, such as a ControlNet, in its top folder."""
         return ModelIndex(self.folder, class_name, {"": IndexEntry("diffusers", class_name)}, files=self.files)
 
 
-def source(model_id: str, revision: str | None) -> str:
+def hub_repository_in_words(model_id: str, revision: str | None) -> str:
     """A repository in words."""
     return f"{model_id} (revision {revision or 'main'})"
 
 
-def told_by_hub(data: Mapping[str, Any]) -> dict[str, Any]:
+def model_facts_told_by_hub(data: Mapping[str, Any]) -> dict[str, Any]:
     """Facts about the pipeline ``data["id"]``, with the keys of the ``model`` group.
 
     Without a network they come from the cache; what the weights would say is null where they are not there yet.
-    Raises UsageError and Refusal as :func:`open_repository`.
+    Raises UsageError and Refusal as :func:`open_hub_repository`.
     """
-    repository = open_repository(data["id"], data["revision"])
+    repository = open_hub_repository(data["id"], data["revision"])
     index = repository.index()
     if data["embeddings"] is not None:
         index = index.without_text()
@@ -95,11 +95,11 @@ def told_by_hub(data: Mapping[str, Any]) -> dict[str, Any]:
         beside = data["controlnet"]
         if beside is not None and beside.get("id") and weights is not None:
             weights = _with_controlnet(weights, beside)
-        facts = read_facts(index, weights, data)
+        facts = read_model_facts(index, weights, data)
     return {**facts, "licence": repository.licence, "gated": repository.gated}
 
 
-def open_repository(model_id: str, revision: str | None) -> Repository:
+def open_hub_repository(model_id: str, revision: str | None) -> Repository:
     """The repository, with its small files in the cache.
 
     Raises:
@@ -108,8 +108,8 @@ def open_repository(model_id: str, revision: str | None) -> Repository:
     """
     from huggingface_hub import HfApi, snapshot_download
 
-    said = source(model_id, revision)
-    with explaining(said), quiet():
+    said = hub_repository_in_words(model_id, revision)
+    with explaining_hub_errors(said), quiet_hub():
         info = _reached(lambda: HfApi().model_info(model_id, revision=revision, files_metadata=True))
         folder = snapshot_download(
             model_id, revision=revision, allow_patterns=list(SMALL_FILES), local_files_only=info is None
@@ -173,7 +173,7 @@ def _header_of_files(repository: Repository, files: tuple[Path, ...]) -> Weights
 
 def _with_controlnet(weights: dict[str, Weights], controlnet: Mapping[str, Any]) -> dict[str, Weights] | None:
     """The ControlNet's weights too, from a repository of its own."""
-    repository = open_repository(controlnet["id"], controlnet.get("revision"))
+    repository = open_hub_repository(controlnet["id"], controlnet.get("revision"))
     with repository.named():
         told = _read_weights(
             repository, repository.index_of_one_model(controlnet["class_name"]), controlnet.get("variant")
@@ -182,7 +182,7 @@ def _with_controlnet(weights: dict[str, Weights], controlnet: Mapping[str, Any])
 
 
 @contextmanager
-def explaining(said: str) -> Iterator[None]:
+def explaining_hub_errors(said: str) -> Iterator[None]:
     """Errors of huggingface_hub about the repository ``said``, in one paragraph.
 
     A UsageError where the hub has no such thing, a Refusal where this machine lacks access or a network, and a
@@ -214,7 +214,7 @@ def explaining(said: str) -> Iterator[None]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_hub() -> Iterator[None]:
     """No bars and warnings of huggingface_hub; its settings are the process's, so put back."""
     from huggingface_hub.utils import logging as words
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars

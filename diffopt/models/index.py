@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from diffopt.errors import UsageError
 from diffopt.models.classes import Family
-from diffopt.models.families import family
+from diffopt.models.families import family_of_pipeline
 
 LIBRARIES = ("diffusers", "transformers")
 NEVER_LOADED = frozenset({"safety_checker", "watermarker"})
@@ -75,7 +75,7 @@ class ModelIndex:
 
     @property
     def family(self) -> Family | None:
-        return family(self.pipeline)
+        return family_of_pipeline(self.pipeline)
 
     def without_text(self) -> ModelIndex:
         """The parts that are left where prompt embeddings are given: no text encoders, and no tokenizers."""
@@ -93,7 +93,7 @@ class ModelIndex:
         return frozenset(name for name in below if "/" not in name)
 
 
-def read_index(folder: Path, files: frozenset[str] | None = None) -> ModelIndex:
+def read_model_index(folder: Path, files: frozenset[str] | None = None) -> ModelIndex:
     """The model_index.json of ``folder``. Raises UsageError where it is malformed or names code of the folder."""
     path = folder / "model_index.json"
     index = read_json(path)
@@ -120,7 +120,7 @@ def read_index(folder: Path, files: frozenset[str] | None = None) -> ModelIndex:
 
 def _left_out(pipeline: str) -> frozenset[str]:
     """Names of parts that the pipeline draws without; of an unknown class only those that are never loaded."""
-    known = family(pipeline)
+    known = family_of_pipeline(pipeline)
     return NEVER_LOADED if known is None else LEFT_OUT - {*known.pictures}
 
 
@@ -141,7 +141,7 @@ def _read_component(path: Path, name: str, entry: Any, *, checked: bool) -> Inde
     return IndexEntry(library, class_name)
 
 
-def check_configs(index: ModelIndex, weights: str) -> None:
+def check_model_configs(index: ModelIndex, weights: str) -> None:
     """UsageError unless each part has the small files that it is loaded from; ``weights`` as in the model's option."""
     for name, part in index.components.items():
         folder = index.folder / name
@@ -193,7 +193,7 @@ def _check_made_tokenizer(folder: Path, config: dict[str, Any]) -> None:
         (folder / "tokenizer_config.json", config, "model_max_length"),
         (encoder, read_json(encoder), "vocab_size"),
     ):
-        if not is_count(values.get(key)):
+        if not is_size_in_config(values.get(key)):
             raise UsageError(f"{path} must say {key}, a positive number")
 
 
@@ -214,7 +214,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def is_count(value: Any) -> bool:
+def is_size_in_config(value: Any) -> bool:
     """Whether a value from a file is a positive whole number that something real can have."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
 

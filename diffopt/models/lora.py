@@ -69,7 +69,7 @@ def read_lora(file: Path, said: str) -> LoraFile:
     return LoraFile(tuple(sorted({_component_of_tensor(name) for name in adapted})), max(ranks, default=None))
 
 
-def checked(path: str, content: str | None) -> Path:
+def checked_lora_file(path: str, content: str | None) -> Path:
     """The file of a resolved recipe. Raises Refusal where this machine has none, or another one."""
     file = Path(path)
     try:

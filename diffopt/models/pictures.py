@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffopt.errors import Refusal, UsageError
-from diffopt.machine.content import Stamp, sha256_of_opened, stamp_of
+from diffopt.machine.content import Stamp, file_stamp, sha256_of_opened
 from diffopt.machine.paths import user_path
-from diffopt.schema.words import did_you_mean, text
+from diffopt.schema.words import did_you_mean, value_in_words
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -48,8 +48,10 @@ def resolve_picture(given: Any, key: str) -> dict[str, str]:
     if isinstance(given, dict) and set(given) == {"path", "content"}:
         name, content = given["path"], given["content"]
     if not isinstance(name, str) or not isinstance(content, str | None):
-        raise UsageError(f"{key}={text(given)}: give the path of a picture, or one of {', '.join(shipped_pictures())}.")
-    if is_file(name):
+        raise UsageError(
+            f"{key}={value_in_words(given)}: give the path of a picture, or one of {', '.join(shipped_pictures())}."
+        )
+    if is_picture_file(name):
         file = user_path(name, key).absolute()
     elif name in shipped_pictures():
         file = SHIPPED / f"{name}.png"
@@ -64,7 +66,7 @@ def resolve_picture(given: Any, key: str) -> dict[str, str]:
             f"{key}={name}: this is not the picture that the recipe was made with (its SHA-256 begins with "
             f"{found[:12]}, the recipe's with {content[:12]}); {key}.content=null takes it."
         )
-    return {"path": str(file) if is_file(name) else name, "content": found}
+    return {"path": str(file) if is_picture_file(name) else name, "content": found}
 
 
 def open_picture(picture: Picture, size: tuple[int, int], mode: Literal["RGB", "L"] = "RGB") -> Image:
@@ -80,7 +82,7 @@ def open_picture(picture: Picture, size: tuple[int, int], mode: Literal["RGB", "
     from PIL.Image import Resampling
 
     name = Path(picture.path).name  # no folder of this machine: what is said here goes into a row
-    path = Path(picture.path) if is_file(picture.path) else SHIPPED / f"{picture.path}.png"
+    path = Path(picture.path) if is_picture_file(picture.path) else SHIPPED / f"{picture.path}.png"
     try:
         with path.open("rb") as file:
             if sha256_of_opened(file) != picture.content:
@@ -93,7 +95,7 @@ def open_picture(picture: Picture, size: tuple[int, int], mode: Literal["RGB", "
     return _flat(decoded, mode).resize(size, Resampling.NEAREST if mode == "L" else Resampling.LANCZOS)
 
 
-def is_file(name: str) -> bool:
+def is_picture_file(name: str) -> bool:
     """Whether a picture's path is a file of the user's, and not the name of a shipped one."""
     return "/" in name or Path(name).suffix != ""
 
@@ -104,7 +106,7 @@ def _content_of_picture(path: Path, said: str) -> str:
         if not path.is_file():
             what = "this is a folder, not a picture" if path.is_dir() else "there is no such file"
             raise UsageError(f"{said}: {what}.")
-        return _checked(path, said, stamp_of(path))
+        return _checked(path, said, file_stamp(path))
     except OSError as error:
         raise UsageError(f"{said} cannot be read: {error.strerror}.") from error
 

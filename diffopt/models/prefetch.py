@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from diffopt.errors import Refusal, UsageError
-from diffopt.models.hub import Repository, explaining, open_repository, quiet, source
+from diffopt.models.hub import (
+    Repository,
+    explaining_hub_errors,
+    hub_repository_in_words,
+    open_hub_repository,
+    quiet_hub,
+)
 from diffopt.models.index import CONFIG_SUFFIXES, ModelIndex
 from diffopt.models.weights import find_weights, read_weights
 from diffopt.schema.model import Model
@@ -56,7 +62,7 @@ def controlnet_target(model: Model) -> Target | None:
     return Target(beside.id, beside.revision, beside.variant, beside.class_name, False)
 
 
-def targets(model: Model) -> Iterator[Target]:
+def prefetch_targets(model: Model) -> Iterator[Target]:
     """Everything that ``model`` and the later stages of its cascade need from the hub."""
     for stage in model.stages:
         for target in (pipeline_target(stage), controlnet_target(stage)):
@@ -64,7 +70,7 @@ def targets(model: Model) -> Iterator[Target]:
                 yield target
 
 
-def fetch(target: Target) -> Fetched:
+def fetch_target_from_hub(target: Target) -> Fetched:
     """Download what the target needs and the cache lacks.
 
     Raises:
@@ -74,12 +80,12 @@ def fetch(target: Target) -> Fetched:
     """
     from huggingface_hub import snapshot_download
 
-    repository = open_repository(target.id, target.revision)
+    repository = open_hub_repository(target.id, target.revision)
     index = repository.index() if target.alone is None else repository.index_of_one_model(target.alone)
     if not target.with_text and target.alone is None:
         index = index.without_text()
     names = _needed(repository, index, target)
-    with explaining(source(target.id, target.revision)), quiet():
+    with explaining_hub_errors(hub_repository_in_words(target.id, target.revision)), quiet_hub():
         folder = snapshot_download(
             target.id,
             revision=target.revision,
@@ -103,8 +109,8 @@ def _needed(repository: Repository, index: ModelIndex, target: Target) -> list[s
         if repository.sizes is not None:
             raise
         raise Refusal(
-            f"{source(target.id, target.revision)} is not whole in this machine's cache and the hub cannot be reached; "
-            "`diffopt prefetch` fetches the rest where there is a network"
+            f"{hub_repository_in_words(target.id, target.revision)} is not whole in this machine's cache and the hub "
+            "cannot be reached; `diffopt prefetch` fetches the rest where there is a network"
         ) from None
     names = {path.relative_to(index.folder).as_posix() for path in weights}
     if target.alone is None:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from diffopt.errors import UsageError
-from diffopt.machine.content import content_of
+from diffopt.machine.content import sha256_of_folder
 from diffopt.machine.paths import user_path
 from diffopt.models import hub
-from diffopt.models.facts import VIDEOS, read_facts
-from diffopt.models.index import CONFIG_SUFFIXES, ModelIndex, check_configs, read_index
+from diffopt.models.facts import VIDEOS, read_model_facts
+from diffopt.models.index import CONFIG_SUFFIXES, ModelIndex, check_model_configs, read_model_index
 from diffopt.models.weights import find_weights, read_weights
 from diffopt.schema.model import Limits, Model, Parameters
 from diffopt.schema.record import Frozen
@@ -46,13 +46,13 @@ def resolve_model(data: dict[str, Any], base: Path) -> dict[str, Any]:
     def facts_of(given: dict[str, Any]) -> dict[str, Any]:
         folder = _folder(given, base)
         if folder is None:
-            return hub.told_by_hub(given) if _lacking(given) else {}
+            return hub.model_facts_told_by_hub(given) if _lacking(given) else {}
         return {**_told_by_folder(folder, given), **({} if given["path"] is None else {"path": str(folder)})}
 
-    return complete(data, facts_of)
+    return complete_model(data, facts_of)
 
 
-def complete(data: dict[str, Any], facts_of: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+def complete_model(data: dict[str, Any], facts_of: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
     """The ``model`` group with its nulls filled in by the facts that ``facts_of`` gives for it, and then by the schema.
 
     A ``path`` among the facts counts instead of the given one.
@@ -74,10 +74,10 @@ def model_folder(model: Model) -> Path | None:
         return Path(model.path)
     if model.id is not None and model.weights == "pretrained":
         return None
-    return packaged(str(model.architecture), tiny=model.weights == "tiny")
+    return packaged_architecture(str(model.architecture), tiny=model.weights == "tiny")
 
 
-def packaged(architecture: str, *, tiny: bool = False) -> Path:
+def packaged_architecture(architecture: str, *, tiny: bool = False) -> Path:
     """The folder of a built-in architecture, or of its tiny configs; UsageError with the known names otherwise."""
     known = sorted(index.parent.name for index in PACKAGED.glob("*/model_index.json"))
     if architecture not in known:
@@ -141,7 +141,7 @@ def _folder(data: dict[str, Any], base: Path) -> Path | None:
             )
         return _local_folder(path, base)
     if data["architecture"] is not None:
-        return packaged(data["architecture"], tiny=data["weights"] == "tiny")
+        return packaged_architecture(data["architecture"], tiny=data["weights"] == "tiny")
     if data["id"] is None:
         raise UsageError(
             f"model={name} does not say where the model is: add model.path=DIR, a folder that diffusers' "
@@ -175,14 +175,14 @@ def _local_folder(path: str, base: Path) -> Path:
 
 def _told_by_folder(folder: Path, data: dict[str, Any]) -> dict[str, Any]:
     """Facts from the configs in ``folder``, and from its weights where it is these that are loaded."""
-    index, local = read_index(folder), not _on_the_hub(data)
+    index, local = read_model_index(folder), not _on_the_hub(data)
     if data["embeddings"] is not None:
         index = index.without_text()
     files = find_weights(index, data["variant"]) if local and data["weights"] == "pretrained" else {}
     weights = {name: read_weights(paths) for name, paths in files.items()}
     if local:
-        check_configs(index, data["weights"])
-    facts = read_facts(index, weights, data)
+        check_model_configs(index, data["weights"])
+    facts = read_model_facts(index, weights, data)
     return facts | ({"content": _content_of_model(index, files, data)} if local else {})  # last: it reads gigabytes
 
 
@@ -192,7 +192,7 @@ def _content_of_model(index: ModelIndex, weights: dict[str, tuple[Path, ...]], d
     for name in sorted(index.components):
         configs = [path for path in (index.folder / name).glob("*") if path.suffix in CONFIG_SUFFIXES]
         paths += sorted({*configs, *weights.get(name, ())})
-    content = content_of(index.folder, paths)
+    content = sha256_of_folder(index.folder, paths)
     if data["content"] not in (None, content):
         raise UsageError(
             f"model={data['name']}: the files in {index.folder} are not those that the recipe was made with (their "

@@ -8,7 +8,7 @@ from typing import Any
 
 from diffopt.errors import UsageError
 from diffopt.models import classes
-from diffopt.models.index import is_count
+from diffopt.models.index import is_size_in_config
 
 # Blocks of the UNet by what they do with attention_head_dim.
 PLAIN = frozenset({"DownBlock2D", "UpBlock2D", "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"})  # no attention
@@ -21,13 +21,13 @@ WIDTHS = ("hidden_size", "dim", "inner_dim", "emb_dim", "width")  # names of tra
 HEADS = ("num_attention_heads", "n_heads", "num_heads")  # no attention_head_dim
 
 
-def of_denoiser(class_name: str, config: dict[str, Any]) -> list[int] | None:
+def head_sizes_of_denoiser(class_name: str, config: dict[str, Any]) -> list[int] | None:
     """Ascending, each once; None where they cannot be told.
 
     Most blocks of a UNet take ``attention_head_dim`` for the number of heads: a mistake of its first version that
     diffusers keeps.
     """
-    heads_by = classes.denoiser(class_name).heads
+    heads_by = classes.denoiser_class_record(class_name).heads
     if heads_by == "by_block":
         return _of_unet(config)
     if heads_by is None:
@@ -66,7 +66,7 @@ def _each(value: Any, levels: list[int]) -> list[int]:
 
 def head_size_of_vae(class_name: str, config: dict[str, Any]) -> int | None:
     """The width of the middle, where most VAEs attend with one head; None where this one does not, or is unknown."""
-    head = classes.vae(class_name).head
+    head = classes.vae_class_record(class_name).head
     if head == "last_multiple":
         return int(config.get("base_dim", 96) * config.get("dim_mult", [4])[-1])
     attends = head == "last_level" and config.get("mid_block_add_attention", True)
@@ -76,14 +76,18 @@ def head_size_of_vae(class_name: str, config: dict[str, Any]) -> int | None:
 MOST_LEVELS = 8  # of a VAE; the deepest in use have 6
 
 
-def of_vae(vae: Mapping[str, Any]) -> tuple[int | None, int | None]:
+def latent_factors_of_vae(vae: Mapping[str, Any]) -> tuple[int | None, int | None]:
     """Pixels per latent pixel and frames per latent frame, as diffusers' pipelines compute them; None: not told.
 
     By name, else from the lists that say which level halves what. Raises UsageError for what cannot be a VAE's.
     """
     for key in ("block_out_channels", "encoder_block_out_channels"):
         levels = vae.get(key, [1])
-        if not isinstance(levels, list) or not 1 <= len(levels) <= MOST_LEVELS or not all(map(is_count, levels)):
+        if (
+            not isinstance(levels, list)
+            or not 1 <= len(levels) <= MOST_LEVELS
+            or not all(map(is_size_in_config, levels))
+        ):
             raise UsageError(f"{key} must be a list of channels, one number for each level of the VAE")
     factors = _factors(vae)
     if any(factor is not None and not 1 <= factor <= 2**MOST_LEVELS for factor in factors):
@@ -106,18 +110,18 @@ def _factors(vae: Mapping[str, Any]) -> tuple[int | None, int | None]:
     return spatial or (2 ** (len(levels) - 1) if levels else None), temporal
 
 
-def patch(config: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
+def patch_size_of_denoiser(config: Mapping[str, Any], vae: Mapping[str, Any]) -> int:
     """Latent pixels along a side of what the denoiser takes as one token; some pipelines pack 2x2 of them before."""
     given = config.get("patch_size") or config.get("all_patch_size") or 1
     size = given[-1] if isinstance(given, list) else given
-    if not is_count(size) or size > 2**MOST_LEVELS:
+    if not is_size_in_config(size) or size > 2**MOST_LEVELS:
         raise UsageError(f"a patch size of {size}")
     latent = vae.get("latent_channels") or vae.get("z_dim") or 0
     packs = 4 * latent in (config.get("in_channels"), config.get("out_channels"))
     return 2 if size == 1 and latent and packs else int(size)
 
 
-def sample_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
+def model_sample_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
     """Customary height and width in latent pixels. Raises UsageError for what is no size."""
     size = config.get("sample_size")
     if size is None and config.get("sample_height") is not None:
@@ -125,7 +129,7 @@ def sample_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
     if size is None:
         return None
     sides = size if isinstance(size, list) else [size, size]
-    if len(sides) != 2 or not all(map(is_count, sides)):
+    if len(sides) != 2 or not all(map(is_size_in_config, sides)):
         raise UsageError("sample_size must be one number, or [height, width], in latent pixels")
     height, width = sides
     return height, width

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from diffopt.machine import plain_yaml
-from diffopt.models.resolve import PACKAGED, TINY, packaged
+from diffopt.models.resolve import PACKAGED, TINY, packaged_architecture
 
 # Of the full size. Null is what the configs tell, or nobody has counted.
 TOLD_ANEW: dict[str, Any] = {
@@ -38,7 +38,7 @@ def with_tiny_values(data: dict[str, Any], typed: frozenset[str]) -> dict[str, A
     architecture = data.get("architecture")
     if data.get("weights") != "tiny" or data.get("content") is not None or not isinstance(architecture, str):
         return data
-    values, _ = plain_yaml.read(packaged(architecture, tiny=True) / "tiny.yaml")
+    values, _ = plain_yaml.read_plain_yaml(packaged_architecture(architecture, tiny=True) / "tiny.yaml")
     return _merged(data, TOLD_ANEW | values, typed, "model")
 
 

@@ -10,11 +10,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import Refusal, UsageError
-from diffopt.machine.content import content_of
+from diffopt.machine.content import sha256_of_folder
 from diffopt.models import hub
-from diffopt.models.facts import DENOISER_NAMES, read_facts
-from diffopt.models.index import read_index, read_json
-from diffopt.models.resolve import complete, model_folder, packaged
+from diffopt.models.facts import DENOISER_NAMES, read_model_facts
+from diffopt.models.index import read_json, read_model_index
+from diffopt.models.resolve import complete_model, model_folder, packaged_architecture
 from diffopt.models.weights import Weights
 from diffopt.steps.components import parts
 
@@ -28,7 +28,7 @@ PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # optio
 PLACES = ("id", "revision", "variant", "path", "architecture", "content", "weights")  # keys that say what to load
 
 
-def facts(pipe: DiffusionPipeline, data: dict[str, Any]) -> dict[str, Any]:
+def facts_of_pipeline(pipe: DiffusionPipeline, data: dict[str, Any]) -> dict[str, Any]:
     """The composed ``model`` group (of ``model=local``) with its nulls filled in from the pipeline instead of a folder.
 
     Raises UsageError for what its configs do not tell.
@@ -36,7 +36,7 @@ def facts(pipe: DiffusionPipeline, data: dict[str, Any]) -> dict[str, Any]:
     named = {**data, "name": type(pipe).__name__} if data["name"] == "local" else data
     with TemporaryDirectory() as folder:
         try:
-            return complete(named, lambda given: _facts_of_pipeline(pipe, given, Path(folder)))
+            return complete_model(named, lambda given: _facts_of_pipeline(pipe, given, Path(folder)))
         except UsageError as error:
             raise UsageError(f"this {type(pipe).__name__}: {error}".replace(f"{folder}/", "")) from None
 
@@ -44,9 +44,9 @@ def facts(pipe: DiffusionPipeline, data: dict[str, Any]) -> dict[str, Any]:
 def _facts_of_pipeline(pipe: DiffusionPipeline, data: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The facts that the same configs would tell if they lay in a folder."""
     written = list(_write_configs(pipe, folder))
-    index = read_index(folder)
+    index = read_model_index(folder)
     weights = {name: _weights_of_module(part) for name, part in parts(pipe).items() if name in index.modules}
-    return {**read_facts(index, weights, data), "content": content_of(folder, sorted(written))}
+    return {**read_model_facts(index, weights, data), "content": sha256_of_folder(folder, sorted(written))}
 
 
 def _write_configs(pipe: Any, folder: Path) -> Iterator[Path]:
@@ -60,11 +60,13 @@ def _write_configs(pipe: Any, folder: Path) -> Iterator[Path]:
     for name, config in configs.items():
         path = folder / name
         path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps({"_class_name": type(pipe).__name__, **plain_config(config)}), encoding="utf-8")
+        path.write_text(
+            json.dumps({"_class_name": type(pipe).__name__, **plain_config_of_component(config)}), encoding="utf-8"
+        )
         yield path
 
 
-def plain_config(config: Any) -> dict[str, Any]:
+def plain_config_of_component(config: Any) -> dict[str, Any]:
     """A config of diffusers or transformers as JSON has it, without where it came from and what wrote it."""
     found: dict[str, Any] = json.loads(config.to_json_string())
     return {key: value for key, value in found.items() if not key.startswith("_")}
@@ -86,7 +88,7 @@ def _counts(part: nn.Module) -> Counter[str]:
     return counts
 
 
-def precision(pipe: DiffusionPipeline) -> str:
+def precision_of_pipeline(pipe: DiffusionPipeline) -> str:
     """The option of the group ``precision`` that is the pipeline's own: that of most weights of its denoiser.
 
     Raises Refusal where it has none of those in a dtype that a recipe can have.
@@ -99,7 +101,7 @@ def precision(pipe: DiffusionPipeline) -> str:
     raise Refusal(f"this {type(pipe).__name__} has no weights in {', '.join(PRECISIONS)}, so no precision is its own")
 
 
-def check_model(pipe: DiffusionPipeline, model: Model) -> None:
+def check_pipeline_is_model(pipe: DiffusionPipeline, model: Model) -> None:
     """Raise Refusal where the pipeline is not one of the chosen ``model``: another class, or another denoiser."""
     mine, chosen = type(pipe).__name__, f"model={model.name} is chosen, and this pipeline is another"
     remedy = "leave model out, and the pipeline's own facts are taken"
@@ -110,7 +112,7 @@ def check_model(pipe: DiffusionPipeline, model: Model) -> None:
     found = pipe.config[model.denoiser][1] if denoiser is not None else "nothing"
     if found != model.denoiser_class:
         raise Refusal(f"{chosen}: its {model.denoiser} is {found}, the model's {model.denoiser_class}; {remedy}")
-    config = plain_config(denoiser)
+    config = plain_config_of_component(denoiser)
     for key, value in _denoiser_config(model).items():
         if key in config and config[key] != value:
             raise Refusal(f"{chosen}: its {model.denoiser} has {key}={config[key]}, the model's {value}; {remedy}")
@@ -120,8 +122,8 @@ def _denoiser_config(model: Model) -> Mapping[str, Any]:
     """The saved config of the model's denoiser, as far as a file says it."""
     folder = model_folder(model)
     if folder is None and model.architecture is not None:
-        folder = packaged(model.architecture)
+        folder = packaged_architecture(model.architecture)
     if folder is None:
-        folder = hub.open_repository(str(model.id), model.revision).folder
+        folder = hub.open_hub_repository(str(model.id), model.revision).folder
     config = read_json(folder / model.denoiser / "config.json")
     return {key: value for key, value in config.items() if not key.startswith("_")}

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
 
-def build(plan: Plan, *, on_phase: Callable[[Phase], None] = lambda phase: None) -> tuple[DiffusionPipeline, ...]:
+def build_pipelines(
+    plan: Plan, *, on_phase: Callable[[Phase], None] = lambda phase: None
+) -> tuple[DiffusionPipeline, ...]:
     """Load each stage's pipeline of ``plan`` and apply its steps, in their order; one stage, unless it is a cascade.
 
     Args:
@@ -26,14 +28,14 @@ def build(plan: Plan, *, on_phase: Callable[[Phase], None] = lambda phase: None)
         Refusal: the model cannot be had here, or a step cannot work on this pipeline.
     """
     on_phase("load")
-    pipes = load_all(plan)
+    pipes = load_pipelines(plan)
     on_phase("optimize")
     for pipe, site in zip(pipes, plan.cell.sites, strict=True):
-        apply(pipe, plan.steps, site)
+        apply_steps(pipe, plan.steps, site)
     return pipes
 
 
-def load_all(plan: Plan) -> tuple[DiffusionPipeline, ...]:
+def load_pipelines(plan: Plan) -> tuple[DiffusionPipeline, ...]:
     """The pipeline of each stage, nothing applied to it. Raises Refusal where the model cannot be had here."""
     pipes: list[DiffusionPipeline] = []
     for site in plan.cell.sites:
@@ -42,7 +44,7 @@ def load_all(plan: Plan) -> tuple[DiffusionPipeline, ...]:
     return tuple(pipes)
 
 
-def apply(pipe: DiffusionPipeline, steps: Iterable[tuple[str, Step]], site: Site) -> None:
+def apply_steps(pipe: DiffusionPipeline, steps: Iterable[tuple[str, Step]], site: Site) -> None:
     """Apply steps in the order given. Raises Refusal where one cannot work on this pipeline."""
     for group, step in steps:
         with _naming(f"applying {group} ({step.kind})"):
@@ -54,7 +56,7 @@ def _drawn_on(plan: Plan, site: Site) -> str:
     return "cpu" if Trait.MOVES_WEIGHTS in plan.cell.recipe.memory.traits else site.hardware.device
 
 
-def verify(plan: Plan, pipes: Sequence[DiffusionPipeline]) -> tuple[StepEffect, ...]:
+def verify_steps(plan: Plan, pipes: Sequence[DiffusionPipeline]) -> tuple[StepEffect, ...]:
     """The proof of each step on each finished stage, after warm-up. Raises NoEffect at the first that has none."""
     sites = plan.cell.sites
     return tuple(

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from diffopt.models import calls
-from diffopt.pipeline.build import load_all, proof_of_step
-from diffopt.pipeline.failure import describe_error, status_of
+from diffopt.pipeline.build import load_pipelines, proof_of_step
+from diffopt.pipeline.failure import describe_pipeline_error, status_of_pipeline_error
 from diffopt.pipeline.worker import end_with_parent
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.planned import Plan
@@ -35,7 +35,7 @@ class Failed(Exception):
 def check_steps(plan: Plan, tell: Tell) -> None:
     """Load, apply each step in its order, call, and prove each step. Raises Failed at the first that does not work."""
     with _trying("loading"):
-        pipes = load_all(plan)
+        pipes = load_pipelines(plan)
     pairs = list(zip(pipes, plan.cell.sites, strict=True))
     for pipe, site in pairs:
         for group, step in plan.steps:
@@ -43,7 +43,7 @@ def check_steps(plan: Plan, tell: Tell) -> None:
                 step.apply(pipe, site)
     with _trying("calling"):
         for _ in range(2):  # a first call and one to warm up: what learns or compiles in the first works in the next
-            calls.draw(calls.stages(pipes, plan.cell.recipe.model.stages, plan.cell.workload))
+            calls.draw_pictures(calls.pipeline_calls(pipes, plan.cell.recipe.model.stages, plan.cell.workload))
     for group, step in plan.steps:
         says = []
         for pipe, site in pairs:
@@ -64,7 +64,7 @@ def _trying(what: str) -> Iterator[None]:
         yield
     except Exception as error:  # the border of the process: beyond it there are only lines
         traceback.print_exc()
-        raise Failed(what, describe_error(error), status_of(error) == "refused") from error
+        raise Failed(what, describe_pipeline_error(error), status_of_pipeline_error(error) == "refused") from error
 
 
 def _forget() -> None:

@@ -21,14 +21,14 @@ RECOMPILE = re.compile(
 )
 
 
-def status_of(error: BaseException) -> Literal["refused", "oom", "error"]:
+def status_of_pipeline_error(error: BaseException) -> Literal["refused", "oom", "error"]:
     """``oom`` also when a compiler wrapped the exception; ``refused`` for what a step found it cannot do here."""
     if any(_is_out_of_memory(link) for link in _causes(error)):
         return "oom"
     return "refused" if isinstance(error, Refusal) else "error"
 
 
-def describe_error(error: BaseException) -> str:
+def describe_pipeline_error(error: BaseException) -> str:
     """One paragraph: what was being done, what went wrong, and where."""
     doing = "".join(f"{note}: " for note in reversed(getattr(error, "__notes__", [])))
     recompile = RECOMPILE.search(str(error))

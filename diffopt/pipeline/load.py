@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import DiffoptError, Refusal
-from diffopt.models.families import family
-from diffopt.models.hub import source
-from diffopt.models.index import read_index
-from diffopt.models.prefetch import Target, controlnet_target, fetch, pipeline_target
+from diffopt.models.families import family_of_pipeline
+from diffopt.models.hub import hub_repository_in_words
+from diffopt.models.index import read_model_index
+from diffopt.models.prefetch import Target, controlnet_target, fetch_target_from_hub, pipeline_target
 from diffopt.models.random.weights import random_pipeline
 from diffopt.models.resolve import model_folder
 from diffopt.schema.words import one_line
@@ -37,7 +37,7 @@ def load_pipeline(model: Model, task: str, *, device: str, dtype: Mapping[str, t
         DiffoptError: the hub has no such model, or its files or those of a folder cannot be loaded.
     """
     cls = _diffusers_class(getattr(model.pipelines, task), "DiffusionPipeline")
-    known = family(cls.__name__)
+    known = family_of_pipeline(cls.__name__)
     if lacking := [name for name in (known.packages if known is not None else ()) if find_spec(name) is None]:
         raise Refusal(f"{cls.__name__} needs packages that are not here: pip install {' '.join(lacking)}")
     with _explaining(model):
@@ -86,7 +86,7 @@ def _source_in_words(model: Model) -> str:
     """Where the model comes from, in words."""
     if model_folder(model) is not None:
         return f"model={model.name} ({model.path or model.architecture})"
-    return source(str(model.id), model.revision)
+    return hub_repository_in_words(str(model.id), model.revision)
 
 
 def _random(model: Model, cls: Any, device: str, dtype: Mapping[str, torch.dtype]) -> DiffusionPipeline:
@@ -97,7 +97,7 @@ def _random(model: Model, cls: Any, device: str, dtype: Mapping[str, torch.dtype
 
 def _absent(model: Model, folder: Path) -> frozenset[str]:
     """Parts that the folder names and that the pipeline is made without."""
-    index = read_index(folder)
+    index = read_model_index(folder)
     return (index if model.embeddings is None else index.without_text()).absent
 
 
@@ -131,8 +131,8 @@ def _controlnet(target: Target, dtype: Mapping[str, torch.dtype]) -> Any:
 
 def _fetched(target: Target) -> Path:
     """The folder of a repository in the cache; its commit goes to the log, for a branch may move on."""
-    fetched = fetch(target)
-    print(f"{source(target.id, target.revision)}: commit {fetched.commit}")
+    fetched = fetch_target_from_hub(target)
+    print(f"{hub_repository_in_words(target.id, target.revision)}: commit {fetched.commit}")
     return fetched.folder
 
 

@@ -20,11 +20,11 @@ import torch
 from diffopt.errors import DiffoptError
 from diffopt.models import calls
 from diffopt.models.calls import Output
-from diffopt.pipeline.outputs import is_constant
-from diffopt.pipeline.peak_memory import PeakMeter, peak_meter
+from diffopt.pipeline.outputs import is_constant_picture
+from diffopt.pipeline.peak_memory import PeakMeter, peak_memory_meter
 from diffopt.recipe.cell import Cell
 from diffopt.results.result import CompileCache, Latency, Split, StageSpeed
-from diffopt.steps.compile.compiled_call import recorded_cuda_graphs
+from diffopt.steps.compile.compiled_call import proof_counts_cuda_graphs
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -97,13 +97,13 @@ class Meter:
     """
 
     def __init__(self, pipes: Sequence[DiffusionPipeline], cell: Cell) -> None:
-        self._stages = calls.stages(pipes, cell.recipe.model.stages, cell.workload)
+        self._stages = calls.pipeline_calls(pipes, cell.recipe.model.stages, cell.workload)
         self._cell = cell
         self._clock: Clock = CudaClock() if cell.recipe.hardware.device == "cuda" else HostClock()
         self._marks: dict[str, list[tuple[str, Mark]]] = {stage.name: [] for stage in self._stages}
         self._latents: torch.Tensor | None = None
         self._iterations = 0  # of the first stage of the last call
-        self.memory: PeakMeter = peak_meter(cell.recipe.hardware.device)
+        self.memory: PeakMeter = peak_memory_meter(cell.recipe.hardware.device)
         self.outputs: list[Output] = []  # of the last call
         for pipe in pipes:
             pipe.set_progress_bar_config(disable=True)
@@ -115,7 +115,7 @@ class Meter:
         with self._marking():
             self._clock.synchronize()
             begin = time.perf_counter()
-            self.outputs = calls.draw(self._stages)
+            self.outputs = calls.draw_pictures(self._stages)
             self._clock.synchronize()
             latency = time.perf_counter() - begin
         parts = tuple(_timed_part(name, marks, self._clock) for name, marks in self._marks.items())
@@ -126,15 +126,17 @@ class Meter:
         """The timed part. A recompile in it raises RuntimeError: it would be timed, and then nothing would be true."""
         protocol = self._cell.measure
         samples: list[Sample] = []
-        graphs = recorded_cuda_graphs()
+        graphs = proof_counts_cuda_graphs()
         with torch.compiler.set_stance("fail_on_recompile"):
             begin = time.perf_counter()
             while len(samples) < protocol.max_samples and (
                 len(samples) < protocol.samples or time.perf_counter() - begin < protocol.seconds
             ):
                 samples.append(self.call())
-        if recorded_cuda_graphs() != graphs:
-            raise DiffoptError(f"{recorded_cuda_graphs() - graphs} CUDA graphs were recorded anew in the timed part")
+        if proof_counts_cuda_graphs() != graphs:
+            raise DiffoptError(
+                f"{proof_counts_cuda_graphs() - graphs} CUDA graphs were recorded anew in the timed part"
+            )
         return samples
 
     def observe(self, look: Callable[[], Observed]) -> Observed:
@@ -160,7 +162,7 @@ class Meter:
             return watched
 
         with _replaced(self._stages[0].pipe.scheduler, "step", wrap):
-            calls.draw(self._stages)
+            calls.draw_pictures(self._stages)
         (only,) = seen
         return only
 
@@ -174,7 +176,7 @@ class Meter:
             found.append(f"latency varies by {variation:.1%} (standard deviation over mean), more than {limit:.1%}")
         if self._latents is not None and not bool(torch.isfinite(self._latents).all()):
             found.append("the latents of the last sample are not finite")
-        constant = [i for i, output in enumerate(self.outputs) if is_constant(output)]
+        constant = [i for i, output in enumerate(self.outputs) if is_constant_picture(output)]
         if constant:
             found.append(f"every pixel is the same in picture {', '.join(map(str, constant))}")
         return found
@@ -258,13 +260,13 @@ def _spent(name: str, marks: list[tuple[str, Mark]], clock: Clock) -> float | No
     return sum(map(clock.seconds, begins, ends)) if begins else None
 
 
-def latency(samples: list[Sample]) -> Latency:
+def measured_latency(samples: list[Sample]) -> Latency:
     seconds = [sample.latency for sample in samples]
     q1, median, q3 = statistics.quantiles(seconds, n=4, method="inclusive")
     return Latency(samples=tuple(seconds), median=median, q1=q1, q3=q3)
 
 
-def stage_speeds(samples: list[Sample]) -> tuple[StageSpeed, ...]:
+def measured_stage_speeds(samples: list[Sample]) -> tuple[StageSpeed, ...]:
     """Of each stage, the median over the samples."""
     speeds = []
     for parts in zip(*(sample.parts for sample in samples), strict=True):
@@ -273,12 +275,12 @@ def stage_speeds(samples: list[Sample]) -> tuple[StageSpeed, ...]:
     return tuple(speeds)
 
 
-def frames(outputs: Sequence[Output]) -> int:
+def count_output_pictures(outputs: Sequence[Output]) -> int:
     """Pictures among ``outputs``; a video has many."""
     return sum(len(output) if isinstance(output, list) else 1 for output in outputs)
 
 
-def compile_cache() -> CompileCache | None:
+def measured_compile_cache() -> CompileCache | None:
     """What inductor's cache, or a package of compile=aot, gave in this process so far; None: nothing was compiled."""
     from torch._dynamo.utils import counters
 
@@ -288,7 +290,7 @@ def compile_cache() -> CompileCache | None:
     return CompileCache(hits=hits, misses=misses) if hits or misses else None
 
 
-def split(samples: list[Sample]) -> Split:
+def measured_split(samples: list[Sample]) -> Split:
     """Medians over the samples, of all stages together."""
 
     def median(name: str) -> float | None:

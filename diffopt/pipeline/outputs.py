@@ -20,7 +20,7 @@ UNKNOWN_FPS = 8  # frames per second, where the model does not say
 LEAST_CENTISECONDS = 2  # per frame of a GIF; viewers show shorter ones slowly
 
 
-def is_constant(output: Output) -> bool:
+def is_constant_picture(output: Output) -> bool:
     """Whether all pixels are equal, in each frame of a video: the picture of NaN is black."""
     return all(low == high for picture in _frames(output) for low, high in _extrema(picture))
 

@@ -67,5 +67,5 @@ class ResidentPeak:
         return None
 
 
-def peak_meter(device: str) -> PeakMeter:
+def peak_memory_meter(device: str) -> PeakMeter:
     return CudaPeak() if device == "cuda" else ResidentPeak()

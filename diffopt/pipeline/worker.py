@@ -20,16 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import Refusal
 from diffopt.machine import packages
-from diffopt.machine.compile_cache import Artifact, load_artifact, save_artifact
+from diffopt.machine.compile_cache import Artifact, load_compile_artifact, save_compile_artifact
 from diffopt.machine.files import write_json
 from diffopt.machine.nvml import Device, gpu_device
-from diffopt.pipeline.build import build, verify
+from diffopt.pipeline.build import build_pipelines, verify_steps
 from diffopt.pipeline.device_check import check_device
-from diffopt.pipeline.failure import describe_error, status_of
+from diffopt.pipeline.failure import describe_pipeline_error, status_of_pipeline_error
 from diffopt.pipeline.outputs import save_pictures
-from diffopt.pipeline.peak_memory import PeakMeter, peak_meter
+from diffopt.pipeline.peak_memory import PeakMeter, peak_memory_meter
 from diffopt.recipe.cell import Cell
-from diffopt.recipe.planned import Plan, read_plan
+from diffopt.recipe.planned import Plan, read_plan_file
 from diffopt.results.result import Metrics, Outcome, PeakMemory, PeakReserved, Phase, StepEffect
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Work:
         except Exception as error:  # the border of the process: beyond it there are only rows
             traceback.print_exc()
             self._note_peak()
-            return self._outcome(status_of(error), describe_error(error))
+            return self._outcome(status_of_pipeline_error(error), describe_pipeline_error(error))
         return self._outcome("ok", "; ".join(self._complaints) or None)
 
     def _run(self) -> None:
@@ -121,10 +121,10 @@ class Work:
         check_device(plan.cell.recipe.hardware, self._gpu)
         device = plan.cell.recipe.hardware.device
         if self._load_artifact is not None:
-            load_artifact(*self._load_artifact, device)
-        self._memory = peak_meter(device)
+            load_compile_artifact(*self._load_artifact, device)
+        self._memory = peak_memory_meter(device)
         begin = time.perf_counter()
-        pipes = build(plan, on_phase=self._enter)
+        pipes = build_pipelines(plan, on_phase=self._enter)
         self._metrics["load_s"] = time.perf_counter() - begin
 
         from diffopt.pipeline.meter import Meter  # here and below: it imports torch, which main must not wait for
@@ -135,18 +135,18 @@ class Work:
         if self._start_only:
             return
         self._warm_up(meter, plan.cell.measure.warmup)
-        self._effects = verify(plan, pipes)
+        self._effects = verify_steps(plan, pipes)
         if self._save_artifact:
-            self._artifact = save_artifact(self._folder / "compile-cache.zip", device)
+            self._artifact = save_compile_artifact(self._folder / "compile-cache.zip", device)
         self._measure(meter, plan.cell)
 
     def _call_first(self, meter: Meter) -> None:
-        from diffopt.pipeline.meter import compile_cache
+        from diffopt.pipeline.meter import measured_compile_cache
 
         self._enter("compile")
         meter.memory.reset()
         self._metrics["first_call_s"] = meter.call().latency
-        self._metrics["compile_cache"] = compile_cache()
+        self._metrics["compile_cache"] = measured_compile_cache()
         self._note_peak()
         if self._load_artifact is not None and not _cached_graphs():
             name = self._load_artifact[0].name
@@ -158,18 +158,23 @@ class Work:
         self._metrics["warmup_s"] = sum(meter.call().latency for _ in range(calls))
 
     def _measure(self, meter: Meter, cell: Cell) -> None:
-        from diffopt.pipeline.meter import frames, latency, split, stage_speeds
+        from diffopt.pipeline.meter import (
+            count_output_pictures,
+            measured_latency,
+            measured_split,
+            measured_stage_speeds,
+        )
 
         self._enter("measure")
         meter.memory.reset()
         samples = meter.samples()
         self._note_peak()
-        seconds = latency(samples)
+        seconds = measured_latency(samples)
         self._metrics |= {
             "latency_s": seconds,
-            "stages": stage_speeds(samples),
-            "images_per_second": frames(meter.outputs) / seconds.median,
-            "split_s": split(samples),
+            "stages": measured_stage_speeds(samples),
+            "images_per_second": count_output_pictures(meter.outputs) / seconds.median,
+            "split_s": measured_split(samples),
         }
         fps = cell.recipe.model.fps
         self._pictures = save_pictures(meter.outputs, self._folder, cell.id, cell.workload.seed, fps=fps)
@@ -225,8 +230,8 @@ def _cached_graphs() -> int:
 
 def _plan(file: Path) -> Plan:
     """Read the plan. Raises Refusal for what only this process can tell of it: whether its packages are here."""
-    plan = read_plan(file)
-    if (reason := packages.lacking(step.requires() for _, step in plan.steps)) is not None:
+    plan = read_plan_file(file)
+    if (reason := packages.reason_of_lacking(step.requires() for _, step in plan.steps)) is not None:
         raise Refusal(reason)
     return plan
 

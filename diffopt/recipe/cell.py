@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from diffopt.recipe.recipe import Recipe
-from diffopt.schema.record import Descriptive, Frozen, digest, identity
+from diffopt.schema.record import Descriptive, Frozen, record_digest, record_identity
 from diffopt.schema.runtime import CURRENT, Runtime
 from diffopt.schema.step import Site
 from diffopt.schema.workload import Workload
@@ -53,7 +53,7 @@ class Cell(Frozen):
     @cached_property
     def id(self) -> str:
         """First 12 hex digits of the SHA-256 of what was asked; no path, time, host name or machine fact in it."""
-        return digest(identity(self))
+        return record_digest(record_identity(self))
 
     @property
     def sites(self) -> tuple[Site, ...]:

@@ -7,10 +7,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from diffopt.recipe.recipe import STEP_GROUPS
-from diffopt.schema.words import did_you_mean, text
+from diffopt.schema.words import did_you_mean, value_in_words
 
 
-def explain(error: ValidationError, *, prefix: str = "") -> str:
+def explain_invalid_recipe(error: ValidationError, *, prefix: str = "") -> str:
     """One paragraph: every offending key, its value, what is valid.
 
     Keys are those of the command line: ``recipe.`` and the tags of unions are left out, ``prefix`` is put before.
@@ -21,7 +21,7 @@ def explain(error: ValidationError, *, prefix: str = "") -> str:
     return " ".join(dict.fromkeys(_one(dict(detail), prefix) for detail in kept))
 
 
-def groups_in(error: ValidationError) -> list[str]:
+def groups_of_invalid_recipe(error: ValidationError) -> list[str]:
     """The config groups that the offending keys belong to."""
     return list(dict.fromkeys(_key(detail["loc"]).split(".")[0] for detail in error.errors(include_url=False)))
 
@@ -56,5 +56,5 @@ def _key(location: tuple[int | str, ...]) -> str:
 
 
 def _short_text(value: Any) -> str:
-    word = text(value)
+    word = value_in_words(value)
     return word if len(word) <= 60 else word[:57] + "..."

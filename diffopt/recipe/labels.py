@@ -7,7 +7,7 @@ from pathlib import PurePath
 from typing import Any
 
 from diffopt.recipe.recipe import GROUP_ORDER
-from diffopt.schema.words import flatten, text
+from diffopt.schema.words import flatten_to_dotted_keys, value_in_words
 from diffopt.schema.workload import PICTURES
 
 # What explains a value that a file decides: its name tells the content, and the content tells the rest. A model's
@@ -26,14 +26,16 @@ Choices = Mapping[str, str]
 Point = Mapping[str, Any]  # a cell as plain data, with its choices
 
 
-def labels(points: Sequence[Point]) -> list[dict[str, str]]:
+def cell_labels(points: Sequence[Point]) -> list[dict[str, str]]:
     """For each point the options and values in which the points differ.
 
     A value is named only where the choice of options does not explain it: ``compile.mode`` differs between
     ``compile=default`` and ``compile=max_autotune``, but it is the option that was chosen.
     """
     chosen: list[Choices] = [point["choices"] for point in points]
-    flat = [dict(flatten({key: part for key, part in point.items() if key != "choices"})) for point in points]
+    flat = [
+        dict(flatten_to_dotted_keys({key: part for key, part in point.items() if key != "choices"})) for point in points
+    ]
     varying = [group for group in GROUP_ORDER if len({choices.get(group) for choices in chosen}) > 1]
     keys = [key for key in dict.fromkeys(key for data in flat for key in data) if _unexplained(key, chosen, flat)]
     return [
@@ -48,11 +50,11 @@ def labels(points: Sequence[Point]) -> list[dict[str, str]]:
 def _short_label(key: str, value: Any) -> str:
     """A value as a label: a hash by its beginning, a picture or a LoRA by its file's name."""
     if key.endswith("content"):
-        return text(value)[:12]
-    return PurePath(value).name if key in _FILES.values() and value is not None else text(value)
+        return value_in_words(value)[:12]
+    return PurePath(value).name if key in _FILES.values() and value is not None else value_in_words(value)
 
 
-def label_line(label: Mapping[str, str]) -> str:
+def cell_label_line(label: Mapping[str, str]) -> str:
     """``compile=default attention=sdpa``."""
     return " ".join(f"{key}={value}" for key, value in label.items())
 
@@ -69,7 +71,7 @@ def _unexplained(key: str, chosen: Sequence[Choices], flat: Sequence[Mapping[str
         folder = None if key in (*_ASKED, "model.content") else data.get("model.content")
         file = tuple(_short_label(name, data.get(name)) for name in _FOLLOWS.get(key, ()))
         same = (choices.get(group), choices.get("model"), folder, file)
-        value = text(data.get(key))
+        value = value_in_words(data.get(key))
         if seen.setdefault(same, value) != value:
             return True
     return False

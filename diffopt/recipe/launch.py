@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from diffopt.errors import UsageError
 from diffopt.machine.paths import user_path
-from diffopt.recipe.explain import explain
+from diffopt.recipe.explain import explain_invalid_recipe
 from diffopt.recipe.options import shipped_option
 from diffopt.schema.record import Frozen
 
@@ -62,7 +62,7 @@ def make_launch(data: Mapping[str, Any]) -> Launch:
     try:
         launch = Launch.from_plain(data)
     except ValidationError as error:
-        raise UsageError(explain(error, prefix="launch")) from error
+        raise UsageError(explain_invalid_recipe(error, prefix="launch")) from error
     artifact = launch.compile_artifact.load
     if artifact is not None and not user_path(artifact, "launch.compile_artifact.load").is_file():
         raise UsageError(f"launch.compile_artifact.load={artifact}: there is no such file.")

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffopt.models.lora import FILES
-from diffopt.models.pictures import is_file
-from diffopt.schema.words import word
+from diffopt.models.pictures import is_picture_file
+from diffopt.schema.words import shell_word
 from diffopt.schema.workload import PICTURES
-from diffopt.steps.attention.hub_kernels import shipped_repositories
+from diffopt.steps.attention.hub_kernels import shipped_kernel_repositories
 
 if TYPE_CHECKING:
     from diffopt.recipe.cell import Cell
@@ -30,7 +30,7 @@ class NamedFile(NamedTuple):
         return path
 
 
-def named_files(sections: Mapping[str, Any]) -> Iterator[NamedFile]:
+def files_named_by_recipe(sections: Mapping[str, Any]) -> Iterator[NamedFile]:
     """Where the sections ``model``, ``lora`` and ``workload`` name one, composed or resolved; values are left as found.
 
     Names of pictures that diffopt brings along are no files. The folders of later stages stand in a list, whose key is
@@ -38,7 +38,7 @@ def named_files(sections: Mapping[str, Any]) -> Iterator[NamedFile]:
     """
     for place in _all(sections):
         given = place.holder.get(place.key)
-        if isinstance(given, str) and (is_file(given) or not place.typed.startswith(_PICTURES)):
+        if isinstance(given, str) and (is_picture_file(given) or not place.typed.startswith(_PICTURES)):
             yield place
 
 
@@ -79,13 +79,13 @@ def kernel_keys(attention: Any) -> list[str]:
     hub = attention.get("hub") if isinstance(attention, Mapping) else None
     if not isinstance(hub, Mapping):
         return []
-    keys = [] if hub.get("repository") in shipped_repositories() else ["repository"]
+    keys = [] if hub.get("repository") in shipped_kernel_repositories() else ["repository"]
     if hub.get("trust_remote_code") not in (None, False):
         keys += ["revision", "trust_remote_code"]
     return [f"attention.hub.{key}" for key in keys]
 
 
-def to_type(cell: Cell, sections: Mapping[str, Any]) -> list[str]:
+def overrides_to_type(cell: Cell, sections: Mapping[str, Any]) -> list[str]:
     """The words that a reader of this cell's recipe file adds to the command.
 
     Args:
@@ -94,11 +94,13 @@ def to_type(cell: Cell, sections: Mapping[str, Any]) -> list[str]:
     data = {**sections, "runtime": cell.runtime.model_dump()}
     keys = [INTERPRETER, *kernel_keys(sections["attention"])]
     values = [(key, holder.get(leaf)) for key in keys for holder, leaf in [holder_of(data, key)]]
-    words = [word(key, value) for key, value in values if value is not None]
-    return words + unique(typed_word(p, cell.choices) for p in named_files(sections) if os.path.isabs(p.path))
+    words = [shell_word(key, value) for key, value in values if value is not None]
+    return words + unique(
+        override_that_names_file(p, cell.choices) for p in files_named_by_recipe(sections) if os.path.isabs(p.path)
+    )
 
 
-def inside(path: Path, base: Path) -> bool:
+def is_inside_recipe_folder(path: Path, base: Path) -> bool:
     """Whether a path lies below ``base`` after all links, with no name on the way that begins with a dot."""
     try:
         parts = path.resolve().relative_to(base.resolve()).parts
@@ -107,11 +109,11 @@ def inside(path: Path, base: Path) -> bool:
     return not any(part.startswith(".") for part in parts)
 
 
-def typed_word(place: NamedFile, choices: Mapping[str, str]) -> str:
+def override_that_names_file(place: NamedFile, choices: Mapping[str, str]) -> str:
     """What names the file on the command line; a later stage's folder goes with its model's option."""
     if place.typed == "model.cascade":
-        return word("model", choices.get("model", "NAME"))
-    return word(place.typed, place.path)
+        return shell_word("model", choices.get("model", "NAME"))
+    return shell_word(place.typed, place.path)
 
 
 def holder_of(data: Mapping[str, Any], key: str) -> tuple[dict[str, Any], str]:

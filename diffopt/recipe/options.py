@@ -10,10 +10,10 @@ from typing import Any
 from diffopt.errors import UsageError
 from diffopt.machine import plain_yaml
 from diffopt.machine.paths import shipped_conf
-from diffopt.schema.step import Step, kinds
+from diffopt.schema.step import Step, registered_step_kinds
 
 
-def merged(read: Callable[[str], dict[str, Any]], option: str, inside: tuple[str, ...] = ()) -> dict[str, Any]:
+def merged_option(read: Callable[[str], dict[str, Any]], option: str, inside: tuple[str, ...] = ()) -> dict[str, Any]:
     """The data of an option on that of the siblings it extends; composing each one by Hydra takes seconds in all.
 
     The siblings stand in its ``defaults`` in the order in which they are merged, a later one onto those before it, the
@@ -31,7 +31,7 @@ def merged(read: Callable[[str], dict[str, Any]], option: str, inside: tuple[str
     names = own.pop("defaults", [])
     found: dict[str, Any] = {}
     for name in names if "_self_" in names else [*names, "_self_"]:
-        found = _onto(found, own if name == "_self_" else merged(read, name, (*inside, option)))
+        found = _onto(found, own if name == "_self_" else merged_option(read, name, (*inside, option)))
     return found
 
 
@@ -52,7 +52,7 @@ def option_names(group: str) -> list[str]:
 
 def shipped_option(group: str, option: str) -> dict[str, Any]:
     """The values of a shipped option, those of the siblings that it extends among them. A sweep is an option, too."""
-    return merged(lambda name: own_values(group, name), option)
+    return merged_option(lambda name: own_values(group, name), option)
 
 
 def own_values(group: str, option: str) -> dict[str, Any]:
@@ -72,10 +72,10 @@ def shipped_step(group: str, option: str) -> Step | None:
     if option not in option_names(group):
         return None
     data = shipped_option(group, option)
-    step: Step = kinds(group)[data["kind"]].from_plain(data)
+    step: Step = registered_step_kinds(group)[data["kind"]].from_plain(data)
     return step
 
 
 @cache
 def _yaml_file(name: str) -> dict[str, Any]:
-    return plain_yaml.read(shipped_conf() / name)[0]
+    return plain_yaml.read_plain_yaml(shipped_conf() / name)[0]

@@ -14,4 +14,6 @@ def make_plan(cell: Cell) -> Plan:
 
     Messages name the options that led to the cell, as the user wrote them, and kinds where it knows of none.
     """
-    return Plan(cell=cell, steps=cell.recipe.steps, problems=rules.problems(cell), notes=rules.notes(cell))
+    return Plan(
+        cell=cell, steps=cell.recipe.steps, problems=rules.problems_of_cell(cell), notes=rules.notes_on_cell(cell)
+    )

@@ -84,11 +84,11 @@ class Plan:
         }
 
     def write(self, path: Path) -> None:
-        """For :func:`read_plan`: the plan as it is listed, with the whole cell."""
+        """For :func:`read_plan_file`: the plan as it is listed, with the whole cell."""
         write_json(path, {**self.to_json(), "cell": self.cell.model_dump(mode="json")})
 
 
-def read_plan(path: Path) -> Plan:
+def read_plan_file(path: Path) -> Plan:
     """Read the plan of a cell that can work, as another process wrote it; it is not made anew.
 
     Raises Refusal for another one, and where this process does not read the same cell and the same steps out of it.

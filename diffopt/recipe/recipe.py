@@ -8,7 +8,7 @@ from typing import Annotated
 import diffopt.steps  # noqa: F401
 from diffopt.schema.hardware import Hardware
 from diffopt.schema.model import Model
-from diffopt.schema.record import Frozen, digest, identity
+from diffopt.schema.record import Frozen, record_digest, record_identity
 from diffopt.schema.step import OneOf, Step
 
 
@@ -38,12 +38,12 @@ class Recipe(Frozen):
     @cached_property
     def id(self) -> str:
         """First 12 hex digits of the SHA-256 of the canonical YAML, without what only describes."""
-        return digest(identity(self))
+        return record_digest(record_identity(self))
 
     @cached_property
     def code_id(self) -> str:
         """Likewise without the sampler: no module sees it, so code that is compiled for one serves the others."""
-        return digest({name: part for name, part in identity(self).items() if name != "scheduler"})
+        return record_digest({name: part for name, part in record_identity(self).items() if name != "scheduler"})
 
 
 STEP_GROUPS = tuple(name for name in Recipe.model_fields if name not in ("model", "hardware"))

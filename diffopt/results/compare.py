@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from diffopt.errors import UsageError
-from diffopt.recipe.labels import label_line, labels
+from diffopt.recipe.labels import cell_label_line, cell_labels
 from diffopt.recipe.recipe import STEP_GROUPS
-from diffopt.results.reference import asked, runtime_of
+from diffopt.results.reference import asked_of_row, runtime_of_row
 from diffopt.results.result import Latency, Result
-from diffopt.schema.words import flatten
+from diffopt.schema.words import flatten_to_dotted_keys
 
 NAMED = 3  # differing keys that an error names
 
@@ -35,19 +35,19 @@ class Comparison:
     @property
     def ratio(self) -> float | None:
         """Seconds of A over seconds of B: above 1 B is faster. None where one of them has no valid figure."""
-        before, after = counted_latency(self.before), counted_latency(self.after) if self.after else None
+        before, after = latency_of_valid_row(self.before), latency_of_valid_row(self.after) if self.after else None
         return before.median / after.median if before and after and after.median > 0 else None
 
     def fails(self, percent: float) -> bool:
         """Whether B is slower by more than ``percent`` beyond noise, or ends worse than A, or is not there."""
-        before, after = counted_latency(self.before), counted_latency(self.after) if self.after else None
+        before, after = latency_of_valid_row(self.before), latency_of_valid_row(self.after) if self.after else None
         if before and after:
             return self.change == "slower" and after.median > before.median * (1 + percent / 100)
         ended = self.after.status if self.after else None
         return before is not None or (self.before.status == "ok" and ended != "ok")
 
 
-def compare(
+def compare_studies(
     before: Sequence[Result], after: Sequence[Result], key: str | None = None, *, one_study: bool = False
 ) -> list[Comparison]:
     """Each row of A with its counterpart in B: the same cell, on a device of the same name.
@@ -73,7 +73,7 @@ def compare(
     return found
 
 
-def only_in(after: Sequence[Result], found: Sequence[Comparison]) -> list[str]:
+def cells_only_in_study(after: Sequence[Result], found: Sequence[Comparison]) -> list[str]:
     """Ids of the cells of B that stand beside no cell of A."""
     beside = {id(comparison.after) for comparison in found}
     return sorted({result.cell_id for result in after if id(result) not in beside})
@@ -87,8 +87,8 @@ def _placed(results: Sequence[Result], key: str | None, settled: bool, side: str
     found: dict[_Place, Result] = {}
     for result in results:
         device = None if key == "hardware" else result.environment.device.name
-        where = f"{runtime_of(result.cell)} {result.env_id}" if settled else ""
-        place = (json.dumps(_without(asked(result.cell), key), sort_keys=True), device, where)
+        where = f"{runtime_of_row(result.cell)} {result.env_id}" if settled else ""
+        place = (json.dumps(_without(asked_of_row(result.cell), key), sort_keys=True), device, where)
         other = found.setdefault(place, result)
         if other is not result:
             raise UsageError(f"{side} has two rows that are compared with the same one: {_between(other, result)}.")
@@ -98,16 +98,20 @@ def _placed(results: Sequence[Result], key: str | None, settled: bool, side: str
 def _without(data: Mapping[str, Any], key: str | None) -> dict[str, Any]:
     """What was asked, flat, without what ``key`` may change."""
     gone = STEP_GROUPS if key == "recipe" else () if key is None else (key,)
-    return {name: value for name, value in flatten(data) if not any(f"{name}.".startswith(f"{k}.") for k in gone)}
+    return {
+        name: value
+        for name, value in flatten_to_dotted_keys(data)
+        if not any(f"{name}.".startswith(f"{k}.") for k in gone)
+    }
 
 
 def _between(one: Result, other: Result) -> str:
     """What tells two rows apart, and how to choose one of them."""
     if one.cell_id != other.cell_id:
-        first, second = (label_line(label) for label in labels([r.point for r in (one, other)]))
+        first, second = (cell_label_line(label) for label in cell_labels([r.point for r in (one, other)]))
         return f"{first or one.cell_id} and {second or other.cell_id}; choose the sides by what differs between these"
-    key = "runtime" if runtime_of(one.cell) != runtime_of(other.cell) else "env"
-    shown = [runtime_of(r.cell) if key == "runtime" else r.env_id for r in (one, other)]
+    key = "runtime" if runtime_of_row(one.cell) != runtime_of_row(other.cell) else "env"
+    shown = [runtime_of_row(r.cell) if key == "runtime" else r.env_id for r in (one, other)]
     return f"cell {one.cell_id} with {key}={shown[0]} and {key}={shown[1]}; choose the sides with {key}=VALUE"
 
 
@@ -131,18 +135,18 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 def _names(results: Sequence[Result], key: str | None) -> dict[int, str]:
     """What tells the rows of A apart, by their Python ids; with the device where there are several."""
-    told = labels([result.point for result in results])
+    told = cell_labels([result.point for result in results])
     several = len({result.environment.device.name for result in results}) > 1
     names = {}
     for label, result in zip(told, results, strict=True):
         kept = {k: v for k, v in label.items() if k != key}
         kept |= {"device": str(result.environment.device.name)} if several else {}
-        names[id(result)] = label_line(kept) or result.cell_id
+        names[id(result)] = cell_label_line(kept) or result.cell_id
     return names
 
 
 def _change(before: Result, after: Result) -> Change:
-    mine, its = counted_latency(before), counted_latency(after)
+    mine, its = latency_of_valid_row(before), latency_of_valid_row(after)
     if mine is None or its is None:
         return "broken" if mine else "mended" if its else "no figure"
     if its.q1 > mine.q3:
@@ -150,6 +154,6 @@ def _change(before: Result, after: Result) -> Change:
     return "faster" if its.q3 < mine.q1 else "same"
 
 
-def counted_latency(result: Result) -> Latency | None:
+def latency_of_valid_row(result: Result) -> Latency | None:
     """The figure of a row, where it has one that counts."""
     return result.metrics.latency_s if result.status == "ok" and result.valid else None

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from diffopt.results.compare import Comparison, counted_latency
-from diffopt.results.reference import runtime_of
+from diffopt.results.compare import Comparison, latency_of_valid_row
+from diffopt.results.reference import runtime_of_row
 from diffopt.results.result import Result
-from diffopt.results.table import MIB, Table, peak_bytes
+from diffopt.results.table import MIB, Table, peak_memory_of_row
 
 
-def changes(found: Sequence[Comparison]) -> list[str]:
+def environment_changes(found: Sequence[Comparison]) -> list[str]:
     """What differs between the environments of the sides, one line each: ``torch: 2.11.0 -> 2.13.0``."""
     lines = []
     for comparison in found:
@@ -27,7 +27,7 @@ def changes(found: Sequence[Comparison]) -> list[str]:
 
 def _facts(result: Result) -> dict[str, str]:
     where = result.environment
-    facts = {"runtime": runtime_of(result.cell), "device": str(where.device.name)}
+    facts = {"runtime": runtime_of_row(result.cell), "device": str(where.device.name)}
     if where.device.gpu is not None:
         facts["driver"] = str(where.device.gpu.driver)
     if where.device.kind == "cpu":
@@ -61,19 +61,19 @@ def _seconds(result: Result | None) -> str:
 
 
 def _memory(result: Result | None) -> str:
-    found = peak_bytes(result) if result else None
+    found = peak_memory_of_row(result) if result else None
     return "" if not found else f"{found / MIB:.0f}"
 
 
 def _why(side: str, result: Result) -> list[str]:
     """Why a side has no figure that counts."""
-    if counted_latency(result) is not None:
+    if latency_of_valid_row(result) is not None:
         return []
     status = "not valid" if result.status == "ok" else f"{result.status} at {result.phase}"
     return [f"{side}: {status}" + (f", {result.reason}" if result.reason else "")]
 
 
-def to_json(found: Sequence[Comparison]) -> list[dict[str, Any]]:
+def comparisons_to_json(found: Sequence[Comparison]) -> list[dict[str, Any]]:
     """The comparisons as plain data."""
     return [
         {
@@ -93,10 +93,10 @@ def _row(result: Result) -> dict[str, Any]:
         "cell_id": result.cell_id,
         "env_id": result.env_id,
         "device": result.environment.device.name,
-        "runtime": runtime_of(result.cell),
+        "runtime": runtime_of_row(result.cell),
         "status": result.status,
         "valid": result.valid,
         "reason": result.reason,
         "latency_s": measured.model_dump(mode="json") if measured else None,
-        "peak_memory_bytes": peak_bytes(result),
+        "peak_memory_bytes": peak_memory_of_row(result),
     }

@@ -9,20 +9,20 @@ from pydantic import ValidationError
 
 from diffopt.errors import UsageError
 from diffopt.recipe.cell import Cell
-from diffopt.recipe.explain import explain
+from diffopt.recipe.explain import explain_invalid_recipe
 from diffopt.recipe.recipe import STEP_GROUPS
 from diffopt.results.result import REMEDY, Result
 from diffopt.schema.hardware import Hardware
 from diffopt.schema.model import Model
-from diffopt.schema.record import descriptive, identity
+from diffopt.schema.record import descriptive_fields, record_identity
 from diffopt.schema.runtime import CURRENT
 from diffopt.schema.workload import PICTURES
 
-_DESCRIBED = {"model": descriptive(Model), "hardware": descriptive(Hardware)}  # keys that decide nothing
+_DESCRIBED = {"model": descriptive_fields(Model), "hardware": descriptive_fields(Hardware)}  # keys that decide nothing
 _SHARED = ("precision", "memory", "scheduler", "lora")  # groups of which a reference has an option too
 
 
-def reference_of(result: Result, results: Sequence[Result]) -> Result | None:
+def reference_row_of(result: Result, results: Sequence[Result]) -> Result | None:
     """The cell of the same study that an optimized one is compared with, or None.
 
     Valid, same model, workload, sampler and hardware, measured alike in the same environment by the same interpreter,
@@ -35,7 +35,7 @@ def reference_of(result: Result, results: Sequence[Result]) -> Result | None:
             other.status == "ok"
             and other.valid
             and other.env_id == result.env_id
-            and runtime_of(other.cell) == runtime_of(result.cell)
+            and runtime_of_row(other.cell) == runtime_of_row(result.cell)
             and other.cell["measure"] == result.cell["measure"]
             and _workload(other.cell["workload"]) == _workload(result.cell["workload"])
             and _deciding(recipe) == _deciding(mine)
@@ -49,12 +49,12 @@ def reference_of(result: Result, results: Sequence[Result]) -> Result | None:
     return None
 
 
-def runtime_of(cell: Mapping[str, Any]) -> str:
+def runtime_of_row(cell: Mapping[str, Any]) -> str:
     """The name of the interpreter that ran a row's cell."""
     return str(cell["runtime"]["name"] if "runtime" in cell else CURRENT.name)  # rows of before there was a choice
 
 
-def asked(cell: Mapping[str, Any]) -> dict[str, Any]:
+def asked_of_row(cell: Mapping[str, Any]) -> dict[str, Any]:
     """What a row's cell asked for, as its id counts it, whichever diffopt wrote it; without the runtime.
 
     Raises UsageError when this diffopt has no such recipe any more.
@@ -62,8 +62,10 @@ def asked(cell: Mapping[str, Any]) -> dict[str, Any]:
     try:
         read = Cell.from_plain({key: part for key, part in cell.items() if key != "runtime"})
     except ValidationError as error:
-        raise UsageError(f"A row has a recipe that this diffopt does not know: {explain(error)} {REMEDY}") from error
-    return identity(read)
+        raise UsageError(
+            f"A row has a recipe that this diffopt does not know: {explain_invalid_recipe(error)} {REMEDY}"
+        ) from error
+    return record_identity(read)
 
 
 def _workload(workload: Mapping[str, Any]) -> dict[str, Any]:

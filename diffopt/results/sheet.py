@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from diffopt.recipe.labels import label_line, labels
+from diffopt.recipe.labels import cell_label_line, cell_labels
 from diffopt.results.result import Result
 from diffopt.results.study import Study
 
@@ -23,7 +23,7 @@ def contact_sheet(study: Study, results: Sequence[Result], *, columns: int = 4) 
 
     A video is shown by its middle frame.
     """
-    names = labels([result.point for result in results])
+    names = cell_labels([result.point for result in results])
     across = min(columns, len(results))
     down = -(-len(results) // across)
     tile = (SIDE + GAP, SIDE + GAP + CAPTION_LINES * LINE)
@@ -38,7 +38,7 @@ def contact_sheet(study: Study, results: Sequence[Result], *, columns: int = 4) 
             draw.multiline_text((left + 8, top + 8), _wrapped(f"{result.status} at {result.phase}"), "gray", font)
         else:
             sheet.paste(picture, (left, top))
-        draw.multiline_text((left, top + SIDE + 4), _wrapped(label_line(name) or result.cell_id), "black", font)
+        draw.multiline_text((left, top + SIDE + 4), _wrapped(cell_label_line(name) or result.cell_id), "black", font)
     return sheet
 
 

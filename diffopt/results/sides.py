@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from diffopt.errors import UsageError
 from diffopt.recipe.recipe import STEP_GROUPS
-from diffopt.results.reference import runtime_of
+from diffopt.results.reference import runtime_of_row
 from diffopt.results.result import Result
-from diffopt.results.table import useful
-from diffopt.schema.words import flatten, text
+from diffopt.results.table import useful_rows
+from diffopt.schema.words import flatten_to_dotted_keys, value_in_words
 from diffopt.schema.workload import PICTURES
 
 WORD = re.compile(r"[A-Za-z_][\w.]*=.*", re.DOTALL)  # KEY=VALUE; the path of a study may have a "=" too
@@ -34,8 +34,8 @@ def row_values(result: Result, key: str) -> set[str]:
     if key == "env":
         return {result.env_id}
     if key == "runtime":
-        return {runtime_of(cell)}
-    found = {text(value) for name, value in flatten(cell) if name == key}
+        return {runtime_of_row(cell)}
+    found = {value_in_words(value) for name, value in flatten_to_dotted_keys(cell) if name == key}
     if key in result.choices:
         found.add(result.choices[key])
     elif key in STEP_GROUPS:
@@ -47,12 +47,12 @@ def row_values(result: Result, key: str) -> set[str]:
     return found
 
 
-def is_selection(word: str) -> bool:
+def is_selection_of_rows(word: str) -> bool:
     """Whether a word of the command line is ``KEY=VALUE``, not a study."""
     return WORD.fullmatch(word) is not None
 
 
-def selections(words: Sequence[str], studies: int) -> tuple[RowFilter | None, RowFilter | None]:
+def row_selections(words: Sequence[str], studies: int) -> tuple[RowFilter | None, RowFilter | None]:
     """The sides that words of the command line choose: none, one for both studies, or one for each side.
 
     Raises UsageError for what does not tell the sides apart.
@@ -72,12 +72,12 @@ def selections(words: Sequence[str], studies: int) -> tuple[RowFilter | None, Ro
     return (None, None) if not chosen else (chosen[0], chosen[-1])
 
 
-def select(results: Sequence[Result], chosen: RowFilter | None, name: str) -> list[Result]:
+def select_rows(results: Sequence[Result], chosen: RowFilter | None, name: str) -> list[Result]:
     """The rows of one side, without refusals for want of a device where the cell has a row from elsewhere.
 
     Raises UsageError when there is none.
     """
-    found = [result for result in useful(results) if chosen is None or chosen.takes(result)]
+    found = [result for result in useful_rows(results) if chosen is None or chosen.takes(result)]
     if not found and chosen is not None:
         there = sorted({value for result in results for value in row_values(result, chosen.key)})
         has = f"it has {chosen.key}={', '.join(there)}" if there else f"its rows have no {chosen.key}"

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from diffopt.recipe.labels import labels
-from diffopt.results.reference import reference_of
+from diffopt.recipe.labels import cell_labels
+from diffopt.results.reference import reference_row_of
 from diffopt.results.result import Metrics, Result
-from diffopt.schema.words import flatten, text
+from diffopt.schema.words import flatten_to_dotted_keys, value_in_words
 
 MIB = 1024**2
 
@@ -90,15 +90,15 @@ def _markdown(head: Sequence[Sequence[str]], rule: str = "", body: Sequence[Sequ
     return "\n".join(lines) + "\n"
 
 
-def table(results: Sequence[Result]) -> Table:
+def results_table(results: Sequence[Result]) -> Table:
     """The table that a person reads: what tells the cells apart, then the figures, then the reason.
 
     "first call s" is followed by ``(warm)`` where inductor took every graph from its cache on disk, else by ``(cold)``;
     by nothing where it compiled nothing. "peak MiB" is memory allocated while steady; where CUDA graphs were recorded,
     memory reserved, since a replay's activations are not allocated.
     """
-    results = useful(results)
-    names = labels([result.point for result in results])
+    results = useful_rows(results)
+    names = cell_labels([result.point for result in results])
     if len({result.env_id for result in results}) > 1:
         names = [{**name, "device": _where(result)} for name, result in zip(names, results, strict=True)]
     if len({_torch(result) for result in results}) > 1:
@@ -113,7 +113,7 @@ def table(results: Sequence[Result]) -> Table:
     return Table(("cell", *keys, *figures), tuple(rows), frozenset(range(first + 1, first + len(figures) - 1)))
 
 
-def useful(results: Sequence[Result]) -> list[Result]:
+def useful_rows(results: Sequence[Result]) -> list[Result]:
     """Without the refusals for want of a device or a package of cells that have a row from elsewhere."""
     rows = Counter(result.cell_id for result in results)
     return [r for r in results if rows[r.cell_id] == 1 or (r.status, r.phase) != ("refused", "load")]
@@ -131,11 +131,11 @@ def _figures(result: Result, results: Sequence[Result]) -> tuple[str, ...]:
     metrics = result.metrics
     status = result.status if result.status != "ok" or result.valid else "ok, not valid"
     latency = metrics.latency_s.median if metrics.latency_s else None
-    reference = reference_of(result, results)
+    reference = reference_row_of(result, results)
     speed_up = None
     if latency and reference and reference.metrics.latency_s:
         speed_up = reference.metrics.latency_s.median / latency
-    memory = peak_bytes(result)
+    memory = peak_memory_of_row(result)
     return (
         status,
         _number(latency, ".4g"),
@@ -148,7 +148,7 @@ def _figures(result: Result, results: Sequence[Result]) -> tuple[str, ...]:
     )
 
 
-def peak_bytes(result: Result) -> int | None:
+def peak_memory_of_row(result: Result) -> int | None:
     """Memory allocated while steady, or as far as the cell came; reserved where CUDA graphs were recorded."""
     records = any(effect.numbers.get("cuda_graphs") for effect in result.effects)
     peak = result.metrics.peak_reserved_bytes if records else result.metrics.peak_memory_bytes
@@ -170,7 +170,7 @@ def _number(value: float | None, form: str) -> str:
     return "" if value is None else format(value, form)
 
 
-def values(results: Sequence[Result]) -> Table:
+def values_table(results: Sequence[Result]) -> Table:
     """Every value of every row, one column per dotted key of ``result.json`` but the raw samples."""
     rows = []
     for result in results:
@@ -178,6 +178,8 @@ def values(results: Sequence[Result]) -> Table:
         data["effects"] = "; ".join(f"{effect.group}: {effect.summary}" for effect in result.effects)
         for stage in data["metrics"].pop("stages"):
             data["metrics"][f"stage_{stage['name']}"] = stage
-        rows.append({key: "" if value is None else text(value) for key, value in flatten(data)})
+        rows.append(
+            {key: "" if value is None else value_in_words(value) for key, value in flatten_to_dotted_keys(data)}
+        )
     columns = tuple(dict.fromkeys(key for row in rows for key in row))
     return Table(columns, tuple(tuple(row.get(column, "") for column in columns) for row in rows))

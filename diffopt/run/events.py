@@ -61,5 +61,5 @@ Event = SweepStarted | RowUnreadable | NotBegun | CellStarted | PhaseStarted | C
 Listener = Callable[[Event], None]
 
 
-def silent(event: Event) -> None:
+def silent_listener(event: Event) -> None:
     """The listener of callers in Python that give none."""

@@ -97,7 +97,7 @@ class Stop:
         os.close(self._write)
 
 
-def run_child(
+def run_worker_process(
     folder: Path,
     launch: Launch,
     stop: Stop,

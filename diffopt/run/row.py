@@ -9,27 +9,27 @@ from diffopt.machine.environment import Environment
 from diffopt.machine.files import write_text
 from diffopt.recipe import lock
 from diffopt.recipe.cell import Cell
-from diffopt.recipe.named_files import named_files
+from diffopt.recipe.named_files import files_named_by_recipe
 from diffopt.results.result import Artifacts, Outcome, Result
 from diffopt.run.process import OUTCOME, PLAN, Verdict
 
 
-def prepare(folder: Path, cell: Cell) -> None:
+def prepare_row_folder(folder: Path, cell: Cell) -> None:
     """The folder of a row, with the cell in it, as ``show`` prints it, and nothing of an earlier try."""
     folder.mkdir(parents=True, exist_ok=True)
     for pattern in ("result.json", PLAN, OUTCOME, "log.txt", "*.png", "*.gif", "*.zip", ".*.tmp"):
         for stale in folder.glob(pattern):
             stale.unlink()
-    write_text(folder / "cell.yaml", lock.to_yaml(cell))
+    write_text(folder / "cell.yaml", lock.recipe_to_yaml(cell))
 
 
-def tidy(folder: Path) -> None:
+def tidy_row_folder(folder: Path) -> None:
     """Remove what parent and worker said to each other."""
     for name in (PLAN, OUTCOME):
         (folder / name).unlink(missing_ok=True)
 
 
-def make(folder: Path, cell: Cell, where: Environment, verdict: Verdict, seconds: float | None = None) -> Result:
+def make_row(folder: Path, cell: Cell, where: Environment, verdict: Verdict, seconds: float | None = None) -> Result:
     """The row of a cell that was tried, or refused.
 
     Args:
@@ -54,7 +54,7 @@ def make(folder: Path, cell: Cell, where: Environment, verdict: Verdict, seconds
         reason=verdict.reason,
         valid=said.valid,
         choices=dict(cell.choices),
-        cell=shareable(cell),
+        cell=shareable_cell(cell),
         effects=said.effects,
         metrics=said.metrics,
         environment=where if said.device is None else where.model_copy(update={"device": said.device}),
@@ -63,10 +63,10 @@ def make(folder: Path, cell: Cell, where: Environment, verdict: Verdict, seconds
     )
 
 
-def shareable(cell: Cell) -> dict[str, Any]:
+def shareable_cell(cell: Cell) -> dict[str, Any]:
     """The cell as plain data without this machine's folders, which cell.yaml has; a picture keeps its file's name."""
     data = cell.model_dump(mode="json", exclude={"choices"})
     data["runtime"]["python"] = None
-    for place in named_files({**data["recipe"], "workload": data["workload"]}):
+    for place in files_named_by_recipe({**data["recipe"], "workload": data["workload"]}):
         place.holder[place.key] = None if place.typed.startswith("model.") else Path(place.path).name
     return data

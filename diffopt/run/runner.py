@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from diffopt.errors import Refusal, UsageError
 from diffopt.machine import hardware, packages
-from diffopt.machine.environment import Environment, Git, environment, git_state
+from diffopt.machine.environment import Environment, Git, detect_environment, git_state
 from diffopt.machine.interpreter import Interpreter, steps_from_elsewhere, worker_requirements
 from diffopt.machine.nvml import Gpu
 from diffopt.recipe.cell import Cell
@@ -22,7 +22,7 @@ from diffopt.run import row
 from diffopt.run.budget import Budget
 from diffopt.run.events import CellFinished, CellStarted, Event, Listener, NotBegun, PhaseStarted, RowUnreadable
 from diffopt.run.process import AGAIN, PLAN, Stop, Verdict
-from diffopt.run.starts import run_worker
+from diffopt.run.starts import run_cell_workers
 from diffopt.schema.step import Requirements
 
 
@@ -78,7 +78,7 @@ class Runner:
                 return self._finish(earlier, kept=True)
             no_run = Verdict("interrupted", "plan", shortage)
         folder = self.study.folder(cell.id, where.id)
-        row.prepare(folder, cell)
+        row.prepare_row_folder(folder, cell)
         if no_run is not None:
             return self._keep(cell, where, no_run)
         self.tell(CellStarted(cell.id, self.names[cell.id]))
@@ -89,9 +89,9 @@ class Runner:
         plan.write(folder / PLAN)
         place, interpreter = gpu.uuid if gpu else None, self.others.get(cell.runtime.name)
         begin = time.monotonic()
-        verdict = run_worker(cell, folder, self.launch, self.stop, place, on_phase, interpreter)
+        verdict = run_cell_workers(cell, folder, self.launch, self.stop, place, on_phase, interpreter)
         seconds = round(time.monotonic() - begin, 2)
-        row.tidy(folder)
+        row.tidy_row_folder(folder)
         return self._keep(cell, where, verdict, seconds)
 
     def _earlier(self, cell: Cell, where: Environment) -> Result | None:
@@ -110,7 +110,9 @@ class Runner:
         device, runtime = cell.recipe.hardware.device, cell.runtime.name
         key = (device, gpu.uuid if gpu else None, runtime)
         if key not in self._places:
-            self._places[key] = environment(device, gpu=key[1], git=self._git, interpreter=self.others.get(runtime))
+            self._places[key] = detect_environment(
+                device, gpu=key[1], git=self._git, interpreter=self.others.get(runtime)
+            )
         return self._places[key]
 
     def _keep(self, cell: Cell, where: Environment, verdict: Verdict, seconds: float | None = None) -> Result:
@@ -121,7 +123,7 @@ class Runner:
         return self._finish(result)
 
     def _made(self, cell: Cell, where: Environment, verdict: Verdict, seconds: float | None = None) -> Result:
-        return row.make(self.study.folder(cell.id, where.id), cell, where, verdict, seconds)
+        return row.make_row(self.study.folder(cell.id, where.id), cell, where, verdict, seconds)
 
     def _finish(self, result: Result, *, kept: bool = False) -> Result:
         self.tell(CellFinished(result, self.names[result.cell_id], kept=kept))
@@ -145,12 +147,12 @@ def _refusal(plan: Plan, there: Interpreter | None) -> Verdict | None:
     if plan.problems:
         return Verdict("refused", "plan", "\n".join(problem.text for problem in plan.problems))
     try:
-        absent = hardware.check_declared(plan.cell.recipe.hardware)
+        absent = hardware.why_hardware_is_not_here(plan.cell.recipe.hardware)
     except Refusal as broken:
         absent = str(broken)
     if absent is not None:
         return Verdict("refused", "load", absent)
     steps = [step for _, step in plan.steps]
     asked = () if there is None else (*worker_requirements(), *steps_from_elsewhere(steps))
-    lacking = packages.lacking([Requirements(packages=asked), *(step.requires() for step in steps)], there)
+    lacking = packages.reason_of_lacking([Requirements(packages=asked), *(step.requires() for step in steps)], there)
     return None if lacking is None else Verdict("refused", "load", lacking)

@@ -8,17 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffopt.machine.compile_cache import private_caches
+from diffopt.machine.compile_cache import private_compile_caches
 from diffopt.machine.interpreter import Interpreter
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.launch import CompileArtifact, Launch
 from diffopt.results.result import Metrics, Phase, Start, Starts
-from diffopt.run.process import OUTCOME, Stop, Verdict, run_child
+from diffopt.run.process import OUTCOME, Stop, Verdict, run_worker_process
 
 _NO_ARTIFACT = CompileArtifact(save=False, load=None, sha256=None)
 
 
-def run_worker(
+def run_cell_workers(
     cell: Cell,
     folder: Path,
     launch: Launch,
@@ -34,12 +34,12 @@ def run_worker(
     """
 
     def child(launch: Launch = launch, **starting: Any) -> Verdict:
-        return run_child(folder, launch, stop, gpu=gpu, on_phase=on_phase, interpreter=interpreter, **starting)
+        return run_worker_process(folder, launch, stop, gpu=gpu, on_phase=on_phase, interpreter=interpreter, **starting)
 
     if not cell.measure.starts:
         return child()
     with tempfile.TemporaryDirectory(prefix="diffopt-") as place:
-        caches = private_caches(Path(place))
+        caches = private_compile_caches(Path(place))
         bare = launch.model_copy(update={"compile_artifact": _NO_ARTIFACT})
         starts = []
         for _ in ("cold", "warm"):

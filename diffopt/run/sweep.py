@@ -11,12 +11,12 @@ from pathlib import Path
 from diffopt.errors import Interrupted
 from diffopt.machine.interpreter import Interpreter, interpreters
 from diffopt.recipe.cell import Cell
-from diffopt.recipe.labels import label_line, labels
+from diffopt.recipe.labels import cell_label_line, cell_labels
 from diffopt.recipe.launch import Launch, default_launch
 from diffopt.results.result import Result
 from diffopt.results.study import Study
 from diffopt.run.budget import Budget
-from diffopt.run.events import Listener, SweepFinished, SweepStarted, silent
+from diffopt.run.events import Listener, SweepFinished, SweepStarted, silent_listener
 from diffopt.run.launchers import launcher
 from diffopt.run.process import Stop
 from diffopt.run.runner import Runner
@@ -29,7 +29,7 @@ def run_one(
     *,
     study: str | Path | Study | None = None,
     launch: Launch | None = None,
-    listener: Listener = silent,
+    listener: Listener = silent_listener,
 ) -> Result:
     """Measure one cell and keep its row, whatever becomes of it; see :func:`run_all`.
 
@@ -44,7 +44,7 @@ def run_all(
     cells: Sequence[Cell],
     study: str | Path | Study | None = None,
     launch: Launch | None = None,
-    listener: Listener = silent,
+    listener: Listener = silent_listener,
     others: Mapping[str, Interpreter] | None = None,
 ) -> list[Result]:
     """Measure each distinct cell once, skip those whose row the study keeps, and return the rows in the order asked.
@@ -83,8 +83,8 @@ def run_all(
 
 def _names(cells: Sequence[Cell]) -> dict[str, str]:
     """What the progress calls each cell: what tells it from the others; its id when there is nothing to tell."""
-    found = labels([cell.model_dump(mode="json") for cell in cells])
-    return {cell.id: label_line(words) or cell.id for cell, words in zip(cells, found, strict=True)}
+    found = cell_labels([cell.model_dump(mode="json") for cell in cells])
+    return {cell.id: cell_label_line(words) or cell.id for cell, words in zip(cells, found, strict=True)}
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict
 
 
-def digest(data: dict[str, Any]) -> str:
+def record_digest(data: dict[str, Any]) -> str:
     """The id of plain data: first 12 hex digits of the SHA-256 of its canonical YAML.
 
     Canonical is YAML's flow style with sorted keys, which is JSON: one spelling for everything, on every machine.
@@ -42,20 +42,20 @@ class Descriptive:
     """
 
 
-def descriptive(cls: type[Frozen]) -> frozenset[str]:
+def descriptive_fields(cls: type[Frozen]) -> frozenset[str]:
     """Names of the fields of a record that only describe."""
     fields = cls.model_fields.items()
     return frozenset(name for name, field in fields if any(isinstance(mark, Descriptive) for mark in field.metadata))
 
 
-def identity(record: Frozen) -> dict[str, Any]:
+def record_identity(record: Frozen) -> dict[str, Any]:
     """The record as plain data, as far as it says what was asked; what ids are made of.
 
     Left out, at every depth: descriptive fields, and fields at their default, which were added after a release (their
     records keep their ids).
     """
     cls, dumped = type(record), record.model_dump(mode="json")
-    asked = {name: getattr(record, name) for name in cls.model_fields if name not in descriptive(cls)}
+    asked = {name: getattr(record, name) for name in cls.model_fields if name not in descriptive_fields(cls)}
     return {
         name: _identity(value, dumped[name])
         for name, value in asked.items()
@@ -65,7 +65,7 @@ def identity(record: Frozen) -> dict[str, Any]:
 
 def _identity(value: Any, dumped: Any) -> Any:
     if isinstance(value, Frozen):
-        return identity(value)
+        return record_identity(value)
     if isinstance(value, tuple):
         return [_identity(part, plain) for part, plain in zip(value, dumped, strict=True)]
     if isinstance(value, Mapping):

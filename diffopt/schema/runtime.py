@@ -43,7 +43,7 @@ def resolve_runtime(data: Mapping[str, Any], option: str) -> dict[str, Any]:
     return found
 
 
-def check_names(runtimes: Iterable[Runtime]) -> None:
+def check_runtime_names(runtimes: Iterable[Runtime]) -> None:
     """Raises UsageError where two interpreters have one name: their rows would be one."""
     known: dict[str, str | None] = {}
     for runtime in runtimes:

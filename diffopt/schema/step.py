@@ -198,7 +198,7 @@ def register(*groups: str) -> Callable[[type[Step]], type[Step]]:
     return enter
 
 
-def kinds(group: str) -> Mapping[str, type[Step]]:
+def registered_step_kinds(group: str) -> Mapping[str, type[Step]]:
     """The registered step classes of a group, by kind."""
     return _registry[group]
 
@@ -213,5 +213,5 @@ class OneOf:
         self.group = group
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        choices = {kind: handler.generate_schema(cls) for kind, cls in kinds(self.group).items()}
+        choices = {kind: handler.generate_schema(cls) for kind, cls in registered_step_kinds(self.group).items()}
         return core_schema.tagged_union_schema(choices, discriminator="kind")

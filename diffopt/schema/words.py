@@ -22,7 +22,7 @@ PLAIN = re.compile(r"(/|\./|\.\./)?[A-Za-z_][A-Za-z0-9_./-]*")  # texts that Hyd
 WORDS = {"true", "false", "null", "nan", "inf"}  # which Hydra does not take for texts
 
 
-def literal(value: str | int | float | bool) -> str:
+def hydra_literal(value: str | int | float | bool) -> str:
     """A value in Hydra's grammar."""
     if isinstance(value, str):
         plain = PLAIN.fullmatch(value) and value.lower() not in WORDS
@@ -30,29 +30,29 @@ def literal(value: str | int | float | bool) -> str:
     return json.dumps(value)
 
 
-def word(key: str, value: str | int | float | bool) -> str:
+def shell_word(key: str, value: str | int | float | bool) -> str:
     """``KEY=VALUE`` as a shell takes it."""
-    return shlex.quote(f"{key}={literal(value)}")
+    return shlex.quote(f"{key}={hydra_literal(value)}")
 
 
 def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def flatten(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flatten_to_dotted_keys(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """``(dotted key, value)`` of nested data; the keys of a recipe stand at the top, as on the command line."""
     for key, value in data.items():
         name = f"{prefix}{key}"
         if isinstance(value, Mapping):
-            yield from flatten(value, "" if name == "recipe" else f"{name}.")
+            yield from flatten_to_dotted_keys(value, "" if name == "recipe" else f"{name}.")
         else:
             yield name, value
 
 
-def text(value: Any) -> str:
+def value_in_words(value: Any) -> str:
     """A value as one would write it on the command line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, (list, tuple)):
-        return f"[{','.join(map(text, value))}]"
+        return f"[{','.join(map(value_in_words, value))}]"
     return str(value)

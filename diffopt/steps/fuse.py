@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from diffopt.errors import NoEffect, Refusal
 from diffopt.models import classes
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
-from diffopt.steps.attention.processors import attentions, fused_processors, reads_fused
+from diffopt.steps.attention.processors import attention_modules, fused_processors, reads_fused_projections
 from diffopt.steps.components import DiffusersComponents, attributes, missing, modules
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ class QKV(Step):
         if len(lacking) == len(self.components):
             return lacking
         name = site.model.denoiser_class
-        known = classes.denoiser(name)
+        known = classes.denoiser_class_record(name)
         vae = "vae" in self.components and site.model.vae is not None
-        vae_may = vae and classes.vae(known.vae).fuses is not False
+        vae_may = vae and classes.vae_class_record(known.vae).fuses is not False
         if known.attention.separate and "denoiser" in self.components and not vae_may:
             return (f"the attention of {name} reads separate projections alone",)
         return ()
@@ -49,7 +49,7 @@ class QKV(Step):
         fused = 0
         modules_here = self._modules(pipe, site)
         for name, module in modules_here.items():
-            found = dict[str, Any](attentions(module))
+            found = dict[str, Any](attention_modules(module))
             reasons = {path: _reason(part) for path, part in found.items()}
             for path, part in found.items():
                 if reasons[path] is None:
@@ -63,7 +63,7 @@ class QKV(Step):
         numbers: dict[str, int | float | str] = {}
         counts: list[str] = []
         for name, module in self._modules(pipe, site).items():
-            found = dict[str, Any](attentions(module))
+            found = dict[str, Any](attention_modules(module))
             reasons = {path: _reason(part) for path, part in found.items()}
             fused = [path for path, part in found.items() if _is_fused(part)]
             unused = [path for path in found if path not in fused and reasons[path] is None]
@@ -98,7 +98,7 @@ def _reason(attention: Any) -> str | None:
     kind = type(attention.processor).__name__
     if isinstance(attention, AttentionModuleMixin) and not attention._supports_qkv_fusion:
         return f"{type(attention).__name__} has one matrix already"
-    if type(attention.processor) in fused_processors() or reads_fused(attention.processor):
+    if type(attention.processor) in fused_processors() or reads_fused_projections(attention.processor):
         return None
     if "AddedKV" in kind:
         return f"{kind} has keys and values of the text beside"
@@ -115,4 +115,8 @@ def _fuse(attention: Any) -> None:
 def _is_fused(attention: Any) -> bool:
     """Whether the fused matrix exists and the processor in place reads it."""
     has_matrix = hasattr(attention, "to_qkv") or hasattr(attention, "to_kv")
-    return bool(getattr(attention, "fused_projections", False)) and has_matrix and reads_fused(attention.processor)
+    return (
+        bool(getattr(attention, "fused_projections", False))
+        and has_matrix
+        and reads_fused_projections(attention.processor)
+    )

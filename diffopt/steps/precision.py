@@ -83,7 +83,10 @@ class Precision(Step):
             at = replace(site, model=stage)
             dtypes = {part: self.dtype_of(part, at) for part in get_args(Component) if attributes(stage, part)}
             # transformers keeps layers of T5 in float32 where the others are in float16
-            kept = classes.denoiser(stage.denoiser_class).keeps_float32 or dtypes.get("text_encoders") == "float16"
+            kept = (
+                classes.denoiser_class_record(stage.denoiser_class).keeps_float32
+                or dtypes.get("text_encoders") == "float16"
+            )
             if kept or "float32" in dtypes.values():
                 return False
         return True

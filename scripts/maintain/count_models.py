@@ -149,10 +149,10 @@ def _meta(module: nn.Module) -> Any:
 def report(names: list[str]) -> None:
     """Print the YAML of the model options ``names``; all that have an architecture here when there are none."""
     from diffopt.config import Composer
-    from diffopt.config.resolve import requests
+    from diffopt.config.resolve import compose_requests
 
     for name in names or Composer().options("model"):
-        (request,) = requests([f"model={name}", "model.weights=random"])
+        (request,) = compose_requests([f"model={name}", "model.weights=random"])
         model = request.cell.recipe.model
         folder = model_folder(model)
         assert folder is not None, "random weights are always described by files here"

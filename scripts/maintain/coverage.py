@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import UsageError
 from diffopt.machine import plain_yaml
 from diffopt.machine.files import write_text
@@ -51,7 +51,7 @@ class Entry:
 
 def read(path: Path) -> dict[str, list[Entry]]:
     """The entries by section. Raises UsageError where the file is not of the form that its own comment says."""
-    data, _ = plain_yaml.read(path)
+    data, _ = plain_yaml.read_plain_yaml(path)
     return {section: [_entry(path, row) for row in rows] for section, rows in data.items()}
 
 
@@ -67,7 +67,7 @@ def plans(entry: Entry, hardware: str) -> str | None:
     own = [word for word in entry.overrides if word.startswith("hardware=")]
     with tempfile.TemporaryDirectory() as folder:
         words = [word.replace(FILE, str(_made_up_lora(Path(folder)))) for word in entry.overrides]
-        found = requests([*words, *([] if own else [f"hardware={hardware}"])], multirun=True)
+        found = compose_requests([*words, *([] if own else [f"hardware={hardware}"])], multirun=True)
     reasons = [reason for request in found for reason in make_plan(request.cell).reasons]
     return reasons[0] if reasons else None
 

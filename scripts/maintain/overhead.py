@@ -18,9 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffopt.machine.environment import environment, git_state
+from diffopt.machine.environment import detect_environment, git_state
 from diffopt.machine.files import write_json
-from diffopt.models.resolve import packaged
+from diffopt.models.resolve import packaged_architecture
 from diffopt.results.result import read_result
 
 STEPS = 50
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, help="JSON file to write")
     options = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = "1"  # more threads on tiny tensors measure the scheduler of the host
-    found: dict[str, Any] = {"environment": environment("cpu", git=git_state()).model_dump(mode="json")}
+    found: dict[str, Any] = {"environment": detect_environment("cpu", git=git_state()).model_dump(mode="json")}
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)
         found["speed"] = speed(options.pairs)
@@ -102,7 +102,7 @@ def _ours(index: int) -> Sequence[float]:
 
 
 def _plain(index: int) -> Sequence[float]:
-    words = [str(packaged("tiny")), str(STEPS), "10", "2", "castle"]
+    words = [str(packaged_architecture("tiny")), str(STEPS), "10", "2", "castle"]
     done = subprocess.run([sys.executable, "-c", PLAIN, *words], capture_output=True, text=True, check=True)
     samples: list[float] = json.loads(done.stdout.splitlines()[-1])
     return samples

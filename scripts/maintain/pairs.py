@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from diffopt.config import Composer
-from diffopt.config.resolve import requests
-from diffopt.config.smoke import NEEDS, captured_words
+from diffopt.config.resolve import compose_requests
+from diffopt.config.smoke import NEEDS, overrides_without_codegen
 from diffopt.errors import DiffoptError, Refusal
 from diffopt.machine import packages
 from diffopt.recipe.plan import Plan, make_plan
@@ -139,7 +139,7 @@ def reason_alone(family: str, word: str) -> str:
 
 def _reasons(plan: Plan) -> str:
     """What speaks against a plan, and what this machine lacks for it."""
-    lacking = packages.lacking(step.requires() for _, step in plan.steps)
+    lacking = packages.reason_of_lacking(step.requires() for _, step in plan.steps)
     return "; ".join([*plan.reasons, *([lacking] if lacking else [])])
 
 
@@ -158,9 +158,9 @@ def _plan(family: str, words: Sequence[str], hardware: str = "cpu") -> Plan:
             more["lora.path"] = str(lora_file(model))
     more |= dict(word.split("=", 1) for word in words)  # the pair itself, whatever the other one needs
     asked = [*_tiny(model), f"hardware={hardware}", "measure=quick", *(f"{k}={v}" for k, v in more.items())]
-    (request,) = requests(asked)
-    if hardware == "cpu" and (captured := captured_words(request.cell.recipe.compile)):
-        (request,) = requests([*asked, *captured])
+    (request,) = compose_requests(asked)
+    if hardware == "cpu" and (captured := overrides_without_codegen(request.cell.recipe.compile)):
+        (request,) = compose_requests([*asked, *captured])
     return make_plan(request.cell)
 
 
@@ -170,10 +170,10 @@ def lora_file(model: str) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    from diffopt.pipeline.build import build
+    from diffopt.pipeline.build import build_pipelines
 
-    (request,) = requests([*_tiny(model), "hardware=cpu", "measure=quick"])
-    (pipe,) = build(make_plan(request.cell))
+    (request,) = compose_requests([*_tiny(model), "hardware=cpu", "measure=quick"])
+    (pipe,) = build_pipelines(make_plan(request.cell))
     name = request.cell.recipe.model.denoiser
     noise = torch.Generator().manual_seed(0)
     matrices = {}
@@ -192,16 +192,16 @@ def _run(plan: Plan) -> str:
     """The effects of both steps, in words."""
     import torch
 
-    from diffopt.pipeline.build import build, verify
+    from diffopt.pipeline.build import build_pipelines, verify_steps
     from diffopt.pipeline.meter import Meter
 
     torch.set_num_threads(1)  # more on tensors this small only wait for each other
     torch._dynamo.reset()
-    pipes = build(plan)
+    pipes = build_pipelines(plan)
     meter = Meter(pipes, plan.cell)
     for _ in range(2):
         meter.call()
-    effects = verify(plan, pipes)
+    effects = verify_steps(plan, pipes)
     return "; ".join(f"{e.group}: {e.summary}" for e in effects if e.group not in ("precision", "memory"))
 
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffopt.machine.compile_cache import private_caches
+from diffopt.machine.compile_cache import private_compile_caches
 from diffopt.machine.files import write_json
 from diffopt.results.result import Result
 from diffopt.results.study import Study
@@ -66,7 +66,7 @@ def start(study: Path, caches: Path, *words: str) -> Result:
     """One ``diffopt run`` in a process of its own. Raises CalledProcessError where its row is not ok."""
     study.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "diffopt", "run", "measure=quick", f"study={study}", *words]
-    subprocess.run(command, env={**os.environ, **private_caches(caches)}, stdout=subprocess.DEVNULL, check=True)
+    subprocess.run(command, env={**os.environ, **private_compile_caches(caches)}, stdout=subprocess.DEVNULL, check=True)
     (result,) = Study.open(study).results()
     return result
 

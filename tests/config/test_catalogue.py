@@ -11,7 +11,7 @@ import pytest
 
 from diffopt.config import Composer, catalogue
 from diffopt.config.catalogue import Row, describe_model
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.machine import nvml
 from diffopt.machine.nvml import Gpu
 from diffopt.recipe.rules.estimate import GIB
@@ -25,7 +25,7 @@ Cli = Callable[..., tuple[int, str, str]]
 def gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A T4 is all that NVML tells of."""
     found = Gpu(0, "GPU-0", "Tesla T4", 15 * GIB, (7, 5), "580.1")
-    monkeypatch.setattr(nvml, "detect", lambda: (found,))
+    monkeypatch.setattr(nvml, "detect_gpus", lambda: (found,))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def composer() -> Composer:
 
 
 def rows(composer: Composer) -> dict[str, Row]:
-    return {row.option: row for row in catalogue.options(composer, "model")}
+    return {row.option: row for row in catalogue.list_options(composer, "model")}
 
 
 @pytest.mark.usefixtures("gpu")
@@ -52,7 +52,7 @@ def test_needs_and_fit_on_a_gpu(composer: Composer) -> None:
 
 
 def test_fit_on_the_cpu_counts_its_own_memory(composer: Composer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvml, "detect", lambda: ())
+    monkeypatch.setattr(nvml, "detect_gpus", lambda: ())
     pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 64 * GIB // 4096}
     monkeypatch.setattr(catalogue.os, "sysconf", pages.__getitem__)
     assert rows(composer)["flux_dev"].here == "yes, 32.9 of 64.0 GiB"
@@ -66,7 +66,7 @@ def test_options_without_a_place_are_not_looked_up(composer: Composer) -> None:
 
 
 def test_a_cascade_is_counted_whole() -> None:
-    (request,) = requests(["model=deepfloyd_if", "hardware=cpu"])
+    (request,) = compose_requests(["model=deepfloyd_if", "hardware=cpu"])
     model = request.cell.recipe.model
     assert len(model.stages) == 3
     assert describe_model(model).startswith("1.3 B + 0.34 B text + 0.06 B VAE; 3.4 GB in fp16; ")
@@ -81,7 +81,7 @@ def test_a_cascade_is_counted_whole() -> None:
     ],
 )
 def test_sizes_in_words(sizes: tuple[int | None, int | None, int | None], says: str) -> None:
-    (request,) = requests(["model=sd15", "hardware=cpu"])
+    (request,) = compose_requests(["model=sd15", "hardware=cpu"])
     denoiser, text, vae = sizes
     parameters = Parameters(denoiser=denoiser, text_encoders=text, vae=vae)
     model: Model = request.cell.recipe.model.model_copy(update={"parameters": parameters})
@@ -115,7 +115,7 @@ def test_a_runtime_works_here_where_a_program_is(tmp_path: Path, yaml: str, here
     folder = tmp_path / "runtime"
     folder.mkdir()
     (folder / "own.yaml").write_text(f"# of one's own\ndefaults: [python, _self_]\n{yaml}\n")
-    found = {row.option: row for row in catalogue.options(Composer([tmp_path]), "runtime")}
+    found = {row.option: row for row in catalogue.list_options(Composer([tmp_path]), "runtime")}
     assert found["own"].here.startswith(here)
     assert found["current"].here == "yes"
     assert found["python"].here == "runtime=python names no interpreter: add runtime.python=/path/to/venv/bin/python"
@@ -127,7 +127,7 @@ def test_runtimes_are_listed_without_torch_and_nothing_is_started(tmp_path: Path
     code = (
         "import subprocess, sys; from pathlib import Path; from diffopt.config import catalogue;"
         "from diffopt.config import Composer; subprocess.Popen = None;"
-        f"print(*(row.here[:3] for row in catalogue.options(Composer([Path({str(tmp_path)!r})]), 'runtime')));"
+        f"print(*(row.here[:3] for row in catalogue.list_options(Composer([Path({str(tmp_path)!r})]), 'runtime')));"
         "sys.exit('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

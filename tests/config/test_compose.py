@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from diffopt.config import Composer, shipped_conf
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.config.sweep import expand
 from diffopt.errors import UsageError
 
@@ -65,8 +65,8 @@ def test_an_interpolated_order_of_overrides_does_not_matter(composer: Composer) 
 @pytest.mark.parametrize("choice", ["none", "max_autotune", "regional"])
 @pytest.mark.parametrize("multirun", [False, True])
 def test_a_choice_on_the_command_line_beats_the_overlay(choice: str, multirun: bool) -> None:
-    (asked,) = requests(["recipe=pytorch2", f"compile={choice}"], multirun=multirun)
-    (plain,) = requests([f"compile={choice}"])
+    (asked,) = compose_requests(["recipe=pytorch2", f"compile={choice}"], multirun=multirun)
+    (plain,) = compose_requests([f"compile={choice}"])
     assert asked.cell.choices["compile"] == choice
     assert asked.cell.recipe.compile == plain.cell.recipe.compile
     assert asked.cell.choices["precision"] == "fp16"
@@ -80,7 +80,7 @@ def test_points_are_independent_of_each_other(composer: Composer) -> None:
 
 
 def test_equal_cells_are_planned_once() -> None:
-    assert len(requests(["recipe=baseline,baseline", "compile=none"], multirun=True)) == 1
+    assert len(compose_requests(["recipe=baseline,baseline", "compile=none"], multirun=True)) == 1
 
 
 def test_named_matrix_axes_zip_exclude(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ def test_named_matrix_axes_zip_exclude(tmp_path: Path) -> None:
             }
         )
     )
-    found = requests(["sweep=mine"], multirun=True, folders=[tmp_path])
+    found = compose_requests(["sweep=mine"], multirun=True, folders=[tmp_path])
     seen = {
         (chosen["compile"], cell.workload.batch_size, chosen["precision"], cell.workload.seed)
         for cell, chosen in ((r.cell, r.cell.choices) for r in found)
@@ -102,7 +102,7 @@ def test_named_matrix_axes_zip_exclude(tmp_path: Path) -> None:
     assert len(found) == len(seen) == 6
     assert {(c, b) for c, b, _, _ in seen} == {("none", 1), ("none", 2), ("default", 1)}
     assert {(p, s) for _, _, p, s in seen} == {("fp16", 1), ("bf16", 2)}
-    typed = requests(["sweep=mine", "compile=regional"], multirun=True, folders=[tmp_path])
+    typed = compose_requests(["sweep=mine", "compile=regional"], multirun=True, folders=[tmp_path])
     assert {r.cell.choices["compile"] for r in typed} == {"regional"}
 
 
@@ -121,7 +121,7 @@ def test_a_bad_matrix_is_explained(tmp_path: Path, text: str, said: str) -> None
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "mine.yaml").write_text(text)
     with pytest.raises(UsageError, match=said):
-        requests(["sweep=mine"], multirun=True, folders=[tmp_path])
+        compose_requests(["sweep=mine"], multirun=True, folders=[tmp_path])
 
 
 def test_composing_leaves_no_global_hydra_behind(composer: Composer) -> None:

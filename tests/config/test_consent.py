@@ -16,10 +16,10 @@ import yaml
 from PIL import Image
 
 import diffopt
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import UsageError
 from diffopt.models.resolve import PACKAGED
-from diffopt.steps.attention.hub_kernels import shipped_repositories
+from diffopt.steps.attention.hub_kernels import shipped_kernel_repositories
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -389,7 +389,7 @@ def test_a_shown_recipe_reads_back_where_it_was_written(cli: Cli, place: Path) -
     assert code == 0, err
     assert str(place) not in text, "it can be given away"
     (place / "own.yaml").write_text(text)
-    (asked,), (read,) = requests(words), requests([], lock=place / "own.yaml")
+    (asked,), (read,) = compose_requests(words), compose_requests([], lock=place / "own.yaml")
     assert read.cell == asked.cell
     assert cli("show", "--recipe", "own.yaml")[1] == text
     (place / "deeper").mkdir()
@@ -399,7 +399,7 @@ def test_a_shown_recipe_reads_back_where_it_was_written(cli: Cli, place: Path) -
     for _ in range(2):  # one file at a time
         typed += words_of(refused(cli, place, "plan", [*read_back, *typed], ["deeper/own.yaml", "no such file"]))
     assert set(typed) == {"model.path=./pipelines/mine", "workload.image.path=./mine.png"}
-    (moved,) = requests(typed, lock=Path("deeper/own.yaml"))
+    (moved,) = compose_requests(typed, lock=Path("deeper/own.yaml"))
     assert moved.cell.id == asked.cell.id
 
 
@@ -418,7 +418,7 @@ def test_a_shown_recipe_says_what_its_reader_types(cli: Cli, place: Path) -> Non
     assert code == 0, err
     (place / "own.yaml").write_text(text)
     (command,) = re.findall(r"^# Read it back with: diffopt run --recipe THIS_FILE (.*)$", text, re.MULTILINE)
-    (asked,), (read,) = requests(words), requests(shlex.split(command), lock=place / "own.yaml")
+    (asked,), (read,) = compose_requests(words), compose_requests(shlex.split(command), lock=place / "own.yaml")
     assert read.cell == asked.cell
 
 
@@ -446,8 +446,8 @@ def test_a_plan_tells_all_code_that_would_run(cli: Cli, place: Path) -> None:
 
 
 def test_the_known_repositories_are_those_of_the_shipped_options() -> None:
-    assert "kernels-community/flash-attn2" in shipped_repositories()
-    assert all("/" in repository for repository in shipped_repositories())
+    assert "kernels-community/flash-attn2" in shipped_kernel_repositories()
+    assert all("/" in repository for repository in shipped_kernel_repositories())
 
 
 def test_a_backend_of_the_hub_says_which_kernel(cli: Cli, place: Path) -> None:
@@ -462,7 +462,7 @@ def test_a_backend_of_the_hub_says_which_kernel(cli: Cli, place: Path) -> None:
 def test_a_plan_tells_the_package_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     from diffopt.config import loaded_code
 
-    (request,) = requests(["hardware=cpu", "quant=int8_weight"])
+    (request,) = compose_requests(["hardware=cpu", "quant=int8_weight"])
     step = request.cell.recipe.quant
     monkeypatch.setattr(type(step), "__module__", "pytest_steps")
     monkeypatch.setattr(loaded_code, "steps_from_elsewhere", lambda steps: ("pytest",) if [*steps] == [step] else ())

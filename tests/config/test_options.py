@@ -11,11 +11,11 @@ import yaml
 from support.option_steps import values
 
 from diffopt.config import Composer, shipped_conf
-from diffopt.config.catalogue import first_line
+from diffopt.config.catalogue import first_line_of_option
 from diffopt.config.resolve import Resolver
 from diffopt.recipe.options import own_values
 from diffopt.recipe.recipe import STEP_GROUPS
-from diffopt.schema.step import kinds
+from diffopt.schema.step import registered_step_kinds
 
 FILES = sorted(shipped_conf().glob("*/*.yaml"))
 STEP_FILES = [path for path in FILES if path.parent.name in STEP_GROUPS]
@@ -37,7 +37,7 @@ def name(path: object) -> str:
 
 @pytest.mark.parametrize("path", FILES, ids=name)
 def test_a_yaml_says_what_it_is_in_its_first_line(path: object) -> None:
-    line = first_line(path)  # type: ignore[arg-type]
+    line = first_line_of_option(path)  # type: ignore[arg-type]
     assert 10 <= len(line) <= 120, line
 
 
@@ -55,7 +55,7 @@ def test_every_option_makes_its_step_and_lists_all_of_its_keys(path: object) -> 
 def test_every_kind_has_a_yaml(group: str) -> None:
     composer = Composer()
     used = {composer.compose([f"{group}={option}"]).data[group]["kind"] for option in composer.options(group)}
-    assert used == set(kinds(group))
+    assert used == set(registered_step_kinds(group))
 
 
 @pytest.mark.parametrize("path", [p for p in STEP_FILES if p.stem not in ("none", "auto", "default")], ids=name)

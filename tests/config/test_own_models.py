@@ -71,7 +71,7 @@ def test_a_sibling_that_there_is_not_is_told_with_the_one_that_is_meant(diffopt:
 
 def test_an_option_that_is_broken_hides_no_other(conf: Path) -> None:
     (conf / "tuned.yaml").write_text(TUNED.replace("[sdxl", "[sdlx"))
-    here = {row.option: row.here for row in catalogue.options(Composer([conf.parent]), "model")}
+    here = {row.option: row.here for row in catalogue.list_options(Composer([conf.parent]), "model")}
     assert here["tuned"].startswith(f"broken: {conf / 'tuned.yaml'}: its defaults extend 'sdlx', and ")
     assert [option for option, said in here.items() if "broken" in said] == ["tuned"]
 

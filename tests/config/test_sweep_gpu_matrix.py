@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from diffopt.config.resolve import requests
-from diffopt.machine.hardware import check_declared
+from diffopt.config.resolve import compose_requests
+from diffopt.machine.hardware import why_hardware_is_not_here
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.plan import make_plan
 
@@ -13,7 +13,7 @@ LADDER = "sweep=accelerate_inference"
 
 
 def cells(*words: str) -> list[Cell]:
-    return [request.cell for request in requests(words, multirun=True)]
+    return [request.cell for request in compose_requests(words, multirun=True)]
 
 
 @pytest.fixture(scope="module", params=["h100", "h200"])
@@ -83,4 +83,4 @@ def test_what_is_typed_wins() -> None:
         "sweep=gpu_matrix", "hardware=cpu", "model.weights=tiny", "precision=fp32", "compile=none", "model=sd15"
     )
     assert {stage.weights for cell in small for stage in cell.recipe.model.stages} == {"tiny"}
-    assert check_declared(small[0].recipe.hardware) is None
+    assert why_hardware_is_not_here(small[0].recipe.hardware) is None

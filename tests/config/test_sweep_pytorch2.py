@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from diffopt.config import shipped_conf
-from diffopt.config.resolve import Request, requests
+from diffopt.config.resolve import Request, compose_requests
 from diffopt.errors import UsageError
-from diffopt.results.published.figures import published
+from diffopt.results.published.figures import published_figures
 from diffopt.results.study import Study
 
 PIPELINES = [
@@ -30,7 +30,7 @@ FANTASY = "ghibli style, a fantasy landscape with castles"
 
 
 def swept(*words: str, folders: tuple[Path, ...] = ()) -> list[Request]:
-    return requests(["sweep=pytorch2", *words], multirun=True, folders=folders)
+    return compose_requests(["sweep=pytorch2", *words], multirun=True, folders=folders)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def point(cell: dict[str, str]) -> tuple[Any, ...]:
 def published_points(*, measured: bool) -> set[tuple[Any, ...]]:
     return {
         (f.hardware, f.batch_size, f.option, "txt2img" if f.task == "cascade" else f.task, f.compiled)
-        for f in published("pytorch2")
+        for f in published_figures("pytorch2")
         if f.status == "ok" or not measured
     }
 
@@ -120,7 +120,7 @@ def test_a_bad_amendment_is_explained(tmp_path: Path, text: str, said: str) -> N
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "mine.yaml").write_text(f"axes: {{compile: [none, default]}}\n{text}\n")
     with pytest.raises(UsageError, match=said):
-        requests(["sweep=mine"], multirun=True, folders=[tmp_path])
+        compose_requests(["sweep=mine"], multirun=True, folders=[tmp_path])
 
 
 def test_the_last_amendment_counts(tmp_path: Path) -> None:
@@ -131,7 +131,7 @@ def test_the_last_amendment_counts(tmp_path: Path) -> None:
         "  - {where: {compile: none}, choose: {workload.steps: 3, workload.seed: 5}}\n"
         "  - {where: {workload.batch_size: 1, compile: none}, choose: {workload.steps: 4}}\n"
     )
-    found = requests(["sweep=mine"], multirun=True, folders=[tmp_path])
+    found = compose_requests(["sweep=mine"], multirun=True, folders=[tmp_path])
     assert [(r.cell.workload.steps, r.cell.workload.seed) for r in found] == [(4, 5), (20, 0)]
 
 
@@ -159,7 +159,7 @@ def documented() -> list[str]:
 
 
 def test_the_small_matrix_of_its_yaml_has_the_same_shape() -> None:
-    found = requests([*documented(), "hardware=cpu"], multirun=True)
+    found = compose_requests([*documented(), "hardware=cpu"], multirun=True)
     assert len(found) == 36
     shape = {(r.cell.workload.task, r.cell.workload.batch_size, r.cell.choices["compile"]) for r in found}
     assert len(shape) == 4 * 3 * 2, "text to image three times: Stable Diffusion, the cascade and SDXL"

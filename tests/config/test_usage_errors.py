@@ -183,7 +183,7 @@ def test_interrupting_any_verb_is_one_line(cli: Cli, monkeypatch: pytest.MonkeyP
     def interrupted(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(arguments, "requests", interrupted)
+    monkeypatch.setattr(arguments, "compose_requests", interrupted)
     assert cli("plan") == (130, "", "diffopt: interrupted\n")
 
 

@@ -13,14 +13,14 @@ from PIL import Image
 from support.tiny import tiny
 
 from diffopt.config import Composer
-from diffopt.config.catalogue import first_line
-from diffopt.config.resolve import requests
+from diffopt.config.catalogue import first_line_of_option
+from diffopt.config.resolve import compose_requests
 from diffopt.config.workload import resolve_workload
 from diffopt.models.pictures import SHIPPED
 from diffopt.recipe.plan import make_plan
 from diffopt.schema.model import TASKS
 from diffopt.schema.workload import NEEDS, PICTURES, Workload
-from diffopt.steps.cache.support import iterations
+from diffopt.steps.cache.support import denoising_iterations
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -51,7 +51,7 @@ def resolved(
 
 def against(*words: str) -> list[str]:
     """The reasons of a plan that are about its workload."""
-    (request,) = requests(["hardware=cpu", *words])
+    (request,) = compose_requests(["hardware=cpu", *words])
     reasons = make_plan(request.cell).reasons
     return [reason for reason in reasons if reason.startswith("workload.")]
 
@@ -86,7 +86,7 @@ def test_every_option_lists_every_key_and_differs_in_its_task_alone(option: str)
     own = COMPOSER.read_option("workload", option)
     assert set(own) == (keys if option == "auto" else {"defaults", "task"})
     file = COMPOSER.option_file("workload", option)
-    assert len(first_line(file)) < 90
+    assert len(first_line_of_option(file)) < 90
     text = file.read_text(encoding="utf-8")
     assert all(word in text for word in ("# What: ", "# Helps: ", "# Hurts: "))
 
@@ -233,8 +233,8 @@ def test_sizes_that_the_vae_cannot_make(words: tuple[str, ...], said: list[str])
 @pytest.mark.parametrize("model", ["sd15", "flux_schnell"])
 def test_a_strength_that_leaves_no_step(model: str, steps: int, strength: float, enough: str | None) -> None:
     words = (*tiny(model), "workload=inpaint", f"workload.steps={steps}", f"workload.strength={strength}")
-    (request,) = requests(["hardware=cpu", *words])
-    if enough is None or (model == "flux_schnell" and iterations(request.cell.workload) > 0):
+    (request,) = compose_requests(["hardware=cpu", *words])
+    if enough is None or (model == "flux_schnell" and denoising_iterations(request.cell.workload) > 0):
         assert against(*words) == []
     else:
         (reason,) = against(*words)
@@ -294,7 +294,7 @@ def test_a_mistake_is_one_paragraph_and_exit_code_2(cli: Cli, tmp_path: Path, na
 
 def test_a_picture_counts_by_its_content_and_not_by_its_place(tmp_path: Path) -> None:
     def asked(*words: str) -> Any:
-        return requests([*SD15, "workload=img2img", *words])[0].cell
+        return compose_requests([*SD15, "workload=img2img", *words])[0].cell
 
     first = asked(f"workload.image={mine(tmp_path)}")
     again = asked(f"workload.image={mine(tmp_path, 'other.png')}")
@@ -324,7 +324,7 @@ def test_a_recipe_file_names_the_pictures(cli: Cli, shown: Path) -> None:
     assert workload["mask"] == shipped("mask")
     assert [workload[key] for key in ("control", "strength", "later_stages")] == [None, 1.0, []]
     assert cli("show", "--recipe", str(shown))[1] == shown.read_text()
-    assert requests([], lock=shown)[0].cell.workload.image.path == str(file)
+    assert compose_requests([], lock=shown)[0].cell.workload.image.path == str(file)
 
 
 def test_a_changed_picture_is_found_out_and_can_be_taken(cli: Cli, shown: Path) -> None:
@@ -344,7 +344,7 @@ def test_the_pictures_of_a_recipe_file_can_be_overridden(shown: Path, tmp_path: 
     other = mine(tmp_path, "other.png", "green")
 
     def read(*words: str) -> Any:
-        return requests(words, lock=shown)[0].cell.workload
+        return compose_requests(words, lock=shown)[0].cell.workload
 
     assert read(f"workload.image={other}").image.model_dump() == {"path": other, "content": sha256(Path(other))}
     assert read("workload.image=null").image.path == "scene"
@@ -353,7 +353,7 @@ def test_the_pictures_of_a_recipe_file_can_be_overridden(shown: Path, tmp_path: 
     plain = read("workload=txt2img")
     assert [getattr(plain, key) for key in PICTURES] == [None, None, None]
     assert read("workload.task=img2img").mask.path == "mask", "which its plan refuses"
-    swept = requests([f"workload.image={other},scene"], lock=shown, multirun=True)
+    swept = compose_requests([f"workload.image={other},scene"], lock=shown, multirun=True)
     assert [request.cell.workload.image.path for request in swept] == [other, "scene"]
 
 
@@ -361,12 +361,12 @@ def test_a_recipe_file_from_before_there_were_tasks(shown: Path, tmp_path: Path,
     code, text, err = cli("show", *SD15)
     assert code == 0, err
     data = yaml.safe_load(text)
-    new = requests([], lock=_written(tmp_path / "new.yaml", data))[0].cell
+    new = compose_requests([], lock=_written(tmp_path / "new.yaml", data))[0].cell
     for key in ("image", "mask", "control", "strength", "control_scale", "frames", "later_stages"):
         del data["workload"][key]
     old = _written(tmp_path / "old.yaml", data)
-    assert requests([], lock=old)[0].cell.id == new.id
-    (changed,) = requests(["workload.task=img2img", "workload.image=edges"], lock=old)
+    assert compose_requests([], lock=old)[0].cell.id == new.id
+    (changed,) = compose_requests(["workload.task=img2img", "workload.image=edges"], lock=old)
     assert changed.cell.workload.image.path == "edges"
 
 

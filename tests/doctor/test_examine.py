@@ -237,7 +237,7 @@ def test_driver_and_build(built, known, word):
     ],
 )
 def test_the_build_for_a_driver_and_a_gpu(known, capability, index):
-    remedy = builds.replacement(known, capability)
+    remedy = builds.torch_build_to_install(known, capability)
     assert f"pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/{index}" in remedy
     assert index in builds.driver_problem(None, "580.10", known, capability)[1]
 
@@ -256,11 +256,11 @@ def test_an_old_driver_may_be_updated_or_another_build_installed():
 
 
 def test_a_gpu_too_old_for_every_build():
-    assert "compute capability 3.5" in builds.replacement((12, 2), (3, 5))
+    assert "compute capability 3.5" in builds.torch_build_to_install((12, 2), (3, 5))
 
 
 def test_a_driver_that_does_not_tell():
-    assert builds.replacement(None, (9, 0)) == builds.REPLACE
+    assert builds.torch_build_to_install(None, (9, 0)) == builds.REPLACE
 
 
 @pytest.fixture
@@ -530,7 +530,7 @@ def test_a_driver_that_does_not_tell_its_cuda(machine, monkeypatch):
 
 def test_a_cpu(machine):
     machine(init_error="NVMLError_LibraryNotFound")
-    found = by_name(examine.examine())
+    found = by_name(examine.examine_machine())
     assert Asked.gpu is None
     assert {task.arguments["device"] for task in Asked.tasks} == {"cpu"}
     assert found["gpu"].status == found["cuda graphs"].status == found["fp8 matmul"].status == "not here"
@@ -542,7 +542,7 @@ def test_a_cpu(machine):
 
 def test_a_gpu(machine):
     machine("NVIDIA L40S", "NVIDIA L4")
-    found = by_name(examine.examine())
+    found = by_name(examine.examine_machine())
     assert found["gpu 1"].says.startswith("NVIDIA L4, 48 GiB, compute capability 8.9")
     assert Asked.gpu == Gpu(0, "GPU-0aaa", "NVIDIA L40S", 48 * 2**30, (8, 9), "580.10")
     tasks = {task.name: task for task in Asked.tasks}
@@ -561,7 +561,7 @@ def test_a_gpu(machine):
 def test_a_gpu_without_fp8(machine, monkeypatch):
     machine("Tesla T4")
     monkeypatch.setattr(sys.modules["pynvml"], "nvmlDeviceGetCudaComputeCapability", lambda handle: (7, 5))
-    found = by_name(examine.examine())
+    found = by_name(examine.examine_machine())
     asked = {task.name for task in Asked.tasks}
     assert not {"fp8 matmul", "fp8 torchao", "int8 matmul", "attention=flash"} & asked
     assert "compute capability 8.9" in found["fp8 matmul"].says
@@ -569,7 +569,7 @@ def test_a_gpu_without_fp8(machine, monkeypatch):
 
 def test_a_broken_driver_is_the_whole_answer(machine):
     machine(init_error="NVMLError_Unknown")
-    (finding,) = examine.examine()
+    (finding,) = examine.examine_machine()
     assert (finding.check, finding.status) == ("gpu", "fails")
     assert "nvidia-smi" in finding.remedy
 
@@ -577,7 +577,7 @@ def test_a_broken_driver_is_the_whole_answer(machine):
 def test_without_torch_nothing_else_is_tried(machine, monkeypatch):
     machine("NVIDIA L40S")
     monkeypatch.setattr(Asked, "failing", frozenset({"cuda build"}))
-    found = examine.examine()
+    found = examine.examine_machine()
     assert [task.name for task in Asked.tasks] == ["torch", "cuda build"]
     assert found[-1].check == "cuda build"
 
@@ -598,7 +598,7 @@ def test_the_verb(monkeypatch, cli, status, code):
             listener(finding)
         return findings
 
-    monkeypatch.setattr(machines, "examine", stand_in)
+    monkeypatch.setattr(machines, "examine_machine", stand_in)
     assert cli("doctor", "--json") == (code, json.dumps(
         {"works": code == 0, "checks": [finding.model_dump() for finding in findings]}, indent=2
     ) + "\n", "")  # fmt: skip
@@ -614,7 +614,7 @@ def test_the_parent_imports_no_torch(tmp_path):
     code = (
         "import sys; from diffopt.doctor import examine; from diffopt.machine import nvml;"
         "examine.Child.ask = lambda self, task: examine.Finding(check=task.name, status='ok', seconds=0.0, says='');"
-        "print(len(examine.examine())); bad = {'torch', 'diffusers'} & set(sys.modules); sys.exit(bool(bad))"
+        "print(len(examine.examine_machine())); bad = {'torch', 'diffusers'} & set(sys.modules); sys.exit(bool(bad))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

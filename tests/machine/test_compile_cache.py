@@ -19,31 +19,37 @@ from support.places import TESTS
 
 from diffopt.errors import Refusal, UsageError
 from diffopt.machine import compile_cache
-from diffopt.machine.compile_cache import load_artifact, place, private_caches, root, save_artifact
+from diffopt.machine.compile_cache import (
+    compile_cache_folder,
+    compile_cache_root,
+    load_compile_artifact,
+    private_compile_caches,
+    save_compile_artifact,
+)
 
 
 def test_packages_lie_in_the_users_cache(monkeypatch, tmp_path):
     monkeypatch.delenv("DIFFOPT_CACHE_DIR", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert root() == tmp_path / ".cache" / "diffopt"
+    assert compile_cache_root() == tmp_path / ".cache" / "diffopt"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert root() == tmp_path / ".cache" / "diffopt", "the specification ignores relative ones"
+    assert compile_cache_root() == tmp_path / ".cache" / "diffopt", "the specification ignores relative ones"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert root() == tmp_path / "xdg" / "diffopt"
+    assert compile_cache_root() == tmp_path / "xdg" / "diffopt"
     monkeypatch.setenv("DIFFOPT_CACHE_DIR", str(tmp_path / "own"))
-    assert root() == tmp_path / "own"
+    assert compile_cache_root() == tmp_path / "own"
 
 
 def test_private_caches_are_all_below_one_folder(monkeypatch, tmp_path):
-    found = private_caches(tmp_path)
+    found = private_compile_caches(tmp_path)
     assert len(set(found.values())) == len(found)
     assert all(Path(path).parent == tmp_path for path in found.values())
     for name, path in found.items():
         monkeypatch.setenv(name, path)
     from torch._inductor.runtime.cache_dir_utils import cache_dir, triton_cache_dir
 
-    assert Path(cache_dir()).parent == Path(triton_cache_dir(0)).parent == root().parent == tmp_path
+    assert Path(cache_dir()).parent == Path(triton_cache_dir(0)).parent == compile_cache_root().parent == tmp_path
 
 
 def test_nothing_imports_torch_before_an_artifact_is_used():
@@ -75,7 +81,7 @@ def changed(path: Path, **entries: bytes) -> str:
 
 
 def test_an_artifact_says_what_it_is_good_for(caches):
-    saved = save_artifact(caches / "cache.zip", "cpu")
+    saved = save_compile_artifact(caches / "cache.zip", "cpu")
     assert saved.sha256 == hashlib.sha256(saved.path.read_bytes()).hexdigest()
     assert saved.bytes == saved.path.stat().st_size
     with zipfile.ZipFile(saved.path) as file:
@@ -83,13 +89,13 @@ def test_an_artifact_says_what_it_is_good_for(caches):
     assert manifest["entries"] == saved.entries == 3
     assert manifest["place"]["versions"]["torch"] in torch.__version__
     assert manifest["place"]["threads"] == torch.get_num_threads()
-    assert load_artifact(saved.path, saved.sha256.upper(), "cpu").entries == 3
+    assert load_compile_artifact(saved.path, saved.sha256.upper(), "cpu").entries == 3
     assert (caches / "loaded").read_bytes() == b"graphs"
 
 
 def test_nothing_compiled_makes_no_artifact(caches, monkeypatch):
     monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: None)
-    assert save_artifact(caches / "cache.zip", "cpu") is None
+    assert save_compile_artifact(caches / "cache.zip", "cpu") is None
     assert not (caches / "cache.zip").exists()
 
 
@@ -106,22 +112,22 @@ def test_kernels_that_this_process_loaded_are_carried_to_their_place(caches, mon
         "7f03-7f04 rw-p 00000000 00:00 0 \n"
     )
     monkeypatch.setattr(compile_cache, "MAPS", maps)
-    saved = save_artifact(caches / "cache.zip", "cpu")
+    saved = save_compile_artifact(caches / "cache.zip", "cpu")
     assert saved.kernels == 1
     kernel.unlink()
     other.unlink()
-    load_artifact(saved.path, saved.sha256, "cpu")
+    load_compile_artifact(saved.path, saved.sha256, "cpu")
     assert kernel.read_bytes() == b"code"
     assert not other.exists()
 
 
 def test_an_artifact_is_not_opened_without_its_own_hash(caches, monkeypatch):
-    saved = save_artifact(caches / "cache.zip", "cpu")
+    saved = save_compile_artifact(caches / "cache.zip", "cpu")
     monkeypatch.setattr(zipfile, "ZipFile", None)
     with pytest.raises(UsageError, match="runs its author's code, so it is not opened"):
-        load_artifact(saved.path, "0" * 64, "cpu")
+        load_compile_artifact(saved.path, "0" * 64, "cpu")
     with pytest.raises(UsageError, match="cannot be read"):
-        load_artifact(caches / "nowhere.zip", "0" * 64, "cpu")
+        load_compile_artifact(caches / "nowhere.zip", "0" * 64, "cpu")
     assert not (caches / "loaded").exists()
 
 
@@ -130,14 +136,14 @@ def test_an_artifact_is_not_opened_without_its_own_hash(caches, monkeypatch):
     [("versions", {"torch": "1.0"}), ("device", "another processor"), ("threads", 7)],
 )
 def test_an_artifact_of_another_place_is_refused(caches, name, value):
-    saved = save_artifact(caches / "cache.zip", "cpu")
-    here = place("cpu").model_dump(mode="json")
+    saved = save_compile_artifact(caches / "cache.zip", "cpu")
+    here = compile_cache_folder("cpu").model_dump(mode="json")
     moved = {**here, name: {**here[name], **value} if name == "versions" else value}
     manifest = {"format": 1, "place": moved, "entries": 3, "kernels": 0}
     digest = changed(saved.path, **{"manifest.json": json.dumps(manifest).encode()})
     shown = "torch 1.0" if name == "versions" else f"{name} {value}"
     with pytest.raises(Refusal, match=f"would start nothing warm here, as it was made with {shown}"):
-        load_artifact(saved.path, digest, "cpu")
+        load_compile_artifact(saved.path, digest, "cpu")
     assert not (caches / "loaded").exists()
 
 
@@ -152,10 +158,10 @@ def test_an_artifact_of_another_place_is_refused(caches, name, value):
     ],
 )
 def test_what_is_no_artifact_is_refused(caches, entries):
-    saved = save_artifact(caches / "cache.zip", "cpu")
+    saved = save_compile_artifact(caches / "cache.zip", "cpu")
     digest = changed(saved.path, **entries)
     with pytest.raises(UsageError, match="is not an artifact that diffopt saved"):
-        load_artifact(saved.path, digest, "cpu")
+        load_compile_artifact(saved.path, digest, "cpu")
     assert not (caches / "loaded").exists()
 
 
@@ -163,14 +169,14 @@ def test_a_file_that_is_no_archive_is_refused(caches):
     file = caches / "cache.zip"
     file.write_bytes(b"\x80\x04 a pickle")
     with pytest.raises(UsageError, match="is not an artifact"):
-        load_artifact(file, hashlib.sha256(file.read_bytes()).hexdigest(), "cpu")
+        load_compile_artifact(file, hashlib.sha256(file.read_bytes()).hexdigest(), "cpu")
 
 
 def test_a_part_that_torch_cannot_read_is_refused(caches, monkeypatch):
-    saved = save_artifact(caches / "cache.zip", "cpu")
+    saved = save_compile_artifact(caches / "cache.zip", "cpu")
     monkeypatch.setattr(torch.compiler, "load_cache_artifacts", lambda content: None)
     with pytest.raises(Refusal, match="cannot read its part"):
-        load_artifact(saved.path, saved.sha256, "cpu")
+        load_compile_artifact(saved.path, saved.sha256, "cpu")
 
 
 START = """
@@ -182,8 +188,8 @@ from support.option_steps import step
 from support.tiny_pipelines import picture, pipeline, site
 from torch._dynamo.utils import counters
 from torch._inductor.cpp_builder import CppBuilder
-from diffopt.machine.compile_cache import load_artifact
-from diffopt.machine.compile_cache import save_artifact
+from diffopt.machine.compile_cache import load_compile_artifact
+from diffopt.machine.compile_cache import save_compile_artifact
 
 built = []
 build = CppBuilder.build
@@ -191,7 +197,7 @@ CppBuilder.build = lambda self: (built.append(self.get_target_file_path()), buil
 torch.set_num_threads(1)
 file = Path(sys.argv[2])
 if len(sys.argv) == 4:
-    load_artifact(file, sys.argv[3], "cpu")
+    load_compile_artifact(file, sys.argv[3], "cpu")
 pipe = pipeline()
 step("compile", "regional").apply(pipe, site())
 picture(pipe, 1)
@@ -199,7 +205,7 @@ found = counters["inductor"]
 kernels = [path for path in built if path.endswith(".main.so")]  # others probe what compiler and processor can do
 print("FOUND", found["fxgraph_cache_hit"], found["fxgraph_cache_miss"], len(kernels))
 if len(sys.argv) == 3:
-    print("SAVED", save_artifact(file, "cpu").sha256)
+    print("SAVED", save_compile_artifact(file, "cpu").sha256)
 """
 
 
@@ -209,7 +215,7 @@ def test_a_fresh_folder_and_the_artifact_start_warm(tmp_path):
 
     def start(caches: str, *arguments: str) -> str:
         command = [sys.executable, "-c", START, str(TESTS), str(tmp_path / "cache.zip"), *arguments]
-        env = {**os.environ, **private_caches(tmp_path / caches), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
+        env = {**os.environ, **private_compile_caches(tmp_path / caches), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
         assert done.returncode == 0, done.stderr[-2000:]
         return done.stdout

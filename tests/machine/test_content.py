@@ -10,7 +10,7 @@ import pytest
 
 from diffopt.errors import UsageError
 from diffopt.machine import content
-from diffopt.machine.content import content_of, sha256_of, sha256_of_opened
+from diffopt.machine.content import sha256_of, sha256_of_folder, sha256_of_opened
 
 
 @pytest.fixture
@@ -44,13 +44,13 @@ def weights(tmp_path):
 
 def test_it_is_the_sha256_of_names_sizes_and_bytes(weights, memory):
     line = f"unet.safetensors 7 {hashlib.sha256(b'weights').hexdigest()}\n"
-    assert content_of(weights.parent, [weights]) == hashlib.sha256(line.encode()).hexdigest()
+    assert sha256_of_folder(weights.parent, [weights]) == hashlib.sha256(line.encode()).hexdigest()
     assert not memory.exists()  # the file is small
 
 
 def test_a_big_file_is_read_once(weights, memory, read):
-    first = content_of(weights.parent, [weights])
-    assert content_of(weights.parent, [weights]) == first
+    first = sha256_of_folder(weights.parent, [weights])
+    assert sha256_of_folder(weights.parent, [weights]) == first
     assert read == ["unet.safetensors"]
     assert list(memory.parent.iterdir()) == [memory]
     (entry,) = json.loads(memory.read_text()).values()
@@ -59,27 +59,27 @@ def test_a_big_file_is_read_once(weights, memory, read):
 
 def test_the_threshold_is_what_it_says(weights, memory, read, monkeypatch):
     monkeypatch.setattr(content, "BIG", 7)
-    content_of(weights.parent, [weights])
+    sha256_of_folder(weights.parent, [weights])
     assert not memory.exists()
 
 
 @pytest.mark.parametrize("keep_time", [True, False])
 def test_changed_bytes_are_read_again_also_with_the_old_mtime(weights, memory, read, keep_time):
-    before, stat = content_of(weights.parent, [weights]), weights.stat()
+    before, stat = sha256_of_folder(weights.parent, [weights]), weights.stat()
     time.sleep(0.02)  # the clock of a file system ticks every few milliseconds
     weights.write_bytes(b"WEIGHTS")
     if keep_time:
         os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert content_of(weights.parent, [weights]) != before
+    assert sha256_of_folder(weights.parent, [weights]) != before
     assert len(read) == 2
 
 
 def test_a_replaced_file_is_read_again(weights, memory, read):
-    before = content_of(weights.parent, [weights])
+    before = sha256_of_folder(weights.parent, [weights])
     other = weights.with_name("other")
     other.write_bytes(b"WEIGHTS")
     other.replace(weights)
-    assert content_of(weights.parent, [weights]) != before
+    assert sha256_of_folder(weights.parent, [weights]) != before
 
 
 def test_a_file_that_changes_while_it_is_read_is_not_remembered(weights, memory, monkeypatch, read):
@@ -88,18 +88,18 @@ def test_a_file_that_changes_while_it_is_read_is_not_remembered(weights, memory,
         return "0" * 64
 
     monkeypatch.setattr(content, "_digest", digest)
-    content_of(weights.parent, [weights])
+    sha256_of_folder(weights.parent, [weights])
     assert not memory.exists()
 
 
 def test_files_that_are_gone_are_forgotten(weights, memory, read):
     other = weights.with_name("other")
     other.write_bytes(b"other")
-    content_of(weights.parent, [weights, other])
+    sha256_of_folder(weights.parent, [weights, other])
     other.unlink()
-    content_of(weights.parent, [weights])
+    sha256_of_folder(weights.parent, [weights])
     os.utime(weights, ns=(0, 0))
-    content_of(weights.parent, [weights])
+    sha256_of_folder(weights.parent, [weights])
     assert list(json.loads(memory.read_text())) == [str(weights)]
 
 
@@ -118,19 +118,19 @@ def test_files_that_are_gone_are_forgotten(weights, memory, read):
     ],
 )
 def test_a_spoiled_memory_is_made_anew(weights, memory, read, spoiled):
-    first = content_of(weights.parent, [weights])
-    stamp = content.stamp_of(weights)._asdict()
+    first = sha256_of_folder(weights.parent, [weights])
+    stamp = content.file_stamp(weights)._asdict()
     text = spoiled.replace(b"KEY", str(weights).encode()).replace(b'{"sha', json.dumps(stamp)[:-1].encode() + b', "sha')
     memory.write_bytes(text)
-    assert content_of(weights.parent, [weights]) == first
+    assert sha256_of_folder(weights.parent, [weights]) == first
     assert len(read) == 2
-    assert content_of(weights.parent, [weights]) == first
+    assert sha256_of_folder(weights.parent, [weights]) == first
     assert len(read) == 2
 
 
 def test_a_place_that_takes_no_files_costs_only_time(weights, memory, read):
     memory.parent.parent.write_text("a file where the folder belongs")
-    assert content_of(weights.parent, [weights]) == content_of(weights.parent, [weights])
+    assert sha256_of_folder(weights.parent, [weights]) == sha256_of_folder(weights.parent, [weights])
     assert len(read) == 2
 
 
@@ -155,7 +155,7 @@ def test_what_is_no_file_is_a_usage_error(tmp_path):
     (tmp_path / "folder").mkdir()
     for name in ("link", "folder"):
         with pytest.raises(UsageError, match=f"{name} is not a file"):
-            content_of(tmp_path, [tmp_path / name])
+            sha256_of_folder(tmp_path, [tmp_path / name])
 
 
 def test_of_one_file_and_of_an_open_one(weights, memory, read):

@@ -51,7 +51,7 @@ def fake_pynvml(**answers):
 
 
 def test_the_id_is_of_what_decides_speed_only():
-    first = environment.environment("cpu")
+    first = environment.detect_environment("cpu")
     assert len(first.id) == 12
     dirty = first.model_copy(update={"git": environment.Git(commit="0" * 40, dirty=True)})
     assert dirty.id == first.id
@@ -67,7 +67,7 @@ def test_the_id_is_of_what_decides_speed_only():
 
 def on_gpu(monkeypatch, **answers):
     monkeypatch.setitem(sys.modules, "pynvml", fake_pynvml(**answers))
-    return environment.environment("cuda", gpu="GPU-1")
+    return environment.detect_environment("cuda", gpu="GPU-1")
 
 
 def test_the_driver_is_in_the_id_and_the_state_is_not(monkeypatch):
@@ -82,7 +82,7 @@ def test_versions_of_kernels(tmp_path, monkeypatch, name):
     folder.mkdir()
     (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.5\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert environment.versions()[name.replace("_", "-")] == "1.5"
+    assert environment.installed_versions()[name.replace("_", "-")] == "1.5"
 
 
 @pytest.mark.parametrize("fact", ["nvmlInit", "nvmlDeviceGetHandleByUUID", "nvmlDeviceGetMemoryInfo"])
@@ -94,7 +94,7 @@ def test_a_gpu_that_nvml_cannot_read_is_a_refusal(monkeypatch, fact):
     setattr(fake, fact, fail)
     monkeypatch.setitem(sys.modules, "pynvml", fake)
     with pytest.raises(Refusal, match="NVML cannot read GPU GPU-1: no such fact; see nvidia-smi"):
-        environment.environment("cuda", gpu="GPU-1")
+        environment.detect_environment("cuda", gpu="GPU-1")
 
 
 @pytest.mark.parametrize(
@@ -112,14 +112,14 @@ def test_what_slows_a_gpu_down(monkeypatch, reasons, slow):
 
 
 def test_versions_of_what_is_installed():
-    found = environment.versions()
+    found = environment.installed_versions()
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
     assert {"torch", "diffusers", "transformers", "accelerate", "torchao"} <= found.keys()
 
 
 def test_nothing_says_whose_machine_it_is(monkeypatch):
     monkeypatch.setenv("A_SECRET", "hf_canary0123456789")
-    text = json.dumps(environment.environment("cpu", git=environment.git_state()).model_dump(mode="json"))
+    text = json.dumps(environment.detect_environment("cpu", git=environment.git_state()).model_dump(mode="json"))
     assert "canary" not in text
     assert "/" not in text.replace("w/", "")
     for name in (socket.gethostname(), getpass.getuser()):
@@ -192,7 +192,7 @@ def test_no_repository_and_no_git_are_fine(tmp_path, monkeypatch):
 
 def test_no_torch_is_imported():
     code = (
-        "import sys; from diffopt.machine.environment import environment, git_state\n"
-        "environment('cpu', git=git_state()); assert 'torch' not in sys.modules"
+        "import sys; from diffopt.machine.environment import detect_environment, git_state\n"
+        "detect_environment('cpu', git=git_state()); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffopt.machine.files import appearing, write_bytes, write_json, write_text
+from diffopt.machine.files import file_that_appears_whole, write_bytes, write_json, write_text
 
 ROOT = Path(__file__).parents[2]
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 def test_a_file_takes_its_place_when_it_is_whole(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"old")
-    with appearing(path) as file:
+    with file_that_appears_whole(path) as file:
         file.write(b"new")
         file.flush()
         assert path.read_bytes() == b"old", "not yet"
@@ -28,7 +28,7 @@ def test_one_that_does_not_get_whole_leaves_the_old_one_and_nothing_else(tmp_pat
     path.write_bytes(b"old")
 
     def half() -> None:
-        with appearing(path) as file:
+        with file_that_appears_whole(path) as file:
             file.write(b"ne")
             raise error
 

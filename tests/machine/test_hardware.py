@@ -81,7 +81,7 @@ def test_nvml_is_closed_whatever_it_answers(machine, monkeypatch, fails):
     monkeypatch.setattr(module, fails, fail, raising=False)
     monkeypatch.setattr(module, "nvmlSystemGetCudaDriverVersion_v2", fail, raising=False)
     with pytest.raises(Refusal, match="lost; see nvidia-smi"):
-        nvml.gpu_device("GPU-0aaa") if fails == "nvmlDeviceGetHandleByUUID" else nvml.detect()
+        nvml.gpu_device("GPU-0aaa") if fails == "nvmlDeviceGetHandleByUUID" else nvml.detect_gpus()
     assert nvml.driver_cuda() is None
     assert module.open == 0
 
@@ -89,19 +89,19 @@ def test_nvml_is_closed_whatever_it_answers(machine, monkeypatch, fails):
 @pytest.mark.parametrize("error", ["NVMLError_LibraryNotFound", "NVMLError_DriverNotLoaded"])
 def test_no_driver_is_no_gpu(machine, error):
     machine(init_error=error)
-    assert nvml.detect() == ()
+    assert nvml.detect_gpus() == ()
     assert hardware.resolve_auto(OPTIONS) == OPTIONS["cpu"]
 
 
 def test_a_broken_driver_is_not_a_cpu(machine):
     machine(init_error="NVMLError_Unknown")
     with pytest.raises(Refusal, match="does not answer"):
-        nvml.detect()
+        nvml.detect_gpus()
 
 
 def test_detect_describes_each_gpu_and_closes_nvml(machine):
     module = machine("NVIDIA L40S", "NVIDIA L4")
-    first, second = nvml.detect()
+    first, second = nvml.detect_gpus()
     assert first == nvml.Gpu(
         index=0,
         uuid="GPU-0aaa",
@@ -120,14 +120,14 @@ def test_detect_describes_each_gpu_and_closes_nvml(machine):
 def test_cuda_visible_devices_is_honoured(machine, monkeypatch, setting, indices):
     machine("NVIDIA L40S", "NVIDIA L4")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", setting)
-    assert [gpu.index for gpu in nvml.detect()] == indices
+    assert [gpu.index for gpu in nvml.detect_gpus()] == indices
 
 
 def test_a_mig_slice_is_refused(machine, monkeypatch):
     machine("NVIDIA A100-SXM4-80GB")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1234")
     with pytest.raises(Refusal, match="MIG"):
-        nvml.detect()
+        nvml.detect_gpus()
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_mig_slice_is_refused(machine, monkeypatch):
 def test_auto_finds_the_option_of_a_gpu(machine, name, option):
     machine(name)
     assert hardware.resolve_auto(OPTIONS) == OPTIONS[option]
-    assert hardware.check_declared(as_hardware(option)) is None
+    assert hardware.why_hardware_is_not_here(as_hardware(option)) is None
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_auto_probes_an_unlisted_gpu(machine, name, slug):
     probed = Hardware.from_plain(hardware.resolve_auto(OPTIONS))
     assert (probed.name, probed.device, probed.compute_capability, probed.memory_gib) == (slug, "cuda", (8, 9), 48.0)
     assert set(probed.peak_tflops.model_dump().values()) == {None}
-    assert hardware.check_declared(probed) is None
+    assert hardware.why_hardware_is_not_here(probed) is None
 
 
 def test_the_longest_match_wins(machine):
@@ -185,13 +185,13 @@ def test_auto_returns_a_copy(machine):
 
 def test_declared_hardware_must_be_here(machine):
     machine(init_error="NVMLError_LibraryNotFound")
-    assert hardware.check_declared(as_hardware("cpu")) is None
-    assert "hardware=a100 is declared, but this machine has no NVIDIA GPU" in hardware.check_declared(
+    assert hardware.why_hardware_is_not_here(as_hardware("cpu")) is None
+    assert "hardware=a100 is declared, but this machine has no NVIDIA GPU" in hardware.why_hardware_is_not_here(
         as_hardware("a100")
     )
     machine("Tesla T4", "NVIDIA L4")
-    assert hardware.check_declared(as_hardware("a100")).endswith("this machine has NVIDIA L4 and Tesla T4")
-    assert [gpu.index for gpu in hardware.matching(as_hardware("l4"))] == [1]
+    assert hardware.why_hardware_is_not_here(as_hardware("a100")).endswith("this machine has NVIDIA L4 and Tesla T4")
+    assert [gpu.index for gpu in hardware.matching_gpus(as_hardware("l4"))] == [1]
 
 
 def test_cpu_model_is_read_from_proc(tmp_path, monkeypatch):

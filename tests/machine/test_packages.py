@@ -6,11 +6,11 @@ from diffopt.schema.step import Requirements
 
 def test_what_is_missing_in_order_and_once():
     asked = ["no-such-package>=2", "pydantic>=2", "pydantic>=99", "no-such-package>=2", "other-thing"]
-    assert packages.unmet(asked) == ("no-such-package>=2", "pydantic>=99", "other-thing")
+    assert packages.unmet_packages(asked) == ("no-such-package>=2", "pydantic>=99", "other-thing")
 
 
 def test_a_requirement_for_another_platform_is_met():
-    assert packages.unmet(["no-such-package; sys_platform == 'beos'"]) == ()
+    assert packages.unmet_packages(["no-such-package; sys_platform == 'beos'"]) == ()
 
 
 def test_the_remedy_can_be_pasted():
@@ -27,7 +27,7 @@ def test_all_missing_packages_of_a_cell_are_said_at_once():
         Requirements(packages=("no-such-package>=2",)),
         Requirements(packages=("another-one",), install="build it"),
     )
-    assert packages.lacking([present]) is None
-    assert packages.lacking([present, pip, built, pip]) == (
+    assert packages.reason_of_lacking([present]) is None
+    assert packages.reason_of_lacking([present, pip, built, pip]) == (
         "needs no-such-package>=2: pip install 'no-such-package>=2'\nneeds another-one: build it"
     )

@@ -14,11 +14,11 @@ from torch import nn
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.machine.paths import shipped_conf
-from diffopt.models.calls import stages
+from diffopt.models.calls import pipeline_calls
 from diffopt.models.random.weights import meta_modules
-from diffopt.models.resolve import packaged
+from diffopt.models.resolve import packaged_architecture
 from diffopt.pipeline.load import load_pipeline
 from diffopt.recipe.rules.estimate import denoiser_batch
 from diffopt.schema.model import Model
@@ -117,7 +117,7 @@ def test_the_decoder_of_stable_diffusion_by_hand() -> None:
     The norm's result dies when the convolution has run, so that there never is a fourth.
     """
     model = option("sd15")
-    (vae,) = meta_modules(packaged("sd15"), without=("unet", "text_encoder")).values()
+    (vae,) = meta_modules(packaged_architecture("sd15"), without=("unet", "text_encoder")).values()
     latents = 4 * 64 * 64
     asked = asked_of(model, {}, vae, 1)
     assert live_values(lambda: vae.decode(asked.tensor(1, 4, 64, 64)), vae) == 3 * 256 * 512 * 512 + 2 * latents
@@ -127,7 +127,7 @@ def test_the_decoder_of_stable_diffusion_by_hand() -> None:
 def test_a_real_run_holds_what_the_meta_device_counts(name: str) -> None:
     """The same parts with values, on the CPU."""
     model = option(name, weights="tiny")
-    folder = packaged(str(model.architecture), tiny=True)
+    folder = packaged_architecture(str(model.architecture), tiny=True)
     modules = meta_modules(folder, without=model.text_encoders)
     counted = count_activations(model, modules)
     real = {part: module.to_empty(device="cpu") for part, module in modules.items()}
@@ -163,7 +163,7 @@ COUNTED = [path.stem for path in sorted(shipped_conf().glob("model/*.yaml")) if 
 @pytest.mark.parametrize("name", [name for name in COUNTED if name not in ("local", "hub")])
 def test_options_hold_what_is_counted(name: str) -> None:
     model = option(name)
-    modules = meta_modules(packaged(str(model.architecture)), without=model.text_encoders)
+    modules = meta_modules(packaged_architecture(str(model.architecture)), without=model.text_encoders)
     assert model.activations.denoise is not None
     assert model.activations == count_activations(model, modules)
 
@@ -174,7 +174,7 @@ class Called(Exception):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_inputs_are_those_that_the_pipeline_passes(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    (request,) = requests([*tiny(name), "hardware=cpu"])
+    (request,) = compose_requests([*tiny(name), "hardware=cpu"])
     cell = request.cell
     model = cell.recipe.model
     pipe = load_pipeline(model, cell.workload.task, device="cpu", dtype={"default": torch.float32})
@@ -187,7 +187,7 @@ def test_inputs_are_those_that_the_pipeline_passes(name: str, monkeypatch: pytes
 
     denoiser.register_forward_pre_hook(record, with_kwargs=True)
     with pytest.raises(Called):
-        stages([pipe], cell.recipe.model.stages, cell.workload)[0](None)
+        pipeline_calls([pipe], cell.recipe.model.stages, cell.workload)[0](None)
 
     if name in FREE_LENGTH:
         length = passed[FREE_LENGTH[name]][0].shape[0]
@@ -211,5 +211,5 @@ def shapes(value: Any) -> Any:
 
 def option(name: str, weights: str = "random") -> Model:
     """A model option, with random weights at full size or tiny ones."""
-    (request,) = requests([f"model={name}", f"model.weights={weights}", "hardware=cpu"])
+    (request,) = compose_requests([f"model={name}", f"model.weights={weights}", "hardware=cpu"])
     return request.cell.recipe.model

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from diffopt.cli.main import build_parser
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import Refusal, UsageError
 from scripts.maintain import wheelhouse
 from scripts.maintain.wheelhouse import MARK, PIP, PRESENT, Target, make, needed, read_present, stand_in
@@ -94,7 +94,7 @@ def test_the_command(pip, tmp_path, capsys):
     assert "python3 -m pip install --no-index --no-deps --no-compile --upgrade --target" in out
     shown = out.splitlines()[-1].split("python3 -m diffopt ")[1].split()
     build_parser(shown[0]).parse_intermixed_args(shown[1:])
-    assert requests([word for word in shown[2:] if word != "sweep=gpu_matrix"])[0].launch.minutes == 9
+    assert compose_requests([word for word in shown[2:] if word != "sweep=gpu_matrix"])[0].launch.minutes == 9
     assert wheelhouse.main([str(tmp_path / "small"), "--limit-mb", "1"], pip=pip[0]) == 1
     assert "more than --limit-mb 1" in capsys.readouterr().err
     assert wheelhouse.main([str(folder)], pip=pip[0]) == 2

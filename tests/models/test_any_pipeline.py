@@ -19,8 +19,8 @@ import yaml
 from diffopt.errors import Refusal, UsageError
 from diffopt.machine.paths import shipped_conf
 from diffopt.models.classes import DENOISERS, FAMILIES, Family
-from diffopt.models.families import family, told_by_name
-from diffopt.models.resolve import packaged, resolve_model
+from diffopt.models.families import family_of_pipeline, task_told_by_class_name
+from diffopt.models.resolve import packaged_architecture, resolve_model
 from diffopt.pipeline.load import load_pipeline
 from diffopt.schema.model import Limits, Model
 from diffopt.schema.workload import NEEDS
@@ -146,7 +146,7 @@ def test_tasks_are_those_of_diffusers_own_mappings(mapping: str) -> None:
 
     missing = []
     for cls in getattr(auto_pipeline, f"AUTO_{mapping}_PIPELINES_MAPPING").values():
-        task, entry = translated(mapping, cls), family(cls.__name__)
+        task, entry = translated(mapping, cls), family_of_pipeline(cls.__name__)
         if task is not None and (entry is None or entry.classes.get(task) != cls.__name__):  # type: ignore[call-overload]
             missing.append((cls.__name__, task))
         assert task is not None or entry is None, cls.__name__
@@ -167,16 +167,16 @@ def test_repeated_blocks_are_those_of_classes_that_declare_none(class_name: str)
 
 
 def test_what_a_name_tells() -> None:
-    assert told_by_name("StableVideoDiffusionPipeline") == "txt2video"
-    assert told_by_name("FutureImageToVideoPipeline") == "img2video"
-    assert told_by_name("FutureImg2ImgPipeline") == "img2img"
-    assert told_by_name("FutureInpaintPipeline") == "inpaint"
-    assert told_by_name("FutureControlNetPipeline") == "controlnet"
-    assert told_by_name("FutureControlNetInpaintPipeline") is None
-    assert told_by_name("FuturePipeline") is None
-    mistaken = [cls for _, task, cls in ROWS if told_by_name(cls) not in (None, task)]
+    assert task_told_by_class_name("StableVideoDiffusionPipeline") == "txt2video"
+    assert task_told_by_class_name("FutureImageToVideoPipeline") == "img2video"
+    assert task_told_by_class_name("FutureImg2ImgPipeline") == "img2img"
+    assert task_told_by_class_name("FutureInpaintPipeline") == "inpaint"
+    assert task_told_by_class_name("FutureControlNetPipeline") == "controlnet"
+    assert task_told_by_class_name("FutureControlNetInpaintPipeline") is None
+    assert task_told_by_class_name("FuturePipeline") is None
+    mistaken = [cls for _, task, cls in ROWS if task_told_by_class_name(cls) not in (None, task)]
     assert mistaken == []
-    assert isinstance(family("FluxPipeline"), Family)
+    assert isinstance(family_of_pipeline("FluxPipeline"), Family)
 
 
 # What a folder of each family tells, beside what is the same for all.
@@ -333,9 +333,13 @@ def test_an_unknown_class_is_asked_for_by_key(folders: Callable[[str], Path], tm
 
 
 def test_a_unet_that_reads_more_than_latents_has_one_task(tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(packaged("sd15_inpaint", tiny=True), tmp_path / "mine"))
+    folder = Path(shutil.copytree(packaged_architecture("sd15_inpaint", tiny=True), tmp_path / "mine"))
     assert local(folder, weights="random").pipelines.tasks == ("inpaint",)
-    assert local(packaged("sd15", tiny=True), weights="random").pipelines.tasks == ("txt2img", "img2img", "inpaint")
+    assert local(packaged_architecture("sd15", tiny=True), weights="random").pipelines.tasks == (
+        "txt2img",
+        "img2img",
+        "inpaint",
+    )
 
 
 def rows(diffopt: Callable[..., Any], tmp_path: Path, folder: Path, *words: str) -> list[dict[str, Any]]:

@@ -78,19 +78,19 @@ def test_denoisers_come_with_the_vae_that_they_name(path: Any) -> None:
 
 @pytest.mark.parametrize("name", WITH_VAE)
 def test_vaes_have_the_linears_and_the_projections_that_are_told(name: str) -> None:
-    from diffopt.steps.attention.processors import attentions
+    from diffopt.steps.attention.processors import attention_modules
     from diffopt.steps.fuse import _reason
 
     index = json.loads((PACKAGED / name / "tiny" / "model_index.json").read_text(encoding="utf-8"))
     (vae,) = meta_modules(PACKAGED / name / "tiny", without=set(index) - {"vae"}).values()
     known = VAES[type(vae).__name__]
-    assert any(_reason(attention) is None for attention in attentions(vae).values()) is known.fuses
+    assert any(_reason(attention) is None for attention in attention_modules(vae).values()) is known.fuses
     if known.linears is not None:
         assert any(isinstance(part, nn.Linear) for part in vae.modules()) is known.linears
 
 
 def test_what_is_not_known_is_let_through_and_a_unet_is_told_by_its_name() -> None:
-    unknown = classes.denoiser("NewTransformer2DModel")
+    unknown = classes.denoiser_class_record("NewTransformer2DModel")
     assert unknown is classes.UNKNOWN_DENOISER
     assert (unknown.process, unknown.caches.enabled, unknown.attention.masks) == (None, None, None)
     assert unknown.heads == "stated"
@@ -98,11 +98,11 @@ def test_what_is_not_known_is_let_through_and_a_unet_is_told_by_its_name() -> No
     assert not any(said)
     assert unknown.int4_padded == max(known.int4_padded for known in DENOISERS.values())
     for name, heads in {"UNetMotionModel": None, "Kandinsky3UNet": "stated"}.items():
-        unet = classes.denoiser(name)
+        unet = classes.denoiser_class_record(name)
         assert (unet.process, unet.caches.enabled, unet.heads) == ("diffusion", False, heads)
-    assert classes.pipeline("NewPipeline") is classes.UNKNOWN_PIPELINE
+    assert classes.pipeline_class_record("NewPipeline") is classes.UNKNOWN_PIPELINE
     assert dataclasses.astuple(classes.UNKNOWN_PIPELINE) == (None, None, None, None)
-    assert classes.vae(None) is classes.vae("NewAutoencoder") is classes.UNKNOWN_VAE
+    assert classes.vae_class_record(None) is classes.vae_class_record("NewAutoencoder") is classes.UNKNOWN_VAE
     assert dataclasses.astuple(classes.UNKNOWN_VAE) == (None, None, None, False)
 
 

@@ -12,7 +12,7 @@ from support.tiny import every_task
 from support.tiny_families import cell, drawn, pipelines
 
 from diffopt.models.pictures import open_picture
-from diffopt.pipeline.build import build
+from diffopt.pipeline.build import build_pipelines
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.plan import make_plan
 from diffopt.schema.model import Model
@@ -97,7 +97,7 @@ def quick(option: str, *words: str) -> Cell:
 def apart(option: str, *words: str, **more: Any) -> float:
     """The largest difference of the cell's pictures from those of a plain call."""
     asked = quick(option, *words)
-    ours = drawn(build(make_plan(asked)), asked)
+    ours = drawn(build_pipelines(make_plan(asked)), asked)
     theirs = plain(pipelines(asked), asked, **more)
     assert ours.shape == theirs.shape
     assert ours.std() > 0

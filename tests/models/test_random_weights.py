@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.models.controlnets.controlnet import ControlNetConditioningEmbedding
 
 from diffopt.errors import UsageError
-from diffopt.models.random.weights import fill, meta_modules, random_pipeline
+from diffopt.models.random.weights import fill_with_random_weights, meta_modules, random_pipeline
 from diffopt.models.resolve import PACKAGED
 
 FLOAT32 = {"default": torch.float32}
@@ -85,7 +85,7 @@ def test_every_matrix_has_an_effect_and_buffers_are_real(bare):
 def test_a_zero_initialised_layer_is_woken():
     layer = torch.nn.Conv2d(4, 4, 1)
     torch.nn.init.zeros_(layer.weight)
-    fill(layer, device="cpu", dtype=torch.float32, seed=0)
+    fill_with_random_weights(layer, device="cpu", dtype=torch.float32, seed=0)
     assert layer.weight.std().item() == pytest.approx(0.5, rel=0.5)  # 1 / sqrt(fan-in 4)
     assert not layer.bias.any()
 
@@ -214,7 +214,7 @@ def test_scales_and_tables_are_sensible():
 def test_lines_of_a_control_map_matter_as_much_as_latents():
     """diffusers' own initialisation gives 0 here, and 0.0003 when only the zeros are replaced."""
     hint = ControlNetConditioningEmbedding(320, block_out_channels=(16, 32, 96, 256))
-    fill(hint, device="cpu", dtype=torch.float32, seed=0)
+    fill_with_random_weights(hint, device="cpu", dtype=torch.float32, seed=0)
     lines = torch.zeros(1, 3, 128, 128)
     lines[..., ::24] = 1
     with torch.no_grad():

@@ -17,9 +17,9 @@ from support.places import REPO
 
 from diffopt.config import Composer
 from diffopt.errors import UsageError
-from diffopt.models.facts import read_facts
-from diffopt.models.index import read_index
-from diffopt.models.resolve import PACKAGED, model_folder, packaged, resolve_model
+from diffopt.models.facts import read_model_facts
+from diffopt.models.index import read_model_index
+from diffopt.models.resolve import PACKAGED, model_folder, packaged_architecture, resolve_model
 from diffopt.schema.model import Activations, Call, Limits, Model, Parameters, Pipelines
 
 CONF = REPO / "conf" / "model"
@@ -89,10 +89,10 @@ SHIPPED = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem not in (
 def test_shipped_options_agree_with_their_files(name):
     """Where the YAML states what the configs state too, it is the same, for every family."""
     given = resolve_model({**composed(name), "cascade": [], "weights": "random"}, Path.cwd())
-    index = read_index(packaged(given["architecture"]))
+    index = read_model_index(packaged_architecture(given["architecture"]))
     if given["embeddings"] is not None:
         index = index.without_text()
-    told = read_facts(index, {}, {**given, "pipelines": {}, "task": None, "denoiser": None})
+    told = read_model_facts(index, {}, {**given, "pipelines": {}, "task": None, "denoiser": None})
     for key in STRUCTURE:
         if told[key] is not None:
             assert told[key] == given[key], key
@@ -425,7 +425,7 @@ def test_mistakes_in_the_option_are_explained(data, message, tmp_path):
 
 def test_packaged_folders_hold_no_machine_paths():
     for architecture in ("tiny", "sd15", "sdxl"):
-        for path in packaged(architecture).rglob("*.json"):
+        for path in packaged_architecture(architecture).rglob("*.json"):
             assert "_name_or_path" not in path.read_text(), path
 
 

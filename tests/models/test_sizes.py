@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from diffopt.models.resolve import PACKAGED
-from diffopt.models.sizes import head_size_of_vae, of_denoiser
+from diffopt.models.sizes import head_size_of_vae, head_sizes_of_denoiser
 
 UNET = "UNet2DConditionModel"
 SMALL = sorted(str(path.parent.relative_to(PACKAGED)) for path in PACKAGED.glob("*/tiny/model_index.json"))
@@ -43,7 +43,7 @@ def head_sizes(module: Any) -> set[int]:
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "tiny", "sd_x4_upscaler", "deepfloyd_if_i_m", "deepfloyd_if_ii_m"])
 def test_a_unets_are_those_that_diffusers_builds(name: str) -> None:
-    assert of_denoiser(UNET, config(name, "unet")) == sorted(head_sizes(built(name, "unet")))
+    assert head_sizes_of_denoiser(UNET, config(name, "unet")) == sorted(head_sizes(built(name, "unet")))
 
 
 @pytest.mark.parametrize("name", [name for name in SMALL if "transformer" in index(name)])
@@ -51,7 +51,7 @@ def test_a_transformers_are_those_that_diffusers_builds(name: str) -> None:
     class_name = index(name)["transformer"][1]
     found = head_sizes(built(name, "transformer"))
     assert found, "no attention was recognized"
-    told = of_denoiser(class_name, config(name, "transformer"))
+    told = head_sizes_of_denoiser(class_name, config(name, "transformer"))
     if "Sana" in class_name:  # its self-attention is linear and has no kernels
         assert set(told or ()) < found
     else:
@@ -73,11 +73,11 @@ def test_one_head_as_wide_as_the_middle(name: str) -> None:
 
 def test_unknown_blocks_are_not_guessed() -> None:
     known = config("sd15", "unet")
-    assert of_denoiser(UNET, {**known, "down_block_types": ["NewDownBlock2D"] * 4}) is None
-    assert of_denoiser("UNetMotionModel", known) is None
-    assert of_denoiser("FluxTransformer2DModel", {"attention_head_dim": 128}) == [128]
-    assert of_denoiser("Lumina2Transformer2DModel", {"hidden_size": 2304, "num_attention_heads": 24}) == [96]
-    assert of_denoiser("Other", {}) is None
+    assert head_sizes_of_denoiser(UNET, {**known, "down_block_types": ["NewDownBlock2D"] * 4}) is None
+    assert head_sizes_of_denoiser("UNetMotionModel", known) is None
+    assert head_sizes_of_denoiser("FluxTransformer2DModel", {"attention_head_dim": 128}) == [128]
+    assert head_sizes_of_denoiser("Lumina2Transformer2DModel", {"hidden_size": 2304, "num_attention_heads": 24}) == [96]
+    assert head_sizes_of_denoiser("Other", {}) is None
     assert (
         head_size_of_vae("AutoencoderKL", {"block_out_channels": [64, 128], "mid_block_add_attention": False}) is None
     )

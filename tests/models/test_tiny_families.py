@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from support.tiny import every_task, tiny
 
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.models import calls
 from diffopt.models.pictures import SHIPPED
-from diffopt.pipeline.build import build
+from diffopt.pipeline.build import build_pipelines
 from diffopt.recipe.plan import make_plan
 from diffopt.schema.workload import NEEDS, PICTURES
 
@@ -38,19 +38,19 @@ class Drawn:
         self.option = option
         request = self.request()
         self.cell = request.cell
-        self.pipes = build(make_plan(request.cell))
+        self.pipes = build_pipelines(make_plan(request.cell))
         for pipe in self.pipes:
             pipe.set_progress_bar_config(disable=True)
         self.plain = self()
 
     def request(self, *words: str) -> Any:
-        (request,) = requests([*tiny(self.option), "hardware=cpu", "measure=quick", *words])
+        (request,) = compose_requests([*tiny(self.option), "hardware=cpu", "measure=quick", *words])
         return request
 
     def __call__(self, *words: str) -> np.ndarray:
         return frames(
-            calls.draw(
-                calls.stages(
+            calls.draw_pictures(
+                calls.pipeline_calls(
                     self.pipes, self.request(*words).cell.recipe.model.stages, self.request(*words).cell.workload
                 )
             )

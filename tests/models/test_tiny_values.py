@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import UsageError
 from diffopt.models.resolve import PACKAGED, model_folder
 from diffopt.recipe.cell import Cell
@@ -14,7 +14,7 @@ from diffopt.schema.model import Model
 
 
 def asked(*words: str) -> Cell:
-    (request,) = requests([*words, "hardware=cpu"])
+    (request,) = compose_requests([*words, "hardware=cpu"])
     return request.cell
 
 
@@ -57,7 +57,7 @@ def test_every_stage_of_a_cascade_is_tiny() -> None:
 
 
 def test_a_sweep_over_families_gives_each_its_own_values() -> None:
-    found = requests(["model=sd15,wan21_t2v_1_3b", "model.weights=tiny", "hardware=cpu"], multirun=True)
+    found = compose_requests(["model=sd15,wan21_t2v_1_3b", "model.weights=tiny", "hardware=cpu"], multirun=True)
     assert [(r.cell.recipe.model.name, r.cell.workload.height) for r in found] == [("sd15", 64), ("wan21_t2v_1_3b", 32)]
 
 
@@ -66,7 +66,7 @@ def test_a_recipe_file_of_a_tiny_cell_is_the_same_cell(tmp_path: Path, cli) -> N
     code, out, _ = cli("show", *words)
     assert code == 0
     (tmp_path / "small.yaml").write_text(out)
-    (request,) = requests([], lock=tmp_path / "small.yaml")
+    (request,) = compose_requests([], lock=tmp_path / "small.yaml")
     assert request.cell == asked(*words)
 
 

@@ -7,7 +7,7 @@ from support.rows import a_cell
 
 from diffopt.errors import NoEffect
 from diffopt.pipeline import load
-from diffopt.pipeline.build import build, verify
+from diffopt.pipeline.build import build_pipelines, verify_steps
 from diffopt.recipe.plan import Plan
 from diffopt.results.result import StepEffect
 from diffopt.schema.step import Effect, Order
@@ -56,7 +56,7 @@ def plan(*steps):
 def test_steps_are_applied_in_the_plans_order_to_what_was_loaded(loads):
     log, phases = [], []
     steps = [("precision", Fake("fp", log, kwargs={"dtype": {"default": "d"}})), ("fuse", Fake("qkv", log))]
-    (pipe,) = build(plan(*steps), on_phase=phases.append)
+    (pipe,) = build_pipelines(plan(*steps), on_phase=phases.append)
     assert loads == [("tiny", "txt2img", {"device": "cpu", "dtype": {"default": "d"}})]
     assert log == [("fp", "pipe"), ("qkv", "pipe")]
     assert phases == ["load", "optimize"]
@@ -66,21 +66,21 @@ def test_steps_are_applied_in_the_plans_order_to_what_was_loaded(loads):
 def test_two_steps_may_not_set_one_argument(loads):
     steps = [("precision", Fake("fp", [], kwargs={"dtype": 1})), ("quant", Fake("q", [], kwargs={"dtype": 2}))]
     with pytest.raises(ValueError, match=r"quant \(q\) sets dtype, which another step sets already"):
-        build(plan(*steps))
+        build_pipelines(plan(*steps))
     assert loads == []
 
 
 def test_an_error_names_its_step_and_keeps_its_type(loads):
     with pytest.raises(KeyError) as caught:
-        build(plan(("fuse", Fake("qkv", [], error=KeyError("x")))))
+        build_pipelines(plan(("fuse", Fake("qkv", [], error=KeyError("x")))))
     assert caught.value.__notes__ == ["applying fuse (qkv)"]
 
 
 def test_every_step_gives_its_proof(loads):
-    pipes = build(plan())
-    assert verify(plan(("fuse", Fake("qkv", []))), pipes) == (
+    pipes = build_pipelines(plan())
+    assert verify_steps(plan(("fuse", Fake("qkv", []))), pipes) == (
         StepEffect(group="fuse", kind="qkv", summary="qkv done", numbers={"modules": 3}),
     )
     with pytest.raises(NoEffect) as caught:
-        verify(plan(("fuse", Fake("qkv", [], error=NoEffect("0 modules")))), pipes)
+        verify_steps(plan(("fuse", Fake("qkv", [], error=NoEffect("0 modules")))), pipes)
     assert caught.value.__notes__ == ["verifying fuse (qkv)"]

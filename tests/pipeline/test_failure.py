@@ -3,7 +3,7 @@
 import pytest
 
 from diffopt.errors import NoEffect, Refusal
-from diffopt.pipeline.failure import describe_error, status_of
+from diffopt.pipeline.failure import describe_pipeline_error, status_of_pipeline_error
 
 CPU_OOM = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
 
@@ -29,19 +29,21 @@ def raised(error, cause=None):
     ],
 )
 def test_status(error, cause, status):
-    assert status_of(raised(error, cause)) == status
+    assert status_of_pipeline_error(raised(error, cause)) == status
 
 
 def test_torchs_own_out_of_memory():
     import torch
 
-    assert status_of(raised(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))) == "oom"
+    assert (
+        status_of_pipeline_error(raised(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"))) == "oom"
+    )
 
 
 def test_an_error_says_what_when_and_where():
     error = raised(KeyError("conv_in"))
     error.add_note("applying fuse (qkv)")
-    assert describe_error(error).startswith("applying fuse (qkv): KeyError: 'conv_in' (at test_failure.py:")
+    assert describe_pipeline_error(error).startswith("applying fuse (qkv): KeyError: 'conv_in' (at test_failure.py:")
 
 
 def test_frames_inside_torch_are_left_out():
@@ -49,21 +51,21 @@ def test_frames_inside_torch_are_left_out():
 
     with pytest.raises(RuntimeError) as caught:
         torch.nn.Linear(2, 2)(torch.ones(3))
-    assert "(at test_failure.py:" in describe_error(caught.value)
+    assert "(at test_failure.py:" in describe_pipeline_error(caught.value)
 
 
 def test_ours_need_no_type_and_no_place():
     error = raised(NoEffect("0 modules fused"))
     error.add_note("verifying fuse (qkv)")
-    assert describe_error(error) == "verifying fuse (qkv): no effect: 0 modules fused"
-    assert describe_error(raised(Refusal("no such package"))) == "no such package"
+    assert describe_pipeline_error(error) == "verifying fuse (qkv): no effect: 0 modules fused"
+    assert describe_pipeline_error(raised(Refusal("no such package"))) == "no such package"
 
 
 def test_one_paragraph_of_bounded_length():
-    text = describe_error(raised(ValueError("first line\nsecond line\n\nanother paragraph")))
+    text = describe_pipeline_error(raised(ValueError("first line\nsecond line\n\nanother paragraph")))
     assert "first line second line (at" in text
     assert "another" not in text
-    assert len(describe_error(raised(ValueError("x" * 5000)))) < 800
+    assert len(describe_pipeline_error(raised(ValueError("x" * 5000)))) < 800
 
 
 def test_a_recompile_names_its_place_without_this_machines_folders():
@@ -72,6 +74,6 @@ def test_a_recompile_names_its_place_without_this_machines_folders():
         "'/home/x/lib/python3.11/site-packages/diffusers/models/unets/unet.py', function name: 'forward', "
         "line number: 1037\n    triggered by the following guard failure(s):\n- size"
     )
-    text = describe_error(raised(error))
+    text = describe_pipeline_error(raised(error))
     assert "recompiled in the timed part, at diffusers/models/unets/unet.py:1037 in forward" in text
     assert "/home" not in text

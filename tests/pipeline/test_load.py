@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from diffopt.config import Composer
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import DiffoptError, Refusal
 from diffopt.models.prefetch import Fetched, Target
 from diffopt.models.resolve import PACKAGED, resolve_model
 from diffopt.models.tiny import with_tiny_values
 from diffopt.pipeline import load
-from diffopt.pipeline.failure import describe_error
+from diffopt.pipeline.failure import describe_pipeline_error
 from diffopt.pipeline.load import load_pipeline
 from diffopt.schema.model import Model
 
@@ -104,7 +104,7 @@ def test_what_only_the_libraries_find_is_an_error_that_says_where(name, changes,
     with pytest.raises(Exception, match=r".") as raised:  # of whatever type the library has
         load_pipeline(mine, "txt2img", device="cpu", dtype=FLOAT32)
     assert not isinstance(raised.value, Refusal)
-    assert f"model=local ({tmp_path}/mine)" in describe_error(raised.value)
+    assert f"model=local ({tmp_path}/mine)" in describe_pipeline_error(raised.value)
 
 
 def test_a_missing_package_is_a_refusal(monkeypatch):
@@ -197,7 +197,7 @@ def test_a_controlnet_of_its_own_repository_is_put_beside(monkeypatch, tmp_path)
         asked.append(target)
         return Fetched(target, tmp_path / "control", 0)
 
-    monkeypatch.setattr(load, "fetch", fetch)
+    monkeypatch.setattr(load, "fetch_target_from_hub", fetch)
     mine = model(
         "local",
         path=str(tmp_path / "mine"),
@@ -222,6 +222,6 @@ def test_offline_without_a_cache_is_a_refusal(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("word", ["model.vae=nix", "model.text_encoders=[nix]"])
 def test_a_part_that_the_pipeline_has_not_is_refused(word: str) -> None:
-    (request,) = requests(["model=sd15", "model.weights=tiny", "hardware=cpu", word])
+    (request,) = compose_requests(["model=sd15", "model.weights=tiny", "hardware=cpu", word])
     with pytest.raises(Refusal, match=r"names nix, which StableDiffusionPipeline has not; its parts: .*unet, vae"):
         load_pipeline(request.cell.recipe.model, "txt2img", device="cpu", dtype=FLOAT32)

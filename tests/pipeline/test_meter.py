@@ -12,20 +12,20 @@ from support.rows import a_cell
 from torch._dynamo.utils import counters
 
 from diffopt.errors import DiffoptError
-from diffopt.pipeline.build import build
+from diffopt.pipeline.build import build_pipelines
 from diffopt.pipeline.meter import (
     HostClock,
     Meter,
     Part,
     Sample,
     _timed_part,
-    compile_cache,
-    latency,
-    split,
-    stage_speeds,
+    measured_compile_cache,
+    measured_latency,
+    measured_split,
+    measured_stage_speeds,
 )
-from diffopt.pipeline.outputs import is_constant, save_pictures
-from diffopt.pipeline.peak_memory import ResidentPeak, peak_meter
+from diffopt.pipeline.outputs import is_constant_picture, save_pictures
+from diffopt.pipeline.peak_memory import ResidentPeak, peak_memory_meter
 from diffopt.recipe.plan import make_plan
 from diffopt.results.result import CompileCache
 
@@ -54,7 +54,7 @@ def test_one_iteration_counts_from_the_start_of_denoising():
 def test_parts_that_a_pipeline_lacks_are_none():
     found = part(("timesteps end", 1.0), ("step", 2.0))
     assert (found.text_encode, found.decode) == (None, None)
-    assert split([Sample(2.0, (found,))]).decode is None
+    assert measured_split([Sample(2.0, (found,))]).decode is None
 
 
 def test_decoding_in_several_calls_is_added_up():
@@ -69,16 +69,16 @@ def test_a_pipeline_that_never_steps_cannot_be_timed():
 
 def test_summaries():
     samples = [Sample(s, (Part("denoise", 8, r, 0.1, 0.5, 0.2),)) for s, r in ((1.0, 4.0), (2.0, 5.0), (4.0, 9.0))]
-    assert latency(samples).model_dump() == {"samples": (1.0, 2.0, 4.0), "median": 2.0, "q1": 1.5, "q3": 3.0}
-    (speed,) = stage_speeds(samples)
+    assert measured_latency(samples).model_dump() == {"samples": (1.0, 2.0, 4.0), "median": 2.0, "q1": 1.5, "q3": 3.0}
+    (speed,) = measured_stage_speeds(samples)
     assert (speed.name, speed.steps, speed.iterations_per_second) == ("denoise", 8, 5.0)
 
 
 def test_stages_have_speeds_of_their_own_and_one_split():
     parts = (Part("small", 100, 20.0, None, 5.0, None), Part("large", 50, 10.0, 0.5, 5.0, 2.0))
-    speeds = stage_speeds([Sample(13.0, parts)])
+    speeds = measured_stage_speeds([Sample(13.0, parts)])
     assert [(s.name, s.steps, s.iterations_per_second) for s in speeds] == [("small", 100, 20.0), ("large", 50, 10.0)]
-    found = split([Sample(13.0, parts)])
+    found = measured_split([Sample(13.0, parts)])
     assert (found.text_encode, found.denoise, found.decode) == (0.5, 10.0, 2.0)
 
 
@@ -87,7 +87,7 @@ CELL = a_cell("workload.steps=3", "workload.batch_size=2", "workload.seed=7", "m
 
 @pytest.fixture(scope="module")
 def pipe():
-    (only,) = build(make_plan(CELL))
+    (only,) = build_pipelines(make_plan(CELL))
     return only
 
 
@@ -122,7 +122,7 @@ def test_a_replaced_method_is_put_back_and_keeps_its_signature(pipe):
 
 def test_pndm_makes_one_call_more_and_all_are_counted():
     cell = a_cell("workload.steps=4", "scheduler=pndm")
-    assert Meter(build(make_plan(cell)), cell).call().parts[0].iterations == 5
+    assert Meter(build_pipelines(make_plan(cell)), cell).call().parts[0].iterations == 5
 
 
 def with_measure(**changes):
@@ -192,25 +192,25 @@ def test_what_the_compile_cache_gave(monkeypatch):
     found = Counter()
     monkeypatch.setitem(counters, "inductor", found)
     monkeypatch.setitem(counters, "aot_packages", Counter())
-    assert compile_cache() is None
+    assert measured_compile_cache() is None
     found.update(fxgraph_cache_hit=3)
-    assert compile_cache() == CompileCache(hits=3, misses=0)
+    assert measured_compile_cache() == CompileCache(hits=3, misses=0)
     found.update(fxgraph_cache_miss=2, fxgraph_cache_bypass=1)
-    assert compile_cache() == CompileCache(hits=3, misses=3)
+    assert measured_compile_cache() == CompileCache(hits=3, misses=3)
 
 
 def test_a_gpu_tells_what_it_reserved_and_the_cpu_nothing(monkeypatch):
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 7)
-    assert peak_meter("cuda").reserved() == 7
-    assert peak_meter("cpu").reserved() is None
+    assert peak_memory_meter("cuda").reserved() == 7
+    assert peak_memory_meter("cpu").reserved() is None
 
 
 def test_constant_pictures():
-    assert is_constant(Image.new("RGB", (8, 8), (1, 2, 3)))
-    assert is_constant(Image.new("L", (8, 8)))
+    assert is_constant_picture(Image.new("RGB", (8, 8), (1, 2, 3)))
+    assert is_constant_picture(Image.new("L", (8, 8)))
     picture = Image.new("RGB", (8, 8))
     picture.putpixel((3, 3), (0, 0, 1))
-    assert not is_constant(picture)
+    assert not is_constant_picture(picture)
 
 
 def test_pictures_say_what_made_them(tmp_path):

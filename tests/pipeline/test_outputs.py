@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from support.rows import ENVIRONMENT, a_result
 
-from diffopt.pipeline.outputs import UNKNOWN_FPS, is_constant, save_pictures
+from diffopt.pipeline.outputs import UNKNOWN_FPS, is_constant_picture, save_pictures
 from diffopt.results.result import Artifacts
 from diffopt.results.sheet import GAP, SIDE, contact_sheet
 from diffopt.results.study import Study
@@ -99,15 +99,15 @@ def test_what_is_constant() -> None:
     black, grey = Image.new("RGB", (8, 8)), Image.new("L", (8, 8), 90)
     spot = Image.new("RGB", (8, 8))
     spot.putpixel((3, 3), (0, 0, 1))
-    assert is_constant(black)
-    assert is_constant(grey)
-    assert not is_constant(spot)
-    assert is_constant([black, black])
-    assert is_constant([black, grey]), "each frame is of one colour"
-    assert not is_constant([black, spot])
-    assert is_constant(np.zeros((2, 8, 8, 3)))
-    assert is_constant(np.full((2, 8, 8, 3), np.nan))
-    assert not is_constant(as_array([black, spot]))
+    assert is_constant_picture(black)
+    assert is_constant_picture(grey)
+    assert not is_constant_picture(spot)
+    assert is_constant_picture([black, black])
+    assert is_constant_picture([black, grey]), "each frame is of one colour"
+    assert not is_constant_picture([black, spot])
+    assert is_constant_picture(np.zeros((2, 8, 8, 3)))
+    assert is_constant_picture(np.full((2, 8, 8, 3), np.nan))
+    assert not is_constant_picture(as_array([black, spot]))
 
 
 def test_the_contact_sheet_shows_the_middle_frame_of_a_video(tmp_path: Path) -> None:

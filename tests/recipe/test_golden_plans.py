@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from diffopt.config import shipped_conf
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.recipe import lock
 from diffopt.recipe.plan import make_plan
 
@@ -21,11 +21,13 @@ TARGETS = {"sd15": ("a100", "t4"), "sdxl": ("h100", "cpu")}
 
 def described(recipe: str) -> str:
     """What is frozen: the resolved recipe, and its plan on GPUs where it works and where it does not."""
-    (request,) = requests([f"recipe={recipe}", "model=sd15", "model.weights=random", "hardware=a100"])
-    parts = [lock.to_yaml(request.cell)]
+    (request,) = compose_requests([f"recipe={recipe}", "model=sd15", "model.weights=random", "hardware=a100"])
+    parts = [lock.recipe_to_yaml(request.cell)]
     for model, places in TARGETS.items():
         for place in places:
-            (case,) = requests([f"recipe={recipe}", f"model={model}", "model.weights=random", f"hardware={place}"])
+            (case,) = compose_requests(
+                [f"recipe={recipe}", f"model={model}", "model.weights=random", f"hardware={place}"]
+            )
             parts.append(str(make_plan(case.cell)))
     return "\n\n".join(parts) + "\n"
 

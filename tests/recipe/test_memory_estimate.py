@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 
 from diffopt.config import Composer
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.recipe import rules
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.options import shipped_step
 from diffopt.recipe.plan import Plan, make_plan
 from diffopt.recipe.rules import remedies
-from diffopt.recipe.rules.estimate import GIB, Estimate, denoiser_batch, estimate
-from diffopt.recipe.rules.remedies import remedies as remedies_for
+from diffopt.recipe.rules.estimate import GIB, Estimate, denoiser_batch, estimate_memory_of_cell
+from diffopt.recipe.rules.remedies import remedies_for_conflict as remedies_for
 from diffopt.schema.model import Activations, Parameters
 from diffopt.schema.step import Order, Step
 
@@ -28,7 +28,7 @@ COUNTED = {"denoise": 500 * MILLION, "decode": 900 * MILLION}
 
 def cell(*overrides: str, parameters: Mapping[str, Any] = SIZES, activations: Mapping[str, Any] = COUNTED) -> Cell:
     """sd15 with round figures: 512x512, guidance 7.5."""
-    (request,) = requests(["model=sd15", "hardware=t4", *overrides])
+    (request,) = compose_requests(["model=sd15", "hardware=t4", *overrides])
     known = {"parameters": Parameters(**parameters), "activations": Activations(**activations)}
     return with_model(request.cell, **known)
 
@@ -42,7 +42,7 @@ def with_recipe(cell: Cell, **changes: Any) -> Cell:
 
 
 def needed(cell: Cell) -> Estimate:
-    found = estimate(cell)
+    found = estimate_memory_of_cell(cell)
     assert found is not None
     return found
 
@@ -162,8 +162,10 @@ def test_a_step_may_save_activations() -> None:
 
 
 def test_unknown_sizes_are_no_estimate() -> None:
-    assert estimate(cell(parameters={"denoiser": None, "text_encoders": 1, "vae": 1})) is None
-    assert estimate(with_recipe(cell(), precision=Halving())) is None  # it does not say what a weight takes
+    assert estimate_memory_of_cell(cell(parameters={"denoiser": None, "text_encoders": 1, "vae": 1})) is None
+    assert (
+        estimate_memory_of_cell(with_recipe(cell(), precision=Halving())) is None
+    )  # it does not say what a weight takes
     assert needed(cell(activations={})).activations == 0
 
 
@@ -257,7 +259,7 @@ def test_every_remedy_fits_and_works(monkeypatch: pytest.MonkeyPatch) -> None:
     found = remedies_for(large, 15 * GIB, lambda remedy: True)
     assert found
     for remedy in found:
-        (request,) = requests(["model=sd15", "hardware=t4", *str(remedy).split()])
+        (request,) = compose_requests(["model=sd15", "hardware=t4", *str(remedy).split()])
         again = with_model(request.cell, parameters=large.recipe.model.parameters)
         again = with_model(again, activations=large.recipe.model.activations)
         assert again.recipe.steps == remedy.cell.recipe.steps
@@ -300,7 +302,7 @@ def test_a_shipped_step_is_what_composing_gives(group: str, option: str) -> None
     if option not in Composer().options(group):
         assert shipped_step(group, option) is None
         return
-    (request,) = requests(["hardware=h100", f"{group}={option}"])
+    (request,) = compose_requests(["hardware=h100", f"{group}={option}"])
     assert shipped_step(group, option) == getattr(request.cell.recipe, group)
 
 

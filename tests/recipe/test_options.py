@@ -14,7 +14,14 @@ from support.places import CONF
 
 from diffopt.config import Composer
 from diffopt.errors import UsageError
-from diffopt.recipe.options import customary_options, merged, option_names, own_values, shipped_option, shipped_step
+from diffopt.recipe.options import (
+    customary_options,
+    merged_option,
+    option_names,
+    own_values,
+    shipped_option,
+    shipped_step,
+)
 
 NOT_OPTIONS = ("recipe", "sweep")  # overlays, which choose options, and matrices of them: nothing is merged
 GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NOT_OPTIONS)
@@ -85,13 +92,13 @@ def test_siblings_are_merged_as_hydra_does(files: Mapping[str, Mapping[str, Any]
         (tmp_path / "quant" / f"{name}.yaml").write_text(yaml.safe_dump(dict(data)), encoding="utf-8")
     with initialize_config_dir(version_base="1.3", config_dir=str(tmp_path)):
         hydras = OmegaConf.to_container(compose("quant/mine"), resolve=False)["quant"]
-    assert merged(lambda name: dict(files[name]), "mine") == hydras
+    assert merged_option(lambda name: dict(files[name]), "mine") == hydras
 
 
 def test_a_circle_is_told() -> None:
     files = {"a": {"defaults": ["b"]}, "b": {"defaults": ["a"]}}
     with pytest.raises(UsageError, match="circle"):
-        merged(lambda name: dict(files[name]), "a")
+        merged_option(lambda name: dict(files[name]), "a")
 
 
 def test_what_is_read_is_the_callers() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -27,8 +27,8 @@ def test_a_shown_recipe_reads_back_with_the_same_ids(cli: Cli, tmp_path: Path, w
     code, text, err = cli("show", *words)
     assert code == 0, err
     (tmp_path / "mine.yaml").write_text(text)
-    (asked,) = requests(words)
-    (read,) = requests([], lock=tmp_path / "mine.yaml")
+    (asked,) = compose_requests(words)
+    (read,) = compose_requests([], lock=tmp_path / "mine.yaml")
     assert (read.cell.id, read.cell.recipe.id) == (asked.cell.id, asked.cell.recipe.id)
     assert read.cell == asked.cell
     assert read.cell.choices == asked.cell.choices
@@ -39,14 +39,16 @@ def test_a_shown_recipe_reads_back_with_the_same_ids(cli: Cli, tmp_path: Path, w
 
 def test_overrides_on_a_recipe_file(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(cli("show", "recipe=pytorch2", "hardware=a100")[1])
-    (base,) = requests([], lock=tmp_path / "mine.yaml")
-    (other,) = requests(["compile=none", "workload.batch_size=4", "workload.prompt=cat"], lock=tmp_path / "mine.yaml")
+    (base,) = compose_requests([], lock=tmp_path / "mine.yaml")
+    (other,) = compose_requests(
+        ["compile=none", "workload.batch_size=4", "workload.prompt=cat"], lock=tmp_path / "mine.yaml"
+    )
     assert other.cell.recipe.compile.kind == "none"
     assert other.cell.choices["compile"] == "none"
     assert other.cell.workload.batch_size == 4
     assert other.cell.workload.prompts == ("cat",)
     assert other.cell.recipe.precision == base.cell.recipe.precision
-    swept = requests(["workload.batch_size=1,2"], lock=tmp_path / "mine.yaml", multirun=True)
+    swept = compose_requests(["workload.batch_size=1,2"], lock=tmp_path / "mine.yaml", multirun=True)
     assert [request.cell.workload.batch_size for request in swept] == [1, 2]
 
 
@@ -101,10 +103,10 @@ def test_diff(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_ids_do_not_depend_on_paths_or_names(tmp_path: Path) -> None:
-    (first,) = requests(["compile=default"])
+    (first,) = compose_requests(["compile=default"])
     (tmp_path / "compile").mkdir()
     (tmp_path / "compile" / "mine.yaml").write_text("# The same under another name.\ndefaults: [default, _self_]\n")
-    (second,) = requests(["compile=mine"], folders=[tmp_path])
+    (second,) = compose_requests(["compile=mine"], folders=[tmp_path])
     assert first.cell.id == second.cell.id
     assert first.cell.choices["compile"] != second.cell.choices["compile"]
 

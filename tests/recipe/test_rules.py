@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 from support.tiny import tiny
 
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import UsageError
 from diffopt.recipe import rules
 from diffopt.recipe.plan import Plan, make_plan
 from diffopt.recipe.recipe import STEP_GROUPS
-from diffopt.schema.step import Order, Trait, kinds
+from diffopt.schema.step import Order, Trait, registered_step_kinds
 
 
 def plan(*overrides: str) -> Plan:
-    (request,) = requests(list(overrides))
+    (request,) = compose_requests(list(overrides))
     return make_plan(request.cell)
 
 
@@ -284,7 +284,7 @@ def test_steps_are_ordered_by_order_alone() -> None:
 
 def test_every_registered_step_has_an_order_and_a_group() -> None:
     for group in STEP_GROUPS:
-        for kind, step in kinds(group).items():
+        for kind, step in registered_step_kinds(group).items():
             assert isinstance(step.order, Order), (group, kind)
             assert step.__doc__, (group, kind)
 
@@ -319,7 +319,7 @@ def test_small_gpus_do_not_search_matrix_products(gpu: str, noted: bool) -> None
 
 def test_int4_is_packed_where_the_weights_are() -> None:
     words = ("model=sdxl", "hardware=a100", "precision=bf16", "quant=int4_weight", "memory=model_offload")
-    (request,) = requests(list(words))
+    (request,) = compose_requests(list(words))
     reasons = make_plan(request.cell).reasons
     assert any("packed by a kernel of the GPU" in reason for reason in reasons)
 
@@ -341,7 +341,7 @@ def test_int4_is_packed_where_the_weights_are() -> None:
     ],
 )
 def test_what_would_change_nothing_is_refused(words: tuple[str, ...], reason: str) -> None:
-    (request,) = requests([*words, "hardware=cpu"])
+    (request,) = compose_requests([*words, "hardware=cpu"])
     (told,) = make_plan(request.cell).reasons
     assert reason in told
 
@@ -349,7 +349,7 @@ def test_what_would_change_nothing_is_refused(words: tuple[str, ...], reason: st
 def test_activations_count_by_the_size_that_they_were_counted_with() -> None:
     """Not by the model's customary one, which a fine-tune may have changed, and which is in no id."""
     same = ("model=sd15", "hardware=t4", "precision=fp16", "workload.height=512", "workload.width=512")
-    (plain,), (small,) = requests(list(same)), requests([*same, "model.height=64", "model.width=64"])
+    (plain,), (small,) = compose_requests(list(same)), compose_requests([*same, "model.height=64", "model.width=64"])
     assert plain.cell.id == small.cell.id
     assert make_plan(small.cell).reasons == make_plan(plain.cell).reasons == []
 
@@ -357,7 +357,7 @@ def test_activations_count_by_the_size_that_they_were_counted_with() -> None:
 @pytest.mark.parametrize("cascade", ["5", "sd_x4_upscaler", "{a: b}"])
 def test_a_cascade_is_a_list_of_names(cascade: str) -> None:
     with pytest.raises(UsageError, match="list of names of model options"):
-        requests(["model=deepfloyd_if", "model.weights=tiny", f"model.cascade={cascade}", "hardware=cpu"])
+        compose_requests(["model=deepfloyd_if", "model.weights=tiny", f"model.cascade={cascade}", "hardware=cpu"])
 
 
 def test_guidance_that_has_no_negative_prompt_to_guide_away_from_is_noted() -> None:

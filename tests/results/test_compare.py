@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 from support.rows import ENVIRONMENT, a_result
 
-from diffopt.config.resolve import make_cell, requests
+from diffopt.config.resolve import compose_requests, make_cell
 from diffopt.errors import UsageError
 from diffopt.machine.environment import Environment, Git
 from diffopt.recipe.recipe import STEP_GROUPS
-from diffopt.results.compare import compare
-from diffopt.results.comparison import changes, comparison_table
+from diffopt.results.compare import compare_studies
+from diffopt.results.comparison import comparison_table, environment_changes
 from diffopt.results.result import Latency, Metrics, PeakMemory, Result
-from diffopt.results.sides import RowFilter, is_selection, selections
+from diffopt.results.sides import RowFilter, is_selection_of_rows, row_selections
 from diffopt.results.study import Study
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -28,7 +28,7 @@ ELSEWHERE = ENVIRONMENT.model_copy(update={"device": ENVIRONMENT.device.model_co
 def row(
     *words: str, seconds: float | None = 1.0, spread: float = 0.0, runtime: str | None = None, **more: Any
 ) -> Result:
-    (request,) = requests(["hardware=cpu", "measure=quick", *words])
+    (request,) = compose_requests(["hardware=cpu", "measure=quick", *words])
     cell, choices = request.cell, {**request.cell.choices}
     if runtime is not None:
         cell = make_cell({**cell.model_dump(mode="json"), "runtime": {"name": runtime, "python": f"/{runtime}"}})
@@ -43,7 +43,7 @@ def row(
 
 
 def changed(before: list[Result], after: list[Result], key: str | None = None) -> list[str]:
-    return [comparison.change for comparison in compare(before, after, key)]
+    return [comparison.change for comparison in compare_studies(before, after, key)]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def changed(before: list[Result], after: list[Result], key: str | None = None) -
     ],
 )
 def test_changed(before: dict[str, Any], after: dict[str, Any], change: str, ratio: float | None) -> None:
-    (found,) = compare([row(**before)], [row(**after)])
+    (found,) = compare_studies([row(**before)], [row(**after)])
     assert (found.change, found.ratio) == (change, ratio)
 
 
@@ -84,11 +84,11 @@ def test_versions_and_runtimes_may_differ_and_are_told(cli: Cli, tmp_path: Path)
 
 def test_everything_else_that_was_asked_must_be_alike() -> None:
     with pytest.raises(UsageError, match=r"No cell of A has a counterpart in B: they also differ in workload\.steps\."):
-        compare([row()], [row("workload.steps=3"), row("workload.steps=3", "workload.seed=5")])
+        compare_studies([row()], [row("workload.steps=3"), row("workload.steps=3", "workload.seed=5")])
     with pytest.raises(UsageError, match="they also differ in .*, .*, .* and [0-9]+ more"):
-        compare([row()], [row("compile=default")])
+        compare_studies([row()], [row("compile=default")])
     with pytest.raises(UsageError, match="A ran on A processor, B on Another"):
-        compare([row()], [row(environment=ELSEWHERE)])
+        compare_studies([row()], [row(environment=ELSEWHERE)])
     assert changed([row(), row("compile=default")], [row(), row(environment=ELSEWHERE)]) == ["same", "absent"]
     assert changed([row(), row("compile=default")], [row(), row("compile=default", environment=ELSEWHERE)]) == [
         "same",
@@ -118,13 +118,13 @@ def test_within_one_study_runtimes_and_environments_differ_only_where_asked() ->
         row("compile=default", seconds=0.8, environment=NEWER),
     ]
     sides = [[r for r in rows if RowFilter("compile", option).takes(r)] for option in ("none", "default")]
-    found = compare(*sides, "compile", one_study=True)
+    found = compare_studies(*sides, "compile", one_study=True)
     assert [(c.before.env_id == c.after.env_id, c.ratio) for c in found if c.after] == [(True, 2.0), (True, 1.25)]
     runtimes = [row(), row(runtime="t214"), row("compile=default"), row("compile=default", runtime="t214")]
-    found = compare(runtimes[:2], runtimes[2:], "compile", one_study=True)
+    found = compare_studies(runtimes[:2], runtimes[2:], "compile", one_study=True)
     assert [comparison.name for comparison in found] == ["runtime=current", "runtime=t214"]
     with pytest.raises(UsageError, match="in different runtimes or environments, which runtime= or env= would"):
-        compare(rows[:1], rows[3:], "compile", one_study=True)
+        compare_studies(rows[:1], rows[3:], "compile", one_study=True)
     assert changed(rows[:1], rows[2:3]) == ["same"], "two studies"
 
 
@@ -144,27 +144,27 @@ def test_what_only_describes_may_differ_and_what_came_later_may_be_missing(words
     assert changed([row(*words)], [other]) == ["same"]
     other.cell["recipe"]["model"]["size_multiple"] = 4
     with pytest.raises(UsageError, match=r"differ in model\.size_multiple"):
-        compare([row(*words)], [other])
+        compare_studies([row(*words)], [other])
 
 
 def test_a_recipe_that_is_gone_is_told() -> None:
     gone = row()
     gone.cell["recipe"]["compile"]["kind"] = "hopefully"
     with pytest.raises(UsageError, match="a recipe that this diffopt does not know: .*hopefully"):
-        compare([row()], [gone])
+        compare_studies([row()], [gone])
 
 
 def test_two_rows_that_would_stand_beside_one_must_be_told_apart() -> None:
     twice = [row(), row(environment=NEWER)]
     with pytest.raises(UsageError, match=f"A has two rows .* cell .* env={ENVIRONMENT.id} and env={NEWER.id}"):
-        compare(twice, [row()])
+        compare_studies(twice, [row()])
     with pytest.raises(UsageError, match="B has two rows .* runtime=current and runtime=t214"):
-        compare([row()], [row(), row(runtime="t214")])
+        compare_studies([row()], [row(), row(runtime="t214")])
     partly = row("compile=default", "compile.fullgraph=false")
     with pytest.raises(
         UsageError, match="compile.fullgraph=true and compile.fullgraph=false; choose the sides by what"
     ):
-        compare([row()], [row("compile=default"), partly], "compile")
+        compare_studies([row()], [row("compile=default"), partly], "compile")
     assert [r.env_id for r in twice if RowFilter("env", NEWER.id).takes(r)] == [NEWER.id]
 
 
@@ -178,14 +178,16 @@ def test_an_option_is_known_by_its_other_names() -> None:
 
 def test_paths_with_an_equals_sign_are_studies() -> None:
     words = ("compile=none", "workload.steps=3", "./a=b", "a/b=c", "env=", "=x")
-    assert [is_selection(word) for word in words] == [True, True, False, False, True, False]
+    assert [is_selection_of_rows(word) for word in words] == [True, True, False, False, True, False]
 
 
 def test_what_environments_differ_in_is_told() -> None:
     fewer = ENVIRONMENT.model_copy(update={"cpu": ENVIRONMENT.cpu.model_copy(update={"threads": 2})})
     committed = ENVIRONMENT.model_copy(update={"git": Git(commit="abc", dirty=True)})
-    assert changes(compare([row()], [row(environment=fewer)])) == ["threads: 4 -> 2"]
-    assert changes(compare([row()], [row(environment=committed)])) == ["commit: none -> abc with changes"]
+    assert environment_changes(compare_studies([row()], [row(environment=fewer)])) == ["threads: 4 -> 2"]
+    assert environment_changes(compare_studies([row()], [row(environment=committed)])) == [
+        "commit: none -> abc with changes"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -200,7 +202,7 @@ def test_what_environments_differ_in_is_told() -> None:
 )
 def test_words_that_choose_no_two_sides(words: list[str], studies: int, said: str) -> None:
     with pytest.raises(UsageError, match=said):
-        selections(words, studies)
+        row_selections(words, studies)
 
 
 def keep(path: Path, rows: list[Result]) -> None:
@@ -240,12 +242,12 @@ def test_the_gate(two: Path, cli: Cli, percent: str, code: int) -> None:
     ],
 )
 def test_what_fails_at_any_percentage(before: dict[str, Any], after: dict[str, Any], fails: bool) -> None:
-    (found,) = compare([row(**before)], [row(**after)])
+    (found,) = compare_studies([row(**before)], [row(**after)])
     assert found.fails(1000) is fails
 
 
 def test_no_ratio_to_no_time() -> None:
-    (found,) = compare([row()], [row(seconds=0.0)])
+    (found,) = compare_studies([row()], [row(seconds=0.0)])
     assert (found.ratio, found.change, found.fails(0)) == (None, "faster", False)
 
 
@@ -310,6 +312,6 @@ def test_mistakes_are_one_paragraph_and_exit_code_2(two: Path, cli: Cli, words: 
 
 
 def test_a_row_without_a_figure_says_why() -> None:
-    found = compare([row()], [row(seconds=None, status="oom", phase="compile", valid=False, reason="8 GiB")])
+    found = compare_studies([row()], [row(seconds=None, status="oom", phase="compile", valid=False, reason="8 GiB")])
     (line,) = comparison_table(found).rows
     assert line[-2:] == ("broken", "B: oom at compile, 8 GiB")

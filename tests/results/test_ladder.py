@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 from support.rows import ENVIRONMENT, a_result
 
-from diffopt.config.resolve import Request, requests
+from diffopt.config.resolve import Request, compose_requests
 from diffopt.errors import UsageError
 from diffopt.recipe.plan import make_plan
-from diffopt.results.published.ladder import LADDERS, ladder
+from diffopt.results.published.ladder import LADDERS, ladder_table
 from diffopt.results.result import Latency, Metrics, Result, StageSpeed
 
 
 @cache
 def asked(*words: str) -> list[Request]:
-    return requests(list(words), multirun=True)
+    return compose_requests(list(words), multirun=True)
 
 
 def row(request: Request, seconds: float | None, **changes: Any) -> Result:
@@ -37,7 +37,7 @@ def row(request: Request, seconds: float | None, **changes: Any) -> Result:
 def climbed(results: Sequence[Result], name: str = "accelerate_inference") -> list[dict[str, str]]:
     """The lines of the table by header; the results come as a study gives them, in no order of the sweep."""
     ordered = sorted(results, key=lambda result: result.cell_id)
-    table = ladder(ordered, name)
+    table = ladder_table(ordered, name)
     assert all(len(line) == len(table.headers) for line in table.rows)
     return [dict(zip(table.headers, line, strict=True)) for line in table.rows]
 
@@ -142,14 +142,14 @@ def test_other_cells_of_the_study_come_last_without_a_number() -> None:
 def test_a_study_that_is_no_ladder_is_a_usage_error() -> None:
     others = asked("model=sdxl", "hardware=a100", "attention=math,cudnn")
     with pytest.raises(UsageError, match="is a rung of sweep=flux"):
-        ladder([row(request, 1.0) for request in others], "flux")
+        ladder_table([row(request, 1.0) for request in others], "flux")
 
 
 @pytest.mark.parametrize("words", [("precision=bf16",), ("precision=fp16", "layout=channels_last_denoiser"), ()])
 def test_a_cell_alone_is_a_rung_only_with_all_of_its_options(words: tuple[str, ...]) -> None:
     (other,) = asked("model=sdxl", "hardware=a100", *words)
     with pytest.raises(UsageError, match="No cell of this study is a rung of sweep=accelerate_inference"):
-        ladder([row(other, 1.0)], "accelerate_inference")
+        ladder_table([row(other, 1.0)], "accelerate_inference")
     rungs = [row(request, 1.0) for request in asked("sweep=accelerate_inference", "hardware=a100")]
     lines = climbed([*rungs, row(other, 1.0)])
     assert {line["cell"]: line["rung"] for line in lines}[other.cell.id] == ""

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from support.places import TESTS
 
-from diffopt.machine.environment import environment
+from diffopt.machine.environment import detect_environment
 from diffopt.results.study import Study
 
 OLD = TESTS / "results" / "study_of_0_1_0"
@@ -62,7 +62,7 @@ def test_a_cell_reads_back_with_the_same_id(cli: Cli, cell: str) -> None:
 def test_the_same_sweep_goes_on_where_it_stopped(cli: Cli, tmp_path: Path) -> None:
     """Here, that is: in the environment that is this machine's."""
     asked = {"8715f825d03f", "6c24c9359eb6", "64be96f42768", "8360eedfc743"}
-    place = environment("cpu").id
+    place = detect_environment("cpu").id
     for cell in asked:
         (row,) = (OLD / "cells" / cell).iterdir()
         shutil.copytree(row, tmp_path / "old" / "cells" / cell / place)

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 from support.places import REPO
 
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import Refusal, UsageError
 from diffopt.recipe.plan import make_plan
-from diffopt.results.published.charts import Chart, charts, to_figure, to_png, to_text
-from diffopt.results.published.figures import names, published
-from diffopt.results.published.layout import Entry, entries, tables
+from diffopt.results.published.charts import Chart, chart_to_figure, chart_to_png, chart_to_text, charts_of_published
+from diffopt.results.published.figures import published_figures, published_names
+from diffopt.results.published.layout import Entry, published_entries, published_tables
 
 Cli = Callable[..., tuple[int, str, str]]
 PAGE = Path(__file__).with_name("published_tables.md")  # the tables of the page, each cell without outer blanks
@@ -36,7 +36,10 @@ def split(page: str) -> dict[str, list[list[str]]]:
 
 
 def test_the_tables_are_those_of_the_page_cell_by_cell() -> None:
-    ours = {h: [[f"**{c}**" for c in t.headers], *map(list, t.rows)] for h, t in tables(entries(published("pytorch2")))}
+    ours = {
+        h: [[f"**{c}**" for c in t.headers], *map(list, t.rows)]
+        for h, t in published_tables(published_entries(published_figures("pytorch2")))
+    }
     theirs = split(PAGE.read_text(encoding="utf-8"))
     assert len(theirs) == 15
     assert list(ours) == list(theirs)
@@ -55,7 +58,7 @@ def test_the_command_prints_the_page_and_then_the_charts(cli: Cli) -> None:
 
 def test_each_text_says_what_its_figure_is() -> None:
     """2.34s is seconds per iteration; the page's slips of the pen stay in the text alone."""
-    for figure in published("pytorch2"):
+    for figure in published_figures("pytorch2"):
         speed = figure.iterations_per_second
         assert (figure.status == "ok") == (speed is not None)
         if speed is None:
@@ -68,20 +71,20 @@ def test_each_text_says_what_its_figure_is() -> None:
 
 def test_hardware_and_models_are_options() -> None:
     conf = REPO / "conf"
-    for figure in published("pytorch2"):
+    for figure in published_figures("pytorch2"):
         assert (conf / "hardware" / f"{figure.hardware}.yaml").is_file()
         assert (conf / "model" / f"{figure.option}.yaml").is_file()
 
 
 def test_names_and_unknown_names(cli: Cli) -> None:
-    assert names() == ("pytorch2",)
+    assert published_names() == ("pytorch2",)
     code, out, err = cli("report", "--published", "pytorch3")
     assert (code, out) == (2, "")
     assert "Did you mean pytorch2?" in err
 
 
 def drawn(gpu: str | None = None) -> list[Chart]:
-    return charts(entries(published("pytorch2")), gpu)
+    return charts_of_published(published_entries(published_figures("pytorch2")), gpu)
 
 
 def test_the_speed_up_is_compiled_over_not_compiled_of_the_same_torch() -> None:
@@ -117,16 +120,16 @@ def test_bars_of_text_are_as_long_as_their_figures() -> None:
         Entry("A100", 1, "SD - txt2img", "torch 2", "compile", "20", (20.0,)),
         Entry("A100", 1, "SD - inpaint", "torch 2", "compile", "OOM at warmup", ()),
     ]
-    speedup, pipelines = charts(cells)
-    assert "torch 2, compile  " + "█" * 40 + " 2.00x" in to_text(speedup)
-    lines = to_text(pipelines).splitlines()
+    speedup, pipelines = charts_of_published(cells)
+    assert "torch 2, compile  " + "█" * 40 + " 2.00x" in chart_to_text(speedup)
+    lines = chart_to_text(pipelines).splitlines()
     assert sorted(line.count("█") for line in lines if "█" in line) == [20, 40]
     assert lines[-1].endswith("torch 2, compile     OOM at warmup")
 
 
 def test_a_chart_without_any_figure_is_left_out() -> None:
     only = Entry("A100", 1, "SD - txt2img", "torch 2", "no compile", "12.00", (12.0,))
-    assert [chart.name for chart in charts([only])] == ["pipelines"]
+    assert [chart.name for chart in charts_of_published([only])] == ["pipelines"]
 
 
 def test_the_charts_as_pictures(cli: Cli, tmp_path: Path) -> None:
@@ -143,7 +146,7 @@ def test_the_charts_as_pictures(cli: Cli, tmp_path: Path) -> None:
 def test_without_matplotlib_the_command_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(Refusal, match=r"pip install 'diffopt-toolkit\[charts\]'"):
-        to_png(drawn()[0], tmp_path / "chart.png")
+        chart_to_png(drawn()[0], tmp_path / "chart.png")
 
 
 def test_without_matplotlib_nothing_is_printed_or_made(
@@ -175,7 +178,7 @@ def test_wrong_usage(cli: Cli, tmp_path: Path, words: tuple[str, ...], says: str
 
 
 def test_what_would_break_a_table_is_escaped() -> None:
-    ((_, table),) = tables([Entry("A|B", 4, "SD | x", "torch 2", "compile", "1.00", (1.0,))])
+    ((_, table),) = published_tables([Entry("A|B", 4, "SD | x", "torch 2", "compile", "1.00", (1.0,))])
     assert table.centred().splitlines()[-1] == r"| SD \| x | 1.00 |"
 
 
@@ -184,7 +187,7 @@ def many(names: Sequence[str], torches: Sequence[str] = ("torch 2.13.0",)) -> Ch
     cells = [
         Entry("A100", 1, name, torch, mode, "1.00", (1.0,)) for name in names for torch in torches for mode in modes
     ]
-    return charts([*cells, Entry("A100", 4, names[0], torches[0], modes[0], "2.00", (2.0,))])[-1]
+    return charts_of_published([*cells, Entry("A100", 4, names[0], torches[0], modes[0], "2.00", (2.0,))])[-1]
 
 
 SETTINGS = "precision=bf16 fuse=qkv quant=int8_dynamic_vae attention=sdpa layout=channels_last scheduler=euler"
@@ -194,7 +197,7 @@ NAMES = [*(f"SD - task {number}" for number in range(12)), *(f"SDXL - txt2img, {
 @pytest.mark.parametrize("names", [NAMES, NAMES[:3], NAMES[-3:], [f"SD, model.revision={n:040}" for n in range(9)]])
 def test_names_below_the_bars_do_not_meet(names: Sequence[str]) -> None:
     pytest.importorskip("matplotlib")
-    figure = to_figure(many(names))
+    figure = chart_to_figure(many(names))
     figure.draw_without_rendering()
     for ax in figure.axes:
         boxes = [label.get_window_extent() for label in ax.get_xticklabels()]
@@ -206,7 +209,7 @@ def test_names_below_the_bars_do_not_meet(names: Sequence[str]) -> None:
 @pytest.mark.parametrize("torches", [1, 2, 3])
 def test_the_whole_legend_is_in_the_picture(torches: int) -> None:
     pytest.importorskip("matplotlib")
-    figure = to_figure(many(NAMES[:6], [f"torch 2.1{n}.0a0+git1234567 (container{n})" for n in range(torches)]))
+    figure = chart_to_figure(many(NAMES[:6], [f"torch 2.1{n}.0a0+git1234567 (container{n})" for n in range(torches)]))
     figure.draw_without_rendering()
     (legend,) = figure.legends
     box = legend.get_window_extent()
@@ -229,7 +232,7 @@ def test_the_documented_sweeps_of_the_page_are_planned_in_full() -> None:
     for words in asked:
         study = next(word for word in words if word.startswith("study="))
         hardware = "cpu" if "precision=fp32" in words else "a100"
-        found[study] = requests([*words, f"hardware={hardware}"], multirun=True)
+        found[study] = compose_requests([*words, f"hardware={hardware}"], multirun=True)
         assert [make_plan(r.cell).problems for r in found[study]] == [()] * len(found[study])
     assert {study: len(cells) for study, cells in found.items()} == {
         "study=page": 36,

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from support.rows import ENVIRONMENT, a_result
 
-from diffopt.config.resolve import Request, requests
+from diffopt.config.resolve import Request, compose_requests
 from diffopt.errors import UsageError
 from diffopt.machine.environment import Environment
 from diffopt.machine.nvml import Device
 from diffopt.recipe.cell import Cell
 from diffopt.results.published import like, places
-from diffopt.results.published.charts import charts
-from diffopt.results.published.figures import published
-from diffopt.results.published.ladder import ladder
-from diffopt.results.published.layout import entries, tables
+from diffopt.results.published.charts import charts_of_published
+from diffopt.results.published.figures import published_figures
+from diffopt.results.published.ladder import ladder_table
+from diffopt.results.published.layout import published_entries, published_tables
 from diffopt.results.published.like import Likeness
 from diffopt.results.published.places import Place
 from diffopt.results.result import Latency, Metrics, Result, StageSpeed
@@ -31,20 +31,22 @@ A100 = "NVIDIA A100-SXM4-80GB"
 
 @cache
 def asked(*words: str) -> Request:
-    return requests(["hardware=a100", "measure=quick", "precision=fp16", "layout=channels_last_denoiser", *words])[0]
+    return compose_requests(
+        ["hardware=a100", "measure=quick", "precision=fp16", "layout=channels_last_denoiser", *words]
+    )[0]
 
 
 @cache
 def sweep(name: str) -> tuple[Cell, ...]:
-    return tuple(request.cell for request in requests([f"sweep={name}", "hardware=cpu"], multirun=True))
+    return tuple(request.cell for request in compose_requests([f"sweep={name}", "hardware=cpu"], multirun=True))
 
 
 def likeness(results: Iterable[Result], name: str, gpu: str | None = None) -> Likeness:
-    return like.likeness(list(results), name, sweep(name), gpu)
+    return like.likeness_to_published(list(results), name, sweep(name), gpu)
 
 
 def places_of(results: Iterable[Result], name: str) -> list[Place]:
-    return places.places(list(results), name, sweep(name))
+    return places.places_on_published_page(list(results), name, sweep(name))
 
 
 def where(torch: str = "2.13.0", device: str | None = A100) -> Environment:
@@ -67,7 +69,7 @@ def failed(*words: str, status: str, phase: str, reason: str = "because", **more
 
 def shown(found: Likeness) -> dict[str, dict[str, dict[str, str]]]:
     """Table, then row, then column."""
-    pages = tables([*found.ours, *found.beside], found.columns)
+    pages = published_tables([*found.ours, *found.beside], found.columns)
     return {
         heading: {line[0]: dict(zip(table.headers[1:], line[1:], strict=True)) for line in table.rows}
         for heading, table in pages
@@ -111,7 +113,9 @@ def test_pipelines_stand_in_the_order_of_the_page_whatever_the_order_of_the_stud
         row("model=sd15", speeds=(5.0,)),
     ]
     (table,) = as_published(*rows).values()
-    assert list(table) == list(dict.fromkeys(figure.pipeline for figure in published(PAGE) if figure.gpu == "A100"))
+    assert list(table) == list(
+        dict.fromkeys(figure.pipeline for figure in published_figures(PAGE) if figure.gpu == "A100")
+    )
 
 
 def test_a_cascade_has_three_figures_and_three_ratios_and_a_batch_only_the_first_ones() -> None:
@@ -249,7 +253,7 @@ def test_slicing_is_the_sweep_s_own_where_the_page_says_nothing(vae: str) -> Non
 
 
 def test_every_cell_of_the_sweep_is_compared() -> None:
-    asked = requests(["sweep=pytorch2", "hardware=a100", "model.weights=random"], multirun=True)
+    asked = compose_requests(["sweep=pytorch2", "hardware=a100", "model.weights=random"], multirun=True)
     rows = []
     for request in asked:
         at, speeds = where(), (1.0,) * len(request.cell.recipe.model.stages)
@@ -454,7 +458,7 @@ def test_other_pipelines_are_left_out_and_said() -> None:
 def gpu_matrix() -> list[Result]:
     """A row for each cell of the sweep on an H100."""
     rows = []
-    for request in requests(["sweep=gpu_matrix", "hardware=h100"], multirun=True):
+    for request in compose_requests(["sweep=gpu_matrix", "hardware=h100"], multirun=True):
         cell, at = request.cell, where(device=H100)
         stages = tuple(StageSpeed(name=s.name, steps=8, iterations_per_second=9.0) for s in cell.recipe.model.stages)
         latency = Latency(samples=(1.0,), median=1.0, q1=1.0, q3=1.0)
@@ -466,10 +470,10 @@ def gpu_matrix() -> list[Result]:
 
 @pytest.mark.parametrize(("page", "rungs"), [("accelerate_inference", "123456"), ("flux", "1")])
 def test_the_gpu_matrix_has_rungs_of_each_ladder(page: str, rungs: str) -> None:
-    table = ladder(sorted(gpu_matrix(), key=lambda row: row.cell_id), page)
+    table = ladder_table(sorted(gpu_matrix(), key=lambda row: row.cell_id), page)
     lines = [dict(zip(table.headers, line, strict=True)) for line in table.rows]
     assert len(lines) == len(gpu_matrix())
-    asked = requests([f"sweep={page}", "hardware=h100", "model.weights=random", "measure=quick"], multirun=True)
+    asked = compose_requests([f"sweep={page}", "hardware=h100", "model.weights=random", "measure=quick"], multirun=True)
     ids = {request.cell.id for request in asked}
     assert [line["rung"] for line in lines if line["cell"] in ids] == list(rungs)
 
@@ -480,8 +484,8 @@ def test_the_whole_gpu_matrix_has_a_place_for_each_row_and_a_chart_as_the_page_s
     spots = {(e.gpu, e.batch_size, e.pipeline, e.torch, e.mode) for e in found.ours}
     assert len(spots) == len(found.ours) == len(places_of(rows, PAGE))
     assert len(found.ours) > 20
-    (first, *_) = charts(found.drawn)[-1].panels
-    theirs = charts(entries(published(PAGE)), "A100")[-1].panels[0]
+    (first, *_) = charts_of_published(found.drawn)[-1].panels
+    theirs = charts_of_published(published_entries(published_figures(PAGE)), "A100")[-1].panels[0]
     assert first.groups == theirs.groups
     assert max(map(len, found.notes)) < 500
 

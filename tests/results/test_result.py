@@ -13,7 +13,7 @@ from support.rows import a_result
 from diffopt.errors import UsageError
 from diffopt.machine.files import write_json
 from diffopt.results.result import Latency, Metrics, PeakMemory, Result, StageSpeed, read_result
-from diffopt.schema.words import flatten
+from diffopt.schema.words import flatten_to_dotted_keys
 
 SCHEMA = Result.model_json_schema(mode="serialization")
 GOLDEN = Path(__file__).with_name("result_schema.txt")
@@ -49,7 +49,7 @@ def test_the_schema_is_frozen(update_golden):
 def test_the_schema_is_what_is_written():
     known = {line.partition(":")[0] for line in GOLDEN.read_text().splitlines()}
     data = a_result().model_dump(mode="json") | {"cell": {}}
-    written = {path for path, value in flatten(data) if value not in (None, (), [], {})}
+    written = {path for path, value in flatten_to_dotted_keys(data) if value not in (None, (), [], {})}
     assert "environment.device.memory_bytes" in written
     assert {path for path in written if path not in known and f"{path.rpartition('.')[0]}.*" not in known} == set()
 

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from support.rows import ENVIRONMENT, a_result
 
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import UsageError
-from diffopt.recipe.labels import labels
-from diffopt.results.reference import reference_of
+from diffopt.recipe.labels import cell_labels
+from diffopt.results.reference import reference_row_of
 from diffopt.results.result import (
     Artifacts,
     CompileCache,
@@ -31,11 +31,11 @@ from diffopt.results.result import (
 )
 from diffopt.results.sheet import GAP, SIDE, contact_sheet
 from diffopt.results.study import Study
-from diffopt.results.table import Table, table, values
+from diffopt.results.table import Table, results_table, values_table
 
 
 def row(*overrides: str, seconds: float | None = None, **changes: Any) -> Result:
-    (request,) = requests(["hardware=cpu", "measure=quick", *overrides])
+    (request,) = compose_requests(["hardware=cpu", "measure=quick", *overrides])
     if seconds is not None:
         changes["metrics"] = Metrics(
             first_call_s=9.0,
@@ -61,7 +61,7 @@ STUDY = [
 
 
 def test_the_table_says_what_differs_how_fast_and_why_not() -> None:
-    found = cells(table(STUDY).markdown().replace("\\|", "/"))
+    found = cells(results_table(STUDY).markdown().replace("\\|", "/"))
     assert [line["compile"] for line in found] == ["none", "default", "regional", "dynamic"]
     assert "model" not in found[0], "what all rows share is left out"
     assert [line["speed-up"] for line in found] == ["1.00x", "2.00x", "", "0.50x"]
@@ -72,7 +72,7 @@ def test_the_table_says_what_differs_how_fast_and_why_not() -> None:
 
 def test_the_reference_has_the_customary_dtype_and_no_other_optimization() -> None:
     base, fast = STUDY[:2]
-    assert reference_of(fast, [fast, base]) is base
+    assert reference_row_of(fast, [fast, base]) is base
     for unlike in (
         row("workload.steps=3", seconds=1.0),
         row("precision=bf16", seconds=1.0),
@@ -81,7 +81,7 @@ def test_the_reference_has_the_customary_dtype_and_no_other_optimization() -> No
         row(seconds=1.0, env_id="0" * 12),
         row(status="error", valid=False),
     ):
-        assert reference_of(fast, [fast, unlike]) is None
+        assert reference_row_of(fast, [fast, unlike]) is None
 
 
 @pytest.mark.parametrize(
@@ -93,14 +93,14 @@ def test_the_reference_has_the_customary_dtype_and_no_other_optimization() -> No
     ],
 )
 def test_a_reference_is_valid_measured_alike_and_has_the_customary_vae(unlike: Result) -> None:
-    assert reference_of(STUDY[1], [unlike]) is None
+    assert reference_row_of(STUDY[1], [unlike]) is None
 
 
 def test_a_corrected_data_sheet_does_not_part_a_cell_from_its_reference() -> None:
     base, fast = STUDY[:2]
     model = {**base.cell["recipe"]["model"], "parameters": 7}
     older = base.model_copy(update={"cell": {**base.cell, "recipe": {**base.cell["recipe"], "model": model}}})
-    assert reference_of(fast, [older]) is older
+    assert reference_row_of(fast, [older]) is older
 
 
 def with_metrics(result: Result, **changes: Any) -> Result:
@@ -109,7 +109,7 @@ def with_metrics(result: Result, **changes: Any) -> Result:
 
 def test_a_first_call_is_cold_or_warm() -> None:
     caches = (None, CompileCache(hits=3, misses=0), CompileCache(hits=5, misses=1))
-    lines = cells(table([with_metrics(STUDY[0], compile_cache=cache) for cache in caches]).markdown())
+    lines = cells(results_table([with_metrics(STUDY[0], compile_cache=cache) for cache in caches]).markdown())
     assert [line["first call s"] for line in lines] == ["9", "9 (warm)", "9 (cold)"]
 
 
@@ -117,7 +117,7 @@ def test_the_peak_of_cuda_graphs_is_what_was_reserved() -> None:
     reserved = with_metrics(STUDY[1], peak_reserved_bytes=PeakReserved(first_call=2**31, steady=2**30))
     effect = StepEffect(group="compile", kind="full", summary="", numbers={"graphs": 1, "cuda_graphs": 2})
     graphs = reserved.model_copy(update={"effects": (effect,)})
-    assert [line["peak MiB"] for line in cells(table([reserved, graphs]).markdown())] == ["512", "1024"]
+    assert [line["peak MiB"] for line in cells(results_table([reserved, graphs]).markdown())] == ["512", "1024"]
 
 
 def test_a_report_leaves_unreadable_rows_out_and_says_so(
@@ -143,20 +143,20 @@ def test_a_report_leaves_unreadable_rows_out_and_says_so(
 
 def test_a_cell_refused_elsewhere_and_measured_here_is_one_row() -> None:
     refused = row(status="refused", phase="load", valid=False, reason="no GPU", env_id="0" * 12)
-    assert len(table([refused, STUDY[0]]).rows) == 1
-    assert len(table([refused, STUDY[1]]).rows) == 2
+    assert len(results_table([refused, STUDY[0]]).rows) == 1
+    assert len(results_table([refused, STUDY[1]]).rows) == 2
 
 
 def test_two_environments_are_told_apart() -> None:
     elsewhere = row(seconds=3.0, env_id="1" * 12)
-    shown = table([STUDY[0], elsewhere])
+    shown = results_table([STUDY[0], elsewhere])
     assert "device" in shown.headers
     assert ENVIRONMENT.id in " ".join(shown.rows[0])
     assert [line[shown.headers.index("speed-up")] for line in shown.rows] == ["1.00x", "1.00x"]
 
 
 def test_csv_has_every_value_and_reads_back() -> None:
-    read = list(csv.DictReader(io.StringIO(values(STUDY).csv())))
+    read = list(csv.DictReader(io.StringIO(values_table(STUDY).csv())))
     assert [line["status"] for line in read] == ["ok", "ok", "oom", "ok"]
     assert read[1]["metrics.latency_s.median"] == "0.5"
     assert read[1]["metrics.stage_unet.iterations_per_second"] == "16.0"
@@ -203,7 +203,7 @@ def test_a_picture_is_named_by_its_file_and_a_copy_of_it_has_the_same_reference(
     Image.new("RGB", (8, 8), "red").save(tmp_path / "copy.png")
     Image.new("RGB", (8, 8), "blue").save(tmp_path / "blue.png")
     red, copy, blue = (
-        requests(
+        compose_requests(
             [
                 "hardware=cpu",
                 "model=sd15",
@@ -214,10 +214,10 @@ def test_a_picture_is_named_by_its_file_and_a_copy_of_it_has_the_same_reference(
         )[0].cell
         for name in ("red.png", "copy.png", "blue.png")
     )
-    names = labels([cell.model_dump(mode="json") for cell in (red, blue)])
+    names = cell_labels([cell.model_dump(mode="json") for cell in (red, blue)])
     assert names == [{"workload.image.path": "red.png"}, {"workload.image.path": "blue.png"}]
     assert red.id == copy.id != blue.id
-    faster = requests(
+    faster = compose_requests(
         [
             "hardware=cpu",
             "model=sd15",
@@ -228,7 +228,7 @@ def test_a_picture_is_named_by_its_file_and_a_copy_of_it_has_the_same_reference(
         ]
     )[0].cell
     rows = [a_result(red), a_result(blue), a_result(faster)]
-    assert reference_of(rows[2], rows) is rows[0]
+    assert reference_row_of(rows[2], rows) is rows[0]
 
 
 FACES = Table(("name", "s", "why"), (("a", "1.5", "x | y"), ("long one", "10", "")), right=frozenset({1}))

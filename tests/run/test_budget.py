@@ -19,7 +19,7 @@ from support.rows import a_cell, a_result, seeded, stubbed
 from diffopt.config.resolve import make_cell
 from diffopt.errors import Interrupted
 from diffopt.machine import nvml
-from diffopt.machine.environment import environment
+from diffopt.machine.environment import detect_environment
 from diffopt.machine.nvml import Device, Gpu
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.launch import Launch
@@ -63,7 +63,7 @@ def ok(seed: int) -> Cell:
 
 def keep(cell: Cell, seconds: float | None = None, **changes: Any) -> Result:
     """A row of the study, made here."""
-    here = environment(cell.recipe.hardware.device)
+    here = detect_environment(cell.recipe.hardware.device)
     row = a_result(cell, environment=here, env_id=here.id, seconds=seconds, **changes)
     Study.create("s").keep(row)
     return row
@@ -77,21 +77,21 @@ def expected(cell: Cell, *rows: Result, minutes: float = 1e-9) -> float:
     budget = Budget(launch().model_copy(update={"minutes": minutes}))
     for row in rows:
         budget.note(row)
-    reason = budget.shortage(cell, environment("cpu"))
+    reason = budget.shortage(cell, detect_environment("cpu"))
     assert reason is not None
     found = re.search(r"it may take (\d+) s", reason)
     return float(found[1]) if found else 0.0
 
 
 def here(cell: Cell, seconds: float | None, **changes: Any) -> Result:
-    return a_result(cell, environment=environment("cpu"), seconds=seconds, **changes)
+    return a_result(cell, environment=detect_environment("cpu"), seconds=seconds, **changes)
 
 
 def test_without_minutes_there_is_no_end_and_no_other_order() -> None:
     budget = Budget(launch())
     assert budget.end == math.inf
     budget.note(here(ok(0), 1e9, status="interrupted"))
-    assert budget.shortage(ok(0), environment("cpu")) is None
+    assert budget.shortage(ok(0), detect_environment("cpu")) is None
     _, events = swept([ok(2), ok(1)])
     assert begun(events) == [ok(2).id, ok(1).id]
     assert events[0] == SweepStarted(2, None)
@@ -113,7 +113,7 @@ def test_a_cell_that_did_not_end_well_needs_more_than_it_took() -> None:
 
 
 def test_rows_from_another_device_say_nothing() -> None:
-    other = environment("cpu").model_copy(
+    other = detect_environment("cpu").model_copy(
         update={"device": Device(kind="cpu", name="Another", memory_bytes=1, gpu=None)}
     )
     assert expected(ok(0), a_result(ok(1), environment=other, seconds=100.0)) == 0
@@ -122,7 +122,7 @@ def test_rows_from_another_device_say_nothing() -> None:
 def test_a_shortage_says_what_alone_would_do() -> None:
     budget = Budget(limited(60))
     budget.note(here(ok(1), 100.0))
-    reason = budget.shortage(ok(0), environment("cpu"))
+    reason = budget.shortage(ok(0), detect_environment("cpu"))
     assert reason is not None
     minutes = re.fullmatch(
         r"not begun, launch.minutes=1.08833: 60 s were left, and by the rows of this study it may take 120 s; alone it "
@@ -132,7 +132,7 @@ def test_a_shortage_says_what_alone_would_do() -> None:
     assert minutes, reason
     again = Budget(launch().model_copy(update={"minutes": float(minutes[1])}))
     again.note(here(ok(1), 100.0))
-    assert again.shortage(ok(0), environment("cpu")) is None
+    assert again.shortage(ok(0), detect_environment("cpu")) is None
 
 
 def test_first_what_is_new_or_was_cut_off_then_what_failed_last_what_is_done() -> None:
@@ -235,7 +235,7 @@ def on_gpu(cell: Cell) -> Cell:
 def test_all_gpus_share_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     name = "NVIDIA A100-SXM4-80GB"
     gpus = tuple(Gpu(i, f"GPU-{i}", name, 80 * 2**30, (8, 0), "570.1") for i in range(2))
-    monkeypatch.setattr(nvml, "detect", lambda: gpus)
+    monkeypatch.setattr(nvml, "detect_gpus", lambda: gpus)
     described = Device(kind="cuda", name=name, memory_bytes=1, gpu=None)
     monkeypatch.setattr("diffopt.machine.nvml.gpu_device", lambda uuid: described)
     hanging = []
@@ -251,7 +251,7 @@ def test_all_gpus_share_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_cell_that_another_process_has_is_waited_for_no_longer_than_there_is_time() -> None:
-    study, where = Study.create("s"), environment("cpu")
+    study, where = Study.create("s"), detect_environment("cpu")
     with study.claim(ok(0).id, where.id, lambda seconds: True):
         rows, _ = swept([ok(0), ok(1)], seconds=0.7)
     assert rows[0].status == "interrupted"

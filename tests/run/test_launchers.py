@@ -11,7 +11,7 @@ from support.documents import new_files
 from support.processes import launch, use_stub
 from support.rows import stubbed
 
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import UsageError
 from diffopt.results.result import Result
 from diffopt.run import launchers
@@ -41,7 +41,7 @@ def test_an_unknown_one_is_a_usage_error_before_there_is_a_study(cli: Cli, verb:
 @pytest.mark.parametrize("kind", ["a.b", "../local", ""])
 def test_what_is_no_name_of_a_launcher_is_refused_where_it_is_read(kind: str) -> None:
     with pytest.raises(UsageError, match=r"launch\.kind"):
-        requests(["hardware=cpu", f"launch.kind='{kind}'"])
+        compose_requests(["hardware=cpu", f"launch.kind='{kind}'"])
 
 
 def test_another_launcher_is_a_module_and_an_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +51,7 @@ def test_another_launcher_is_a_module_and_an_option(tmp_path: Path, monkeypatch:
         (tmp_path / path).parent.mkdir(parents=True)
         (tmp_path / path).write_text(text, encoding="utf-8")
     monkeypatch.setattr(launchers, "__path__", [*launchers.__path__, str(tmp_path / "diffopt/run/launchers")])
-    (request,) = requests(["hardware=cpu", "launch=backwards"], trusted=[tmp_path / "conf"])
+    (request,) = compose_requests(["hardware=cpu", "launch=backwards"], trusted=[tmp_path / "conf"])
     use_stub(monkeypatch)
     started: list[str] = []
 

@@ -11,9 +11,9 @@ from support.rows import stubbed
 
 from diffopt.machine import oom_killer
 from diffopt.recipe.launch import CompileArtifact
-from diffopt.recipe.lock import to_yaml
+from diffopt.recipe.lock import recipe_to_yaml
 from diffopt.run import process
-from diffopt.run.process import Stop, run_child
+from diffopt.run.process import Stop, run_worker_process
 
 
 @pytest.fixture
@@ -21,10 +21,10 @@ def run(tmp_path, monkeypatch):
     use_stub(monkeypatch)
 
     def call(mode, **deadlines):
-        (tmp_path / "cell.yaml").write_text(to_yaml(stubbed(mode)))
+        (tmp_path / "cell.yaml").write_text(recipe_to_yaml(stubbed(mode)))
         phases = []
         stop = Stop()
-        verdict = run_child(tmp_path, launch(**deadlines), stop, gpu=None, on_phase=phases.append)
+        verdict = run_worker_process(tmp_path, launch(**deadlines), stop, gpu=None, on_phase=phases.append)
         stop.close()
         return verdict, phases
 
@@ -78,7 +78,7 @@ def stopped(tmp_path, monkeypatch):
 
     def call(grace, *others):
         use_stub(monkeypatch)
-        (tmp_path / "cell.yaml").write_text(to_yaml(stubbed("hang")))
+        (tmp_path / "cell.yaml").write_text(recipe_to_yaml(stubbed("hang")))
         stop = Stop()
 
         def on_phase(phase):
@@ -88,7 +88,9 @@ def stopped(tmp_path, monkeypatch):
                     threading.Timer(after, stop, [signal.SIGTERM]).start()
 
         began = time.monotonic()
-        verdict = run_child(tmp_path, launch().model_copy(update={"grace": grace}), stop, gpu=None, on_phase=on_phase)
+        verdict = run_worker_process(
+            tmp_path, launch().model_copy(update={"grace": grace}), stop, gpu=None, on_phase=on_phase
+        )
         stop.close()
         assert (verdict.status, verdict.phase) == ("interrupted", "compile")
         assert all(gone(pid) for pid in (tmp_path / "pids").read_text().split())
@@ -129,7 +131,7 @@ def printed(tmp_path, monkeypatch):
     def call(gpu):
         monkeypatch.setattr(process, "_command", lambda *rest: ["env"])
         stop = Stop()
-        run_child(tmp_path, launch(), stop, gpu=gpu, on_phase=lambda phase: None)
+        run_worker_process(tmp_path, launch(), stop, gpu=gpu, on_phase=lambda phase: None)
         stop.close()
         return (tmp_path / "log.txt").read_text().splitlines()
 

@@ -15,7 +15,7 @@ from diffopt.run.events import (
     RowUnreadable,
     SweepFinished,
     SweepStarted,
-    silent,
+    silent_listener,
 )
 
 CELL = a_cell().id
@@ -87,4 +87,4 @@ def test_bars_on_a_terminal(monkeypatch):
 
 def test_a_listener_may_say_nothing():
     for event in STORY:
-        assert silent(event) is None
+        assert silent_listener(event) is None

@@ -14,13 +14,13 @@ from support.processes import STUB, gone, launch
 from support.rows import ENVIRONMENT, a_cell, a_result, stubbed
 
 import diffopt
-from diffopt.config.resolve import make_cell, read_lock, requests
+from diffopt.config.resolve import compose_requests, make_cell, read_lock
 from diffopt.errors import UsageError
 from diffopt.machine import environment, interpreter, packages
-from diffopt.machine.interpreter import Interpreter, ask, interpreters, worker_requirements
+from diffopt.machine.interpreter import Interpreter, ask_interpreter, interpreters, worker_requirements
 from diffopt.recipe import lock
 from diffopt.results import study, table
-from diffopt.results.reference import reference_of
+from diffopt.results.reference import reference_row_of
 from diffopt.run.sweep import run_all
 from diffopt.schema.runtime import CURRENT, Runtime
 from diffopt.schema.step import Requirements
@@ -41,7 +41,7 @@ def another(path, **versions):
     """A Python that says it has these versions (None: not there), of all else that a worker needs what is here.
 
     It counts how often it is asked in NAME.asked. Its worker is the stub, whose log begins with its PYTHONPATH."""
-    fine = {name: packages.installed(name) for name in map(named, worker_requirements())}
+    fine = {name: packages.installed_version(name) for name in map(named, worker_requirements())}
     found = {**fine, "pip": "25", **{name.replace("_", "-"): version for name, version in versions.items()}}
     pairs = [[name, version] for name, version in found.items() if version is not None]
     answer = json.dumps({"python": "3.12.4", "found": pairs})
@@ -60,7 +60,7 @@ def with_runtime(cell, name, python):
 
 
 def asked(*words):
-    (request,) = requests(["hardware=cpu", "measure=quick", *words])
+    (request,) = compose_requests(["hardware=cpu", "measure=quick", *words])
     return request.cell
 
 
@@ -84,7 +84,7 @@ def test_ids_have_the_name_of_a_runtime_and_not_its_path():
 def test_an_option_of_ones_own_has_its_name(tmp_path, monkeypatch):
     (tmp_path / "runtime").mkdir()
     (tmp_path / "runtime" / "t210.yaml").write_text("defaults: [python, _self_]\npython: /venvs/t210/bin/python\n")
-    found = requests(["hardware=cpu", "runtime=current,t210"], multirun=True, trusted=[tmp_path])
+    found = compose_requests(["hardware=cpu", "runtime=current,t210"], multirun=True, trusted=[tmp_path])
     assert [request.cell.runtime for request in found] == [
         CURRENT,
         Runtime(name="t210", python="/venvs/t210/bin/python"),
@@ -110,7 +110,7 @@ def test_a_runtime_that_cannot_be(words, says):
 
 def test_two_interpreters_need_two_names():
     with pytest.raises(UsageError, match="/x and /y are both named 'python'"):
-        requests(["runtime=python", "runtime.python=/x,/y"], multirun=True)
+        compose_requests(["runtime=python", "runtime.python=/x,/y"], multirun=True)
     cells = [with_runtime(asked(), "a", path) for path in ("/x", "/y")]
     with pytest.raises(UsageError, match="both named 'a'"), interpreters(cell.runtime for cell in cells):
         pass
@@ -119,19 +119,19 @@ def test_two_interpreters_need_two_names():
 def test_a_recipe_file_has_the_runtime_and_older_ones_have_the_current(tmp_path):
     cell = asked("runtime=python", "runtime.python=/x")
     file = tmp_path / "cell.yaml"
-    file.write_text(lock.to_yaml(cell))
+    file.write_text(lock.recipe_to_yaml(cell))
     with pytest.raises(UsageError, match="names runtime.python=/x"):
-        requests([], lock=file)
-    (request,) = requests(["runtime.python=/x"], lock=file)
+        compose_requests([], lock=file)
+    (request,) = compose_requests(["runtime.python=/x"], lock=file)
     assert (request.cell, request.cell.choices["runtime"]) == (cell, "python")
-    assert requests(["runtime.python=/y"], lock=file)[0].cell.runtime.python == "/y"
-    assert requests(["runtime=current"], lock=file)[0].cell.id == asked().id
-    data = yaml.safe_load(lock.to_yaml(asked()))
+    assert compose_requests(["runtime.python=/y"], lock=file)[0].cell.runtime.python == "/y"
+    assert compose_requests(["runtime=current"], lock=file)[0].cell.id == asked().id
+    data = yaml.safe_load(lock.recipe_to_yaml(asked()))
     del data["runtime"]
     file.write_text(yaml.safe_dump(data))
     assert read_lock(file).data["runtime"] == CURRENT.model_dump()
-    assert requests([], lock=file)[0].cell.id == asked().id
-    assert [key for key, *_ in lock.differences(asked(), cell)] == ["runtime.name", "runtime.python"]
+    assert compose_requests([], lock=file)[0].cell.id == asked().id
+    assert [key for key, *_ in lock.recipe_differences(asked(), cell)] == ["runtime.name", "runtime.python"]
 
 
 # what is there
@@ -142,10 +142,10 @@ def test_a_python_is_asked_what_it_has(tmp_path):
     with interpreters([CURRENT, Runtime(name="o", python=str(there))]) as found:
         (one,) = found.values()
         assert (one.name, one.python) == ("o", str(there))
-        assert environment.versions(one) == environment.versions()
-        assert one.installed("Types.PyYAML") == packages.installed("types-PyYAML")
+        assert environment.installed_versions(one) == environment.installed_versions()
+        assert one.installed("Types.PyYAML") == packages.installed_version("types-PyYAML")
         assert one.installed("no-such-package") is None
-        assert packages.unmet(worker_requirements(), one) == ()
+        assert packages.unmet_packages(worker_requirements(), one) == ()
 
 
 def test_it_is_asked_once_and_nothing_without_need(tmp_path):
@@ -196,7 +196,7 @@ def test_what_is_no_python(tmp_path, monkeypatch, lines, says):
     monkeypatch.setattr(interpreter, "ANSWER_S", 0.5)
     path = program(tmp_path / "python", *lines)
     with pytest.raises(UsageError) as caught:
-        ask(Runtime(name="o", python=str(path)), {})
+        ask_interpreter(Runtime(name="o", python=str(path)), {})
     assert str(caught.value) == f"runtime=o: {path} is no Python 3.11 or newer that works{says}"
     if (tmp_path / "pid").exists():
         assert gone((tmp_path / "pid").read_text().strip())
@@ -207,7 +207,7 @@ def test_a_program_that_the_system_cannot_start(tmp_path):
     path.write_bytes(b"\x00\x01")
     path.chmod(0o755)
     with pytest.raises(UsageError, match="works: Exec format error"):
-        ask(Runtime(name="o", python=str(path)), {})
+        ask_interpreter(Runtime(name="o", python=str(path)), {})
 
 
 @pytest.mark.parametrize("path", ["gone/python", "no-such-python", "."])
@@ -239,10 +239,12 @@ def test_a_program_that_is_no_python_leaves_no_study(cli, tmp_path, monkeypatch,
 def test_a_name_that_the_search_path_has_will_do(tmp_path, monkeypatch):
     another(tmp_path / "python9")
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-    assert ask(Runtime(name="o", python="python9"), {}).python == str(tmp_path / "python9")
+    assert ask_interpreter(Runtime(name="o", python="python9"), {}).python == str(tmp_path / "python9")
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link").symlink_to("python9")
-    assert ask(Runtime(name="o", python="./link"), {}).python == str(tmp_path / "link")  # a venv's python is a link
+    assert ask_interpreter(Runtime(name="o", python="./link"), {}).python == str(
+        tmp_path / "link"
+    )  # a venv's python is a link
 
 
 def test_from_python_a_pipeline_is_made_in_this_one():
@@ -263,23 +265,25 @@ def test_what_an_interpreter_lacks_and_how_it_gets_it():
     step = Requirements(packages=("torchao>=0.18", "peft>=0.18"))
     built = Requirements(packages=("sageattention>=2.1.1",), install="build it")
     old = there(torch="2.9.1+cu126", diffusers="0.42.1")
-    assert packages.lacking([floors, step, built], old) == (
+    assert packages.reason_of_lacking([floors, step, built], old) == (
         "runtime=o needs torch>=2.10, torchao>=0.18, peft>=0.18: "
         "'/a b/python' -m pip install 'torch>=2.10' 'torchao>=0.18' 'peft>=0.18'\n"
         "runtime=o needs sageattention>=2.1.1: build it"
     )
-    assert packages.lacking([floors], there(torch="2.10.0+cpu", diffusers="0.43.0.dev0", torchao="0.18")) is None
+    assert (
+        packages.reason_of_lacking([floors], there(torch="2.10.0+cpu", diffusers="0.43.0.dev0", torchao="0.18")) is None
+    )
 
 
 def test_an_interpreter_without_pip_gets_that_first():
-    assert packages.lacking([Requirements(packages=("x",))], there(pip=None)) == (
+    assert packages.reason_of_lacking([Requirements(packages=("x",))], there(pip=None)) == (
         "runtime=o needs x: '/a b/python' -m ensurepip && '/a b/python' -m pip install 'x'"
     )
 
 
 def test_markers_are_those_of_the_interpreter():
     texts = ("a; python_version < '3.12'", "b; python_version >= '3.12'", "c; python_full_version < '3.12.4'")
-    assert packages.unmet(texts, there()) == ("b; python_version >= '3.12'",)
+    assert packages.unmet_packages(texts, there()) == ("b; python_version >= '3.12'",)
 
 
 def test_a_worker_needs_what_the_project_says_but_for_the_command_line():
@@ -320,7 +324,7 @@ def test_one_sweep_over_two_interpreters(tmp_path, monkeypatch):
         assert str(tmp_path) not in (folder / "result.json").read_text()
         (path,) = (folder / "log.txt").read_text().split()
         assert not Path(path).exists()
-    shown = table.table(rows)
+    shown = table.results_table(rows)
     assert shown.headers[1:4] == ("runtime", "device", "torch")
     assert [(row[1], row[3]) for row in shown.rows] == [("t210", "2.10.0"), ("t211", "2.11.0")]
 
@@ -365,14 +369,14 @@ def test_starts_are_those_of_the_runtime(tmp_path, monkeypatch):
 def test_rows_of_two_runtimes_have_no_common_reference():
     reference = a_result(a_cell("precision=fp32"))
     fused = a_result(a_cell("fuse=qkv"))
-    assert reference_of(fused, [reference, fused]) == reference
+    assert reference_row_of(fused, [reference, fused]) == reference
     del fused.cell["runtime"]  # a row of before there was a choice
-    assert reference_of(fused, [reference, fused]) == reference
+    assert reference_row_of(fused, [reference, fused]) == reference
     other = a_result(with_runtime(a_cell("fuse=qkv"), "o", "/x"))
     assert other.env_id == reference.env_id
-    assert reference_of(other, [reference, other]) is None
+    assert reference_row_of(other, [reference, other]) is None
     own = a_result(with_runtime(a_cell("precision=fp32"), "o", "/x"))
-    assert reference_of(other, [reference, own]) == own
+    assert reference_row_of(other, [reference, own]) == own
 
 
 def test_what_differs_in_the_runtime_alone_is_shown_side_by_side():
@@ -381,7 +385,7 @@ def test_what_differs_in_the_runtime_alone_is_shown_side_by_side():
         a_result(a_cell(), choices={"runtime": "current"}),
         a_result(with_runtime(a_cell(), "t214", "/x"), choices={"runtime": "t214"}, environment=newer, env_id=newer.id),
     ]
-    shown = table.table(rows)
+    shown = table.results_table(rows)
     told = [dict(zip(shown.headers, row, strict=True)) for row in shown.rows]
     assert [(row["runtime"], row["torch"], row["status"]) for row in told] == [
         ("current", "2.13.0", "ok"),

@@ -128,7 +128,7 @@ def on_gpu(cell):
 
 
 def test_want_of_a_device_is_refused_and_tried_again(monkeypatch):
-    monkeypatch.setattr(nvml, "detect", lambda: ())
+    monkeypatch.setattr(nvml, "detect_gpus", lambda: ())
     events = []
     for _ in range(2):
         (row,) = run_all([on_gpu(stubbed("ok"))], "s", launch(), events.append)
@@ -142,7 +142,7 @@ def test_a_broken_driver_is_a_row_and_cells_for_the_cpu_go_on(monkeypatch):
     def detect():
         raise Refusal("this machine's NVIDIA driver does not answer")
 
-    monkeypatch.setattr(nvml, "detect", detect)
+    monkeypatch.setattr(nvml, "detect_gpus", detect)
     broken, fine = run_all([on_gpu(stubbed("ok")), stubbed("ok")], "s", launch())
     assert (broken.status, broken.phase) == ("refused", "load")
     assert "does not answer" in broken.reason
@@ -153,7 +153,7 @@ def test_a_gpu_that_cannot_be_read_any_more_is_a_refused_row(monkeypatch):
     def gone(uuid):
         raise Refusal(f"NVML cannot read GPU {uuid}: GPU is lost")
 
-    monkeypatch.setattr(nvml, "detect", lambda: (Gpu(0, "GPU-0", "NVIDIA A100", 80 * 2**30, (8, 0), "570.1"),))
+    monkeypatch.setattr(nvml, "detect_gpus", lambda: (Gpu(0, "GPU-0", "NVIDIA A100", 80 * 2**30, (8, 0), "570.1"),))
     monkeypatch.setattr("diffopt.machine.nvml.gpu_device", gone)
     row, fine = run_all([on_gpu(stubbed("ok")), stubbed("ok")], "s", launch())
     assert (row.status, row.phase, row.reason) == ("refused", "load", "NVML cannot read GPU GPU-0: GPU is lost")
@@ -181,7 +181,7 @@ def test_a_missing_package_is_refused_with_the_remedy_and_tried_again(monkeypatc
 
 def test_each_gpu_runs_one_cell_at_a_time_and_the_cpu_comes_last(monkeypatch):
     gpus = tuple(Gpu(i, f"GPU-{i}", "NVIDIA A100-SXM4-80GB", 80 * 2**30, (8, 0), "570.1") for i in range(2))
-    monkeypatch.setattr(nvml, "detect", lambda: gpus)
+    monkeypatch.setattr(nvml, "detect_gpus", lambda: gpus)
     described = lambda uuid: Device(kind="cuda", name="NVIDIA A100-SXM4-80GB", memory_bytes=1, gpu=None)  # noqa: E731
     monkeypatch.setattr("diffopt.machine.nvml.gpu_device", described)
     running, most, order = [], [], []
@@ -195,7 +195,7 @@ def test_each_gpu_runs_one_cell_at_a_time_and_the_cpu_comes_last(monkeypatch):
         order.append(gpu)
         return runner.Verdict("crashed", "load", "a stub")
 
-    monkeypatch.setattr(runner, "run_worker", work)
+    monkeypatch.setattr(runner, "run_cell_workers", work)
     cells = [seeded(i) if i < 2 else on_gpu(seeded(i)) for i in range(8)]
     rows = run_all(cells, "s", launch())
     assert [row.cell_id for row in rows] == [cell.id for cell in cells]

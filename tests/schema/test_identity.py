@@ -18,7 +18,7 @@ from diffopt.recipe.cell import Cell
 from diffopt.recipe.recipe import STEP_GROUPS
 from diffopt.schema.hardware import Hardware
 from diffopt.schema.model import Model
-from diffopt.schema.record import Descriptive, Frozen, descriptive, identity
+from diffopt.schema.record import Descriptive, Frozen, descriptive_fields, record_identity
 
 GROUPS = ("model", "hardware", *(group for group in STEP_GROUPS if group != "lora"), "workload", "measure")
 # a folder, a repository, this machine
@@ -103,9 +103,9 @@ def test_what_decides_is_in_the_id_and_what_describes_is_not(group: str, option:
 
 
 def test_the_marks_are_where_they_should_be() -> None:
-    assert descriptive(Model) == DESCRIBES["model"]
-    assert descriptive(Hardware) == DESCRIBES["hardware"]
-    assert descriptive(Cell) == {"choices"}
+    assert descriptive_fields(Model) == DESCRIBES["model"]
+    assert descriptive_fields(Hardware) == DESCRIBES["hardware"]
+    assert descriptive_fields(Cell) == {"choices"}
 
 
 class Inner(Frozen):
@@ -123,8 +123,8 @@ class Record(Frozen):
 def test_identity_looks_into_tuples_and_mappings_and_leaves_later_fields_at_their_default() -> None:
     inner = Inner(value=1, note="a")
     record = Record(many=(inner, inner), by_name={"x": inner}, later_note=inner)
-    assert identity(record) == {"many": [{"value": 1}, {"value": 1}], "by_name": {"x": {"value": 1}}}
-    assert identity(record.model_copy(update={"later": 2}))["later"] == 2
+    assert record_identity(record) == {"many": [{"value": 1}, {"value": 1}], "by_name": {"x": {"value": 1}}}
+    assert record_identity(record.model_copy(update={"later": 2}))["later"] == 2
 
 
 def test_a_protocol_that_would_take_fewer_samples_than_it_says_is_refused() -> None:

@@ -13,11 +13,11 @@ from support.tiny import tiny
 from support.tiny_families import pipelines
 from support.tiny_pipelines import pipeline, site
 
-from diffopt.config.resolve import Request, requests
+from diffopt.config.resolve import Request, compose_requests
 from diffopt.errors import NoEffect, Refusal
 from diffopt.models import calls
 from diffopt.pipeline import load
-from diffopt.pipeline.build import build, verify
+from diffopt.pipeline.build import build_pipelines, verify_steps
 from diffopt.recipe.plan import Plan, make_plan
 from diffopt.schema.step import Step
 from diffopt.steps.components import missing, modules, passes_over
@@ -55,7 +55,7 @@ def one_thread():
 
 
 def asked(*words: str, model: str = CASCADE, hardware: str = "cpu") -> Request:
-    (request,) = requests([*tiny(model), f"hardware={hardware}", "measure=quick", "workload.steps=2", *words])
+    (request,) = compose_requests([*tiny(model), f"hardware={hardware}", "measure=quick", "workload.steps=2", *words])
     return request
 
 
@@ -82,11 +82,11 @@ def test_a_stage_without_the_part_is_left_and_the_others_prove_the_step(option: 
     group, _ = options(option, *PARTS[option])
     plan = planned(request)
     assert plan.reasons == []
-    pipes = build(plan)
+    pipes = build_pipelines(plan)
     for pipe in pipes:
         pipe.set_progress_bar_config(disable=True)
-    calls.draw(calls.stages(pipes, request.cell.recipe.model.stages, request.cell.workload))
-    first, second, last = [effect for effect in verify(plan, pipes) if effect.group == group]
+    calls.draw_pictures(calls.pipeline_calls(pipes, request.cell.recipe.model.stages, request.cell.workload))
+    first, second, last = [effect for effect in verify_steps(plan, pipes) if effect.group == group]
     for effect in (first, second):
         assert effect.summary.startswith(f"{effect.stage} has no ")
         assert effect.summary.endswith(" and is left as it is")
@@ -99,7 +99,7 @@ def untouched() -> list[Any]:
     """The stages, each called once."""
     request = asked()
     pipes = pipelines(request.cell)
-    calls.draw(calls.stages(pipes, request.cell.recipe.model.stages, request.cell.workload))
+    calls.draw_pictures(calls.pipeline_calls(pipes, request.cell.recipe.model.stages, request.cell.workload))
     return pipes
 
 
@@ -112,7 +112,7 @@ def test_nothing_done_in_any_stage_is_found_out(option: str, monkeypatch) -> Non
     monkeypatch.setattr(type(chosen), "apply", lambda self, pipe, site: None)
     plan = Plan(cell=request.cell, steps=((group, chosen),), problems=(), notes=())
     with pytest.raises(NoEffect) as caught:
-        verify(plan, build(plan))
+        verify_steps(plan, build_pipelines(plan))
     assert caught.value.__notes__ == [f"verifying {group} ({chosen.kind}) of {CASCADE}_x4"]
 
 

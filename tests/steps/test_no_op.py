@@ -10,18 +10,18 @@ import torch
 from support.option_steps import CONF, step, values
 from support.tiny import tiny
 
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import NoEffect
 from diffopt.models import calls
 from diffopt.pipeline import load
-from diffopt.pipeline.build import build, verify
-from diffopt.pipeline.failure import describe_error, status_of
+from diffopt.pipeline.build import build_pipelines, verify_steps
+from diffopt.pipeline.failure import describe_pipeline_error, status_of_pipeline_error
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.plan import Plan
 from diffopt.recipe.recipe import STEP_GROUPS
-from diffopt.schema.step import Step, kinds
+from diffopt.schema.step import Step, registered_step_kinds
 
-STEPS = [(group, kind) for group in STEP_GROUPS for kind in kinds(group) if kind != "none"]
+STEPS = [(group, kind) for group in STEP_GROUPS for kind in registered_step_kinds(group) if kind != "none"]
 # Of the options of a kind the one that asks for something that the pipeline has not by itself.
 TELLING = {("precision", "dtype"): "bf16", ("scheduler", "sampler"): "euler"}
 
@@ -29,10 +29,10 @@ TELLING = {("precision", "dtype"): "bf16", ("scheduler", "sampler"): "euler"}
 @functools.cache
 def drawn(model: str) -> tuple[Cell, Any]:
     """A cell for a GPU, and its pipeline, on the CPU and called once: no step that does nothing changes it."""
-    (request,) = requests([*tiny(model), "hardware=h100", "measure=quick", "workload.steps=2"])
+    (request,) = compose_requests([*tiny(model), "hardware=h100", "measure=quick", "workload.steps=2"])
     cell, dtype = request.cell, {"default": torch.float32}
     pipe = load.load_pipeline(cell.sites[0].model, cell.workload.task, device="cpu", dtype=dtype)
-    calls.draw(calls.stages([pipe], cell.recipe.model.stages, cell.workload))
+    calls.draw_pictures(calls.pipeline_calls([pipe], cell.recipe.model.stages, cell.workload))
     return cell, pipe
 
 
@@ -52,9 +52,9 @@ def test_a_step_that_does_nothing_fails_its_cell_by_name(group: str, kind: str, 
     monkeypatch.setattr(type(chosen), "apply", lambda self, pipe, site: None)
     plan = Plan(cell=cell, steps=((group, chosen),), problems=(), notes=())
     with pytest.raises(NoEffect) as caught:
-        verify(plan, build(plan))
-    assert status_of(caught.value) == "error"
-    assert describe_error(caught.value).startswith(f"verifying {group} ({kind}): no effect: ")
+        verify_steps(plan, build_pipelines(plan))
+    assert status_of_pipeline_error(caught.value) == "error"
+    assert describe_pipeline_error(caught.value).startswith(f"verifying {group} ({kind}): no effect: ")
     assert group in str(caught.value), "also where a pipeline is optimized without a cell"
 
 

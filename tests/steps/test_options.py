@@ -14,7 +14,7 @@ from support.tiny_pipelines import picture, pipeline, site
 from support.tolerances import EXACT, EXACT_OPTIONS, LOSSY_OPTIONS
 
 from diffopt.errors import NoEffect, Refusal
-from diffopt.schema.step import Order, kinds
+from diffopt.schema.step import Order, registered_step_kinds
 
 GROUPS = ("precision", "memory", "fuse", "quant", "attention", "layout", "scheduler", "compile")
 OPTIONS = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
@@ -36,7 +36,7 @@ def reference() -> np.ndarray:
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS)
 def test_yaml_lists_every_field_and_says_when_it_helps_and_hurts(group, name):
-    assert set(values(group, name)) == set(kinds(group)[values(group, name)["kind"]].model_fields)
+    assert set(values(group, name)) == set(registered_step_kinds(group)[values(group, name)["kind"]].model_fields)
     text = (CONF / group / f"{name}.yaml").read_text()
     first = text.splitlines()[0]
     assert re.match(r"# \S", first)
@@ -47,7 +47,7 @@ def test_yaml_lists_every_field_and_says_when_it_helps_and_hurts(group, name):
 
 @pytest.mark.parametrize("group", GROUPS)
 def test_every_kind_has_an_option(group):
-    assert {values(group, name)["kind"] for g, name in OPTIONS if g == group} == set(kinds(group))
+    assert {values(group, name)["kind"] for g, name in OPTIONS if g == group} == set(registered_step_kinds(group))
 
 
 @pytest.mark.parametrize(("group", "name"), CPU)

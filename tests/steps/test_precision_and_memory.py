@@ -13,10 +13,10 @@ from support.option_steps import apply, step
 from support.tiny import tiny
 from support.tiny_pipelines import picture, pipeline, site
 
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import NoEffect, Refusal
 from diffopt.models.classes import DENOISERS
-from diffopt.pipeline.build import build, verify
+from diffopt.pipeline.build import build_pipelines, verify_steps
 from diffopt.pipeline.meter import Meter
 from diffopt.recipe.plan import make_plan
 
@@ -154,11 +154,11 @@ def test_one_convolution_in_the_old_layout_is_found():
 
 @pytest.mark.parametrize("family", ["flux_dev", "flux_kontext", "sana_1600m"])
 def test_text_encoders_that_overflow_hand_on_what_the_denoiser_reads(family):
-    (request,) = requests([*tiny(family), "hardware=cpu", "measure=quick", "precision=fp16"])
+    (request,) = compose_requests([*tiny(family), "hardware=cpu", "measure=quick", "precision=fp16"])
     plan = make_plan(request.cell)
-    pipes = build(plan)
+    pipes = build_pipelines(plan)
     meter = Meter(pipes, request.cell)
     meter.call()
     assert np.asarray(meter.outputs[0]).std() > 0
-    (proof,) = [effect for effect in verify(plan, pipes) if effect.group == "precision"]
+    (proof,) = [effect for effect in verify_steps(plan, pipes) if effect.group == "precision"]
     assert (proof.numbers["text_encoder"], proof.numbers["transformer"]) == ("bfloat16", "float16")

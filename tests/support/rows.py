@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from diffopt.config.resolve import make_cell, requests
+from diffopt.config.resolve import compose_requests, make_cell
 from diffopt.machine.environment import Cpu, Environment
 from diffopt.machine.nvml import Device
 from diffopt.recipe.cell import Cell
@@ -21,7 +21,7 @@ ENVIRONMENT = Environment(
 
 @cache
 def a_cell(*overrides: str) -> Cell:
-    return requests(["hardware=cpu", "measure=quick", *overrides])[0].cell
+    return compose_requests(["hardware=cpu", "measure=quick", *overrides])[0].cell
 
 
 def seeded(seed: int) -> Cell:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from diffopt.cli.progress import progress
-from diffopt.config.resolve import make_cell, requests
+from diffopt.config.resolve import compose_requests, make_cell
 from diffopt.errors import Interrupted
 from diffopt.run.events import CellFinished
 from diffopt.run.sweep import run_all
@@ -16,7 +16,7 @@ from diffopt.run.sweep import run_all
 
 def ask(kinds):
     """One cell per kind of layout, everything else the same."""
-    (base,) = requests(["measure=quick", "measure.samples=2", "measure.max_samples=2", "workload.steps=1"])
+    (base,) = compose_requests(["measure=quick", "measure.samples=2", "measure.max_samples=2", "workload.steps=1"])
     for kind in kinds:
         data = base.cell.model_dump(mode="json")
         data["recipe"]["layout"] = {"kind": kind}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from support.tiny import tiny
 
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.models import calls
 from diffopt.pipeline.load import load_pipeline
 from diffopt.recipe.cell import Cell
@@ -37,7 +37,7 @@ FAMILIES = [
 
 def cell(option: str, *words: str) -> Cell:
     """What ``diffopt run model=OPTION …`` asks for on the CPU."""
-    (request,) = requests([*tiny(option), "hardware=cpu", "measure=quick", *words])
+    (request,) = compose_requests([*tiny(option), "hardware=cpu", "measure=quick", *words])
     return request.cell
 
 
@@ -65,9 +65,9 @@ def verify(pipes: Sequence[Any], asked: Cell, step: Step) -> list[Any]:
 
 def drawn(pipes: Sequence[Any], asked: Cell) -> np.ndarray:
     """What the last stage draws, in [0, 1]: (pictures, height, width, 3), for videos with frames before the height."""
-    stages = calls.stages(pipes, asked.recipe.model.stages, asked.workload)
+    stages = calls.pipeline_calls(pipes, asked.recipe.model.stages, asked.workload)
     last = dataclasses.replace(stages[-1], arguments={**stages[-1].arguments, "output_type": "np"})
-    return np.stack([np.asarray(output) for output in calls.draw([*stages[:-1], last])])
+    return np.stack([np.asarray(output) for output in calls.draw_pictures([*stages[:-1], last])])
 
 
 def error(picture: np.ndarray, reference: np.ndarray) -> float:

@@ -12,7 +12,7 @@ import pytest
 import torch._dynamo.utils as dynamo
 from support.places import REPO
 
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.pipeline.worker import Work
 from diffopt.recipe.plan import Plan, make_plan
 from diffopt.recipe.recipe import STEP_GROUPS
@@ -25,7 +25,7 @@ ROWS = [
 
 
 def plan(*words: str) -> Plan:
-    (request,) = requests(words)
+    (request,) = compose_requests(words)
     return make_plan(request.cell)
 
 

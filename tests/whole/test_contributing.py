@@ -131,7 +131,7 @@ def test_the_table_of_groups_is_complete() -> None:
 
     page = (REPO / "docs/options.md").read_text(encoding="utf-8")
     readme = (REPO / "README.md").read_text(encoding="utf-8").partition("## Groups")[2].partition("##")[0]
-    groups = dict(catalogue.groups(Composer()))
+    groups = dict(catalogue.list_groups(Composer()))
     for group, options in groups.items():
         line = next(line for line in page.splitlines() if line.startswith(f"| `{group}` |"))
         assert [word.strip("`, ") for word in line.split("|")[3].split()] == list(options), group

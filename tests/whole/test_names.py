@@ -85,4 +85,4 @@ def test_no_import_renames_a_module() -> None:
 @pytest.mark.parametrize("line", ["from diffopt.models import lora as files", "import diffopt.models.lora as files"])
 def test_a_renamed_module_would_be_found(line: str) -> None:
     assert [*renamed_modules(ast.parse(line))] == ["diffopt.models.lora as files"]
-    assert [*renamed_modules(ast.parse("from diffopt.models.lora import checked as other"))] == []
+    assert [*renamed_modules(ast.parse("from diffopt.models.lora import checked_lora_file as other"))] == []

@@ -20,9 +20,9 @@ import torch
 from support.tiny import families, tiny
 from support.tiny_families import FAMILIES
 
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.config.smoke import CAPTURE
-from diffopt.pipeline.build import build, verify
+from diffopt.pipeline.build import build_pipelines, verify_steps
 from diffopt.pipeline.meter import Meter
 from diffopt.recipe.plan import Plan, make_plan
 
@@ -41,7 +41,7 @@ def fresh() -> Iterator[None]:
 
 def planned(option: str, *words: str) -> Plan:
     capture = CAPTURE if "compile=regional" in words else ()
-    (request,) = requests([*tiny(option), "hardware=cpu", "measure=quick", *words, *capture])
+    (request,) = compose_requests([*tiny(option), "hardware=cpu", "measure=quick", *words, *capture])
     return make_plan(request.cell)
 
 
@@ -59,11 +59,11 @@ def test_a_cell_works_or_its_plan_says_why_not(option: str, words: tuple[str, st
         assert all("has no blocks that repeat" in reason for reason in plan.reasons)
         return
     assert plan.reasons == []
-    pipes = build(plan)
+    pipes = build_pipelines(plan)
     meter = Meter(pipes, plan.cell)
     meter.call()
     meter.call()
-    effects = {effect.group: effect.numbers for effect in verify(plan, pipes)}
+    effects = {effect.group: effect.numbers for effect in verify_steps(plan, pipes)}
     assert {"compile", "quant"} & effects.keys() == {
         group for group, name in (word.split("=") for word in words) if name != "none"
     }

@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 
-def denoiser(class_name: str) -> Denoiser:
+def denoiser_class_record(class_name: str) -> Denoiser:
     """The record of a denoiser's class; of an unknown one what its name tells, and else nothing."""
     known = DENOISERS.get(class_name)
     if known is not None:
@@ -50,11 +50,11 @@ def denoiser(class_name: str) -> Denoiser:
     return UNKNOWN_OTHER_UNET if "UNet" in class_name else UNKNOWN_DENOISER
 
 
-def vae(class_name: str | None) -> Vae:
+def vae_class_record(class_name: str | None) -> Vae:
     """The record of a VAE's class; ``None``: which one it is, is not known."""
     return UNKNOWN_VAE if class_name is None else VAES.get(class_name, UNKNOWN_VAE)
 
 
-def pipeline(class_name: str) -> Pipeline:
+def pipeline_class_record(class_name: str) -> Pipeline:
     """The record of a pipeline's class."""
     return PIPELINES.get(class_name, UNKNOWN_PIPELINE)

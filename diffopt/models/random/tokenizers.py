@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import UsageError
-from diffopt.models.index import is_count, read_json
+from diffopt.models.index import is_size_in_config, read_json
 from diffopt.models.random.clip_tokenizer import TEXT, build_tokenizer, byte_tokens, learn_merges
 
 if TYPE_CHECKING:
@@ -105,7 +105,11 @@ def _read_asked(folder: Path) -> TokenizerConfig:
         plain = frozenset(entry["content"] for entry in added.values() if not entry["special"])
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UsageError(f"{path}: added_tokens_decoder must map ids to {{content: TEXT, special: true}}") from None
-    if not isinstance(size, int) or not is_count(size) or any(not 0 <= place < size for place in fixed.values()):
+    if (
+        not isinstance(size, int)
+        or not is_size_in_config(size)
+        or any(not 0 <= place < size for place in fixed.values())
+    ):
         raise UsageError(f"{path} must say vocab_size, a number above each id in added_tokens_decoder")
     roles = {role: config[role] for role in ROLES if role in config}
     return TokenizerConfig(path, size, fixed, plain, roles, extra_ids=config.get("extra_ids", 0))

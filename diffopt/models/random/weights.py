@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffopt.errors import UsageError
-from diffopt.models.index import IndexEntry, read_index, read_json
+from diffopt.models.index import IndexEntry, read_json, read_model_index
 from diffopt.models.random.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def random_pipeline(
     drawn in float32 and then rounded, so the same seed gives the same weights in every dtype; CPU and GPU draw
     different ones. Raises UsageError where the folder lacks a component that the class needs.
     """
-    index, said = read_index(folder), read_json(folder / "model_index.json")
+    index, said = read_model_index(folder), read_json(folder / "model_index.json")
     optional = {*pipeline_class._optional_components, *without, *said}
     arguments: dict[str, Any] = {}
     for name, default in _init_parameters(pipeline_class):
@@ -64,7 +64,7 @@ def random_pipeline(
 
 def meta_modules(folder: Path, without: Collection[str] = ()) -> dict[str, nn.Module]:
     """The components of ``folder`` that have weights, by name, on the meta device: they have shapes and no values."""
-    parts = {name: part for name, part in read_index(folder).components.items() if name not in without}
+    parts = {name: part for name, part in read_model_index(folder).components.items() if name not in without}
     weighted = {name: part for name, part in parts.items() if _has_weights(part)}
     return {name: _empty_module(part, folder / name, buffers="meta").to("meta") for name, part in weighted.items()}
 
@@ -82,7 +82,7 @@ def _made_component(folder: Path, part: IndexEntry, *, device: str, dtype: torch
         return load_tokenizer(folder, part.class_name)
     if _has_weights(part):
         module = _empty_module(part, folder, buffers="real")
-        fill(module, device=device, dtype=dtype, seed=seed)
+        fill_with_random_weights(module, device=device, dtype=dtype, seed=seed)
         return module.eval().requires_grad_(False)
     return _class_of_part(part).from_pretrained(folder, local_files_only=True)
 
@@ -118,7 +118,7 @@ def _empty_module(part: IndexEntry, folder: Path, *, buffers: Literal["real", "m
     return empty
 
 
-def fill(module: nn.Module, *, device: str, dtype: torch.dtype, seed: int) -> None:
+def fill_with_random_weights(module: nn.Module, *, device: str, dtype: torch.dtype, seed: int) -> None:
     """Give every parameter of ``module`` a value on ``device`` in ``dtype``, and move its buffers there.
 
     Only one parameter at a time exists in float32, and tied ones stay one. Of the buffers, those of a checkpoint are

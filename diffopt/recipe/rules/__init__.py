@@ -15,18 +15,18 @@ from diffopt.recipe.planned import Problem
 from diffopt.recipe.rules.case import Case
 from diffopt.recipe.rules.conflicts import CONFLICTS, hooks_in_graphs
 from diffopt.recipe.rules.hardware import compiler_limits, unmet_requirements
-from diffopt.recipe.rules.memory import does_not_fit
+from diffopt.recipe.rules.memory import memory_does_not_fit
 from diffopt.recipe.rules.notes import notes_on
 from diffopt.recipe.rules.workload import unsuited_workload
 
 
-def problems(cell: Cell) -> tuple[Problem, ...]:
+def problems_of_cell(cell: Cell) -> tuple[Problem, ...]:
     """All reasons why ``cell`` cannot work on the hardware it names; empty when there is none."""
     case = Case(cell)
-    return (*_other_problems(case), *does_not_fit(case, _other_problems))
+    return (*_other_problems(case), *memory_does_not_fit(case, _other_problems))
 
 
-def notes(cell: Cell) -> tuple[str, ...]:
+def notes_on_cell(cell: Cell) -> tuple[str, ...]:
     """What will work, but not as a newcomer may think."""
     return tuple(notes_on(Case(cell)))
 

@@ -52,7 +52,7 @@ class Estimate:
         return f"{_gib(self.total)} GiB while {self.moment}: {parts}"
 
 
-def estimate(cell: Cell) -> Estimate | None:
+def estimate_memory_of_cell(cell: Cell) -> Estimate | None:
     """What ``cell`` needs at least; None where the model's parameters or the bytes of a weight are not known."""
     moments = list(_moments(cell))
     return max(moments, key=lambda moment: moment.total, default=None)
@@ -60,7 +60,11 @@ def estimate(cell: Cell) -> Estimate | None:
 
 def denoiser_batch(model: Model, guidance: float) -> int:
     """Batch of one call of the denoiser for one picture: 2 where guidance puts both halves into one call."""
-    doubled = guidance > 1 and not model.embedded_guidance and not classes.denoiser(model.denoiser_class).guides_apart
+    doubled = (
+        guidance > 1
+        and not model.embedded_guidance
+        and not classes.denoiser_class_record(model.denoiser_class).guides_apart
+    )
     return 2 if doubled else 1
 
 

@@ -8,7 +8,7 @@ from itertools import groupby, product
 
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.options import shipped_step
-from diffopt.recipe.rules.estimate import estimate
+from diffopt.recipe.rules.estimate import estimate_memory_of_cell
 
 # Shipped options that need less memory, in the order in which one would try them: what costs least comes first.
 TRIED = {
@@ -36,7 +36,7 @@ class Remedy:
         return " ".join([*words, f"workload.batch_size={self.cell.workload.batch_size}"] if self.batch else words)
 
 
-def remedies(cell: Cell, limit: float, works: Callable[[Remedy], bool]) -> list[Remedy]:
+def remedies_for_conflict(cell: Cell, limit: float, works: Callable[[Remedy], bool]) -> list[Remedy]:
     """What brings ``cell`` below ``limit`` bytes with the fewest changes; empty where nothing that is tried does.
 
     ``works`` tells of a remedy that fits whether anything else speaks against it.
@@ -79,7 +79,7 @@ def _fitting(cell: Cell, chosen: Chosen, limit: float, *, batch: bool) -> Iterat
         return cell.model_copy(update={"choices": choices, "recipe": recipe, "workload": workload})
 
     def fits(changed: Cell) -> bool:
-        needed = estimate(changed)
+        needed = estimate_memory_of_cell(changed)
         return needed is not None and needed.total <= limit
 
     size = cell.workload.batch_size

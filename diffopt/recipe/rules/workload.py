@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from diffopt.recipe.planned import Problem
 from diffopt.recipe.rules.case import Case
 from diffopt.schema.model import TASKS, Model
-from diffopt.schema.words import text
+from diffopt.schema.words import value_in_words
 from diffopt.schema.workload import ASKED_FOR, NEEDS, PICTURES
 
 EPSILON = 1e-6  # for 5 * (1 - 0.8), which floating point makes a little less than 1
@@ -70,7 +70,7 @@ def _not_taken(case: Case) -> Iterator[Problem]:
         remedy = f"choose {' or '.join(able)}, or leave it out (null)"
         if not able:
             remedy = f"leave it out (null): model {model.name} has no pipeline for {' or '.join(takers)}"
-        shown = given.path if key in PICTURES else text(given)
+        shown = given.path if key in PICTURES else value_in_words(given)
         yield Problem(f"workload={workload.task} takes no {key}", (f"workload.{key}={shown}",), remedy)
 
 

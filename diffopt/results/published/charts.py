@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import Refusal, UsageError
-from diffopt.results.published.figures import plain
-from diffopt.results.published.layout import NOTHING, PLAIN, REFUSED, Entry, number
+from diffopt.results.published.figures import plain_gpu_name
+from diffopt.results.published.layout import NOTHING, PLAIN, REFUSED, Entry, published_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,7 +66,7 @@ class Chart:
         return tuple(dict.fromkeys(bar.series for panel in self.panels for bar in panel.bars))
 
 
-def charts(cells: Sequence[Entry], gpu: str | None = None) -> list[Chart]:
+def charts_of_published(cells: Sequence[Entry], gpu: str | None = None) -> list[Chart]:
     """Both charts; one without any figure is left out.
 
     Args:
@@ -78,20 +78,20 @@ def charts(cells: Sequence[Entry], gpu: str | None = None) -> list[Chart]:
         UsageError: none or several of the GPUs are called so.
     """
     gpus = list(dict.fromkeys(cell.gpu for cell in cells))
-    chosen = gpus[:1] if gpu is None else called(gpu, gpus)
+    chosen = gpus[:1] if gpu is None else gpus_called(gpu, gpus)
     if len(chosen) != 1:
         raise UsageError(f"--gpu {gpu} is {'several' if chosen else 'none'} of the tables' GPUs: {', '.join(gpus)}.")
-    both = speedups(cells), pipelines(cells, chosen[0])
+    both = speedup_chart(cells), pipelines_chart(cells, chosen[0])
     return [chart for chart in both if any(bar.value is not None for panel in chart.panels for bar in panel.bars)]
 
 
-def called(gpu: str, gpus: Sequence[str]) -> list[str]:
+def gpus_called(gpu: str, gpus: Sequence[str]) -> list[str]:
     """Those of ``gpus`` whose name ``gpu`` is, else those of whose name it is a part."""
-    exact = [name for name in gpus if plain(name) == plain(gpu)]
-    return exact or [name for name in gpus if plain(gpu) in plain(name)]
+    exact = [name for name in gpus if plain_gpu_name(name) == plain_gpu_name(gpu)]
+    return exact or [name for name in gpus if plain_gpu_name(gpu) in plain_gpu_name(name)]
 
 
-def speedups(cells: Sequence[Entry]) -> Chart:
+def speedup_chart(cells: Sequence[Entry]) -> Chart:
     """Iterations per second compiled over not compiled, of Stable Diffusion's text to image on each GPU."""
     before = {_compared(cell): cell.speeds[0] for cell in cells if cell.mode == PLAIN and cell.speeds}
     panels = []
@@ -112,7 +112,7 @@ def _compared(cell: Entry) -> tuple[object, ...]:
     return cell.gpu, cell.batch_size, cell.pipeline, cell.torch
 
 
-def pipelines(cells: Sequence[Entry], gpu: str) -> Chart:
+def pipelines_chart(cells: Sequence[Entry], gpu: str) -> Chart:
     """Iterations per second of all pipelines on one GPU; a cascade has a group of bars for each stage."""
     mine = [cell for cell in cells if cell.gpu == gpu]
     panels = []
@@ -131,7 +131,7 @@ def _stage_bars(cell: Entry, stages: int) -> list[Bar]:
     names = [cell.pipeline] if stages <= 1 else [f"{cell.pipeline}, stage {index + 1}" for index in range(stages)]
     if not cell.speeds:
         return [Bar(name, series, None, _without_figure(cell.text)) for name in names]
-    return [Bar(name, series, speed, number(speed)) for name, speed in zip(names, cell.speeds, strict=False)]
+    return [Bar(name, series, speed, published_number(speed)) for name, speed in zip(names, cell.speeds, strict=False)]
 
 
 def _without_figure(text: str) -> str:
@@ -142,7 +142,7 @@ def _some(panels: Sequence[Panel]) -> tuple[Panel, ...]:
     return tuple(panel for panel in panels if panel.bars)
 
 
-def to_text(chart: Chart) -> str:
+def chart_to_text(chart: Chart) -> str:
     """The chart in lines of text: a bar, its figure or why there is none; what was not measured is left out."""
     lines = [f"{chart.title} ({chart.unit})"]
     width = max(len(name) for name in chart.series)
@@ -158,16 +158,16 @@ def to_text(chart: Chart) -> str:
     return "\n".join(lines) + "\n"
 
 
-def to_png(chart: Chart, path: Path) -> None:
+def chart_to_png(chart: Chart, path: Path) -> None:
     """Draw the chart. Raises Refusal without matplotlib, UsageError when the file cannot be written."""
-    figure = to_figure(chart)
+    figure = chart_to_figure(chart)
     try:
         figure.savefig(path)
     except OSError as error:
         raise UsageError(f"--charts: {path} cannot be written: {error.strerror or error}.") from error
 
 
-def to_figure(chart: Chart) -> Figure:
+def chart_to_figure(chart: Chart) -> Figure:
     """The chart as matplotlib draws it, as wide as the names below the bars need. Raises Refusal without matplotlib."""
     try:
         from matplotlib.figure import Figure

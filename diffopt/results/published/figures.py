@@ -38,30 +38,31 @@ class Figure:
     @property
     def hardware(self) -> str:
         """The option of the group ``hardware``: ``rtx3090`` for "RTX 3090"."""
-        return plain(self.gpu)
+        return plain_gpu_name(self.gpu)
 
 
-def plain(gpu: str) -> str:
+def plain_gpu_name(gpu: str) -> str:
     """A GPU's name in small letters and without blanks, as names are compared."""
     return gpu.replace(" ", "").lower()
 
 
-def of_family(option: str, family: str) -> bool:
+def is_of_published_family(option: str, family: str) -> bool:
     """Whether a model option is ``family``, a variant such as ``sd15_inpaint``, or the tiny one that stands for it."""
     return f"{option.removeprefix(TINY)}_".startswith(f"{family}_")
 
 
-def names() -> tuple[str, ...]:
+def published_names() -> tuple[str, ...]:
     """The benchmarks that ship with diffopt."""
     return tuple(sorted(path.stem for path in FOLDER.glob("*.csv")))
 
 
 @cache
-def published(name: str) -> tuple[Figure, ...]:
+def published_figures(name: str) -> tuple[Figure, ...]:
     """The figures of one benchmark, in the order of its page. Raises UsageError for an unknown name."""
-    if name not in names():
+    if name not in published_names():
         raise UsageError(
-            f"There is no published benchmark '{name}'.{did_you_mean(name, names())} There is: {', '.join(names())}."
+            f"There is no published benchmark '{name}'.{did_you_mean(name, published_names())} "
+            f"There is: {', '.join(published_names())}."
         )
     with open(FOLDER / f"{name}.csv", encoding="utf-8", newline="") as file:
         return tuple(_figure(row) for row in csv.DictReader(file))

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from diffopt.errors import UsageError
-from diffopt.recipe.labels import labels
+from diffopt.recipe.labels import cell_labels
 from diffopt.recipe.options import customary_options, shipped_option
 from diffopt.recipe.recipe import STEP_GROUPS
-from diffopt.results.published.figures import of_family
+from diffopt.results.published.figures import is_of_published_family
 from diffopt.results.result import Result
 from diffopt.results.table import Table
 
@@ -66,7 +66,7 @@ class Ladder:
 
     def _named(self, result: Result) -> bool:
         """Whether the sweep names a row's model, or the one that its tiny model stands for."""
-        return any(of_family(result.cell["recipe"]["model"]["name"], model) for model in self.models)
+        return any(is_of_published_family(result.cell["recipe"]["model"]["name"], model) for model in self.models)
 
     def changes(self, result: Result, before: Result | None) -> str:
         """The options that differ from the rung before, or from what is customary."""
@@ -75,7 +75,7 @@ class Ladder:
         return " ".join(f"{group}={mine[group]}" for group in self.groups if mine.get(group, "") != base.get(group, ""))
 
 
-def ladder(results: Sequence[Result], name: str) -> Table:
+def ladder_table(results: Sequence[Result], name: str) -> Table:
     """The table of a ladder: a block for each model, workload and machine, its rungs in the order of the sweep.
 
     A rung's gain is the latency of the rung before over its own, and that of the first rung over its own. Where the
@@ -89,7 +89,7 @@ def ladder(results: Sequence[Result], name: str) -> Table:
     Raises:
         UsageError: none of the cells is a rung of that ladder.
     """
-    chosen = read_ladder(name)
+    chosen = read_ladder_sweep(name)
     placed = [chosen.place(block) for block in chosen.blocks(results)]
     if all(position is None for block in placed for position, _ in block):
         raise UsageError(f"No cell of this study is a rung of sweep={name}, a ladder of {' and '.join(chosen.models)}.")
@@ -106,7 +106,7 @@ def ladder(results: Sequence[Result], name: str) -> Table:
     return Table(headers, tuple(rows), frozenset(i for i, header in enumerate(headers) if header in figures))
 
 
-def read_ladder(sweep: str) -> Ladder:
+def read_ladder_sweep(sweep: str) -> Ladder:
     """A shipped sweep as a ladder."""
     data, options = shipped_option("sweep", sweep), customary_options()
     rows, models = data["zip"], data["axes"]["model"]
@@ -120,7 +120,7 @@ def _key(result: Result) -> tuple[str, str]:
 
 def _labels(results: Sequence[Result], groups: Sequence[str]) -> list[dict[str, str]]:
     """What tells the blocks apart, which no option of a rung does; with the device where there are several."""
-    found = labels([result.point for result in results])
+    found = cell_labels([result.point for result in results])
     kept = [{key: text for key, text in label.items() if key not in groups} for label in found]
     if len({result.env_id for result in results}) > 1:
         places = [f"{result.environment.device.name or 'none'} ({result.env_id})" for result in results]

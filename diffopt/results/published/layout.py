@@ -31,7 +31,7 @@ class Entry:
     speeds: tuple[float, ...]  # iterations per second, one per stage; () where there is no figure
 
 
-def entries(figures: Sequence[Figure]) -> list[Entry]:
+def published_entries(figures: Sequence[Figure]) -> list[Entry]:
     """Published figures as the cells that they stand in; those of one cell lie next to each other."""
 
     def place(figure: Figure) -> tuple[str, int, str, str, str]:
@@ -46,12 +46,12 @@ def entries(figures: Sequence[Figure]) -> list[Entry]:
     return found
 
 
-def number(speed: float) -> str:
+def published_number(speed: float) -> str:
     """Iterations per second as the page has them, to two places; below 1 to three."""
     return f"{speed:.2f}" if speed >= 1 else f"{speed:.3f}"
 
 
-def tables(cells: Sequence[Entry], columns: Sequence[Column] = ()) -> list[tuple[str, Table]]:
+def published_tables(cells: Sequence[Entry], columns: Sequence[Column] = ()) -> list[tuple[str, Table]]:
     """``(heading, table)`` of each GPU and batch size; tables and rows in the order in which cells name them.
 
     Columns, too, unless ``columns`` tells their order. A cell that is not there reads ``-``.

@@ -9,11 +9,21 @@ from dataclasses import dataclass
 
 from diffopt.errors import UsageError
 from diffopt.recipe.cell import Cell
-from diffopt.results.published.figures import Figure, plain, published
-from diffopt.results.published.layout import BREAK, COMPILED, NOT_HERE, NOTHING, PLAIN, REFUSED, Column, Entry, number
-from diffopt.results.published.places import Place, counterpart, places
+from diffopt.results.published.figures import Figure, plain_gpu_name, published_figures
+from diffopt.results.published.layout import (
+    BREAK,
+    COMPILED,
+    NOT_HERE,
+    NOTHING,
+    PLAIN,
+    REFUSED,
+    Column,
+    Entry,
+    published_number,
+)
+from diffopt.results.published.places import Place, places_on_published_page, published_counterpart
 from diffopt.results.result import Result
-from diffopt.results.table import useful
+from diffopt.results.table import useful_rows
 
 LONGEST_REASON = 400  # characters; `result.json` has all of it
 MOST_NAMED = 3  # rows in a note; the tables have all of them
@@ -34,7 +44,9 @@ class Likeness:
     notes: tuple[str, ...]
 
 
-def likeness(results: Sequence[Result], name: str, sweep: Sequence[Cell], gpu: str | None = None) -> Likeness:
+def likeness_to_published(
+    results: Sequence[Result], name: str, sweep: Sequence[Cell], gpu: str | None = None
+) -> Likeness:
     """The rows of a study as cells of the benchmark's tables.
 
     The published figure beside ours is of the newest torch of the page, and of the same model, settings, batch size,
@@ -50,8 +62,8 @@ def likeness(results: Sequence[Result], name: str, sweep: Sequence[Cell], gpu: s
     Raises:
         UsageError: no row is of a pipeline that the benchmark has.
     """
-    figures = published(name)
-    rows = places(useful(results), name, sweep)
+    figures = published_figures(name)
+    rows = places_on_published_page(useful_rows(results), name, sweep)
     if not rows:
         pipelines = ", ".join(dict.fromkeys(f"{figure.option} {figure.task}" for figure in figures))
         raise UsageError(f"No row of this study is of a pipeline that the benchmark has: {pipelines}.")
@@ -88,7 +100,7 @@ def _text(result: Result, speeds: Sequence[float]) -> str:
         return NOT_HERE if result.phase == "load" else REFUSED
     if result.status != "ok":
         return f"{'OOM' if result.status == 'oom' else result.status} at {result.phase}"
-    text = BREAK.join(map(number, speeds)) or "no figure"
+    text = BREAK.join(map(published_number, speeds)) or "no figure"
     return text if result.valid else f"{text} (not valid)"
 
 
@@ -106,7 +118,7 @@ def _over_published(torch: str, gpu: str | None) -> str:
 
 def _theirs(row: Place, figures: Sequence[Figure], gpu: str | None) -> list[Figure]:
     """The published figures, one per stage, of a row's model, batch size, and compile or not."""
-    hardware = row.hardware if gpu is None else plain(gpu)
+    hardware = row.hardware if gpu is None else plain_gpu_name(gpu)
     if not row.is_the_published_model:
         return []
     wanted = (hardware, row.batch_size, row.like.option, row.like.task, _newest(figures), row.compiled)
@@ -117,7 +129,7 @@ def _their_entry(row: Place, theirs: Sequence[Figure], column: str) -> Entry:
     """All figures as iterations per second, where the page has some as seconds per iteration."""
     speeds = _speeds(theirs)
     mode = COMPILED if row.compiled else PLAIN
-    text = BREAK.join(map(number, speeds)) or theirs[0].text
+    text = BREAK.join(map(published_number, speeds)) or theirs[0].text
     return Entry(row.gpu, row.batch_size, row.pipeline, column, mode, text, speeds)
 
 
@@ -234,6 +246,6 @@ def _inferred(rows: Sequence[Place]) -> list[str]:
 
 
 def _left_out(results: Sequence[Result], figures: Sequence[Figure]) -> list[str]:
-    others = [result for result in results if counterpart(result, figures) is None]
+    others = [result for result in results if published_counterpart(result, figures) is None]
     what = dict.fromkeys(f"{r.cell['recipe']['model']['name']} {r.cell['workload']['task']}" for r in others)
     return [f"left out, since the benchmark has no such pipeline: {', '.join(what)}"] if what else []

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from packaging.version import InvalidVersion, Version
 
 from diffopt.recipe.cell import Cell
-from diffopt.recipe.labels import label_line, labels
-from diffopt.results.published.figures import Figure, of_family, published
+from diffopt.recipe.labels import cell_label_line, cell_labels
+from diffopt.results.published.figures import Figure, is_of_published_family, published_figures
 from diffopt.results.published.layout import COMPILED, PLAIN
-from diffopt.results.published.settings import by_key, unlike
+from diffopt.results.published.settings import settings_unlike_published, sweep_cells_by_key
 from diffopt.results.result import Result
 from diffopt.schema.runtime import CURRENT
 
@@ -34,7 +34,7 @@ class Place:
     pipeline: str
     torch: str
     mode: str
-    unlike: Mapping[str, str]  # settings that are not the page's; see settings.unlike
+    unlike: Mapping[str, str]  # settings that are not the page's; see settings_unlike_published
 
     @property
     def name(self) -> str:
@@ -77,20 +77,20 @@ class Place:
         return self.compiled, self.mode, version, self.torch
 
 
-def places(results: Sequence[Result], name: str, sweep: Sequence[Cell]) -> list[Place]:
+def places_on_published_page(results: Sequence[Result], name: str, sweep: Sequence[Cell]) -> list[Place]:
     """The places of those rows whose pipeline is on the page ``name``; tables and rows in the page's order.
 
     Args:
         sweep: the cells of the sweep that has the page's settings.
     """
-    figures, page = published(name), by_key(sweep)
-    known = [(result, like) for result in results if (like := counterpart(result, figures)) is not None]
+    figures, page = published_figures(name), sweep_cells_by_key(sweep)
+    known = [(result, like) for result in results if (like := published_counterpart(result, figures)) is not None]
     mine = [result for result, _ in known]
     gpus, torches, modes = _gpus(mine), _torches(mine), _modes(mine)
     found = []
     for (result, like), *column in zip(known, gpus, torches, modes, strict=True):
         gpu, torch, mode = column
-        place = Place(result, like, gpu, like.pipeline, torch, mode, unlike(result, page))
+        place = Place(result, like, gpu, like.pipeline, torch, mode, settings_unlike_published(result, page))
         found.append(replace(place, pipeline=place.name))
     gpu_order = list(dict.fromkeys(figure.hardware for figure in figures))
     row_order = list(dict.fromkeys((figure.model, figure.task) for figure in figures))
@@ -103,12 +103,12 @@ def places(results: Sequence[Result], name: str, sweep: Sequence[Cell]) -> list[
     return sorted(_told_apart(found), key=order)
 
 
-def counterpart(result: Result, figures: Sequence[Figure]) -> Figure | None:
+def published_counterpart(result: Result, figures: Sequence[Figure]) -> Figure | None:
     """A published figure of the row's model family and task; None when the page has none."""
     model = result.cell["recipe"]["model"]
     task = "cascade" if model.get("cascade") else result.cell["workload"]["task"]
     for figure in figures:
-        if task == figure.task and of_family(model["name"], figure.model):
+        if task == figure.task and is_of_published_family(model["name"], figure.model):
             return figure
     return None
 
@@ -180,7 +180,7 @@ def _by_settings(members: Sequence[Place]) -> list[Place]:
 
 
 def _by_differences(members: Sequence[Place]) -> list[Place]:
-    differing = labels([place.result.point for place in members])
+    differing = cell_labels([place.result.point for place in members])
     crowding = set[str]()
     for spot in dict.fromkeys(place.spot for place in members):
         here = [label for place, label in zip(members, differing, strict=True) if place.spot == spot]
@@ -190,7 +190,7 @@ def _by_differences(members: Sequence[Place]) -> list[Place]:
 
 def _only(label: Mapping[str, str], crowding: Collection[str]) -> str:
     """Without what differs between tables and columns alone, such as the slicing that a sweep gives large batches."""
-    return label_line({key: value for key, value in label.items() if key in crowding})
+    return cell_label_line({key: value for key, value in label.items() if key in crowding})
 
 
 def _by_environment(members: Sequence[Place]) -> list[Place]:

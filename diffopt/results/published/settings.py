@@ -8,7 +8,7 @@ from typing import Any
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.recipe import STEP_GROUPS
 from diffopt.results.result import Result
-from diffopt.schema.words import flatten, text
+from diffopt.schema.words import flatten_to_dotted_keys, value_in_words
 
 # What sets the speed of the stages. Prompts, pictures and seeds do not, and neither does how long one measures.
 WORKLOAD = ("height", "width", "steps", "guidance", "strength", "frames", "later_stages")
@@ -16,15 +16,15 @@ WORKLOAD = ("height", "width", "steps", "guidance", "strength", "frames", "later
 Key = tuple[str, str, int, bool]  # model option, task, pictures per call, compiled or not
 
 
-def by_key(cells: Iterable[Cell]) -> dict[Key, Cell]:
-    """The cells of a sweep, where :func:`unlike` looks for them."""
+def sweep_cells_by_key(cells: Iterable[Cell]) -> dict[Key, Cell]:
+    """The cells of a sweep, where :func:`settings_unlike_published` looks for them."""
     return {
         (cell.recipe.model.name, cell.workload.task, cell.workload.batch_size, cell.choices["compile"] != "none"): cell
         for cell in cells
     }
 
 
-def unlike(result: Result, sweep: Mapping[Key, Cell]) -> dict[str, str]:
+def settings_unlike_published(result: Result, sweep: Mapping[Key, Cell]) -> dict[str, str]:
     """The settings in which a row differs from the sweep's cell of the same model, task, batch size and compile or not.
 
     ``{"attention=vanilla": "auto"}`` says that the sweep has ``attention=auto``. A model that the sweep has not differs
@@ -42,7 +42,7 @@ def unlike(result: Result, sweep: Mapping[Key, Cell]) -> dict[str, str]:
     changed = {key: value for group in STEP_GROUPS for key, value in _changed(group, result, page, asked.choices)}
     for key in WORKLOAD:
         if workload.get(key) != page["workload"][key] and key in workload:
-            changed[f"workload.{key}={text(workload[key])}"] = text(page["workload"][key])
+            changed[f"workload.{key}={value_in_words(workload[key])}"] = value_in_words(page["workload"][key])
     return changed
 
 
@@ -50,7 +50,9 @@ def _changed(
     group: str, result: Result, page: Mapping[str, Any], choices: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
     """By the option where another one was chosen, else value by value. A field that either lacks came later."""
-    mine, theirs = (dict(flatten(cell["recipe"].get(group, {}), f"{group}.")) for cell in (result.cell, page))
+    mine, theirs = (
+        dict(flatten_to_dotted_keys(cell["recipe"].get(group, {}), f"{group}.")) for cell in (result.cell, page)
+    )
     differing = [key for key in theirs if key in mine and mine[key] != theirs[key]]
     # the page splits no decoding; where the sweep does, it is for the memory, and no figure is of decoding
     if not differing or (group == "vae" and mine.get("vae.kind") == "none"):
@@ -60,4 +62,4 @@ def _changed(
         yield f"{group}={option}", choices[group]
         return
     for key in differing:
-        yield f"{key}={text(mine[key])}", text(theirs[key])
+        yield f"{key}={value_in_words(mine[key])}", value_in_words(theirs[key])

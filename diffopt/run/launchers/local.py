@@ -57,6 +57,6 @@ def _fitting(cell: Cell) -> Sequence[Gpu]:
     if cell.recipe.hardware.device == "cpu":
         return ()
     try:
-        return hardware.matching(cell.recipe.hardware)
+        return hardware.matching_gpus(cell.recipe.hardware)
     except Refusal:
         return ()

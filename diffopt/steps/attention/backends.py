@@ -14,9 +14,9 @@ from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, 
 from diffopt.steps.attention import hub_kernels
 from diffopt.steps.attention.hub_kernels import HubKernel
 from diffopt.steps.attention.processors import (
-    attentions,
-    backend_of,
-    dispatching,
+    attention_modules,
+    backend_of_processor,
+    dispatching_processor_for,
     plain_processors,
     softmax_attentions,
 )
@@ -124,7 +124,7 @@ class Dispatch(Step):
         if not self.masks and "denoiser" in self.components and (why := _masks(site)):
             found.append(f"takes no attention mask, and {site.model.denoiser_class} masks the padding of {why}")
         if self.hub is not None:
-            found += hub_kernels.consent_problems(self.hub)
+            found += hub_kernels.kernel_consent_problems(self.hub)
         return tuple(found)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
@@ -135,7 +135,7 @@ class Dispatch(Step):
                 kind = type(module).__name__
                 raise Refusal(f"attention.components: {name} ({kind}) has no attention module of diffusers")
             for path, attention in found.items():
-                ours = dispatching(f"{name}.{path}", attention)
+                ours = dispatching_processor_for(f"{name}.{path}", attention)
                 if ours is not None:
                     attention.set_processor(ours(backend))
                 else:
@@ -149,7 +149,7 @@ class Dispatch(Step):
         counts: list[str] = []
         for name, module in modules(pipe, site, self.components, "attention.components").items():
             found = softmax_attentions(module)
-            other = [path for path, part in found.items() if backend_of(part) is not backend]
+            other = [path for path, part in found.items() if backend_of_processor(part) is not backend]
             if other or not found:
                 where = f", such as {other[0]}" if other else ""
                 raise NoEffect(
@@ -158,7 +158,7 @@ class Dispatch(Step):
                 )
             numbers[name] = len(found)
             counts.append(f"{len(found)} attention modules of {name}")
-            if linear := len(attentions(module)) - len(found):
+            if linear := len(attention_modules(module)) - len(found):
                 numbers[f"{name}_linear"] = linear
                 counts[-1] += f" (beside {linear} linear ones, which have no softmax)"
         at = f" at commit {self.hub.revision}" if self.hub is not None else ""
@@ -173,7 +173,7 @@ class Dispatch(Step):
             return
         where = "" if below is None else f" below compute capability {below[0]}.{below[1]}"
         for component in self.components:
-            sizes = [size for size in head_sizes(site.model, component) if size > limit]
+            sizes = [size for size in attention_head_sizes(site.model, component) if size > limit]
             if sizes:
                 held = ", ".join(map(str, sizes))
                 yield f"takes heads of up to {limit} channels{where}, the {component} has {held}"
@@ -209,7 +209,7 @@ class Vanilla(Step):
     def problems(self, site: Site) -> tuple[str, ...]:
         found = [*missing(site, self.components, "attention.components")]
         model = site.model
-        stock = classes.denoiser(model.denoiser_class).attention.stock
+        stock = classes.denoiser_class_record(model.denoiser_class).attention.stock
         transformer = model.denoiser == "transformer" and not stock
         if "denoiser" in self.components and transformer:
             found.append(
@@ -219,7 +219,7 @@ class Vanilla(Step):
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         for name, module in modules(pipe, site, self.components, "attention.components").items():
-            found: dict[str, Any] = dict(attentions(module))
+            found: dict[str, Any] = dict(attention_modules(module))
             if not found:
                 kind = type(module).__name__
                 raise Refusal(f"attention.components: {name} ({kind}) has no attention module of diffusers")
@@ -234,7 +234,7 @@ class Vanilla(Step):
         kinds = set(plain_processors().values())
         numbers: dict[str, int | float | str] = {}
         for name, module in modules(pipe, site, self.components, "attention.components").items():
-            found = attentions(module)
+            found = attention_modules(module)
             plain = sum(type(part.processor) in kinds for part in found.values())
             if plain == 0 or plain < len(found):
                 raise NoEffect(f"attention=vanilla: {plain} of {len(found)} attention modules of {name} are plain")
@@ -245,7 +245,7 @@ class Vanilla(Step):
 
 def _masks(site: Site) -> str | None:
     """What the denoiser hides by a mask when this workload runs; None where it needs no mask."""
-    masks, workload = classes.denoiser(site.model.denoiser_class).attention.masks, site.workload
+    masks, workload = classes.denoiser_class_record(site.model.denoiser_class).attention.masks, site.workload
     if masks == "text":
         return "its text"
     if workload is None or masks is None:
@@ -255,7 +255,7 @@ def _masks(site: Site) -> str | None:
     return "prompts that differ" if len(set(workload.batch_prompts)) > 1 else None
 
 
-def head_sizes(model: Model, component: DiffusersComponent) -> tuple[int, ...]:
+def attention_head_sizes(model: Model, component: DiffusersComponent) -> tuple[int, ...]:
     """Channels per attention head of a component, as far as the model's data tell."""
     if component == "denoiser":
         return model.head_sizes

@@ -10,7 +10,12 @@ import torch
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import apply_rotary_emb
 
-from diffopt.steps.attention.unet import DispatchAttnProcessor, heads, normed, project
+from diffopt.steps.attention.unet import (
+    DispatchAttnProcessor,
+    normed_query_and_key,
+    project_query_key_value,
+    split_attention_heads,
+)
 
 
 class JointDispatchProcessor(DispatchAttnProcessor):
@@ -31,8 +36,8 @@ class JointDispatchProcessor(DispatchAttnProcessor):
         The mask is not read, as in the stock processor.
         """
         pixels = hidden_states.shape[1]
-        query, key, value = (heads(attn, x) for x in project(attn, hidden_states))
-        query, key = normed(attn, query, key)
+        query, key, value = (split_attention_heads(attn, x) for x in project_query_key_value(attn, hidden_states))
+        query, key = normed_query_and_key(attn, query, key)
         if encoder_hidden_states is None:
             return _out(attn, self.attend(query, key, value))
         added = _project_added(attn, encoder_hidden_states)
@@ -68,8 +73,8 @@ class CogVideoXDispatchProcessor(DispatchAttnProcessor):
         if attention_mask is not None:
             attention_mask = attn.prepare_attention_mask(attention_mask, both.shape[1], both.shape[0])
             attention_mask = attention_mask.view(both.shape[0], attn.heads, -1, attention_mask.shape[-1])
-        query, key, value = (heads(attn, x) for x in project(attn, both))
-        query, key = normed(attn, query, key)
+        query, key, value = (split_attention_heads(attn, x) for x in project_query_key_value(attn, both))
+        query, key = normed_query_and_key(attn, query, key)
         if image_rotary_emb is not None:
             query = _turned(query, words, image_rotary_emb)
             if not attn.is_cross_attention:
@@ -85,8 +90,8 @@ class SanaDispatchProcessor(DispatchAttnProcessor):
     """
 
     def _normed(self, attn: Attention, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        query, key = normed(attn, query, key)
-        return heads(attn, query), heads(attn, key)
+        query, key = normed_query_and_key(attn, query, key)
+        return split_attention_heads(attn, query), split_attention_heads(attn, key)
 
 
 def _out(attn: Attention, attended: torch.Tensor) -> torch.Tensor:
@@ -100,7 +105,7 @@ def _project_added(attn: Attention, text: torch.Tensor) -> tuple[torch.Tensor, t
         query, key, value = attn.to_added_qkv(text).chunk(3, dim=-1)
     else:
         query, key, value = attn.add_q_proj(text), attn.add_k_proj(text), attn.add_v_proj(text)
-    query, key, value = (heads(attn, x) for x in (query, key, value))
+    query, key, value = (split_attention_heads(attn, x) for x in (query, key, value))
     if attn.norm_added_q is not None:
         query = attn.norm_added_q(query)
     if attn.norm_added_k is not None:

@@ -30,13 +30,13 @@ class HubKernel(Frozen):
 
 
 @cache
-def shipped_repositories() -> frozenset[str]:
+def shipped_kernel_repositories() -> frozenset[str]:
     """The repositories that diffopt's own options name; any other is named on the command line alone."""
-    hubs = [plain_yaml.read(file)[0].get("hub") for file in (shipped_conf() / "attention").glob("*.yaml")]
+    hubs = [plain_yaml.read_plain_yaml(file)[0].get("hub") for file in (shipped_conf() / "attention").glob("*.yaml")]
     return frozenset(hub["repository"] for hub in hubs if hub is not None)
 
 
-def consent_problems(kernel: HubKernel) -> Iterator[str]:
+def kernel_consent_problems(kernel: HubKernel) -> Iterator[str]:
     """What the user has to decide first."""
     where = f"https://huggingface.co/{kernel.repository}"
     if kernel.revision is None:

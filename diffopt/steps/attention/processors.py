@@ -75,7 +75,7 @@ def fused_processors() -> dict[type, type]:
     }
 
 
-def attentions(module: nn.Module) -> dict[str, nn.Module]:
+def attention_modules(module: nn.Module) -> dict[str, nn.Module]:
     """All attention modules of a component, by path."""
     from diffusers.models import attention_processor as stock
     from diffusers.models.attention import AttentionModuleMixin
@@ -88,15 +88,15 @@ def softmax_attentions(module: nn.Module) -> dict[str, Any]:
     """Those that a kernel could compute; linear attention has no softmax."""
     from diffusers.models.attention_processor import SanaLinearAttnProcessor2_0 as Linear
 
-    return {path: part for path, part in attentions(module).items() if not isinstance(part.processor, Linear)}
+    return {path: part for path, part in attention_modules(module).items() if not isinstance(part.processor, Linear)}
 
 
-def backend_of(attention: Any) -> AttentionBackendName | None:
+def backend_of_processor(attention: Any) -> AttentionBackendName | None:
     """What the processor in place asks the dispatcher for."""
     return getattr(attention.processor, "_attention_backend", None)
 
 
-def reads_fused(processor: Any) -> bool:
+def reads_fused_projections(processor: Any) -> bool:
     """Whether the processor's code asks for fused projections, itself or in a function of its module.
 
     Whether the module was fused does not tell: the processors of LTX and Qwen go on with the separate ones.
@@ -108,7 +108,7 @@ def reads_fused(processor: Any) -> bool:
     return not names.isdisjoint({"fused_projections", "to_qkv", "to_kv"})
 
 
-def dispatching(path: str, attention: Any) -> type[DispatchAttnProcessor] | None:
+def dispatching_processor_for(path: str, attention: Any) -> type[DispatchAttnProcessor] | None:
     """Our processor for a stock one that does not call the dispatcher; None for one that does.
 
     Raises Refusal where ours cannot compute what the stock one does.

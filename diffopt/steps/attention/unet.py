@@ -48,9 +48,9 @@ class DispatchAttnProcessor:
         if attn.group_norm is not None:
             hidden_states = attn.group_norm(hidden_states.transpose(1, 2)).transpose(1, 2)
 
-        query, key, value = project(attn, hidden_states, encoder_hidden_states)
+        query, key, value = project_query_key_value(attn, hidden_states, encoder_hidden_states)
         query, key = self._normed(attn, query, key)
-        attended = self.attend(query, key, heads(attn, value), mask, scale=attn.scale)
+        attended = self.attend(query, key, split_attention_heads(attn, value), mask, scale=attn.scale)
 
         out: torch.Tensor = attn.to_out[1](attn.to_out[0](attended))
         if is_picture:
@@ -62,7 +62,7 @@ class DispatchAttnProcessor:
 
     def _normed(self, attn: Attention, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Query and key by heads; the norms are of single heads."""
-        return normed(attn, heads(attn, query), heads(attn, key))
+        return normed_query_and_key(attn, split_attention_heads(attn, query), split_attention_heads(attn, key))
 
     def attend(
         self,
@@ -112,18 +112,21 @@ class AddedKVDispatchProcessor(DispatchAttnProcessor):
         if not attn.only_cross_attention:
             keys.append(attn.to_k(hidden_states))
             values.append(attn.to_v(hidden_states))
-        key, value = heads(attn, torch.cat(keys, dim=1)), heads(attn, torch.cat(values, dim=1))
-        attended = self.attend(heads(attn, attn.to_q(hidden_states)), key, value, mask)
+        key, value = (
+            split_attention_heads(attn, torch.cat(keys, dim=1)),
+            split_attention_heads(attn, torch.cat(values, dim=1)),
+        )
+        attended = self.attend(split_attention_heads(attn, attn.to_q(hidden_states)), key, value, mask)
         out: torch.Tensor = attn.to_out[1](attn.to_out[0](attended))
         return out.transpose(1, 2).reshape(residual.shape) + residual
 
 
-def heads(attn: Attention, tokens: torch.Tensor) -> torch.Tensor:
+def split_attention_heads(attn: Attention, tokens: torch.Tensor) -> torch.Tensor:
     """(batch, tokens, channels) to (batch, tokens, heads, head size), the dispatcher's layout."""
     return tokens.view(*tokens.shape[:2], attn.heads, -1)
 
 
-def normed(attn: Attention, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def normed_query_and_key(attn: Attention, query: torch.Tensor, key: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Query and key through the norms that the module has for them."""
     if attn.norm_q is not None:
         query = attn.norm_q(query)
@@ -132,7 +135,7 @@ def normed(attn: Attention, query: torch.Tensor, key: torch.Tensor) -> tuple[tor
     return query, key
 
 
-def project(
+def project_query_key_value(
     attn: Attention, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Query (batch, queries, inner), key and value (batch, keys, inner)."""

@@ -11,8 +11,8 @@ from pydantic_core import PydanticCustomError
 from diffopt.errors import Refusal
 from diffopt.models import classes
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
-from diffopt.steps.cache.hooks import install_cache, proof_of_skips, timestep
-from diffopt.steps.cache.support import guided, reasons_against, too_short
+from diffopt.steps.cache.hooks import cached_timestep, install_cache, proof_of_skips
+from diffopt.steps.cache.support import cache_runs_twice_a_step, reasons_against_cache, too_few_steps_to_cache
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -79,7 +79,7 @@ class TaylorSeer(Step):
         return frozenset({Trait.CACHES, Trait.CACHES_BLOCKS}) if self.use_lite_mode else _INSIDE
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return reasons_against(site, context=True) or too_short(site, self.disable_cache_before_step)
+        return reasons_against_cache(site, context=True) or too_few_steps_to_cache(site, self.disable_cache_before_step)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         import torch
@@ -133,13 +133,15 @@ class PyramidAttentionBroadcast(Step):
         return _INSIDE
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return reasons_against(site, time=True, one_state=True) or too_short(site, 1)
+        return reasons_against_cache(site, time=True, one_state=True) or too_few_steps_to_cache(site, 1)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from diffusers import PyramidAttentionBroadcastConfig
 
         settings = self.model_dump(exclude={"kind"})
-        config = PyramidAttentionBroadcastConfig(**settings, current_timestep_callback=timestep(pipe, key="cache=pab"))
+        config = PyramidAttentionBroadcastConfig(
+            **settings, current_timestep_callback=cached_timestep(pipe, key="cache=pab")
+        )
         install_cache(pipe, site, config, key="cache=pab").refuse_second_calls(pipe)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
@@ -186,10 +188,10 @@ class FasterCache(Step):
         return _INSIDE | {Trait.CACHES_BLOCKS}  # it also decides around the denoiser, about half of its batch
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        found = reasons_against(site, time=True, one_state=True) or too_short(site, 1)
+        found = reasons_against_cache(site, time=True, one_state=True) or too_few_steps_to_cache(site, 1)
         if found or self._distilled(site):
             return found
-        if not guided(site):
+        if not cache_runs_twice_a_step(site):
             return ("cache.is_guidance_distilled=false, but without guidance the batch has no half to guess",)
         if self._format(site) is None:
             return (f"no layout in frames is known of what {site.model.denoiser_class} gives (cache.tensor_format)",)
@@ -206,7 +208,7 @@ class FasterCache(Step):
             attention_weight_callback=lambda _: self.attention_weight,
             tensor_format=self._format(site) or "BCHW",  # not looked at where guidance needs no second prediction
             is_guidance_distilled=self._distilled(site),
-            current_timestep_callback=timestep(pipe, key="cache=faster"),
+            current_timestep_callback=cached_timestep(pipe, key="cache=faster"),
         )
         install_cache(pipe, site, config, key="cache=faster").refuse_second_calls(pipe)
 
@@ -215,10 +217,10 @@ class FasterCache(Step):
         return proof_of_skips(pipe, site, key="cache=faster", unit="attention", remedy=remedy)[0]
 
     def _distilled(self, site: Site) -> bool:
-        return not guided(site) if self.is_guidance_distilled is None else self.is_guidance_distilled
+        return not cache_runs_twice_a_step(site) if self.is_guidance_distilled is None else self.is_guidance_distilled
 
     def _format(self, site: Site) -> str | None:
-        return self.tensor_format or classes.denoiser(site.model.denoiser_class).caches.frames
+        return self.tensor_format or classes.denoiser_class_record(site.model.denoiser_class).caches.frames
 
 
 def _paths(denoiser: Any, expressions: tuple[str, ...] | None, key: str) -> list[str] | None:

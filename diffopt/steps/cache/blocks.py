@@ -14,8 +14,13 @@ from pydantic import Field, model_validator
 from diffopt.errors import NoEffect, Refusal
 from diffopt.models import classes
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
-from diffopt.steps.cache.hooks import install_cache, keep_ratios, proof_of_skips
-from diffopt.steps.cache.support import guided, iterations, reasons_against, too_short
+from diffopt.steps.cache.hooks import install_cache, keep_mag_cache_ratios, proof_of_skips
+from diffopt.steps.cache.support import (
+    cache_runs_twice_a_step,
+    denoising_iterations,
+    reasons_against_cache,
+    too_few_steps_to_cache,
+)
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -42,9 +47,9 @@ class FirstBlock(Step):
         return _TRAITS
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        if classes.denoiser(site.model.denoiser_class).caches.one_sequence_later:
+        if classes.denoiser_class_record(site.model.denoiser_class).caches.one_sequence_later:
             return (f"{site.model.denoiser_class}: {_UNLIKE}",)
-        return reasons_against(site, context=True) or too_short(site, 1)
+        return reasons_against_cache(site, context=True) or too_few_steps_to_cache(site, 1)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from diffusers import FirstBlockCacheConfig
@@ -87,15 +92,17 @@ class Mag(Step):
         return _TRAITS | {Trait.COUNTS_STEPS} if self.num_inference_steps is None else _TRAITS
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        found = reasons_against(site, context=guided(site))
-        known = self.mag_ratios is not None or classes.denoiser(site.model.denoiser_class).caches.magnitudes
+        found = reasons_against_cache(site, context=cache_runs_twice_a_step(site))
+        known = (
+            self.mag_ratios is not None or classes.denoiser_class_record(site.model.denoiser_class).caches.magnitudes
+        )
         if not found and not known and not self.calibrate:
             measure = "measure them with cache=mag_calibrate and give them as cache.mag_ratios"
             found += (f"no magnitude ratios of {site.model.name} are known: {measure}",)
         if self.num_inference_steps is None and site.workload is None:
             found += ("without a workload, cache.num_inference_steps must be given",)
         retained = 0 if self.calibrate else max(int(self.retention_ratio * self._steps(site) + 0.5), 1)
-        return found or self._miscounted(site) or too_short(site, retained)
+        return found or self._miscounted(site) or too_few_steps_to_cache(site, retained)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS, MagCacheConfig
@@ -112,9 +119,9 @@ class Mag(Step):
             calibrate=self.calibrate,
         )
         watch = install_cache(pipe, site, config, key="cache=mag")
-        watch.note_contexts(needed=guided(site))
+        watch.note_contexts(needed=cache_runs_twice_a_step(site))
         if self.calibrate:
-            keep_ratios(watch)
+            keep_mag_cache_ratios(watch)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         remedy = None if self.calibrate else _raise(self.threshold)
@@ -133,7 +140,7 @@ class Mag(Step):
     def _miscounted(self, site: Site) -> tuple[str, ...]:
         """A number that no sampler makes of the workload's: one has the denoiser called once more than that, others
         twice in each step but the last."""
-        given, ran = self.num_inference_steps, None if site.workload is None else iterations(site.workload)
+        given, ran = self.num_inference_steps, None if site.workload is None else denoising_iterations(site.workload)
         if given is None or ran is None or given in (ran, ran + 1, 2 * ran - 1):
             return ()
         return (
@@ -142,7 +149,7 @@ class Mag(Step):
         )
 
     def _steps(self, site: Site) -> int:
-        return self.num_inference_steps or (iterations(site.workload) if site.workload is not None else 0)
+        return self.num_inference_steps or (denoising_iterations(site.workload) if site.workload is not None else 0)
 
 
 @register("cache")
@@ -163,7 +170,7 @@ class Sea(Step):
         return _TRAITS
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return reasons_against(site, context=True, step=True) or too_short(
+        return reasons_against_cache(site, context=True, step=True) or too_few_steps_to_cache(
             site, max(self.retention_steps, 1) + self.cache_end_steps
         )
 

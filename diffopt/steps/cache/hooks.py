@@ -197,7 +197,7 @@ def proof_of_skips(
     return Effect(f"{skipped} of {called} {unit} calls were skipped", numbers), watch.last
 
 
-def keep_ratios(watch: Watch) -> None:
+def keep_mag_cache_ratios(watch: Watch) -> None:
     """Keep the magnitude ratios that MagCache measures; diffusers prints and then forgets them."""
     tail = watch.counted[-1].hook
     measure = tail._perform_calibration_step
@@ -210,7 +210,7 @@ def keep_ratios(watch: Watch) -> None:
     tail._perform_calibration_step = measuring
 
 
-def timestep(pipe: Any, *, key: str) -> Callable[[], float]:
+def cached_timestep(pipe: Any, *, key: str) -> Callable[[], float]:
     """What tells a cache the pipeline's current timestep; read from the device once per step, not once per block.
 
     Raises Refusal where the pipeline does not tell it.

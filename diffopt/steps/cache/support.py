@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from diffopt.schema.workload import Workload
 
 
-def guided(site: Site) -> bool:
+def cache_runs_twice_a_step(site: Site) -> bool:
     """Whether each step needs a second prediction, without the prompt. Unknown without a workload: then it may."""
     model, asked = site.model, site.workload
     if model.embedded_guidance or asked is None:
@@ -22,22 +22,22 @@ def guided(site: Site) -> bool:
     return asked.guidance > 1 and (not model.guides_by_negative_prompt or bool(asked.negative_prompt))
 
 
-def iterations(workload: Workload) -> int:
+def denoising_iterations(workload: Workload) -> int:
     """Steps that are really run: from a picture, diffusers leaves out the first share of them."""
     if workload.strength is None:
         return workload.steps
     return workload.steps - int(max(workload.steps - workload.steps * workload.strength, 0))
 
 
-def too_short(site: Site, computed: int) -> tuple[str, ...]:
+def too_few_steps_to_cache(site: Site, computed: int) -> tuple[str, ...]:
     """Why a cache that computes ``computed`` steps at the beginning and the end could skip nothing."""
-    ran = None if site.workload is None else iterations(site.workload)
+    ran = None if site.workload is None else denoising_iterations(site.workload)
     if ran is None or ran > computed:
         return ()
     return (f"the workload runs {ran} steps, and it computes {computed} in any case, so nothing would be skipped",)
 
 
-def reasons_against(
+def reasons_against_cache(
     site: Site, *, context: bool = False, time: bool = False, step: bool = False, one_state: bool = False
 ) -> tuple[str, ...]:
     """Reasons why a cache cannot work on this model, known from its classes.
@@ -49,14 +49,14 @@ def reasons_against(
         one_state: it keeps one state, so that two calls per step would mix.
     """
     model = site.model
-    known = classes.denoiser(model.denoiser_class)
+    known = classes.denoiser_class_record(model.denoiser_class)
     if known.caches.enabled is False:
         return (f"{model.denoiser_class} has no enable_cache; diffusers' caches are for some of its transformers",)
     name = _pipeline_class(site)
-    calls = classes.pipeline(name).denoiser
+    calls = classes.pipeline_class_record(name).denoiser
     if calls is None:
         return ()
-    two = guided(site) and known.guides_apart
+    two = cache_runs_twice_a_step(site) and known.guides_apart
     reasons = {
         f"{name} names no cache context, by which this cache keeps the calls of a step apart": context
         and not calls.context,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from diffopt.machine.compile_cache import place, root
+from diffopt.machine.compile_cache import compile_cache_folder, compile_cache_root
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
 from diffopt.steps.compile.whole import Divisible, GraphFreeMode, Inductor, compiler_traits, inductor_options
 from diffopt.steps.components import missing, modules
@@ -43,12 +43,14 @@ class Ahead(Step):
                 "recipe": site.code_id,
                 "component": name,
                 "settings": settings,
-                "place": place(site.hardware.device).model_dump(),
+                "place": compile_cache_folder(site.hardware.device).model_dump(),
             }
-            module._compiled_call_impl = PackagedCall(module, root() / "aot", identity=identity, settings=settings)
+            module._compiled_call_impl = PackagedCall(
+                module, compile_cache_root() / "aot", identity=identity, settings=settings
+            )
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        from diffopt.steps.compile.packaged_call import proof_of_packages  # likewise
+        from diffopt.steps.compile.packaged_call import proof_of_compiled_packages  # likewise
 
         found = modules(pipe, site, self.components, "compile.components")
-        return proof_of_packages({name: module._compiled_call_impl for name, module in found.items()})
+        return proof_of_compiled_packages({name: module._compiled_call_impl for name, module in found.items()})

@@ -70,10 +70,10 @@ class CompiledCall:
         from torch._dynamo.utils import counters
         from torch.utils._pytree import tree_map_only
 
-        recorded, skipped = recorded_cuda_graphs(), counters["inductor"]["cudagraph_skips"]
+        recorded, skipped = proof_counts_cuda_graphs(), counters["inductor"]["cudagraph_skips"]
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         out = self.function(*args, **kwargs)
-        self.cuda_graphs_recorded += recorded_cuda_graphs() - recorded
+        self.cuda_graphs_recorded += proof_counts_cuda_graphs() - recorded
         self.cuda_graphs_skipped += counters["inductor"]["cudagraph_skips"] - skipped
         return tree_map_only(torch.Tensor, torch.clone, out)
 
@@ -100,7 +100,7 @@ class CompiledCall:
         setattr(part, name, counted)
 
 
-def proof_of_graphs(calls: Mapping[str, Any], *, fullgraph: bool) -> Effect:
+def proof_of_compiled_graphs(calls: Mapping[str, Any], *, fullgraph: bool) -> Effect:
     """Sum up the :class:`CompiledCall` of each component. Raises NoEffect where one is gone or compiled nothing.
 
     Components of the same classes share graphs, as a UNet and its ControlNet do where blocks are compiled: the one that
@@ -135,9 +135,9 @@ def proof_of_graphs(calls: Mapping[str, Any], *, fullgraph: bool) -> Effect:
     return Effect(f"{graphs} graphs, {len(places)} graph breaks", numbers)
 
 
-def proof_of_regions(calls: Mapping[str, Any], *, fullgraph: bool) -> Effect:
+def proof_of_compiled_regions(calls: Mapping[str, Any], *, fullgraph: bool) -> Effect:
     """The same for components of which only parts are compiled, and how many of those were ever entered."""
-    effect = proof_of_graphs(calls, fullgraph=fullgraph)
+    effect = proof_of_compiled_graphs(calls, fullgraph=fullgraph)
     numbers = dict(effect.numbers)
     for name, call in calls.items():
         numbers[f"{name}_regions"] = call.parts_entered
@@ -146,7 +146,7 @@ def proof_of_regions(calls: Mapping[str, Any], *, fullgraph: bool) -> Effect:
     return Effect(f"{entered} of {parts} regions entered, compiled into {effect.summary}", numbers)
 
 
-def with_cuda_graphs(effect: Effect, calls: Mapping[str, CompiledCall]) -> Effect:
+def proof_with_cuda_graphs(effect: Effect, calls: Mapping[str, CompiledCall]) -> Effect:
     """Add what inductor recorded as CUDA graphs. Raises NoEffect where a component recorded none."""
     numbers = dict(effect.numbers)
     for name, call in calls.items():
@@ -161,7 +161,7 @@ def with_cuda_graphs(effect: Effect, calls: Mapping[str, CompiledCall]) -> Effec
     return Effect(f"{effect.summary}, {recorded} CUDA graphs", {**numbers, "cuda_graphs": recorded})
 
 
-def class_of(part: nn.Module) -> type[nn.Module]:
+def uncompiled_class_of(part: nn.Module) -> type[nn.Module]:
     """The module's class, also where ``torch.compile`` wrapped it."""
     from torch._dynamo.eval_frame import OptimizedModule
 
@@ -185,7 +185,7 @@ def _place_of_break(reason: GraphCompileReason) -> str:
     return f"{frame.filename.rpartition('/site-packages/')[2]}:{frame.lineno}: {what}"
 
 
-def recorded_cuda_graphs() -> int:
+def proof_counts_cuda_graphs() -> int:
     """CUDA graphs that inductor recorded in this process on the current device, in microseconds.
 
     Equal before and after some calls: all of them were replays.

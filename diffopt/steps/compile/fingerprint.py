@@ -21,7 +21,7 @@ ELSEWHERE = frozenset({"_parameters", "_buffers", "_modules", "_internal_dict"})
 Constants = dict[str, torch.Tensor]
 
 
-def constants(module: nn.Module) -> Constants:
+def compiled_constants(module: nn.Module) -> Constants:
     """The module's parameters and buffers by the names that a package knows them by.
 
     A quantized weight is a tensor made of plain ones, which export takes apart (torch's subclass_parametrization.py).
@@ -38,7 +38,7 @@ def constants(module: nn.Module) -> Constants:
     return found
 
 
-def fingerprint(module: nn.Module) -> str:
+def fingerprint_of_compiled_module(module: nn.Module) -> str:
     """A hash of what a module's graph is made of, which is everything but the values of its weights.
 
     That is the classes, their source files, their plain settings, those of attention processors, and of each weight
@@ -51,7 +51,7 @@ def fingerprint(module: nn.Module) -> str:
             if owner is not None:
                 facts.append(f"{name}: {type(owner).__qualname__} {_settings(owner)}")
                 sources.add(_hash_of_source(type(owner)))
-    for name, tensor in constants(module).items():
+    for name, tensor in compiled_constants(module).items():
         facts.append(f"{name}: {tuple(tensor.shape)} {tensor.stride()} {tensor.dtype} {tensor.device.type}")
     facts += [f"{name}: {type(tensor).__qualname__}" for name, tensor in module.named_parameters()]
     return hashlib.sha256("\n".join([*facts, *sorted(sources)]).encode()).hexdigest()

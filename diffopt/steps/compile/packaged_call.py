@@ -30,7 +30,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten
 
 from diffopt.errors import NoEffect, Refusal
 from diffopt.schema.step import Effect
-from diffopt.steps.compile.fingerprint import Constants, constants, fingerprint
+from diffopt.steps.compile.fingerprint import Constants, compiled_constants, fingerprint_of_compiled_module
 
 PACKAGE, CONSTANTS, INPUTS = "package.pt2", "constants.pt", "inputs.json"
 # of one module; as with dynamo's limit of recompiles, more of them mean that an input changes from call to call
@@ -79,11 +79,11 @@ class PackagedCall:
     @functools.cached_property
     def fingerprint(self) -> str:
         """The module's, before its first call: some remember what they computed in it."""
-        return fingerprint(self.module)
+        return fingerprint_of_compiled_module(self.module)
 
     def moved(self) -> list[str]:
         """Names of the weights that are no longer where a package was told to find them."""
-        now = {name: tensor.data_ptr() for name, tensor in constants(self.module).items()}
+        now = {name: tensor.data_ptr() for name, tensor in compiled_constants(self.module).items()}
         given = dict(chain.from_iterable(package.given.items() for package in self.packages.values()))
         return sorted(name for name, address in given.items() if now.get(name) != address)
 
@@ -130,7 +130,7 @@ class PackagedCall:
             warnings.simplefilter("ignore", FutureWarning)
             run = torch._inductor.aoti_load_package(str(folder / PACKAGE))
         own: Constants = torch.load(folder / CONSTANTS, weights_only=True)
-        known = {**own, **constants(self.module)}
+        known = {**own, **compiled_constants(self.module)}
         wanted = run.get_constant_fqns()
         if unknown := sorted(set(wanted) - known.keys()):
             raise Refusal(f"compile=aot: {type(self.module).__name__} has no {', '.join(unknown)}, as its package asks")
@@ -140,7 +140,7 @@ class PackagedCall:
         return Package(run, own, given, compiled=compiled, bytes=(folder / PACKAGE).stat().st_size)
 
 
-def proof_of_packages(calls: Mapping[str, Any]) -> Effect:
+def proof_of_compiled_packages(calls: Mapping[str, Any]) -> Effect:
     """Sum up the :class:`PackagedCall` of each component. Raises NoEffect where one is gone or was never called."""
     numbers: dict[str, int | float | str] = {}
     packages: list[Package] = []

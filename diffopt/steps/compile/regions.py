@@ -9,7 +9,7 @@ from pydantic import model_validator
 
 from diffopt.errors import Refusal
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
-from diffopt.steps.compile.compiled_call import CompiledCall, class_of, proof_of_regions
+from diffopt.steps.compile.compiled_call import CompiledCall, proof_of_compiled_regions, uncompiled_class_of
 from diffopt.steps.compile.whole import (
     CompileBackend,
     Divisible,
@@ -17,8 +17,8 @@ from diffopt.steps.compile.whole import (
     Inductor,
     compiler_traits,
     inductor_options,
-    let_compile,
-    refuse_untunable,
+    let_module_compile,
+    refuse_untunable_compile,
 )
 from diffopt.steps.components import missing, modules
 
@@ -43,7 +43,7 @@ class Divided(Step):
 
     @model_validator(mode="after")
     def _only_inductor_is_tuned(self) -> Self:
-        refuse_untunable(self.backend, self.mode, self.options)
+        refuse_untunable_compile(self.backend, self.mode, self.options)
         return self
 
     @property
@@ -66,7 +66,7 @@ class Divided(Step):
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         found = modules(pipe, site, self.components, "compile.components")
         calls = {name: module._compiled_call_impl for name, module in found.items()}
-        return proof_of_regions(calls, fullgraph=self.fullgraph)
+        return proof_of_compiled_regions(calls, fullgraph=self.fullgraph)
 
 
 @register("compile")
@@ -178,7 +178,7 @@ def _unwrap(owner: Any, settings: dict[str, Any]) -> None:
 def _count_calls(module: Any, parts: Iterable[Any]) -> None:
     """Count graphs across calls of a component of which only ``parts`` are compiled."""
     parts = tuple(parts)
-    let_compile(len(parts))
-    call = CompiledCall(module._call_impl, cuda_graphs=False, classes=map(class_of, parts))
+    let_module_compile(len(parts))
+    call = CompiledCall(module._call_impl, cuda_graphs=False, classes=map(uncompiled_class_of, parts))
     call.watch(parts)
     module._compiled_call_impl = call

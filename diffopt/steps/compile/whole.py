@@ -10,7 +10,7 @@ from pydantic import model_validator
 from diffopt.errors import NoEffect
 from diffopt.schema.record import Frozen
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
-from diffopt.steps.compile.compiled_call import CompiledCall, proof_of_graphs, with_cuda_graphs
+from diffopt.steps.compile.compiled_call import CompiledCall, proof_of_compiled_graphs, proof_with_cuda_graphs
 from diffopt.steps.components import SomeParts, missing, modules
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Full(Step):
 
     @model_validator(mode="after")
     def _only_inductor_is_tuned(self) -> Full:
-        refuse_untunable(self.backend, self.mode, self.options)
+        refuse_untunable_compile(self.backend, self.mode, self.options)
         return self
 
     @model_validator(mode="after")
@@ -106,7 +106,7 @@ class Full(Step):
         module: Any
         for module in modules(pipe, site, _whole(self.components), "compile.components").values():
             if not self.fullgraph:  # the pieces between graph breaks may share their code, as those of hooks do
-                let_compile(sum(1 for _ in module.modules()))
+                let_module_compile(sum(1 for _ in module.modules()))
             module.compile(**settings)
             module._compiled_call_impl = CompiledCall(
                 module._compiled_call_impl,
@@ -121,8 +121,8 @@ class Full(Step):
             calls[f"{name}.decode"] = vae.decode
         for name, module in modules(pipe, site, _whole(self.components), "compile.components").items():
             calls[name] = module._compiled_call_impl
-        effect = self._with_duck_shape(proof_of_graphs(calls, fullgraph=self.fullgraph))
-        return with_cuda_graphs(effect, calls) if Trait.CUDA_GRAPHS in self.traits_on(site.hardware) else effect
+        effect = self._with_duck_shape(proof_of_compiled_graphs(calls, fullgraph=self.fullgraph))
+        return proof_with_cuda_graphs(effect, calls) if Trait.CUDA_GRAPHS in self.traits_on(site.hardware) else effect
 
     def _with_duck_shape(self, effect: Effect) -> Effect:
         """Tells of symbols of their own. Raises NoEffect where the setting, which is the process's, is another now."""
@@ -154,7 +154,7 @@ def compiler_traits(backend: CompileBackend, mode: Mode, *, fullgraph: bool) -> 
     return frozenset(trait for trait, holds in claims.items() if holds)
 
 
-def refuse_untunable(backend: CompileBackend, mode: Mode, options: Inductor) -> None:
+def refuse_untunable_compile(backend: CompileBackend, mode: Mode, options: Inductor) -> None:
     if backend != "inductor" and (mode != "default" or options.chosen):
         raise ValueError(
             f"compile.backend={backend} generates no code: set compile.mode=default and every one of compile.options "
@@ -181,7 +181,7 @@ def _whole(targets: Iterable[CompiledPart]) -> tuple[CompiledPart, ...]:
     return tuple(target for target in targets if target != "vae_decode")
 
 
-def let_compile(times: int) -> None:
+def let_module_compile(times: int) -> None:
     """Let dynamo compile the same code for each of so many modules.
 
     Its limit is 8 for a function; beyond it, dynamo raises where a whole graph was promised, and elsewhere runs the

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from diffopt.models import classes
-from diffopt.models.lora import checked
+from diffopt.models.lora import checked_lora_file
 from diffopt.schema.record import Descriptive
 from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, register
-from diffopt.steps.lora.layers import load_layers
-from diffopt.steps.lora.proof import fuse, proof_of_fusion, proof_of_layers
-from diffopt.steps.lora.swap import prepare_swaps, proof_of_swapping
+from diffopt.steps.lora.layers import load_lora_layers
+from diffopt.steps.lora.proof import fuse_lora, proof_of_fused_lora, proof_of_live_lora
+from diffopt.steps.lora.swap import prepare_lora_swaps, proof_of_lora_swaps
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -61,7 +61,7 @@ class Lora(Step):
             yield f"model {model.name} is a cascade, and a LoRA is made for one pipeline; run its stages one by one"
         task = model.task if site.workload is None else site.workload.task
         pipeline = getattr(model.pipelines, task) or getattr(model.pipelines, model.task)
-        if classes.pipeline(str(pipeline)).loras is False:
+        if classes.pipeline_class_record(str(pipeline)).loras is False:
             yield f"{pipeline} has no load_lora_weights"
         if self.scale == 0:
             yield "lora.scale=0 switches the LoRA off; choose lora=none"
@@ -77,11 +77,11 @@ class Fused(Lora):
     kind: Literal["fused"]
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        load_layers(pipe, self.path, self.content, kind=self.kind, adapter="diffopt")
-        fuse(pipe, adapter="diffopt", scale=self.scale)
+        load_lora_layers(pipe, self.path, self.content, kind=self.kind, adapter="diffopt")
+        fuse_lora(pipe, adapter="diffopt", scale=self.scale)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        return proof_of_fusion(pipe)
+        return proof_of_fused_lora(pipe)
 
 
 @register("lora")
@@ -99,18 +99,18 @@ class Live(Lora):
         return frozenset({Trait.LIVE_LORA})
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        load_layers(pipe, self.path, self.content, kind=self.kind, adapter=self.adapter)
+        load_lora_layers(pipe, self.path, self.content, kind=self.kind, adapter=self.adapter)
         pipe.set_adapters([self.adapter], [self.scale])
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        return proof_of_layers(pipe, self.kind, self.adapter, self.scale)
+        return proof_of_live_lora(pipe, self.kind, self.adapter, self.scale)
 
 
 @register("lora")
 class HotSwap(Lora):
     """Live layers that are ready for other files: padded to ``target_rank``, with scales that compiled code reads anew.
 
-    :func:`diffopt.steps.lora.swap.swap` puts another file's weights in their place, without compiling again. Where
+    :func:`diffopt.steps.lora.swap.swap_lora` puts another file's weights in their place, without compiling again. Where
     ``swap_path`` names one, ``verify`` swaps it in, draws once, counts what was compiled, and swaps back.
     """
 
@@ -139,7 +139,7 @@ class HotSwap(Lora):
             yield f"lora.target_rank={self.target_rank}: the file's rank is {self.rank}; take that or more"
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
-        prepare_swaps(
+        prepare_lora_swaps(
             pipe,
             self.path,
             self.content,
@@ -150,8 +150,10 @@ class HotSwap(Lora):
         )
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        second = None if self.swap_path is None else checked(self.swap_path, self.swap_content)
-        return proof_of_swapping(pipe, site, self.path, second, adapter=self.adapter, scale=self.scale, rank=self._room)
+        second = None if self.swap_path is None else checked_lora_file(self.swap_path, self.swap_content)
+        return proof_of_lora_swaps(
+            pipe, site, self.path, second, adapter=self.adapter, scale=self.scale, rank=self._room
+        )
 
     @property
     def _room(self) -> int | None:

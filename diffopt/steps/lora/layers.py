@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import Refusal
-from diffopt.models.lora import checked
+from diffopt.models.lora import checked_lora_file
 from diffopt.schema.words import one_line
 from diffopt.steps.components import parts
 
@@ -29,7 +29,7 @@ _LAYER = re.compile(r"(\.lora_[AB]|\.lora\.(down|up)|_lora\.(down|up)|\.lora_(do
 _COUNTS = "_diffopt_lora_layers"  # attribute of the pipeline
 
 
-def load_layers(pipe: Any, path: str | None, content: str | None, *, kind: str, adapter: str) -> None:
+def load_lora_layers(pipe: Any, path: str | None, content: str | None, *, kind: str, adapter: str) -> None:
     """Put the layers of a file into the pipeline, active, and remember how many there are.
 
     Raises Refusal where the file is none of that ``content``, the pipeline takes none, or a layer fits none of its
@@ -40,18 +40,18 @@ def load_layers(pipe: Any, path: str | None, content: str | None, *, kind: str, 
         raise Refusal(f"{said}: name the LoRA's file with lora.path=FILE.safetensors")
     if not hasattr(pipe, "load_lora_weights"):
         raise Refusal(f"{said}: {type(pipe).__name__} has no load_lora_weights")
-    if any(adapted(part) for part in parts(pipe).values()):
+    if any(lora_adapted_layers(part) for part in parts(pipe).values()):
         raise Refusal(f"{said}: the pipeline has LoRA layers already; unload_lora_weights() takes them out")
-    file = checked(path, content)
-    wanted = changed_modules(pipe, file, said)
-    with without_warnings():
+    file = checked_lora_file(path, content)
+    wanted = modules_changed_by_lora(pipe, file, said)
+    with without_lora_warnings():
         try:
             pipe.load_lora_weights(str(file), adapter_name=adapter, use_safetensors=True, local_files_only=True)
         except (ValueError, RuntimeError, LookupError, TypeError) as error:
             first = min(min(paths) for paths in wanted.values())
             reason = f"nothing is called {first}" if "not found in the base model" in str(error) else _brief(error)
             raise Refusal(f"{said}: {file.name} does not fit this {type(pipe).__name__}: {reason}") from error
-    found = layers(pipe, adapter)
+    found = lora_layers(pipe, adapter)
     for component, paths in wanted.items():
         if len(found.get(component, {})) < len(paths):
             lacking = sorted(paths - found.get(component, {}).keys())
@@ -64,9 +64,9 @@ def load_layers(pipe: Any, path: str | None, content: str | None, *, kind: str, 
     setattr(pipe, _COUNTS, {component: len(found[component]) for component in wanted})
 
 
-def changed_modules(pipe: Any, file: Path, said: str) -> dict[str, set[str]]:
+def modules_changed_by_lora(pipe: Any, file: Path, said: str) -> dict[str, set[str]]:
     """The modules that a file changes, by component, in diffusers' names; other tools' formats are converted."""
-    with without_warnings():
+    with without_lora_warnings():
         try:
             state = pipe.lora_state_dict(str(file), use_safetensors=True, local_files_only=True)
         except (ValueError, RuntimeError, LookupError, TypeError) as error:
@@ -87,22 +87,22 @@ def changed_modules(pipe: Any, file: Path, said: str) -> dict[str, set[str]]:
     return found
 
 
-def layers(pipe: DiffusionPipeline, adapter: str) -> Layers:
+def lora_layers(pipe: DiffusionPipeline, adapter: str) -> Layers:
     """The layers of an adapter, by component and path; components without any are left out."""
     found = {
-        name: {path: layer for path, layer in adapted(part) if _has(layer, adapter)}
+        name: {path: layer for path, layer in lora_adapted_layers(part) if _has(layer, adapter)}
         for name, part in parts(pipe).items()
     }
     return {name: one for name, one in found.items() if one}
 
 
-def counts(pipe: DiffusionPipeline) -> Mapping[str, int]:
+def lora_layer_counts(pipe: DiffusionPipeline) -> Mapping[str, int]:
     """How many layers the file has for each component; empty where :func:`load` was not called."""
     found: Mapping[str, int] = vars(pipe).get(_COUNTS, {})
     return found
 
 
-def adapted(part: nn.Module) -> list[tuple[str, Any]]:
+def lora_adapted_layers(part: nn.Module) -> list[tuple[str, Any]]:
     """Path and layer of every adapter's layers in a component."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -120,7 +120,7 @@ def _brief(error: Exception) -> str:
 
 
 @contextmanager
-def without_warnings() -> Iterator[None]:
+def without_lora_warnings() -> Iterator[None]:
     """Without a warning for each part that a file does not change, and without bars; what it misses is counted here."""
     from transformers.utils import logging as of_transformers
 

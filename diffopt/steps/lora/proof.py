@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from diffopt.errors import NoEffect
 from diffopt.schema.step import Effect
 from diffopt.steps.components import parts
-from diffopt.steps.lora.layers import adapted, counts, layers
-from diffopt.steps.memory.offload import layer_hooks
-from diffopt.steps.quant.linears import replaced
+from diffopt.steps.lora.layers import lora_adapted_layers, lora_layer_counts, lora_layers
+from diffopt.steps.memory.offload import offload_layer_hooks
+from diffopt.steps.quant.linears import linears_replaced_by_fused
 
 if TYPE_CHECKING:
     import torch
@@ -38,22 +38,22 @@ class FusedSample:
     change: torch.Tensor
 
 
-def fuse(pipe: Any, *, adapter: str, scale: float) -> None:
+def fuse_lora(pipe: Any, *, adapter: str, scale: float) -> None:
     """Add the adapter to the weights and take its layers out, and remember some weights for the proof."""
     pipe.set_adapters([adapter], [scale])
-    found = layers(pipe, adapter)
+    found = lora_layers(pipe, adapter)
     samples = [sample for component, one in found.items() for sample in _samples(component, one, adapter)]
     pipe.fuse_lora(components=[*found], adapter_names=[adapter])
     pipe.unload_lora_weights()
     setattr(pipe, _SAMPLES, samples)
 
 
-def proof_of_fusion(pipe: DiffusionPipeline) -> Effect:
+def proof_of_fused_lora(pipe: DiffusionPipeline) -> Effect:
     """Compare weights as they are now with those before fusing. Raises NoEffect where the change is not in them."""
     samples: Sequence[FusedSample] | None = vars(pipe).get(_SAMPLES)
     if not samples:
         raise NoEffect("lora=fused: no LoRA was fused into this pipeline")
-    if any(adapted(part) for part in parts(pipe).values()):
+    if any(lora_adapted_layers(part) for part in parts(pipe).values()):
         raise NoEffect("lora=fused: LoRA layers still stand beside the weights")
     size = _length(sample.change for sample in samples) / _length(sample.before for sample in samples)
     if not size:
@@ -65,20 +65,21 @@ def proof_of_fusion(pipe: DiffusionPipeline) -> Effect:
                 f"lora=fused: the weights of {component} show {part:.0%} of a change by {size:.2%}; where they are too "
                 "coarse for it, as half precision may be, choose lora=live"
             )
-    numbers = {**counts(pipe), "change": size, "shown": min(shown.values())}
+    numbers = {**lora_layer_counts(pipe), "change": size, "shown": min(shown.values())}
     return Effect(
-        f"{_listed(counts(pipe))} changed by {size:.2%}, of which the weights show {numbers['shown']:.0%}", numbers
+        f"{_listed(lora_layer_counts(pipe))} changed by {size:.2%}, of which the weights show {numbers['shown']:.0%}",
+        numbers,
     )
 
 
-def proof_of_layers(pipe: DiffusionPipeline, kind: str, adapter: str, scale: float) -> Effect:
+def proof_of_live_lora(pipe: DiffusionPipeline, kind: str, adapter: str, scale: float) -> Effect:
     """Count the layers that are there and switched on. Raises NoEffect where one of the file's is not."""
-    wanted, found = counts(pipe), layers(pipe, adapter)
+    wanted, found = lora_layer_counts(pipe), lora_layers(pipe, adapter)
     if not wanted or not found:
         raise NoEffect(f"lora={kind}: the pipeline has no layers of a LoRA")
     for component, count in wanted.items():
         there = found.get(component, {})
-        dead = replaced(getattr(pipe, component))
+        dead = linears_replaced_by_fused(getattr(pipe, component))
         off = [path for path, layer in there.items() if not _works(layer, adapter) or layer in dead]
         if len(there) < count or off:
             raise NoEffect(f"lora={kind}: {len(there) - len(off)} of {count} layers of {component} are on{_such(off)}")
@@ -127,7 +128,7 @@ def _weight(layer: Any) -> torch.Tensor:
     import torch
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-    weight: Any = next(layer_hooks(layer)).weights_map["weight"] if layer.weight.is_meta else layer.weight
+    weight: Any = next(offload_layer_hooks(layer)).weights_map["weight"] if layer.weight.is_meta else layer.weight
     quantized: bool = is_traceable_wrapper_subclass(weight)
     if quantized:
         weight = torch.nn.functional.linear(

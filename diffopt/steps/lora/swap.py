@@ -15,8 +15,8 @@ from diffopt.errors import NoEffect, Refusal
 from diffopt.models.lora import read_lora
 from diffopt.schema.step import Effect
 from diffopt.schema.words import one_line
-from diffopt.steps.lora.layers import changed_modules, layers, load_layers, without_warnings
-from diffopt.steps.lora.proof import proof_of_layers
+from diffopt.steps.lora.layers import load_lora_layers, lora_layers, modules_changed_by_lora, without_lora_warnings
+from diffopt.steps.lora.proof import proof_of_live_lora
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from diffopt.schema.step import Site
 
 
-def prepare_swaps(
+def prepare_lora_swaps(
     pipe: Any,
     path: str | None,
     content: str | None,
@@ -39,15 +39,15 @@ def prepare_swaps(
     if not hasattr(module, "enable_lora_hotswap"):
         raise Refusal(f"lora=hotswap: {type(module).__name__} has no enable_lora_hotswap")
     module.enable_lora_hotswap(target_rank=rank)
-    load_layers(pipe, path, content, kind="hotswap", adapter=adapter)
-    if others := sorted(layers(pipe, adapter).keys() - {denoiser}):
+    load_lora_layers(pipe, path, content, kind="hotswap", adapter=adapter)
+    if others := sorted(lora_layers(pipe, adapter).keys() - {denoiser}):
         raise Refusal(
             f"lora=hotswap: the file changes {', '.join(others)}, and only the denoiser's layers can be swapped"
         )
     _rescale(pipe, adapter, scale)
 
 
-def swap(pipe: Any, file: str | Path, *, adapter: str, scale: float = 1.0) -> None:
+def swap_lora(pipe: Any, file: str | Path, *, adapter: str, scale: float = 1.0) -> None:
     """Replace the weights of a live LoRA by those of another file, in place; modules that it lacks are left unchanged.
 
     ``pipe.load_lora_weights(file, hotswap=True)`` does the same with a scale of 1. Raises Refusal where the file has
@@ -57,17 +57,17 @@ def swap(pipe: Any, file: str | Path, *, adapter: str, scale: float = 1.0) -> No
     path, name = Path(file), type(pipe).__name__
     if path.suffix != ".safetensors" or not path.is_file():
         raise Refusal(f"{said} is no safetensors file here")
-    found, rank = layers(pipe, adapter), read_lora(path, said).rank
+    found, rank = lora_layers(pipe, adapter), read_lora(path, said).rank
     if not found:
         raise Refusal(f"{said}: this {name} has no LoRA called {adapter} to put it in the place of")
     room = max(len(layer.lora_A[adapter].weight) for _, layer in _layers_by_path(pipe, adapter))
     if rank is None or rank > room:
         raise Refusal(f"{said} has rank {rank}, and the layers were prepared for {room}; set lora.target_rank")
-    for component, wanted in changed_modules(pipe, path, "lora=hotswap").items():
+    for component, wanted in modules_changed_by_lora(pipe, path, "lora=hotswap").items():
         if new := sorted(wanted - found.get(component, {}).keys()):
             raise Refusal(f"{said} changes {component}.{new[0]}, for which the first file made no layer")
     try:
-        with without_warnings():
+        with without_lora_warnings():
             pipe.load_lora_weights(
                 str(path), adapter_name=adapter, hotswap=True, use_safetensors=True, local_files_only=True
             )
@@ -76,14 +76,14 @@ def swap(pipe: Any, file: str | Path, *, adapter: str, scale: float = 1.0) -> No
     _rescale(pipe, adapter, scale)
 
 
-def proof_of_swapping(
+def proof_of_lora_swaps(
     pipe: Any, site: Site, first: str | None, second: Path | None, *, adapter: str, scale: float, rank: int | None
 ) -> Effect:
     """Prove that the layers are there, can be swapped, and, with a ``second`` file, that a swap compiles nothing."""
     import torch
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
-    effect = proof_of_layers(pipe, "hotswap", adapter, scale)
+    effect = proof_of_live_lora(pipe, "hotswap", adapter, scale)
     for path, layer in _layers_by_path(pipe, adapter):
         weights = [layer.lora_A[adapter].weight, layer.lora_B[adapter].weight]
         if any(is_traceable_wrapper_subclass(weight) for weight in weights):
@@ -106,7 +106,7 @@ def _swap_and_back(pipe: Any, site: Site, first: Path, second: Path, *, adapter:
     from torch._dynamo.utils import counters
 
     places, before = _places(pipe, adapter), _weight_changes(pipe, adapter)
-    swap(pipe, second, adapter=adapter, scale=scale)
+    swap_lora(pipe, second, adapter=adapter, scale=scale)
     try:
         if _all_equal(before, _weight_changes(pipe, adapter)):
             raise NoEffect(f"lora=hotswap: {second.name} changes the weights as the first file does")
@@ -116,7 +116,7 @@ def _swap_and_back(pipe: Any, site: Site, first: Path, second: Path, *, adapter:
         _draw_pictures(pipe, site)
         compiled = counters["stats"]["unique_graphs"] - graphs
     finally:
-        swap(pipe, first, adapter=adapter, scale=scale)
+        swap_lora(pipe, first, adapter=adapter, scale=scale)
     if compiled:
         raise NoEffect(f"lora=hotswap: {compiled} graphs were compiled after the swap")
     if not _all_equal(before, _weight_changes(pipe, adapter)):
@@ -129,11 +129,11 @@ def _draw_pictures(pipe: Any, site: Site) -> None:
     from diffopt.models import calls  # which imports torch
 
     if site.workload is not None:
-        calls.draw(calls.stages([pipe], (site.model,), site.workload))
+        calls.draw_pictures(calls.pipeline_calls([pipe], (site.model,), site.workload))
 
 
 def _layers_by_path(pipe: Any, adapter: str) -> Iterator[tuple[str, Any]]:
-    for component, found in layers(pipe, adapter).items():
+    for component, found in lora_layers(pipe, adapter).items():
         for path, layer in found.items():
             yield f"{component}.{path}", layer
 

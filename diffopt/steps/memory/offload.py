@@ -22,34 +22,34 @@ if TYPE_CHECKING:
 _HELD = "_diffopt_held"  # attribute of the pipeline: bytes on the device by part, at its first denoising step
 
 
-def offloaded(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
+def offloaded_components(pipe: DiffusionPipeline) -> dict[str, nn.Module]:
     """What a pipeline offloads by itself: all parts but those that its class leaves out."""
     return {name: part for name, part in parts(pipe).items() if name not in pipe._exclude_from_cpu_offload}
 
 
-def watch_first_step(pipe: Any, device: str) -> None:
+def watch_offloading_at_first_step(pipe: Any, device: str) -> None:
     """Note what is on the device when the scheduler is first called, which is right after the denoiser."""
     step = pipe.scheduler.step
 
     @functools.wraps(step)  # pipelines read its signature
     def noting_step(*args: Any, **kwargs: Any) -> Any:
         if _HELD not in vars(pipe):
-            vars(pipe)[_HELD] = {name: size(part, on=device) for name, part in parts(pipe).items()}
+            vars(pipe)[_HELD] = {name: module_bytes(part, on=device) for name, part in parts(pipe).items()}
         return step(*args, **kwargs)
 
     pipe.scheduler.step = noting_step
 
 
-def held_at_first_step(pipe: DiffusionPipeline) -> Mapping[str, int] | None:
-    """Bytes on the device by part, as :func:`watch_first_step` noted them; None before the first denoising step."""
+def memory_held_at_first_step(pipe: DiffusionPipeline) -> Mapping[str, int] | None:
+    """Bytes on the device by part, as :func:`watch_offloading_at_first_step` noted them; None before the first step."""
     held: Mapping[str, int] | None = vars(pipe).get(_HELD)
     return held
 
 
-def check_away(found: Mapping[str, nn.Module], device: str, kind: str) -> None:
+def check_weights_are_offloaded(found: Mapping[str, nn.Module], device: str, kind: str) -> None:
     """Raise NoEffect where weights are on the device between calls. On the CPU, which is the host, none can be."""
     for name, part in found.items():
-        if device != "cpu" and (left := size(part, on=device)):
+        if device != "cpu" and (left := module_bytes(part, on=device)):
             raise NoEffect(f"memory={kind}: {left} bytes of {name} are still on {device} after the call")
 
 
@@ -74,7 +74,7 @@ class CountedWeights(Mapping[str, "torch.Tensor"]):
         return len(self._weights)
 
 
-def layer_hooks(part: nn.Module) -> Iterator[Any]:
+def offload_layer_hooks(part: nn.Module) -> Iterator[Any]:
     """accelerate's hooks that load a layer's weights; one may stand in a row with others."""
     from accelerate.hooks import AlignDevicesHook
 
@@ -85,19 +85,19 @@ def layer_hooks(part: nn.Module) -> Iterator[Any]:
                 yield one
 
 
-def layer_groups(module: nn.Module) -> list[Any]:
+def offload_layer_groups(module: nn.Module) -> list[Any]:
     """diffusers' groups of layers of a component, each once."""
     registries = [registry for part in module.modules() if (registry := getattr(part, "_diffusers_hook", None))]
     hooks = [hook for registry in registries if (hook := registry.get_hook("group_offloading")) is not None]
     return list({id(hook.group): hook.group for hook in hooks}.values())
 
 
-def check_divided(name: str, module: nn.Module, blocks: int) -> None:
+def check_offload_groups(name: str, module: nn.Module, blocks: int) -> None:
     """Raise Refusal where groups of so many blocks divide nothing, or are those that fewer would make.
 
     diffusers divides each list of blocks by itself, and moves what is in no list as one group, led by the module.
     """
-    found = [len(group.modules) for group in layer_groups(module) if group.onload_leader is not module]
+    found = [len(group.modules) for group in offload_layer_groups(module) if group.onload_leader is not module]
     if not found:
         raise Refusal(
             f"memory.offload_type=block_level: {name} ({type(module).__name__}) has no list of blocks; "
@@ -110,7 +110,7 @@ def check_divided(name: str, module: nn.Module, blocks: int) -> None:
         )
 
 
-def count_onloads(group: Any) -> None:
+def count_onloads_of_group(group: Any) -> None:
     """Let a group keep count, as ``group.onloads``, of how often it was brought to the device."""
     import torch
 
@@ -125,18 +125,18 @@ def count_onloads(group: Any) -> None:
     group.onload_ = counted
 
 
-def size_of_group(group: Any) -> int:
+def offload_group_bytes(group: Any) -> int:
     """Bytes of what a group moves."""
-    return sum(map(size, group.modules)) + sum(map(_bytes, (*group.parameters, *group.buffers)))
+    return sum(map(module_bytes, group.modules)) + sum(map(_bytes, (*group.parameters, *group.buffers)))
 
 
-def size(module: nn.Module, on: str | None = None) -> int:
+def module_bytes(module: nn.Module, on: str | None = None) -> int:
     """Bytes of the module's tensors; ``on``: of those on this device alone."""
     tensors = (*module.parameters(), *module.buffers())
     return sum(_bytes(tensor) for tensor in tensors if on in (None, tensor.device.type))
 
 
-def mib(count: int | float | str) -> str:
+def bytes_in_mib(count: int | float | str) -> str:
     return f"{int(count) / 2**20:.1f}"
 
 

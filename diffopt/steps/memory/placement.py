@@ -22,17 +22,17 @@ from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, 
 from diffopt.steps.components import Components, attributes, missing, modules, parts
 from diffopt.steps.memory.offload import (
     CountedWeights,
-    check_away,
-    check_divided,
-    count_onloads,
-    held_at_first_step,
-    layer_groups,
-    layer_hooks,
-    mib,
-    offloaded,
-    size,
-    size_of_group,
-    watch_first_step,
+    bytes_in_mib,
+    check_offload_groups,
+    check_weights_are_offloaded,
+    count_onloads_of_group,
+    memory_held_at_first_step,
+    module_bytes,
+    offload_group_bytes,
+    offload_layer_groups,
+    offload_layer_hooks,
+    offloaded_components,
+    watch_offloading_at_first_step,
 )
 
 if TYPE_CHECKING:
@@ -62,8 +62,8 @@ class Resident(Step):
         for name, part in parts(pipe).items():
             if away := _elsewhere(part, device):
                 raise NoEffect(f"memory=resident: {away} tensors of {name} are not on {device}")
-        held = sum(map(size, parts(pipe).values()))
-        return Effect(f"{mib(held)} MiB of weights on {device}", {"bytes": held})
+        held = sum(map(module_bytes, parts(pipe).values()))
+        return Effect(f"{bytes_in_mib(held)} MiB of weights on {device}", {"bytes": held})
 
 
 @register("memory")
@@ -91,27 +91,28 @@ class ModelOffload(Step):
             pipe.enable_model_cpu_offload(device=site.hardware.device)
         except ValueError as error:  # a class that does not say in which order it calls its components
             raise Refusal(f"memory=model_offload: {type(pipe).__name__}: {error}") from error
-        watch_first_step(pipe, site.hardware.device)
+        watch_offloading_at_first_step(pipe, site.hardware.device)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         from accelerate.hooks import CpuOffload
 
-        device, found, held = site.hardware.device, offloaded(pipe), held_at_first_step(pipe)
+        device, found, held = site.hardware.device, offloaded_components(pipe), memory_held_at_first_step(pipe)
         for name, part in found.items():
             if not isinstance(getattr(part, "_hf_hook", None), CpuOffload):
                 raise NoEffect(f"memory=model_offload: {name} has no hook that moves it (any more)")
         if held is None:
             raise NoEffect("memory=model_offload: no denoising step was seen")
         for name in attributes(site.model, "denoiser"):
-            if held[name] < size(found[name]):
+            if held[name] < module_bytes(found[name]):
                 raise NoEffect(
-                    f"memory=model_offload: {held[name]} of {size(found[name])} bytes of {name} were on {device} while "
-                    "it denoised"
+                    f"memory=model_offload: {held[name]} of {module_bytes(found[name])} bytes of {name} were on {device} "
+                    "while it denoised"
                 )
-        check_away(found, device, "model_offload")
-        total, denoising = sum(map(size, found.values())), sum(held.values())
+        check_weights_are_offloaded(found, device, "model_offload")
+        total, denoising = sum(map(module_bytes, found.values())), sum(held.values())
         return Effect(
-            f"{mib(denoising)} of {mib(total)} MiB of weights on {device} while denoising, none between calls",
+            f"{bytes_in_mib(denoising)} of {bytes_in_mib(total)} MiB of weights on {device} while denoising, "
+            "none between calls",
             {"bytes": total, "bytes_denoising": denoising},
         )
 
@@ -138,14 +139,14 @@ class SequentialOffload(Step):
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         pipe.enable_sequential_cpu_offload(device=site.hardware.device)
-        for part in offloaded(pipe).values():
-            for hook in layer_hooks(part):
+        for part in offloaded_components(pipe).values():
+            for hook in offload_layer_hooks(part):
                 hook.weights_map = CountedWeights(hook.weights_map)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         loads: dict[str, int | float | str] = {}
-        for name, part in offloaded(pipe).items():
-            hooks = list(layer_hooks(part))
+        for name, part in offloaded_components(pipe).items():
+            hooks = list(offload_layer_hooks(part))
             stay = sum(parameter.device.type != "meta" for parameter in part.parameters())
             if stay or not hooks:
                 raise NoEffect(f"memory=sequential_offload: {len(hooks)} layers of {name} move, {stay} weights stay")
@@ -217,9 +218,9 @@ class GroupOffload(Step):
             except ValueError as error:  # a class that says that it cannot
                 raise Refusal(f"memory=group_offload: {name}: {error}") from error
             if self.num_blocks_per_group is not None and name == site.model.denoiser:
-                check_divided(name, module, self.num_blocks_per_group)
-            for group in layer_groups(module):
-                count_onloads(group)
+                check_offload_groups(name, module, self.num_blocks_per_group)
+            for group in offload_layer_groups(module):
+                count_onloads_of_group(group)
         for name, part in parts(pipe).items():
             if name not in found:
                 part.to(site.hardware.device)
@@ -250,15 +251,15 @@ class GroupOffload(Step):
         numbers: dict[str, int | float | str] = {}
         told = []
         for name, module in found.items():
-            made = layer_groups(module)
+            made = offload_layer_groups(module)
             moves = sum(getattr(group, "onloads", 0) for group in made)
             if not moves:
                 raise NoEffect(f"memory=group_offload: none of the {len(made)} groups of {name} was ever moved")
-            largest, whole = max(map(size_of_group, made)), size(module)
+            largest, whole = max(map(offload_group_bytes, made)), module_bytes(module)
             numbers |= {f"{name}_groups": len(made), f"{name}_moves": moves}
             numbers |= {f"{name}_bytes": whole, f"{name}_largest_group_bytes": largest}
-            told.append(f"{name} in {len(made)} groups of up to {mib(largest)} of {mib(whole)} MiB")
-        check_away(found, site.hardware.device, "group_offload")
+            told.append(f"{name} in {len(made)} groups of up to {bytes_in_mib(largest)} of {bytes_in_mib(whole)} MiB")
+        check_weights_are_offloaded(found, site.hardware.device, "group_offload")
         return Effect(f"{', '.join(told)}; none on {site.hardware.device} between calls", numbers)
 
 

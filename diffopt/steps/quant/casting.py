@@ -11,7 +11,7 @@ from diffopt.errors import NoEffect, Refusal
 from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, register
 from diffopt.steps.components import DiffusersComponents, missing, modules
 from diffopt.steps.precision import dtype_name
-from diffopt.steps.quant.linears import Words, refuse_idle_words
+from diffopt.steps.quant.linears import Words, refuse_idle_quant_words
 
 if TYPE_CHECKING:
     import torch
@@ -62,7 +62,7 @@ class Float8Storage(Step):
 
         storage = getattr(torch, self.storage)
         found = modules(pipe, site, self.components, "quant.components")
-        refuse_idle_words(site, self.skip, [path for module in found.values() for path in _layers(module)])
+        refuse_idle_quant_words(site, self.skip, [path for module in found.values() for path in _layers(module)])
         for name, module in found.items():
             largest = _largest(module)
             apply_layerwise_casting(

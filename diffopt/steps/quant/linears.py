@@ -82,7 +82,7 @@ def quantize(step: Selection, pipe: DiffusionPipeline, site: Site, config: Any, 
 
     found = modules(pipe, site, step.components, "quant.components")
     linears = [linear for module in found.values() for linear in _linears(module)]
-    refuse_idle_words(site, step.skip, [path for path, _ in linears])
+    refuse_idle_quant_words(site, step.skip, [path for path, _ in linears])
     _refuse_idle_shapes(site, step.skip_shapes, {_shape(part) for _, part in linears})
     for name, module in found.items():
         chosen = _chooser(step, site, multiple, _never_chosen(module))
@@ -95,7 +95,7 @@ def quantize(step: Selection, pipe: DiffusionPipeline, site: Site, config: Any, 
         setattr(module, _CONFIG, config)
 
 
-def quantized_with(module: nn.Module) -> Any:
+def quantized_with_config(module: nn.Module) -> Any:
     """torchao's config that :func:`quantize` used on a component; None where it was not quantized."""
     return getattr(module, _CONFIG, None)
 
@@ -113,7 +113,7 @@ def proof(
     numbers: dict[str, int | float | str] = {}
     counts: list[str] = []
     for name, module in modules(pipe, site, step.components, "quant.components").items():
-        linears, shared = list(_linears(module)), frozenset(tied(module).values())
+        linears, shared = list(_linears(module)), frozenset(linears_tied_to_embeddings(module).values())
         why = [_left_by(step, site, multiple, shared, part, path) for path, part in linears]
         wanted = [part for (_, part), reason in zip(linears, why, strict=True) if reason is None]
         done = sum(quantized(part.weight) for part in wanted)
@@ -124,7 +124,7 @@ def proof(
     return Effect(f"{', '.join(counts)} are {step.kind}", numbers)
 
 
-def replaced(module: nn.Module) -> frozenset[nn.Module]:
+def linears_replaced_by_fused(module: nn.Module) -> frozenset[nn.Module]:
     """The projections that stand unused beside a fused matrix: to_q, to_k, to_v beside to_qkv, and so on."""
     return frozenset(
         getattr(attention, name)
@@ -137,12 +137,12 @@ def replaced(module: nn.Module) -> frozenset[nn.Module]:
     )
 
 
-def begins_with(path: str, words: Iterable[str]) -> bool:
+def path_begins_with(path: str, words: Iterable[str]) -> bool:
     """Whether a path begins with one of the words, by whole parts."""
     return any(f"{path}.".startswith(f"{word}.") for word in words)
 
 
-def tied(module: nn.Module) -> dict[str, nn.Module]:
+def linears_tied_to_embeddings(module: nn.Module) -> dict[str, nn.Module]:
     """Linears that share their weight with an embedding, by path: the output embeddings of language models."""
     from torch import nn
 
@@ -151,22 +151,22 @@ def tied(module: nn.Module) -> dict[str, nn.Module]:
     return {path: part for path, part in linears if id(part.weight) in shared}
 
 
-def of_lora(path: str) -> bool:
+def is_path_of_lora(path: str) -> bool:
     """Whether a path leads into the layers that PEFT puts beside a Linear: lora_A, lora_B and their kin."""
     return any(part.startswith("lora_") for part in path.split("."))
 
 
 def _never_chosen(module: nn.Module) -> frozenset[nn.Module]:
-    return replaced(module) | frozenset(tied(module).values())
+    return linears_replaced_by_fused(module) | frozenset(linears_tied_to_embeddings(module).values())
 
 
 def _linears(module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
     """The Linears that compute and belong to the model: path and module."""
     from torch import nn
 
-    dead = replaced(module)
+    dead = linears_replaced_by_fused(module)
     for path, part in module.named_modules():
-        if isinstance(part, nn.Linear) and part not in dead and not of_lora(path):
+        if isinstance(part, nn.Linear) and part not in dead and not is_path_of_lora(path):
             yield path, part
 
 
@@ -181,7 +181,7 @@ def _chooser(
     from torch import nn
 
     def chosen(module: nn.Module, path: str) -> bool:
-        if not isinstance(module, nn.Linear) or of_lora(path):
+        if not isinstance(module, nn.Linear) or is_path_of_lora(path):
             return False
         return _left_by(step, site, multiple, left, module, path) is None
 
@@ -197,7 +197,7 @@ def _left_by(
         return "sharing their weight"
     if any(word in path for word in step.skip):
         return "quant.skip"
-    if begins_with(path, site.model.quant_skip):
+    if path_begins_with(path, site.model.quant_skip):
         return "model.quant_skip"
     if shape in step.skip_shapes:
         return "quant.skip_shapes"
@@ -217,7 +217,7 @@ def _counts_left(step: Selection, why: Iterable[str | None]) -> str:
     return f" ({', '.join(f'{count} left by {reason}' for reason, count in counts.items())})" if counts else ""
 
 
-def refuse_idle_words(site: Site, words: Iterable[str], paths: Collection[str]) -> None:
+def refuse_idle_quant_words(site: Site, words: Iterable[str], paths: Collection[str]) -> None:
     """Raises Refusal for a word of ``quant.skip`` that is in no path.
 
     Not for the words of shipped options, nor in a cascade, whose stages share one list.
@@ -231,7 +231,7 @@ def refuse_idle_words(site: Site, words: Iterable[str], paths: Collection[str]) 
 
 
 def _refuse_idle_shapes(site: Site, asked: Shapes, shapes: Collection[tuple[int, int]]) -> None:
-    """As :func:`refuse_idle_words`, for ``quant.skip_shapes``."""
+    """As :func:`refuse_idle_quant_words`, for ``quant.skip_shapes``."""
     shipped = {tuple(shape) for shape in _shipped("skip_shapes")}
     idle = [list(shape) for shape in asked if shape not in shapes and shape not in shipped]
     if idle and not site.cascade:
@@ -246,4 +246,4 @@ def _refuse_idle_shapes(site: Site, asked: Shapes, shapes: Collection[tuple[int,
 def _shipped(key: str) -> tuple[Any, ...]:
     """The values of a list in all shipped options: they serve many models, so one that leaves nothing is no mistake."""
     files = sorted((shipped_conf() / "quant").glob("*.yaml"))
-    return tuple(value for file in files for value in plain_yaml.read(file)[0].get(key, ()))
+    return tuple(value for file in files for value in plain_yaml.read_plain_yaml(file)[0].get(key, ()))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import Refusal
 from diffopt.steps.components import parts
-from diffopt.steps.quant.linears import of_lora, quantized_with, replaced
+from diffopt.steps.quant.linears import is_path_of_lora, linears_replaced_by_fused, quantized_with_config
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -33,7 +33,9 @@ def save_quantized(pipe: DiffusionPipeline, folder: str | Path) -> None:
     compiled or offloaded modules.
     """
     modules = parts(pipe)
-    quantized = {name: config for name, module in modules.items() if (config := quantized_with(module)) is not None}
+    quantized = {
+        name: config for name, module in modules.items() if (config := quantized_with_config(module)) is not None
+    }
     if not quantized and not any(_stored_in_float8(module) for module in modules.values()):
         raise Refusal("save_quantized: nothing of this pipeline is quantized; use its own save_pretrained")
     for name, module in modules.items():
@@ -49,9 +51,9 @@ def _stored_in_float8(module: nn.Module) -> bool:
 
 
 def _check_savable(name: str, module: nn.Module) -> None:
-    if replaced(module):
+    if linears_replaced_by_fused(module):
         raise Refusal(f"save_quantized: the projections of {name} are fused, which no folder can tell; use fuse=none")
-    if any(of_lora(path) for path, _ in module.named_modules()):
+    if any(is_path_of_lora(path) for path, _ in module.named_modules()):
         raise Refusal(
             f"save_quantized: {name} has the layers of a LoRA, which plain diffusers does not read back; use lora=fused"
         )

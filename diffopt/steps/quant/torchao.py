@@ -22,10 +22,13 @@ MinFeatures = Annotated[int, Field(ge=16)]
 _CUDA = frozenset({"cuda"})
 
 
-def unquantizable(site: Site, components: Components) -> tuple[str, ...]:
+def unquantizable_weights(site: Site, components: Components) -> tuple[str, ...]:
     """Reasons where a component that is named is not there, or certainly has nothing for torchao to quantize."""
     lacking = missing(site, components, "quant.components")
-    if "vae" not in components or classes.vae(classes.denoiser(site.model.denoiser_class).vae).linears is not False:
+    if (
+        "vae" not in components
+        or classes.vae_class_record(classes.denoiser_class_record(site.model.denoiser_class).vae).linears is not False
+    ):
         return lacking
     others = ", ".join(word for word in components if word != "vae") or "denoiser"
     reason = f"quant.components=vae: the VAE of {site.model.name} has no Linear; write quant.components=[{others}]"
@@ -53,7 +56,7 @@ class Int8Dynamic(Step):
         )
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return unquantizable(site, self.components)
+        return unquantizable_weights(site, self.components)
 
     def weight_bytes(self, part: str, site: Site) -> float | None:
         return 1 if part in self.components else None
@@ -93,7 +96,7 @@ class Int8Weight(Step):
         return Requirements(packages=("torchao>=0.18",), evidence="https://github.com/pytorch/ao#inference")
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return unquantizable(site, self.components)
+        return unquantizable_weights(site, self.components)
 
     def weight_bytes(self, part: str, site: Site) -> float | None:
         return 1 if part in self.components else None
@@ -135,13 +138,13 @@ class Int4Weight(Step):
         )
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return unquantizable(site, self.components)
+        return unquantizable_weights(site, self.components)
 
     def weight_bytes(self, part: str, site: Site) -> float | None:
         if part not in self.components:
             return None
         # text encoders and VAE: nearly all weights are in Linears that need no padding, or in none
-        known = classes.denoiser(site.model.denoiser_class).int4_padded if part == "denoiser" else 1
+        known = classes.denoiser_class_record(site.model.denoiser_class).int4_padded if part == "denoiser" else 1
         group = 4 / self.group_size  # a scale and a zero in bfloat16
         return known * (0.5 + group)
 
@@ -189,7 +192,7 @@ class Float8Dynamic(Step):
         )
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return unquantizable(site, self.components)
+        return unquantizable_weights(site, self.components)
 
     def weight_bytes(self, part: str, site: Site) -> float | None:
         return 1 if part in self.components else None
@@ -232,7 +235,7 @@ class Float8Weight(Step):
         return Requirements(packages=("torchao>=0.18",), evidence="https://github.com/pytorch/ao#inference")
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return unquantizable(site, self.components)
+        return unquantizable_weights(site, self.components)
 
     def weight_bytes(self, part: str, site: Site) -> float | None:
         return 1 if part in self.components else None

@@ -25,7 +25,7 @@ _GIVEN = ("sigmas", "timesteps", "mu")  # what pipelines may give to set_timeste
 
 
 class Schedule:
-    """Wraps the methods of one scheduler object; :func:`schedule_of` finds it there.
+    """Wraps the methods of one scheduler object; :func:`host_schedule_of_scheduler` finds it there.
 
     Args:
         on_the_host: keep the schedule on the host.
@@ -128,7 +128,7 @@ class Schedule:
         return value.cpu()
 
 
-def schedule_of(scheduler: Any) -> Schedule | None:
+def host_schedule_of_scheduler(scheduler: Any) -> Schedule | None:
     """What was wrapped around a scheduler."""
     found: Schedule | None = getattr(scheduler, _ATTRIBUTE, None)
     return found

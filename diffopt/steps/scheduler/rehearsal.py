@@ -23,7 +23,7 @@ _STEPS = 4  # of a rehearsal: more than the order of any multistep sampler
 _WAITING = ("synchronizing", "meta tensor", "register_meta", "copies from the host", "reads from the device")
 
 
-def rehearse(scheduler: Any, device: str) -> None:
+def rehearse_scheduler(scheduler: Any, device: str) -> None:
     """Sample nothing for a few steps with a scheduler of the same config, where nothing may wait for the device.
 
     On CUDA torch reports every synchronisation. Elsewhere tensors without data (``meta``) stand for those on a device:

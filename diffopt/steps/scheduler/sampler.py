@@ -12,19 +12,19 @@ from diffopt.errors import NoEffect, Refusal
 from diffopt.machine.packages import how_to_install
 from diffopt.models import classes
 from diffopt.models.classes import Process, SamplerCalls
-from diffopt.models.sampling import dropped_needs, needs
+from diffopt.models.sampling import dropped_sampler_needs, sampler_needs
 from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, register
 from diffopt.schema.words import did_you_mean
-from diffopt.steps.scheduler.host_schedule import Schedule, schedule_of
-from diffopt.steps.scheduler.settings import OWN_ORDER, fewest_steps, idle_settings
+from diffopt.steps.scheduler.host_schedule import Schedule, host_schedule_of_scheduler
+from diffopt.steps.scheduler.settings import OWN_ORDER, fewest_steps_of_solver, scheduler_settings_without_effect
 from diffopt.steps.scheduler.support import (
     NAMES,
     OTHERS,
     SAMPLERS,
     SPACINGS,
     Known,
-    process_of_config,
-    process_of_model,
+    sampling_process_of_config,
+    sampling_process_of_model,
 )
 
 if TYPE_CHECKING:
@@ -85,17 +85,17 @@ class Sampler(Step):
     def problems(self, site: Site) -> tuple[str, ...]:
         task = site.model.task if site.workload is None else site.workload.task
         pipeline = getattr(site.model.pipelines, task) or getattr(site.model.pipelines, site.model.task)
-        process, calls = process_of_model(site), classes.pipeline(str(pipeline)).sampler
+        process, calls = sampling_process_of_model(site), classes.pipeline_class_record(str(pipeline)).sampler
         return self._reasons(process, str(pipeline), calls, site.model.sampler_needs)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         old: Any = pipe.scheduler
         name, pipeline = type(old).__name__, type(pipe).__name__
-        process = process_of_config(name, old.config)
-        calls = classes.pipeline(pipeline).sampler
+        process = sampling_process_of_config(name, old.config)
+        calls = classes.pipeline_class_record(pipeline).sampler
         if calls is None:  # sigmas that it gives after all are refused when it does
             calls = SamplerCalls(sigmas="never", generator=hasattr(pipe, "prepare_extra_step_kwargs"))
-        if reasons := self._reasons(process, pipeline, calls, needs(old.config)):
+        if reasons := self._reasons(process, pipeline, calls, sampler_needs(old.config)):
             raise Refusal("; ".join(reasons))
         cls = self._class(old, process)
         arguments = self._arguments(old.config, _constructor_parameters(cls), process)
@@ -114,15 +114,15 @@ class Sampler(Step):
         for key, value in self._given.items():
             if scheduler.config.get(key) != value:
                 raise NoEffect(f"scheduler.{key}={value}: the sampler has {scheduler.config.get(key)}")
-        schedule = schedule_of(scheduler)
+        schedule = host_schedule_of_scheduler(scheduler)
         if schedule is None or not schedule.iterations:
             raise NoEffect(f"scheduler.class_name={self.class_name}: the pipeline ran no step with it")
         if self.sync_free:
             if schedule.lookups:
                 raise NoEffect(f"scheduler.sync_free: {schedule.lookups} timesteps were read from the device")
-            from diffopt.steps.scheduler.rehearsal import rehearse  # which imports torch
+            from diffopt.steps.scheduler.rehearsal import rehearse_scheduler  # which imports torch
 
-            rehearse(scheduler, site.hardware.device)
+            rehearse_scheduler(scheduler, site.hardware.device)
         steps, iterations = scheduler.num_inference_steps, schedule.iterations
         summary = f"{iterations} steps of {self.class_name}" + (", none waits for the device" if self.sync_free else "")
         return Effect(summary + self._lowered(scheduler, iterations), {"steps": steps, "iterations": iterations})
@@ -130,7 +130,7 @@ class Sampler(Step):
     def _lowered(self, scheduler: Any, iterations: int) -> str:
         """What is told of a run that is too short for the order. Raises NoEffect where a higher one was asked for."""
         order = self.solver_order or 1
-        if iterations >= (fewest := fewest_steps(scheduler, order)):
+        if iterations >= (fewest := fewest_steps_of_solver(scheduler, order)):
             return ""
         if order > OWN_ORDER:
             raise NoEffect(
@@ -163,11 +163,11 @@ class Sampler(Step):
             return ()
         if misfits := tuple(self._misfits(known, process, pipeline)):
             return misfits
-        dropped = dropped_needs(needed, known.takes)
+        dropped = dropped_sampler_needs(needed, known.takes)
         return (
             *self._miscalls(known, pipeline, calls),
             *([self._drops(dropped)] if dropped else []),
-            *idle_settings(self.class_name, known, self._given, process, needed),
+            *scheduler_settings_without_effect(self.class_name, known, self._given, process, needed),
             *self._broken_promises(known),
         )
 
@@ -248,7 +248,7 @@ class Sampler(Step):
         said, parameters = f"scheduler.class_name={self.class_name}", _constructor_parameters(cls)
         if unknown := [name for name in self._given if name not in parameters]:
             raise Refusal(f"scheduler.{unknown[0]}: {self.class_name} has no such argument")
-        if dropped := dropped_needs(needs(config), parameters):
+        if dropped := dropped_sampler_needs(sampler_needs(config), parameters):
             raise Refusal(self._drops(dropped))
         prediction = arguments.get("prediction_type", config.get("prediction_type"))
         choices = get_args(inspect.get_annotations(cls.__init__, eval_str=True).get("prediction_type"))

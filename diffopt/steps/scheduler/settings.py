@@ -16,7 +16,7 @@ _FEWEST_NOT_LOWERED = 15  # steps from which on diffusers' multistep solvers end
 OWN_ORDER = 2  # of every solver, where nothing is given
 
 
-def idle_settings(
+def scheduler_settings_without_effect(
     name: str, known: Known, given: Mapping[str, Any], process: Process | None, needed: Iterable[str]
 ) -> Iterator[str]:
     """Why settings cannot be, or do nothing.
@@ -60,7 +60,7 @@ def _overruled(given: Mapping[str, Any], process: Process | None) -> Iterator[st
         yield f"scheduler.flow_shift={given['flow_shift']:g}: {why}; set it to null"
 
 
-def fewest_steps(scheduler: Any, order: int) -> int:
+def fewest_steps_of_solver(scheduler: Any, order: int) -> int:
     """Steps of a run that a solver of this order needs to reach it: it begins with lower ones, and may end so."""
     if hasattr(scheduler, "order_list"):  # DPMSolverSinglestepScheduler, which ends with one step of order 1
         return order + 1

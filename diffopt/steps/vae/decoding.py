@@ -53,7 +53,7 @@ class Decoding:
         }
 
 
-def watch(vae: Any) -> None:
+def watch_vae_decode(vae: Any) -> None:
     """Note, in each call of ``vae.decode``, what its decoder is given."""
     noted = Decoding()
     setattr(vae, _SEEN, noted)
@@ -76,13 +76,13 @@ def watch(vae: Any) -> None:
     vae.decoder.register_forward_pre_hook(note_part)
 
 
-def seen(vae: Any) -> Decoding | None:
+def seen_by_vae_decoder(vae: Any) -> Decoding | None:
     """What was noted at the last call of ``vae.decode``; None where nobody watches."""
     found: Decoding | None = getattr(vae, _SEEN, None)
     return found
 
 
-def set_tile(vae: Any, tile: int | None, overlap: float | None) -> None:
+def set_vae_tile(vae: Any, tile: int | None, overlap: float | None) -> None:
     """Set the side of a tile in pixels, and the share of it that neighbours overlap; None: as the class has it.
 
     diffusers has three ways to say so, and rounds pixels and latents apart; where that would give a picture of another

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from diffopt.errors import NoEffect, Refusal
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
 from diffopt.steps.components import Component, passes_over
-from diffopt.steps.vae.decoding import seen, set_tile, watch
+from diffopt.steps.vae.decoding import seen_by_vae_decoder, set_vae_tile, watch_vae_decode
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -72,15 +72,15 @@ class SplitDecoding(Step):
             except (AttributeError, NotImplementedError) as error:
                 raise Refusal(f"vae.{name}: {type(vae).__name__} of {site.model.name} cannot do it") from error
         if self.tiling:
-            set_tile(vae, self.tile, self.overlap)
-        watch(vae)
+            set_vae_tile(vae, self.tile, self.overlap)
+        watch_vae_decode(vae)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         vae: Any = getattr(pipe, str(site.model.vae))
         for name in self._asked:
             if not getattr(vae, f"use_{name}", False):
                 raise NoEffect(f"vae.{name}: it is switched off in {type(vae).__name__}")
-        last = seen(vae)
+        last = seen_by_vae_decoder(vae)
         if last is None or not last.calls:
             raise NoEffect("vae: its decoder was never called through decode()")
         idle = [name for name in self._asked if not {"slicing": last.sliced, "tiling": last.tiled}[name]]

@@ -20,10 +20,10 @@ import torch
 from numpy.typing import NDArray
 
 from diffopt.api import load
-from diffopt.config.resolve import requests
-from diffopt.machine.environment import environment
+from diffopt.config.resolve import compose_requests
+from diffopt.machine.environment import detect_environment
 from diffopt.machine.files import write_json
-from diffopt.pipeline.build import verify
+from diffopt.pipeline.build import verify_steps
 from diffopt.recipe.plan import make_plan
 from scripts.maintain.tiny.checker import Verdict, check
 from scripts.maintain.tiny.grammar import SHAPES, Scene, centred_scenes, held_out
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "speed": speed,
     }
     figures = measure[options.what](base, options.guidance or _customary_guidance(), options.prompts)
-    about = {"what": options.what, "environment": environment("cpu").model_dump(mode="json", exclude={"git"})}
+    about = {"what": options.what, "environment": detect_environment("cpu").model_dump(mode="json", exclude={"git"})}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_json(options.out, about | figures)
     print(f"written: {options.out}", file=sys.stderr)
@@ -153,8 +153,8 @@ def optimizations(base: list[str], scale: float, most: int | None) -> dict[str, 
 
 def _proofs(overrides: list[str], pipe: Any) -> list[str]:
     """What each step of the recipe did to the pipeline, in one sentence each; NoEffect where one did nothing."""
-    (request,) = requests(overrides)
-    return [effect.summary for effect in verify(make_plan(request.cell), [pipe])]
+    (request,) = compose_requests(overrides)
+    return [effect.summary for effect in verify_steps(make_plan(request.cell), [pipe])]
 
 
 def _likeness(pictures: Pictures, reference: Pictures | None) -> dict[str, float | None]:
@@ -193,7 +193,7 @@ def _count(word: str) -> int:
 
 
 def _customary_guidance() -> float:
-    (request,) = requests(["model=tiny"])
+    (request,) = compose_requests(["model=tiny"])
     return request.cell.recipe.model.guidance
 
 

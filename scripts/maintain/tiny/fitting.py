@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from diffopt.machine.files import appearing, write_text
+from diffopt.machine.files import file_that_appears_whole, write_text
 
 Batch = dict[str, Tensor]  # first dimension: pictures
 
@@ -141,7 +141,7 @@ class _State:
             "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        with appearing(self.file) as file:
+        with file_that_appears_whole(self.file) as file:
             torch.save(data, file)
         losses = self.file.with_name(f"{self.file.stem}_losses.json")
         write_text(losses, json.dumps([round(value, 6) for value in self.losses]) + "\n")

@@ -28,14 +28,14 @@ from pydantic import ValidationError
 from support.option_steps import CONF, apply, step, values
 from support.tiny_pipelines import picture, pipeline, site
 
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import NoEffect, Refusal, UsageError
 from diffopt.models import calls
-from diffopt.pipeline.build import build
+from diffopt.pipeline.build import build_pipelines
 from diffopt.recipe.plan import make_plan
 from diffopt.schema.step import Trait
 from diffopt.steps.attention.backends import Backend
-from diffopt.steps.attention.processors import dispatching_processors, fused_processors, reads_fused
+from diffopt.steps.attention.processors import dispatching_processors, fused_processors, reads_fused_projections
 from diffopt.steps.attention.unet import AddedKVDispatchProcessor, DispatchAttnProcessor
 
 
@@ -209,7 +209,10 @@ def test_self_attention_with_fused_projections_refuses_something_else_to_attend_
 def test_which_processors_read_fused_projections_is_told_by_their_code():
     """By module: what diffusers' classes do is compared with what stands in their source."""
     ours = dispatching_processors()
-    told = {type_.__name__: reads_fused(type_()) for type_ in (*ours, *fused_processors(), *ours.values(), *SEPARATE)}
+    told = {
+        type_.__name__: reads_fused_projections(type_())
+        for type_ in (*ours, *fused_processors(), *ours.values(), *SEPARATE)
+    }
     assert {name for name, reads in told.items() if reads} == {
         "FusedAttnProcessor2_0",
         "FusedCogVideoXAttnProcessor2_0",
@@ -218,7 +221,7 @@ def test_which_processors_read_fused_projections_is_told_by_their_code():
         "CogVideoXDispatchProcessor",
         "SanaDispatchProcessor",
     }
-    assert all(map(reads_fused, (FluxAttnProcessor(), Flux2AttnProcessor(), WanAttnProcessor())))
+    assert all(map(reads_fused_projections, (FluxAttnProcessor(), Flux2AttnProcessor(), WanAttnProcessor())))
 
 
 def test_an_unknown_backend_is_a_mistake_and_a_missing_one_is_refused():
@@ -238,12 +241,12 @@ def test_backends_are_known_by_name_without_asking_diffusers():
 )
 def test_a_backend_is_chosen_by_its_own_option_which_knows_what_it_needs(option, backend, instead):
     with pytest.raises(UsageError, match=f"attention.backend={backend}: .*{instead}"):
-        requests(["model=tiny", "hardware=cpu", f"attention={option}", f"attention.backend={backend}"])
+        compose_requests(["model=tiny", "hardware=cpu", f"attention={option}", f"attention.backend={backend}"])
 
 
 def test_a_backend_of_no_option_or_of_the_chosen_one_may_be_named():
     for backend in ("native", "sage_varlen"):
-        (request,) = requests(["model=tiny", "hardware=cpu", "attention=sdpa", f"attention.backend={backend}"])
+        (request,) = compose_requests(["model=tiny", "hardware=cpu", "attention=sdpa", f"attention.backend={backend}"])
         assert request.cell.recipe.attention.backend == backend
 
 
@@ -401,7 +404,7 @@ def test_a_hub_kernel_is_the_commit_that_was_named_and_is_what_computes(name, ke
 )
 def test_z_image_masks_where_its_batch_is_uneven(words, why, tmp_path):
     (tmp_path / "prompts.txt").write_text("a fox\n" + "a fox in the snow beside a frozen lake at night " * 4 + "\n")
-    (request,) = requests(
+    (request,) = compose_requests(
         ["model=z_image", "model.weights=tiny", "attention=flash", "hardware=cpu", "measure=quick"]
         + [word.format(prompts=tmp_path / "prompts.txt") for word in words]
     )
@@ -409,7 +412,9 @@ def test_z_image_masks_where_its_batch_is_uneven(words, why, tmp_path):
     assert [why in problem.fact for problem in found.problems] == ([] if why is None else [True])
     if why == "prompts that differ":  # so it would have failed
         with pytest.raises(ValueError, match="attn_mask"):
-            calls.draw(calls.stages(build(found), request.cell.recipe.model.stages, request.cell.workload))
+            calls.draw_pictures(
+                calls.pipeline_calls(build_pipelines(found), request.cell.recipe.model.stages, request.cell.workload)
+            )
 
 
 @pytest.mark.parametrize("name", HUB)

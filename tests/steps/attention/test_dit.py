@@ -14,9 +14,9 @@ from support.tiny_families import FAMILIES, apply, cell, drawn, error, pipelines
 from support.tolerances import EXACT, EXACT_OPTIONS, LOSSY_OPTIONS
 
 from diffopt.errors import NoEffect, Refusal
-from diffopt.recipe.rules import problems
+from diffopt.recipe.rules import problems_of_cell
 from diffopt.schema.step import Trait
-from diffopt.steps.attention.processors import attentions
+from diffopt.steps.attention.processors import attention_modules
 
 # it runs unfused without compile, as its option says
 pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -171,7 +171,7 @@ def poison(pipes: list[Any]) -> int:
     """Make the separate projections unusable wherever a fused matrix stands beside them."""
     count = 0
     for part in pipes[0].components.values():
-        for attention in attentions(part).values() if isinstance(part, torch.nn.Module) else ():
+        for attention in attention_modules(part).values() if isinstance(part, torch.nn.Module) else ():
             kv = hasattr(attention, "to_kv")
             for name in ("to_k", "to_v") if kv else ("to_q", "to_k", "to_v") if hasattr(attention, "to_qkv") else ():
                 getattr(attention, name).weight.data.fill_(float("nan"))
@@ -257,7 +257,7 @@ def test_what_a_stage_lacks_is_left():
 
 def test_a_transformer_gains_nothing_from_channels_last():
     asked = cell("wan21_t2v_1_3b", "layout=channels_last")
-    (problem,) = problems(asked)
+    (problem,) = problems_of_cell(asked)
     assert "layout=channels_last_vae is for the VAE alone" in problem.text
 
 
@@ -280,7 +280,7 @@ def test_float8_storage_goes_with_fusion_attention_and_layout(family):
 def test_float8_storage_is_refused_with_what_traces_it(backend):
     words = ("compile=regional", "compile.fullgraph=false", f"compile.backend={backend}")
     asked = cell("flux_dev", "quant=fp8_storage", *words)
-    (problem,) = problems(asked)
+    (problem,) = problems_of_cell(asked)
     assert problem.keys == ("quant=fp8_storage", "compile=regional")
     assert step("quant", "fp8_storage").traits == {Trait.CASTS_STORAGE}
 

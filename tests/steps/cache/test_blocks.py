@@ -18,15 +18,15 @@ from pydantic import ValidationError
 from support.option_steps import CONF, step, values
 from support.tiny import tiny
 
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import NoEffect, Refusal
 from diffopt.models import calls
 from diffopt.models.classes import DENOISERS, PIPELINES
-from diffopt.pipeline.build import build
+from diffopt.pipeline.build import build_pipelines
 from diffopt.recipe.options import option_names
 from diffopt.recipe.plan import Plan, make_plan
-from diffopt.schema.step import Effect, kinds
-from diffopt.steps.cache.support import iterations
+from diffopt.schema.step import Effect, registered_step_kinds
+from diffopt.steps.cache.support import denoising_iterations
 from diffopt.steps.scheduler.support import SAMPLERS
 
 OPTIONS = sorted(path.stem for path in (CONF / "cache").glob("*.yaml"))
@@ -66,7 +66,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # 
 
 @functools.cache
 def plan(*words: str) -> Plan:
-    (request,) = requests([f"workload.steps={STEPS}", *words])
+    (request,) = compose_requests([f"workload.steps={STEPS}", *words])
     return make_plan(request.cell)
 
 
@@ -75,13 +75,13 @@ class Cell:
 
     def __init__(self, model: str, *words: str) -> None:
         self.plan = plan("hardware=cpu", *tiny(model, steps=None), *words)
-        self.pipes = build(self.plan)
+        self.pipes = build_pipelines(self.plan)
         (self.pipe,) = self.pipes
         self.denoiser: Any = self.pipe.transformer
 
     def __call__(self) -> torch.Tensor:
         """The latents of one picture, always from the same noise."""
-        (stage,) = calls.stages(self.pipes, self.plan.cell.recipe.model.stages, self.plan.cell.workload)
+        (stage,) = calls.pipeline_calls(self.pipes, self.plan.cell.recipe.model.stages, self.plan.cell.workload)
         noise = [torch.Generator("cpu").manual_seed(seed) for seed in stage.seeds]
         latents: torch.Tensor = self.pipe(**{**stage.arguments, "output_type": "latent"}, generator=noise)[0]
         return latents
@@ -119,7 +119,7 @@ def fresh() -> None:
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_yaml_lists_every_field_and_says_when_it_helps_and_hurts(name: str) -> None:
-    assert set(values("cache", name)) == set(kinds("cache")[values("cache", name)["kind"]].model_fields)
+    assert set(values("cache", name)) == set(registered_step_kinds("cache")[values("cache", name)["kind"]].model_fields)
     text = (CONF / "cache" / f"{name}.yaml").read_text()
     assert re.match(r"# \S", text)
     assert len(text.splitlines()[0]) <= 110
@@ -127,7 +127,7 @@ def test_yaml_lists_every_field_and_says_when_it_helps_and_hurts(name: str) -> N
 
 
 def test_every_kind_has_an_option() -> None:
-    assert {values("cache", name)["kind"] for name in OPTIONS} == set(kinds("cache"))
+    assert {values("cache", name)["kind"] for name in OPTIONS} == set(registered_step_kinds("cache"))
 
 
 REFUSED = [
@@ -222,7 +222,7 @@ def test_steps_from_a_picture_are_counted_as_diffusers_does(strength: float) -> 
     pipe = diffusers.FluxImg2ImgPipeline.__new__(diffusers.FluxImg2ImgPipeline)
     pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     pipe.scheduler.set_timesteps(10)
-    assert iterations(workload) == pipe.get_timesteps(10, strength, "cpu")[1]
+    assert denoising_iterations(workload) == pipe.get_timesteps(10, strength, "cpu")[1]
 
 
 @pytest.mark.parametrize(
@@ -391,7 +391,9 @@ def test_calls_are_counted_by_steps_blocks_and_contexts(words: tuple[str, ...], 
 
 @pytest.mark.parametrize("option", SKIPS)
 def test_a_step_that_did_nothing_is_found_out(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kinds("cache")[values("cache", option)["kind"]], "apply", lambda self, pipe, site: None)
+    monkeypatch.setattr(
+        registered_step_kinds("cache")[values("cache", option)["kind"]], "apply", lambda self, pipe, site: None
+    )
     cell = cached(option)
     cell()
     with pytest.raises(NoEffect, match="no cache is installed"):

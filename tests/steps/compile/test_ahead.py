@@ -29,8 +29,8 @@ from diffopt.errors import NoEffect, Refusal
 from diffopt.recipe.rules import CONFLICTS
 from diffopt.schema.step import Order, Trait
 from diffopt.steps.compile import packaged_call
-from diffopt.steps.compile.fingerprint import constants, fingerprint
-from diffopt.steps.compile.packaged_call import PackagedCall, proof_of_packages
+from diffopt.steps.compile.fingerprint import compiled_constants, fingerprint_of_compiled_module
+from diffopt.steps.compile.packaged_call import PackagedCall, proof_of_compiled_packages
 
 
 @pytest.fixture(autouse=True)
@@ -121,7 +121,7 @@ def test_the_first_process_compiles_and_the_next_one_loads(inductor, tmp_path):
         call = called(toy, tmp_path)
         for _ in range(2):
             torch.testing.assert_close(toy(*INPUTS)[0], expected)
-        effect = proof_of_packages({"toy": call})
+        effect = proof_of_compiled_packages({"toy": call})
         assert (effect.numbers["packages_compiled"], effect.numbers["packages_loaded"]) == (compiled, 1 - compiled)
         assert effect.numbers["toy_calls"] == 2
         assert effect.summary.startswith("1 package compiled and saved" if compiled else "1 package loaded")
@@ -166,7 +166,7 @@ def test_another_module_gets_another_package(inductor, tmp_path, change):
     called(Toy(), tmp_path).module(*INPUTS)
     changed = Toy()
     change(changed)
-    assert fingerprint(changed) != fingerprint(Toy())
+    assert fingerprint_of_compiled_module(changed) != fingerprint_of_compiled_module(Toy())
     called(changed, tmp_path).module(*INPUTS)
     assert len(inductor.programs) == 2
 
@@ -174,11 +174,11 @@ def test_another_module_gets_another_package(inductor, tmp_path, change):
 def test_another_attention_backend_gets_another_package():
     """diffusers keeps it in a private attribute of the processor."""
     pipe, other = pipeline(), pipeline()
-    assert fingerprint(pipe.unet) == fingerprint(other.unet)
+    assert fingerprint_of_compiled_module(pipe.unet) == fingerprint_of_compiled_module(other.unet)
     step("attention", "math").apply(other, site())
     third = pipeline()
     step("attention", "flash").apply(third, site())
-    assert len({fingerprint(one.unet) for one in (pipe, other, third)}) == 3
+    assert len({fingerprint_of_compiled_module(one.unet) for one in (pipe, other, third)}) == 3
 
 
 def test_another_recipe_gets_another_package(inductor, tmp_path):
@@ -188,11 +188,11 @@ def test_another_recipe_gets_another_package(inductor, tmp_path):
 
 
 def test_a_package_does_not_outlive_the_code_of_the_module(tmp_path, monkeypatch):
-    before = fingerprint(Toy())
+    before = fingerprint_of_compiled_module(Toy())
     changed = tmp_path / "code.py"
     changed.write_text("other")
     monkeypatch.setattr(inspect, "getsourcefile", lambda cls: str(changed))
-    assert fingerprint(Toy()) != before
+    assert fingerprint_of_compiled_module(Toy()) != before
 
 
 x, t = INPUTS
@@ -308,14 +308,14 @@ def test_a_module_that_left_its_package_is_found_out(inductor, tmp_path):
     toy = Toy()
     call = called(toy, tmp_path)
     with pytest.raises(NoEffect, match="toy was never called through its package"):
-        proof_of_packages({"toy": call})
+        proof_of_compiled_packages({"toy": call})
     with pytest.raises(NoEffect, match="toy is not called through a package"):
-        proof_of_packages({"toy": None})
+        proof_of_compiled_packages({"toy": None})
     toy(*INPUTS)
-    proof_of_packages({"toy": call})
+    proof_of_compiled_packages({"toy": call})
     toy.linear.weight = nn.Parameter(toy.linear.weight.clone(), requires_grad=False)
     with pytest.raises(NoEffect, match="1 weights of toy were moved or replaced"):
-        proof_of_packages({"toy": call})
+        proof_of_compiled_packages({"toy": call})
 
 
 @pytest.mark.parametrize("option", ["int8_weight", "int8_dynamic", "fp8_weight"])
@@ -324,7 +324,7 @@ def test_quantized_weights_have_the_names_that_export_gives_their_parts(option):
     step("quant", option).apply(pipe, site())
     block = pipe.unet.mid_block
     taken_apart = dict(unwrap_tensor_subclass_parameters(copy.deepcopy(block)).named_parameters())
-    found = constants(block)
+    found = compiled_constants(block)
     assert found.keys() == taken_apart.keys()
     assert any("parametrizations" in name for name in found)
     for name, tensor in found.items():
@@ -435,4 +435,4 @@ def test_inductor_writes_no_weights_into_a_package(tmp_path):
         expected = made.forward(*INPUTS)[0]
         call = called(made, tmp_path)
         torch.testing.assert_close(made(*INPUTS)[0], expected, atol=1e-4, rtol=1e-4)
-        assert proof_of_packages({"toy": call}).numbers["packages_compiled"] == compiled
+        assert proof_of_compiled_packages({"toy": call}).numbers["packages_compiled"] == compiled

@@ -23,16 +23,21 @@ from support.tiny import tiny
 from support.tiny_pipelines import SIZE, picture, pipeline, site
 from torch._dynamo.utils import counters
 
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import NoEffect, Refusal
 from diffopt.models import calls
-from diffopt.pipeline.build import build
+from diffopt.pipeline.build import build_pipelines
 from diffopt.recipe.plan import make_plan
 from diffopt.recipe.rules import CONFLICTS
 from diffopt.schema.model import ControlNet
 from diffopt.schema.step import Trait
 from diffopt.steps.compile import compiled_call
-from diffopt.steps.compile.compiled_call import CompiledCall, proof_of_graphs, proof_of_regions, with_cuda_graphs
+from diffopt.steps.compile.compiled_call import (
+    CompiledCall,
+    proof_of_compiled_graphs,
+    proof_of_compiled_regions,
+    proof_with_cuda_graphs,
+)
 from diffopt.steps.compile.whole import Inductor, inductor_options
 
 ALL = ["denoiser", "vae_decode", "text_encoders"]
@@ -143,13 +148,13 @@ def test_a_controlnet_is_compiled_with_the_unet(name, graphs, regions):
 
 def drawn(name: str, *overrides: str):
     """The pipeline of a tiny model after one call of one step, and what its step saw."""
-    (request,) = requests([*tiny(name), "hardware=cpu", "precision=fp32", "workload.steps=1", *overrides])
+    (request,) = compose_requests([*tiny(name), "hardware=cpu", "precision=fp32", "workload.steps=1", *overrides])
     plan = make_plan(request.cell)
     assert not plan.problems, plan.reasons
-    pipes = build(plan)
+    pipes = build_pipelines(plan)
     for pipe in pipes:
         pipe.set_progress_bar_config(disable=True)
-    calls.draw(calls.stages(pipes, request.cell.recipe.model.stages, request.cell.workload))
+    calls.draw_pictures(calls.pipeline_calls(pipes, request.cell.recipe.model.stages, request.cell.workload))
     return pipes[0], request.cell.sites[0], request.cell.recipe.compile
 
 
@@ -166,7 +171,7 @@ def test_a_class_that_declares_no_blocks_has_them_named_in_its_yaml(name):
 
 
 def test_a_model_without_repeated_blocks_is_refused_by_its_plan():
-    (request,) = requests(["model=deepfloyd_if", "model.weights=tiny", "hardware=cpu", "compile=regional"])
+    (request,) = compose_requests(["model=deepfloyd_if", "model.weights=tiny", "hardware=cpu", "compile=regional"])
     reasons = make_plan(request.cell).reasons
     assert any("no blocks that repeat" in reason for reason in reasons)
 
@@ -249,15 +254,15 @@ def test_components_of_one_class_may_share_graphs():
         made.calls, made.graphs, made.parts, made.parts_entered = 1, graphs, 1, int(entered)
         return made
 
-    numbers = proof_of_regions({"unet": call(0), "controlnet": call(1)}, fullgraph=True).numbers
+    numbers = proof_of_compiled_regions({"unet": call(0), "controlnet": call(1)}, fullgraph=True).numbers
     assert (numbers["unet"], numbers["controlnet"], numbers["graphs"]) == (0, 1, 1)
     for shared in ({"unet": call(0)}, {"unet": call(0, entered=False), "controlnet": call(1)}):
         with pytest.raises(NoEffect, match="0 graphs in 1 calls of unet"):
-            proof_of_regions(shared, fullgraph=True)
+            proof_of_compiled_regions(shared, fullgraph=True)
     stranger = CompiledCall(lambda: None, cuda_graphs=False)
     stranger.calls = 1
     with pytest.raises(NoEffect, match=r"0 graphs in 1 calls of vae.decode"):
-        proof_of_graphs({"unet": call(1), "vae.decode": stranger}, fullgraph=True)
+        proof_of_compiled_graphs({"unet": call(1), "vae.decode": stranger}, fullgraph=True)
 
 
 def test_a_region_that_is_never_entered_is_not_counted():
@@ -501,7 +506,7 @@ class Inductors:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.recorded = 0
         counters["inductor"]["cudagraph_skips"] = 0
-        monkeypatch.setattr(compiled_call, "recorded_cuda_graphs", lambda: self.recorded)
+        monkeypatch.setattr(compiled_call, "proof_counts_cuda_graphs", lambda: self.recorded)
 
     def function(self, *, recorded: bool) -> CompiledCall:
         calls = itertools.count(1)
@@ -521,9 +526,9 @@ def test_cuda_graphs_are_proved_for_each_component(monkeypatch):
     for call in (*calls.values(), calls["unet"]):
         call()
     with pytest.raises(NoEffect, match=r"no CUDA graph of vae.decode was recorded in 1 calls"):
-        with_cuda_graphs(proof_of_graphs(calls, fullgraph=True), calls)
+        proof_with_cuda_graphs(proof_of_compiled_graphs(calls, fullgraph=True), calls)
     calls["vae.decode"]()
-    effect = with_cuda_graphs(proof_of_graphs(calls, fullgraph=True), calls)
+    effect = proof_with_cuda_graphs(proof_of_compiled_graphs(calls, fullgraph=True), calls)
     assert effect.summary.endswith("2 CUDA graphs")
     assert (effect.numbers["unet_cuda_graphs"], effect.numbers["vae.decode_cuda_graphs"]) == (1, 1)
 
@@ -535,11 +540,11 @@ def test_a_component_that_inductor_skipped_is_found_out(monkeypatch):
         call()
     assert inductor.recorded == 1
     with pytest.raises(NoEffect, match=r"vae.decode was recorded in 2 calls .*, inductor skipped 1"):
-        with_cuda_graphs(proof_of_graphs(calls, fullgraph=True), calls)
+        proof_with_cuda_graphs(proof_of_compiled_graphs(calls, fullgraph=True), calls)
 
 
 def test_recorded_cuda_graphs_are_none_without_cuda():
-    assert compiled_call.recorded_cuda_graphs() == 0
+    assert compiled_call.proof_counts_cuda_graphs() == 0
 
 
 def test_recorded_cuda_graphs_are_counted_through_the_tree(monkeypatch):
@@ -552,7 +557,7 @@ def test_recorded_cuda_graphs_are_counted_through_the_tree(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(cudagraph_trees, "get_manager", lambda device, create_if_none_exists: manager)
-    assert compiled_call.recorded_cuda_graphs() == 5
+    assert compiled_call.proof_counts_cuda_graphs() == 5
 
 
 def test_outputs_are_copies_where_cuda_graphs_replay():

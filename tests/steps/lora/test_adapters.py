@@ -20,7 +20,7 @@ from support.tiny import tiny
 from support.tiny_pipelines import picture, pipeline, site
 from torch import nn
 
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import NoEffect, Refusal, UsageError
 from diffopt.machine import packages
 from diffopt.models.classes import PIPELINES
@@ -28,7 +28,7 @@ from diffopt.models.lora import resolve_lora
 from diffopt.models.random.weights import random_pipeline
 from diffopt.models.resolve import PACKAGED, TINY
 from diffopt.recipe.plan import make_plan
-from diffopt.schema.step import Site, kinds
+from diffopt.schema.step import Site, registered_step_kinds
 from diffopt.steps.lora import swap
 from diffopt.steps.lora.adapters import Fused, HotSwap, Live
 
@@ -60,7 +60,7 @@ class Case:
 
     def __init__(self, option: str, cls: str, denoiser: str, **call: Any) -> None:
         self.option, self.denoiser, self._cls, self._call = option, denoiser, cls, call
-        (request,) = requests([*tiny(option), "hardware=cpu", "measure=quick", "workload.steps=2"])
+        (request,) = compose_requests([*tiny(option), "hardware=cpu", "measure=quick", "workload.steps=2"])
         self.site: Site = request.cell.sites[0]
 
     def pipe(self, dtype: torch.dtype = torch.float32) -> Any:
@@ -99,7 +99,7 @@ both = pytest.mark.parametrize("family", ["unet", "transformer"])
 def lora(kind: str, path: str, **changes: Any) -> Any:
     """The step of ``lora=KIND lora.path=FILE …``, with what the file tells filled in."""
     data = resolve_lora({**values("lora", kind), "path": path, **changes}, Path.cwd())
-    return kinds("lora")[kind].from_plain(data)
+    return registered_step_kinds("lora")[kind].from_plain(data)
 
 
 def put_in(kind: str, family: str, path: str, dtype: torch.dtype = torch.float32, **changes: Any) -> tuple[Any, Any]:
@@ -380,7 +380,7 @@ def test_a_swap_compiles_nothing_anew_and_draws_what_the_other_file_says(way, se
     np.testing.assert_array_equal(one.draw(pipe), drawn)  # the first one is back
     with torch.compiler.set_stance("fail_on_recompile"):
         for _ in range(3):  # scales do not pile up
-            swap.swap(pipe, second, adapter="diffopt", scale=0.5)
+            swap.swap_lora(pipe, second, adapter="diffopt", scale=0.5)
         swapped = one.draw(pipe)
     live, _ = put_in("live", "transformer", second, scale=0.5)
     np.testing.assert_allclose(swapped, one.draw(live), atol=1e-5)
@@ -406,7 +406,7 @@ def test_a_swap_on_a_unet_with_convolutions(tmp_path):
     before = picture(pipe)
     assert chosen.verify(pipe, site()).numbers["recompiles"] == 0
     np.testing.assert_array_equal(picture(pipe), before)
-    swap.swap(pipe, files[1], adapter="diffopt")
+    swap.swap_lora(pipe, files[1], adapter="diffopt")
     live = pipeline()
     lora("live", files[1]).apply(live, site())
     np.testing.assert_allclose(picture(pipe), picture(live), atol=1e-5)
@@ -418,13 +418,13 @@ def test_what_cannot_be_swapped_in_is_refused(tmp_path):
     more = one.file(tmp_path, "more")
     pipe, _ = put_in("hotswap", "transformer", first)
     with pytest.raises(Refusal, match="has rank 8, and the layers were prepared for 4"):
-        swap.swap(pipe, high, adapter="diffopt")
+        swap.swap_lora(pipe, high, adapter="diffopt")
     with pytest.raises(Refusal, match="for which the first file made no layer"):
-        swap.swap(pipe, more, adapter="diffopt")
+        swap.swap_lora(pipe, more, adapter="diffopt")
     with pytest.raises(Refusal, match="no LoRA called other"):
-        swap.swap(pipe, first, adapter="other")
+        swap.swap_lora(pipe, first, adapter="other")
     with pytest.raises(Refusal, match="no safetensors file"):
-        swap.swap(pipe, tmp_path / "none.safetensors", adapter="diffopt")
+        swap.swap_lora(pipe, tmp_path / "none.safetensors", adapter="diffopt")
 
 
 def test_swapping_the_same_file_proves_nothing(tmp_path):
@@ -475,7 +475,7 @@ def test_matrices_that_were_quantized_cannot_be_swapped(tmp_path):
     ],
 )
 def test_a_plan_refuses_what_does_not_go_together(words, fact):
-    (request,) = requests(["model=flux_dev", "model.weights=tiny", "hardware=cpu", "measure=quick", *words])
+    (request,) = compose_requests(["model=flux_dev", "model.weights=tiny", "hardware=cpu", "measure=quick", *words])
     assert any(fact in reason for reason in make_plan(request.cell).reasons)
 
 
@@ -490,7 +490,7 @@ def test_an_option_without_a_file_asks_for_it(kind):
 
 def test_a_plan_knows_what_the_header_tells(toy):
     flux, pixart = (
-        requests([*tiny(name), "hardware=cpu", "measure=quick"])[0].cell.sites[0]
+        compose_requests([*tiny(name), "hardware=cpu", "measure=quick"])[0].cell.sites[0]
         for name in ("flux_dev", "pixart_sigma")
     )
     assert "changes unet, which model flux_dev does not have" in lora("live", toy).problems(flux)[0]
@@ -508,9 +508,9 @@ def test_pipelines_without_loras_are_those_that_the_plan_names():
 
 
 def test_without_peft_it_says_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(packages, "installed", lambda name, there=None: None)
+    monkeypatch.setattr(packages, "installed_version", lambda name, there=None: None)
     for kind in KINDS:
-        told = packages.lacking([step("lora", kind).requires()])
+        told = packages.reason_of_lacking([step("lora", kind).requires()])
         assert told == "needs peft>=0.18: pip install 'diffopt-toolkit[lora]'"
 
 
@@ -522,7 +522,7 @@ def test_a_file_counts_by_its_content_and_not_by_its_name(toy, tmp_path):
     again = lora("fused", str(moved))
     ids = []
     for one in (chosen, again, lora("fused", str(moved), scale=2.0)):
-        (request,) = requests(["model=sd15", "model.weights=tiny", "hardware=cpu", "measure=quick"])
+        (request,) = compose_requests(["model=sd15", "model.weights=tiny", "hardware=cpu", "measure=quick"])
         ids.append(request.cell.recipe.model_copy(update={"lora": one}).id)
     assert ids[0] == ids[1] != ids[2]
 

@@ -17,10 +17,10 @@ from support.tiny import families, tiny
 from support.tiny_pipelines import picture, pipeline, site, xl_pipeline, xl_site
 from support.tolerances import EXACT
 
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import NoEffect, Refusal
 from diffopt.models import calls
-from diffopt.pipeline.build import build
+from diffopt.pipeline.build import build_pipelines
 from diffopt.recipe.plan import Plan, make_plan
 from diffopt.schema.step import Order, Step, Trait
 from diffopt.steps.components import parts
@@ -162,8 +162,8 @@ def test_groups_are_as_large_as_asked():
     ],
 )
 def test_groups_that_divide_nothing_are_refused(model, blocks, refused):
-    (request,) = requests([*tiny(model), "hardware=cpu"])
-    (pipe,), (place,) = build(make_plan(request.cell)), request.cell.sites
+    (request,) = compose_requests([*tiny(model), "hardware=cpu"])
+    (pipe,), (place,) = build_pipelines(make_plan(request.cell)), request.cell.sites
     chosen = step("memory", "group_offload", num_blocks_per_group=blocks, components=["denoiser"])
     if not refused:
         chosen.apply(pipe, place)
@@ -387,12 +387,14 @@ def test_compiled_code_stays_when_hooks_come_and_go(graphs, reference, name, com
 
 def pictures(model: str, chosen: Step) -> tuple[np.ndarray, np.ndarray, str]:
     """Of a tiny family: without offloading, in a second call with it, and what the step proves."""
-    (request,) = requests([*tiny(model), "hardware=cpu"])
+    (request,) = compose_requests([*tiny(model), "hardware=cpu"])
     made = make_plan(request.cell)
     expected = np.array(
-        calls.draw(calls.stages(build(made), request.cell.recipe.model.stages, request.cell.workload))[0]
+        calls.draw_pictures(
+            calls.pipeline_calls(build_pipelines(made), request.cell.recipe.model.stages, request.cell.workload)
+        )[0]
     )
-    pipes = [movable(pipe) for pipe in build(made)]
+    pipes = [movable(pipe) for pipe in build_pipelines(made)]
     hardware = request.cell.recipe.hardware.model_copy(update={"device": "cuda"})
     sites = [dataclasses.replace(one, hardware=hardware) for one in request.cell.sites]
     with stand_in_gpu():
@@ -400,7 +402,9 @@ def pictures(model: str, chosen: Step) -> tuple[np.ndarray, np.ndarray, str]:
             chosen.apply(pipe, place)
         for _ in range(2):
             drawn = np.array(
-                calls.draw(calls.stages(pipes, request.cell.recipe.model.stages, request.cell.workload))[0]
+                calls.draw_pictures(
+                    calls.pipeline_calls(pipes, request.cell.recipe.model.stages, request.cell.workload)
+                )[0]
             )
         effects = [chosen.verify(pipe, place) for pipe, place in zip(pipes, sites, strict=True)]
     return expected, drawn, effects[0].summary
@@ -416,7 +420,7 @@ def test_groups_of_transformers(model):
 @pytest.mark.parametrize("name", OFFLOADS)
 @pytest.mark.parametrize("model", families())
 def test_every_family_can_be_offloaded(model, name):
-    (request,) = requests([*tiny(model), "hardware=cpu"])
+    (request,) = compose_requests([*tiny(model), "hardware=cpu"])
     chosen = step("memory", name)
     if name == "group_offload" and any(chosen.problems(one) for one in request.cell.sites):
         chosen = step("memory", name, components=["denoiser"])
@@ -425,7 +429,7 @@ def test_every_family_can_be_offloaded(model, name):
 
 
 def plan(*overrides: str) -> Plan:
-    (request,) = requests(["model=sdxl", "hardware=rtx4090", "precision=fp16", *overrides])
+    (request,) = compose_requests(["model=sdxl", "hardware=rtx4090", "precision=fp16", *overrides])
     return make_plan(request.cell)
 
 

@@ -17,15 +17,15 @@ from support.tiny_pipelines import picture, pipeline, site, xl_pipeline, xl_site
 from torch import nn
 from torchao.quantization import Float8Tensor, Int8Tensor
 
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import NoEffect, Refusal
-from diffopt.models.index import read_index
+from diffopt.models.index import read_model_index
 from diffopt.models.random.weights import meta_modules
-from diffopt.models.resolve import PACKAGED, packaged
+from diffopt.models.resolve import PACKAGED, packaged_architecture
 from diffopt.recipe.options import option_names
-from diffopt.schema.record import identity
+from diffopt.schema.record import record_identity
 from diffopt.schema.step import Order, Trait
-from diffopt.steps.quant.linears import _chooser, replaced
+from diffopt.steps.quant.linears import _chooser, linears_replaced_by_fused
 
 
 @pytest.fixture(autouse=True)
@@ -247,18 +247,18 @@ def page_shapes() -> set[tuple[int, int]]:
 def of_sdxl(part: str) -> nn.Module:
     """A component of SDXL on the meta device."""
     names = {"unet", "vae", "text_encoder", "text_encoder_2"}
-    return meta_modules(packaged("sdxl"), without=names - {part})[part]
+    return meta_modules(packaged_architecture("sdxl"), without=names - {part})[part]
 
 
 def taken(module: nn.Module, quant: Any, model: Any) -> set[str]:
     here = dataclasses.replace(site(), model=model)
-    chosen = _chooser(quant, here, 16, replaced(module))
+    chosen = _chooser(quant, here, 16, linears_replaced_by_fused(module))
     return {path for path, part in module.named_modules() if chosen(part, path)}
 
 
 def test_the_page_s_filter_takes_of_sdxl_what_it_takes_there():
     """537 of the UNet's Linears and none of the VAE's, by inputs above 16 and the pairs alone."""
-    (request,) = requests(["model=sdxl", "hardware=a100", "quant=int8_dynamic_sdxl"])
+    (request,) = compose_requests(["model=sdxl", "hardware=a100", "quant=int8_dynamic_sdxl"])
     quant, model = request.cell.recipe.quant, request.cell.recipe.model
     assert len(page_shapes()) == 19
     for part, count in {"unet": 537, "vae": 0}.items():
@@ -272,8 +272,8 @@ def test_the_page_s_filter_takes_of_sdxl_what_it_takes_there():
 
 
 def test_the_last_rung_of_the_page_s_ladder_has_its_filter():
-    ladder = requests(["sweep=accelerate_inference", "hardware=a100"], multirun=True)
-    (recipe,) = requests(["recipe=accelerate_inference", "model=sdxl", "hardware=a100"])
+    ladder = compose_requests(["sweep=accelerate_inference", "hardware=a100"], multirun=True)
+    (recipe,) = compose_requests(["recipe=accelerate_inference", "model=sdxl", "hardware=a100"])
     for request in (ladder[-1], recipe):
         assert set(request.cell.recipe.quant.skip_shapes) == page_shapes()
         assert request.cell.recipe.quant.skip == ()
@@ -333,8 +333,8 @@ def test_the_ids_of_older_recipes_stay():
     """skip_shapes came later."""
     for name in ("int8_dynamic", "int8_weight", "int4_weight", "fp8_dynamic", "fp8_weight"):
         assert "skip_shapes" in values("quant", name)
-        assert "skip_shapes" not in identity(step("quant", name))
-    assert "skip_shapes" in identity(step("quant", "int8_dynamic_sdxl"))
+        assert "skip_shapes" not in record_identity(step("quant", name))
+    assert "skip_shapes" in record_identity(step("quant", "int8_dynamic_sdxl"))
 
 
 VAES = sorted(path.parent.parent.parent.name for path in PACKAGED.glob("*/tiny/vae/config.json"))
@@ -343,9 +343,9 @@ VAES = sorted(path.parent.parent.parent.name for path in PACKAGED.glob("*/tiny/v
 @pytest.mark.parametrize("name", VAES)
 def test_a_vae_of_convolutions_alone_is_refused_in_the_plan(name):
     """Not LTX's, which has Linears in later versions."""
-    named = read_index(packaged(name, tiny=True)).components
+    named = read_model_index(packaged_architecture(name, tiny=True)).components
     denoiser = next(part.class_name for key, part in named.items() if key in ("unet", "transformer"))
-    (vae,) = meta_modules(packaged(name, tiny=True), without=set(named) - {"vae"}).values()
+    (vae,) = meta_modules(packaged_architecture(name, tiny=True), without=set(named) - {"vae"}).values()
     here = site()
     here = dataclasses.replace(here, model=here.model.model_copy(update={"denoiser_class": denoiser}))
     found = step("quant", "int8_dynamic_vae").problems(here)

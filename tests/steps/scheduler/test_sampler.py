@@ -22,14 +22,14 @@ from support.option_steps import CONF, step, values
 from support.tiny import tiny
 from support.tiny_pipelines import SIZE, picture, pipeline, site
 
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import NoEffect, Refusal
-from diffopt.machine.packages import unmet
+from diffopt.machine.packages import unmet_packages
 from diffopt.models import calls
 from diffopt.models.classes import DENOISERS, PIPELINES
 from diffopt.models.resolve import PACKAGED
 from diffopt.models.sampling import ESSENTIAL
-from diffopt.pipeline.build import build
+from diffopt.pipeline.build import build_pipelines
 from diffopt.recipe.options import option_names
 from diffopt.recipe.plan import make_plan
 from diffopt.schema.step import Site
@@ -37,7 +37,7 @@ from diffopt.steps.scheduler import rehearsal
 from diffopt.steps.scheduler.support import OTHERS, SAMPLERS
 
 OPTIONS = sorted(path.stem for path in (CONF / "scheduler").glob("*.yaml") if path.stem != "default")
-HERE = [name for name in OPTIONS if not unmet(step("scheduler", name).requires().packages)]
+HERE = [name for name in OPTIONS if not unmet_packages(step("scheduler", name).requires().packages)]
 FLOW = [name for name in OPTIONS if name.startswith("flow_")]
 DIFFUSION = [name for name in HERE if name not in FLOW and not name.startswith("cogvideox_")]
 
@@ -58,9 +58,9 @@ class Family:
     """A tiny pipeline of any family, drawn once, that is sampled in several ways."""
 
     def __init__(self, option: str, *words: str) -> None:
-        (request,) = requests([*tiny(option), "hardware=cpu", "measure=quick", *words])
+        (request,) = compose_requests([*tiny(option), "hardware=cpu", "measure=quick", *words])
         self.request, self.cell, self.site = request, request.cell, request.cell.sites[0]
-        (self.pipe,) = build(make_plan(request.cell))
+        (self.pipe,) = build_pipelines(make_plan(request.cell))
         self.pipe.set_progress_bar_config(disable=True)
         self.own = self.pipe.scheduler
 
@@ -68,7 +68,9 @@ class Family:
         """All pictures or frames, with this scheduler instead of the one in place."""
         if scheduler is not None:
             self.pipe.scheduler = scheduler
-        (output,) = calls.draw(calls.stages([self.pipe], self.cell.recipe.model.stages, self.cell.workload))
+        (output,) = calls.draw_pictures(
+            calls.pipeline_calls([self.pipe], self.cell.recipe.model.stages, self.cell.workload)
+        )
         return np.stack(
             [np.asarray(frame, dtype=float) for frame in (output if isinstance(output, list) else [output])]
         )
@@ -208,14 +210,14 @@ def scheduler_of(name: str) -> Any:
     return getattr(diffusers, name).from_config({"num_train_timesteps": 1000, **flow})
 
 
-@pytest.mark.parametrize("name", [name for name, known in SAMPLERS.items() if not unmet(known.packages)])
+@pytest.mark.parametrize("name", [name for name, known in SAMPLERS.items() if not unmet_packages(known.packages)])
 def test_the_table_says_which_samplers_wait(name):
     """With noise from a generator on the host, as workloads have it; tensors without data stand for the device."""
     if SAMPLERS[name].waits or SAMPLERS[name].noise:
         with pytest.raises((NoEffect, RuntimeError)):
-            rehearsal.rehearse(scheduler_of(name), "cpu")
+            rehearsal.rehearse_scheduler(scheduler_of(name), "cpu")
     else:
-        rehearsal.rehearse(scheduler_of(name), "cpu")
+        rehearsal.rehearse_scheduler(scheduler_of(name), "cpu")
 
 
 def test_a_schedule_on_the_device_makes_the_host_wait(monkeypatch):
@@ -223,7 +225,7 @@ def test_a_schedule_on_the_device_makes_the_host_wait(monkeypatch):
     monkeypatch.setattr(rehearsal, "Schedule", lambda probe, on_the_host: None)
     for name in ("DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "FlowMatchEulerDiscreteScheduler"):
         with pytest.raises(NoEffect, match="waits for the device"):
-            rehearsal.rehearse(scheduler_of(name), "cpu")
+            rehearsal.rehearse_scheduler(scheduler_of(name), "cpu")
 
 
 def test_so_does_a_schedule_that_a_pipeline_puts_in_its_place():
@@ -293,7 +295,7 @@ def test_what_waits_cannot_promise_otherwise(name):
     ],
 )
 def test_a_plan_refuses_what_does_not_fit_the_family(option, name, reason):
-    (request,) = requests([*tiny(option), f"scheduler={name}", "hardware=cpu", "measure=quick"])
+    (request,) = compose_requests([*tiny(option), f"scheduler={name}", "hardware=cpu", "measure=quick"])
     told = [text for text in make_plan(request.cell).reasons if f"scheduler={name}" in text]
     assert any(reason in text for text in told)
 
@@ -387,7 +389,7 @@ IDLE = [
 @pytest.mark.parametrize(("option", "name", "changes", "reason"), IDLE)
 def test_what_does_nothing_or_cannot_be_is_refused_before_torch(option, name, changes, reason):
     words = [f"scheduler.{key}={str(value).lower()}" for key, value in changes.items()]
-    (request,) = requests([*tiny(option), f"scheduler={name}", "hardware=cpu", "measure=quick", *words])
+    (request,) = compose_requests([*tiny(option), f"scheduler={name}", "hardware=cpu", "measure=quick", *words])
     (told,) = (text for text in make_plan(request.cell).reasons if "scheduler=" in text)
     assert reason in told
 
@@ -411,7 +413,7 @@ def test_what_does_something_is_planned(option, name, changes):
 
 @functools.cache
 def family_site(option: str) -> Site:
-    (request,) = requests([*tiny(option), "hardware=cpu", "measure=quick"])
+    (request,) = compose_requests([*tiny(option), "hardware=cpu", "measure=quick"])
     return request.cell.sites[0]
 
 
@@ -465,7 +467,7 @@ def test_what_needs_scipy_says_so():
     assert step("scheduler", "euler").requires().packages == ()
 
 
-@pytest.mark.skipif(not unmet(["scipy"]), reason="scipy is here")
+@pytest.mark.skipif(not unmet_packages(["scipy"]), reason="scipy is here")
 def test_a_class_whose_packages_are_missing_is_refused_with_the_way_to_get_them():
     with pytest.raises(Refusal, match="pip install 'scipy'"):
         step("scheduler", "lms").apply(pipeline(), site())
@@ -481,7 +483,7 @@ def read_in(cls: type) -> set[str]:
     return names | {node.attr for node in nodes if isinstance(node, ast.Attribute)}
 
 
-@pytest.mark.parametrize("name", [name for name, known in SAMPLERS.items() if not unmet(known.packages)])
+@pytest.mark.parametrize("name", [name for name, known in SAMPLERS.items() if not unmet_packages(known.packages)])
 def test_the_table_of_samplers_is_what_the_installed_diffusers_has(name):
     cls, known = getattr(diffusers, name), SAMPLERS[name]
     assert ("sigmas" in inspect.signature(cls.set_timesteps).parameters) == known.sigmas

@@ -13,13 +13,13 @@ from pydantic import ValidationError
 from support.option_steps import step
 from support.tiny_pipelines import SIZE, pipeline, site
 
-from diffopt.config.resolve import requests
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import NoEffect, Refusal
 from diffopt.models.resolve import PACKAGED
-from diffopt.models.sizes import of_vae
+from diffopt.models.sizes import latent_factors_of_vae
 from diffopt.recipe.plan import Plan, make_plan
 from diffopt.schema.step import Step
-from diffopt.steps.vae.decoding import seen, set_tile, watch
+from diffopt.steps.vae.decoding import seen_by_vae_decoder, set_vae_tile, watch_vae_decode
 
 LATENTS = SIZE // 2  # the VAE halves once
 TILE = 16  # pixels: 8 latents
@@ -174,7 +174,7 @@ def test_settings_that_contradict_each_other_are_refused(changes, says):
 
 
 def decoded(vae, latents: tuple[int, ...]) -> tuple[int, ...]:
-    watch(vae)
+    watch_vae_decode(vae)
     with torch.no_grad():
         return tuple(vae.eval().decode(torch.randn(latents), return_dict=False)[0].shape)
 
@@ -222,9 +222,9 @@ def test_pictures_keep_their_size_however_they_are_divided(build, latents, ratio
     vae = build()
     whole = decoded(vae, latents)
     vae.enable_tiling()
-    set_tile(vae, 5 * ratio, overlap)
+    set_vae_tile(vae, 5 * ratio, overlap)
     assert decoded(vae, latents) == whole
-    found = seen(vae)
+    found = seen_by_vae_decoder(vae)
     assert found is not None
     assert found.tiled
     assert found.part_height <= 5
@@ -233,7 +233,7 @@ def test_pictures_keep_their_size_however_they_are_divided(build, latents, ratio
 def test_the_customary_tiles_of_the_classes_stay_as_they_are():
     vae = diffusers.AutoencoderKLWan(base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
     vae.enable_tiling()
-    set_tile(vae, None, None)
+    set_vae_tile(vae, None, None)
     assert (vae.tile_sample_min_height, vae.tile_sample_stride_width) == (256, 192)
     kl = diffusers.AutoencoderKL(
         sample_size=512,
@@ -242,14 +242,14 @@ def test_the_customary_tiles_of_the_classes_stay_as_they_are():
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
     )
-    set_tile(kl, None, None)
+    set_vae_tile(kl, None, None)
     assert (kl.tile_sample_min_size, kl.tile_latent_min_size, kl.tile_overlap_factor) == (512, 64, 0.25)
 
 
 @pytest.mark.parametrize(("tile", "ratio"), [(17, 2), (2, 2)])
 def test_a_tile_that_cannot_be_is_refused(tile, ratio):
     with pytest.raises(Refusal, match=rf"^vae.tile={tile}: AutoencoderKL needs a multiple of {ratio}, of {2 * ratio}"):
-        set_tile(pipeline().vae, tile, None)
+        set_vae_tile(pipeline().vae, tile, None)
 
 
 @pytest.fixture
@@ -277,7 +277,7 @@ def test_a_compiled_decoder_is_watched_without_breaking_its_graph(graphs, name, 
 
 
 def plan(*overrides: str) -> Plan:
-    (request,) = requests(["model=sdxl", "hardware=rtx4090", "precision=fp16", *overrides])
+    (request,) = compose_requests(["model=sdxl", "hardware=rtx4090", "precision=fp16", *overrides])
     return make_plan(request.cell)
 
 
@@ -314,12 +314,12 @@ def test_a_tile_that_is_no_whole_number_of_latents_is_refused_before_torch(tile)
 )
 def test_the_factor_that_files_tell_is_the_one_that_tiles_are_measured_by(config):
     data = json.loads(config.read_text())
-    factor, _ = of_vae(data)
+    factor, _ = latent_factors_of_vae(data)
     with torch.device("meta"):
         vae = getattr(diffusers, data["_class_name"]).from_config(data)
-    set_tile(vae, 2 * factor, None)
+    set_vae_tile(vae, 2 * factor, None)
     with pytest.raises(Refusal, match=f"needs a multiple of {factor}, of {2 * factor} or more"):
-        set_tile(vae, 3 * factor - 1, None)
+        set_vae_tile(vae, 3 * factor - 1, None)
 
 
 def test_so_is_one_of_a_single_latent():
