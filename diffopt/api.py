@@ -106,8 +106,8 @@ def optimize(
         except NoEffect as error:
             raise Refusal(
                 f"{group}={choices[group]} is chosen, and this pipeline was loaded as "
-                f"precision={precision_of_pipeline(pipe)} ({error}). Load it with other dtypes, cast that part with its `.to(…)`, or choose no {group}: what "
-                "the pipeline has is then taken."
+                f"precision={precision_of_pipeline(pipe)} ({error}). Load it with other dtypes, cast that part "
+                f"with its `.to(…)`, or choose no {group}: what the pipeline has is then taken."
             ) from error
     apply_steps(pipe, steps, site)
     return _marked(pipe, wanted)

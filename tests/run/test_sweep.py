@@ -173,7 +173,7 @@ def test_a_refused_plan_is_a_row_at_once_with_every_reason_and_is_kept():
 
 
 def test_a_missing_package_is_refused_with_the_remedy_and_tried_again(monkeypatch):
-    monkeypatch.setattr(runner.packages, "missing", lambda texts, there: ("xformers>=0.0.29",))
+    monkeypatch.setattr(runner.packages, "unmet_packages", lambda texts, there: ("xformers>=0.0.29",))
     row = run_one(stubbed("ok"), study="s", launch=launch())
     assert (row.status, row.phase) == ("refused", "load")
     assert row.reason == "needs xformers>=0.0.29: pip install 'xformers>=0.0.29'"

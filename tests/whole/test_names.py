@@ -14,10 +14,8 @@ from support.places import REPO
 VAGUE = frozenset({"told", "left", "lost", "idle", "alone", "of", "at", "on"})
 ONCE = ("models", "pipeline", "recipe", "steps")  # packages in which private functions and classes have a name each too
 SAME = {  # for one thing in several places: a verb is what Python calls by that name, and a launcher runs
-    "compare": ["cli/reports.py", "results/compare.py"],
     "main": ["cli/main.py", "doctor/worker.py", "pipeline/worker.py"],
-    "plan": ["api.py", "cli/plans.py"],
-    "run": ["api.py", "cli/sweeps.py", "run/launchers/local.py"],
+    "run": ["api.py", "run/launchers/local.py"],
 }
 
 

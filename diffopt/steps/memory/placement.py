@@ -105,8 +105,8 @@ class ModelOffload(Step):
         for name in attributes(site.model, "denoiser"):
             if held[name] < module_bytes(found[name]):
                 raise NoEffect(
-                    f"memory=model_offload: {held[name]} of {module_bytes(found[name])} bytes of {name} were on {device} "
-                    "while it denoised"
+                    f"memory=model_offload: {held[name]} of {module_bytes(found[name])} bytes of {name} were on "
+                    f"{device} while it denoised"
                 )
         check_weights_are_offloaded(found, device, "model_offload")
         total, denoising = sum(map(module_bytes, found.values())), sum(held.values())
