@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
-def unreadable_line(event: RowUnreadable) -> str:
+def line_of_unreadable_row(event: RowUnreadable) -> str:
     return f"{event.label}: its row is measured anew: {event.reason}"
 
 
@@ -88,7 +88,7 @@ class _Lines:
                 if minutes is not None:
                     self._say(f"{total} cells in {minutes:g} minutes")
             case RowUnreadable():
-                self._say(unreadable_line(event))
+                self._say(line_of_unreadable_row(event))
             case NotBegun():
                 self._say(not_begun_line(event))
             case CellStarted(cell_id, label):
@@ -119,7 +119,7 @@ class _Bars:
                 name = "cells" if minutes is None else f"cells in {minutes:g} minutes"
                 self._cells = self._bars.add_task(name, total=total)
             case RowUnreadable():
-                self._print(unreadable_line(event))
+                self._print(line_of_unreadable_row(event))
             case NotBegun():
                 self._print(not_begun_line(event))
             case CellStarted(cell_id, label):

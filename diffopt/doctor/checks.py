@@ -37,7 +37,7 @@ class Fails(Exception):
         self.remedy = remedy
 
 
-def torch_itself(device: str, driver_cuda: list[int] | None = None, capability: list[int] | None = None) -> str:
+def try_torch(device: str, driver_cuda: list[int] | None = None, capability: list[int] | None = None) -> str:
     """Does torch import and multiply?"""
     try:
         import torch
@@ -50,7 +50,7 @@ def torch_itself(device: str, driver_cuda: list[int] | None = None, capability: 
     return f"torch {torch.__version__}, {cuda}, Python {platform.python_version()}"
 
 
-def cuda_build(device: str, driver: str, driver_cuda: list[int] | None, capability: list[int]) -> str:
+def try_cuda_build(device: str, driver: str, driver_cuda: list[int] | None, capability: list[int]) -> str:
     """Is torch's CUDA build right for this driver and GPU?"""
     import torch
 
@@ -73,7 +73,7 @@ def cuda_build(device: str, driver: str, driver_cuda: list[int] | None, capabili
     return f"CUDA {built}, driver {driver}, cuDNN {cudnn}, {torch.cuda.get_device_name()}, {' '.join(arches)}"
 
 
-def half(device: str, dtype: str, capability: list[int] | None = None) -> str:
+def try_half_precision(device: str, dtype: str, capability: list[int] | None = None) -> str:
     """A product in half precision."""
     import torch
 
@@ -84,13 +84,13 @@ def half(device: str, dtype: str, capability: list[int] | None = None) -> str:
     return "a product of two matrices is right"
 
 
-def compile_(device: str, capability: list[int] | None = None) -> str:
+def try_compile(device: str, capability: list[int] | None = None) -> str:
     """``torch.compile`` with inductor, from nothing: the caches are empty."""
     _check_triton(device, capability)
     return _compiled(device, "default")
 
 
-def compile_graphs(device: str, capability: list[int] | None = None) -> str:
+def try_compiled_cuda_graphs(device: str, capability: list[int] | None = None) -> str:
     """``mode="reduce-overhead"``: compiled code replayed as a CUDA graph."""
     _check_triton(device, capability)
     import torch
@@ -176,7 +176,7 @@ def _toolchain(device: str) -> str:
     return f"triton {getattr(triton, '__version__', 'of an unknown version')} and {compiler}"
 
 
-def cuda_graphs(device: str) -> str:
+def try_cuda_graphs(device: str) -> str:
     """Record a product and replay it on other numbers."""
     import torch
 
@@ -195,7 +195,7 @@ def cuda_graphs(device: str) -> str:
     return "a graph was recorded, and replayed on new numbers"
 
 
-def attention(device: str, backend: str, dtypes: list[str] | None) -> str:
+def try_attention(device: str, backend: str, dtypes: list[str] | None) -> str:
     """One of diffusers' attention backends, without a fallback to another one."""
     import torch
     from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
@@ -209,7 +209,7 @@ def attention(device: str, backend: str, dtypes: list[str] | None) -> str:
     return f"{dtype}, off by {_close(found, exact, backend):.1e}"
 
 
-def int8_product(device: str) -> str:
+def try_int8_product(device: str) -> str:
     """``torch._int_mm``: int8 times int8, added in int32; exact."""
     import torch
 
@@ -220,7 +220,7 @@ def int8_product(device: str) -> str:
     return "exact"
 
 
-def fp8_product(device: str) -> str:
+def try_fp8_product(device: str) -> str:
     """``torch._scaled_mm``: float8 (e4m3) products with one scale per tensor."""
     import torch
 
@@ -232,7 +232,7 @@ def fp8_product(device: str) -> str:
     return f"off by {_close(found, exact, 'a float8 product'):.1e}"
 
 
-def torchao_linear(device: str, kind: str) -> str:
+def try_torchao_linear(device: str, kind: str) -> str:
     """A Linear that torchao quantized, as ``quant=int8_dynamic`` and ``quant=fp8_dynamic`` do."""
     if kind == "fp8" and device == "cpu":
         raise NotHere("works on cuda only; torchao computes in float8 on no CPU")

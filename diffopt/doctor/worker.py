@@ -20,16 +20,16 @@ from diffopt.doctor import checks
 from diffopt.pipeline.failure import describe_pipeline_error
 
 CHECKS: dict[str, Callable[..., str]] = {
-    "torch": checks.torch_itself,
-    "cuda build": checks.cuda_build,
-    "half": checks.half,
-    "compile": checks.compile_,
-    "compile graphs": checks.compile_graphs,
-    "cuda graphs": checks.cuda_graphs,
-    "attention": checks.attention,
-    "int8 product": checks.int8_product,
-    "fp8 product": checks.fp8_product,
-    "torchao": checks.torchao_linear,
+    "torch": checks.try_torch,
+    "cuda build": checks.try_cuda_build,
+    "half": checks.try_half_precision,
+    "compile": checks.try_compile,
+    "compile graphs": checks.try_compiled_cuda_graphs,
+    "cuda graphs": checks.try_cuda_graphs,
+    "attention": checks.try_attention,
+    "int8 product": checks.try_int8_product,
+    "fp8 product": checks.try_fp8_product,
+    "torchao": checks.try_torchao_linear,
 }
 
 
