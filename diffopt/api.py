@@ -87,7 +87,7 @@ def optimize(
         Refusal: the recipe cannot work on its hardware or on this pipeline, the pipeline is of another model or another
             precision than the chosen one, or it was optimized already.
     """
-    from diffopt.pipeline.adopt import check_pipeline_is_model, precision_of_pipeline
+    from diffopt.pipeline.adopt import check_pipeline_is_model, precision_of_loaded_pipeline
     from diffopt.pipeline.build import apply_steps
 
     _check_plain(pipe)
@@ -106,7 +106,7 @@ def optimize(
         except NoEffect as error:
             raise Refusal(
                 f"{group}={choices[group]} is chosen, and this pipeline was loaded as "
-                f"precision={precision_of_pipeline(pipe)} ({error}). Load it with other dtypes, cast that part "
+                f"precision={precision_of_loaded_pipeline(pipe)} ({error}). Load it with other dtypes, cast that part "
                 f"with its `.to(…)`, or choose no {group}: what the pipeline has is then taken."
             ) from error
     apply_steps(pipe, steps, site)
@@ -177,9 +177,9 @@ def _adopted(pipe: DiffusionPipeline, asked: Asked) -> tuple[set[str], Request]:
         if places := sorted(composed.typed & {f"model.{key}" for key in adopt.PLACES}):
             raise UsageError(f"{places[0]} says what to load, and the pipeline is loaded already: leave it out.")
         words.append("model=local")
-        model["resolve_model"] = lambda data, base: adopt.facts_of_pipeline(pipe, data)
+        model["resolve_model"] = lambda data, base: adopt.facts_of_loaded_pipeline(pipe, data)
     if "precision" in adopted and "precision.dtype" not in composed.typed:
-        words.append(f"precision={adopt.precision_of_pipeline(pipe)}")
+        words.append(f"precision={adopt.precision_of_loaded_pipeline(pipe)}")
     if any(key.startswith("precision.") for key in composed.typed):
         adopted -= {"precision"}  # what is set is to be done
     return adopted, replace(asked, words=tuple(words)).request(**model)

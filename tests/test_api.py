@@ -19,7 +19,7 @@ import diffopt
 from diffopt.config import Composer
 from diffopt.config.resolve import compose_requests
 from diffopt.models.resolve import packaged_architecture
-from diffopt.pipeline.adopt import facts_of_pipeline
+from diffopt.pipeline.adopt import facts_of_loaded_pipeline
 from diffopt.pipeline.load import load_pipeline
 
 FUNCTIONS = ("compose", "load", "optimize", "plan", "run")
@@ -215,7 +215,7 @@ def test_the_same_facts_as_from_a_folder(name: str, tmp_path: Path) -> None:
     pipe.save_pretrained(tmp_path)
     (request,) = compose_requests(["model=local", f"model.path={tmp_path}", "hardware=cpu"])
     folder = request.cell.recipe.model.model_dump(mode="json")
-    found = json.loads(json.dumps(facts_of_pipeline(pipe, Composer().compose(["model=local"]).data["model"])))
+    found = json.loads(json.dumps(facts_of_loaded_pipeline(pipe, Composer().compose(["model=local"]).data["model"])))
     own = {"name": type(pipe).__name__, "path": None, "content": found["content"]}
     assert found == folder | own
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
-def line_of_unreadable_row(event: RowUnreadable) -> str:
+def progress_line_of_unreadable_row(event: RowUnreadable) -> str:
     return f"{event.label}: its row is measured anew: {event.reason}"
 
 
@@ -35,7 +35,7 @@ def not_begun_line(event: NotBegun) -> str:
     return f"{event.label}: {event.reason}"
 
 
-def outcome_line(event: CellFinished) -> str:
+def progress_line_of_outcome(event: CellFinished) -> str:
     """One row in one line: what it is, how it ended, how fast it was or why not."""
     result = event.result
     latency = result.metrics.latency_s
@@ -49,7 +49,7 @@ def outcome_line(event: CellFinished) -> str:
     return " ".join(words)
 
 
-def summary_line(event: SweepFinished) -> str:
+def progress_line_of_summary(event: SweepFinished) -> str:
     counts = Counter(result.status for result in event.results)
     noisy = sum(result.status == "ok" and not result.valid for result in event.results)
     parts = [f"{count} {status}" for status, count in counts.items()]
@@ -88,7 +88,7 @@ class _Lines:
                 if minutes is not None:
                     self._say(f"{total} cells in {minutes:g} minutes")
             case RowUnreadable():
-                self._say(line_of_unreadable_row(event))
+                self._say(progress_line_of_unreadable_row(event))
             case NotBegun():
                 self._say(not_begun_line(event))
             case CellStarted(cell_id, label):
@@ -97,9 +97,9 @@ class _Lines:
                 self._say(f"{cell_id}   {phase}")
             case CellFinished():
                 self._done += 1
-                self._say(f"[{self._done}/{self._total}] {outcome_line(event)}")
+                self._say(f"[{self._done}/{self._total}] {progress_line_of_outcome(event)}")
             case SweepFinished():
-                self._say(summary_line(event))
+                self._say(progress_line_of_summary(event))
 
     def _say(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
@@ -119,7 +119,7 @@ class _Bars:
                 name = "cells" if minutes is None else f"cells in {minutes:g} minutes"
                 self._cells = self._bars.add_task(name, total=total)
             case RowUnreadable():
-                self._print(line_of_unreadable_row(event))
+                self._print(progress_line_of_unreadable_row(event))
             case NotBegun():
                 self._print(not_begun_line(event))
             case CellStarted(cell_id, label):
@@ -129,7 +129,7 @@ class _Bars:
             case CellFinished(result):
                 self._finish(event, result)
             case SweepFinished():
-                self._bars.console.print(summary_line(event), markup=False, highlight=False)
+                self._bars.console.print(progress_line_of_summary(event), markup=False, highlight=False)
 
     def _finish(self, event: CellFinished, result: Result) -> None:
         task = self._running.pop(result.cell_id, None)
@@ -137,7 +137,7 @@ class _Bars:
             self._bars.remove_task(task)
         if self._cells is not None:
             self._bars.advance(self._cells)
-        self._print(outcome_line(event))
+        self._print(progress_line_of_outcome(event))
 
     def _print(self, line: str) -> None:
         self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -114,7 +114,7 @@ def key_of_others(override: Override, group: str, option: str, having: Sequence[
     return f"{chosen} Choose one that has it, such as {group}={' or '.join(having)}."
 
 
-def composition_failure(error: str) -> str:
+def hydra_composition_failure(error: str) -> str:
     return f"These options cannot be composed: {' '.join(error.split('Config search path:')[0].split())}"
 
 

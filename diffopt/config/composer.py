@@ -196,7 +196,7 @@ class Composer:
             except MissingConfigException as error:
                 raise UsageError(self._missing(error)) from error
             except (HydraException, OmegaConfBaseException, ValueError) as error:
-                raise UsageError(complaints.composition_failure(str(error))) from error
+                raise UsageError(complaints.hydra_composition_failure(str(error))) from error
             except RecursionError:
                 raise UsageError("These options extend each other in a circle (their defaults lists).") from None
             data = {str(name): value for name, value in _container(config).items()}

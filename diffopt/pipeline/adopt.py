@@ -28,7 +28,7 @@ PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # optio
 PLACES = ("id", "revision", "variant", "path", "architecture", "content", "weights")  # keys that say what to load
 
 
-def facts_of_pipeline(pipe: DiffusionPipeline, data: dict[str, Any]) -> dict[str, Any]:
+def facts_of_loaded_pipeline(pipe: DiffusionPipeline, data: dict[str, Any]) -> dict[str, Any]:
     """The composed ``model`` group (of ``model=local``) with its nulls filled in from the pipeline instead of a folder.
 
     Raises UsageError for what its configs do not tell.
@@ -88,7 +88,7 @@ def _counts(part: nn.Module) -> Counter[str]:
     return counts
 
 
-def precision_of_pipeline(pipe: DiffusionPipeline) -> str:
+def precision_of_loaded_pipeline(pipe: DiffusionPipeline) -> str:
     """The option of the group ``precision`` that is the pipeline's own: that of most weights of its denoiser.
 
     Raises Refusal where it has none of those in a dtype that a recipe can have.

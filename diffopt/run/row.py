@@ -14,7 +14,7 @@ from diffopt.results.result import Artifacts, Outcome, Result
 from diffopt.run.process import OUTCOME, PLAN, Verdict
 
 
-def prepare_row_folder(folder: Path, cell: Cell) -> None:
+def prepare_folder_for_run(folder: Path, cell: Cell) -> None:
     """The folder of a row, with the cell in it, as ``show`` prints it, and nothing of an earlier try."""
     folder.mkdir(parents=True, exist_ok=True)
     for pattern in ("result.json", PLAN, OUTCOME, "log.txt", "*.png", "*.gif", "*.zip", ".*.tmp"):
@@ -23,13 +23,15 @@ def prepare_row_folder(folder: Path, cell: Cell) -> None:
     write_text(folder / "cell.yaml", lock.recipe_to_yaml(cell))
 
 
-def tidy_row_folder(folder: Path) -> None:
+def tidy_folder_after_run(folder: Path) -> None:
     """Remove what parent and worker said to each other."""
     for name in (PLAN, OUTCOME):
         (folder / name).unlink(missing_ok=True)
 
 
-def make_row(folder: Path, cell: Cell, where: Environment, verdict: Verdict, seconds: float | None = None) -> Result:
+def row_of_ended_run(
+    folder: Path, cell: Cell, where: Environment, verdict: Verdict, seconds: float | None = None
+) -> Result:
     """The row of a cell that was tried, or refused.
 
     Args:

@@ -78,7 +78,7 @@ class Runner:
                 return self._finish(earlier, kept=True)
             no_run = Verdict("interrupted", "plan", shortage)
         folder = self.study.folder(cell.id, where.id)
-        row.prepare_row_folder(folder, cell)
+        row.prepare_folder_for_run(folder, cell)
         if no_run is not None:
             return self._keep(cell, where, no_run)
         self.tell(CellStarted(cell.id, self.names[cell.id]))
@@ -91,7 +91,7 @@ class Runner:
         begin = time.monotonic()
         verdict = run_cell_workers(cell, folder, self.launch, self.stop, place, on_phase, interpreter)
         seconds = round(time.monotonic() - begin, 2)
-        row.tidy_row_folder(folder)
+        row.tidy_folder_after_run(folder)
         return self._keep(cell, where, verdict, seconds)
 
     def _earlier(self, cell: Cell, where: Environment) -> Result | None:
@@ -123,7 +123,7 @@ class Runner:
         return self._finish(result)
 
     def _made(self, cell: Cell, where: Environment, verdict: Verdict, seconds: float | None = None) -> Result:
-        return row.make_row(self.study.folder(cell.id, where.id), cell, where, verdict, seconds)
+        return row.row_of_ended_run(self.study.folder(cell.id, where.id), cell, where, verdict, seconds)
 
     def _finish(self, result: Result, *, kept: bool = False) -> Result:
         self.tell(CellFinished(result, self.names[result.cell_id], kept=kept))

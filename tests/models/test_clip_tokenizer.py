@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from transformers import CLIPTokenizer
 
-from diffopt.models.random.clip_tokenizer import build_tokenizer, byte_tokens, learn_merges
+from diffopt.models.random.clip_tokenizer import build_tokenizer, byte_tokens, learn_bpe_merges
 from diffopt.models.resolve import PACKAGED
 
 
@@ -17,15 +17,15 @@ def test_bytes_are_distinct_and_in_clips_order():
 
 def test_merges_are_learned_by_frequency_and_limited():
     words = [["a", "b", "a</w>"], ["a", "b", "b</w>"]]
-    merges = learn_merges(words, limit=10)
+    merges = learn_bpe_merges(words, limit=10)
     assert merges[0] == ("a", "b")
     assert ("ab", "a</w>") in merges
-    assert learn_merges(words, limit=1) == merges[:1]
+    assert learn_bpe_merges(words, limit=1) == merges[:1]
 
 
 def test_a_pair_that_merging_makes_or_ends_is_counted_again():
     """After ``a b`` is merged, ``b a`` is left once and ``ab ab`` is there twice."""
-    merges = learn_merges([list("ababc"), list("abab"), list("abx")], limit=3)
+    merges = learn_bpe_merges([list("ababc"), list("abab"), list("abx")], limit=3)
     assert merges[:2] == [("a", "b"), ("ab", "ab")]
     assert merges[2] == ("ab", "x")
 

@@ -39,9 +39,9 @@ def _stubs_in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     use_stub(monkeypatch)
 
 
-def limited(seconds: float) -> Launch:
+def limited(seconds: float, **deadlines: float) -> Launch:
     """So many seconds for cells."""
-    shipped = launch()
+    shipped = launch(**deadlines)
     return shipped.model_copy(update={"minutes": (seconds + shipped.grace + RESERVE_S) / 60})
 
 
@@ -121,17 +121,17 @@ def test_rows_from_another_device_say_nothing() -> None:
 
 def test_a_shortage_says_what_alone_would_do() -> None:
     budget = Budget(limited(60))
-    budget.note(here(ok(1), 100.0))
+    budget.note(here(ok(1), 96.0))
     reason = budget.shortage(ok(0), detect_environment("cpu"))
     assert reason is not None
     minutes = re.fullmatch(
-        r"not begun, launch.minutes=1.08833: 60 s were left, and by the rows of this study it may take 120 s; alone it "
-        r"needs launch.minutes=([\d.]+)",
+        r"not begun, launch.minutes=1.08833: \d+ s were left, and by the rows of this study it may take 115 s; "
+        r"alone it needs launch.minutes=([\d.]+)",
         reason,
     )
     assert minutes, reason
     again = Budget(launch().model_copy(update={"minutes": float(minutes[1])}))
-    again.note(here(ok(1), 100.0))
+    again.note(here(ok(1), 96.0))
     assert again.shortage(ok(0), detect_environment("cpu")) is None
 
 
@@ -174,10 +174,10 @@ def test_what_does_not_fit_is_not_begun_and_is_a_row_that_says_so() -> None:
 
 
 def test_a_cell_of_which_nothing_is_known_begins_and_others_learn_from_it() -> None:
-    rows, events = swept([ok(0)], seconds=30)
+    rows, events = swept([ok(0)], seconds=300)
     assert rows[0].status == "ok"
     keep(ok(1), 1000.0)
-    rows, events = swept([ok(2), stubbed("error")], seconds=30)
+    rows, events = swept([ok(2), stubbed("error")], seconds=300)
     assert begun(events) == []
     assert {row.status for row in rows} == {"interrupted"}
 
@@ -190,27 +190,27 @@ def test_without_time_nothing_begins() -> None:
 
 def test_what_does_not_end_is_stopped_in_time_and_goes_on_when_there_is_more() -> None:
     begin = time.monotonic()
-    (row,), _ = swept([stubbed("hang")], seconds=1.5)
-    assert time.monotonic() - begin < 1.5 + 0.3 + RESERVE_S
+    (row,), _ = swept([stubbed("hang")], seconds=2.5)
+    assert time.monotonic() - begin < 2.5 + 0.3 + RESERVE_S
     assert (row.status, row.phase) == ("interrupted", "compile")
     assert re.fullmatch(r"launch.minutes=[\d.]+ were over in phase compile; the same command runs it again", row.reason)
-    assert row.seconds == pytest.approx(1.8, abs=0.5)  # the grace is part of it
+    assert row.seconds is not None
+    assert 1.0 < row.seconds < 2.5 + 0.3 + RESERVE_S
     pids = (Study.open("s").folder(row.cell_id, row.env_id) / "pids").read_text().split()
     assert all(gone(pid) for pid in pids)
-    (again,), events = swept([stubbed("hang")], seconds=1.5)
+    (again,), events = swept([stubbed("hang")], seconds=row.seconds)
     assert again == row, "a row that is there stays"
     assert begun(events) == []
     (told,) = [event for event in events if isinstance(event, NotBegun)]
-    assert "it may take 2 s; alone it needs launch.minutes=" in told.reason
+    assert f"it may take {row.seconds * MARGIN:.0f} s; alone it needs launch.minutes=" in told.reason
     assert [event.kept for event in events if isinstance(event, CellFinished)] == [True]
-    (more,), events = swept([stubbed("hang")], seconds=3)
-    assert begun(events) == [row.cell_id]
-    assert more.status == "interrupted"
+    (more,) = run_all([stubbed("hang")], "s", limited(60, compile=0.1))
+    assert more.status == "timeout", "it began, and had its own deadline"
 
 
 def test_what_failed_before_waits_for_what_is_new() -> None:
     swept([stubbed("error"), stubbed("exit3")])
-    rows, events = swept([stubbed("error"), ok(0), stubbed("exit3"), ok(1)], seconds=60)
+    rows, events = swept([stubbed("error"), ok(0), stubbed("exit3"), ok(1)], seconds=600)
     assert begun(events) == [ok(0).id, ok(1).id, stubbed("error").id, stubbed("exit3").id]
     assert [row.status for row in rows] == ["error", "ok", "crashed", "ok"], "in the order asked"
 
@@ -244,8 +244,8 @@ def test_all_gpus_share_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
         data["workload"]["seed"] = seed
         hanging.append(on_gpu(make_cell(data)))
     begin = time.monotonic()
-    rows, events = swept(hanging, seconds=1.5)
-    assert time.monotonic() - begin < 1.5 + 0.3 + RESERVE_S
+    rows, events = swept(hanging, seconds=2.5)
+    assert time.monotonic() - begin < 2.5 + 0.3 + RESERVE_S
     assert [row.phase for row in rows] == ["compile", "compile", "plan"]
     assert len(begun(events)) == 2
 

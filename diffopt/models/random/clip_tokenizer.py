@@ -40,7 +40,7 @@ def byte_tokens() -> list[str]:
     return list(bytes_to_unicode().values())
 
 
-def learn_merges(spelled: Iterable[Sequence[str]], limit: int) -> list[tuple[str, str]]:
+def learn_bpe_merges(spelled: Iterable[Sequence[str]], limit: int) -> list[tuple[str, str]]:
     """At most ``limit`` byte-pair merges of words, most frequent pair first, ties in alphabetical order.
 
     A word is given as the tokens that it is made of at first; with merges enough it becomes one token.
@@ -93,7 +93,7 @@ def build_tokenizer(vocab_size: int, *, pad_token: str = END, max_length: int = 
     if vocab_size < 2 * len(letters) + 2:
         raise ValueError(f"vocab_size={vocab_size}: a byte-level vocabulary has at least {2 * len(letters) + 2} tokens")
     words = ([*word[:-1], word[-1] + WORD_END] for word in dict.fromkeys(TEXT.split()))
-    merges = learn_merges(words, limit=vocab_size - 2 * len(letters) - 2)
+    merges = learn_bpe_merges(words, limit=vocab_size - 2 * len(letters) - 2)
     tokens = [*letters, *(letter + WORD_END for letter in letters), *dict.fromkeys(a + b for a, b in merges)]
     unused = (f"<|unused_{i}|>" for i in range(vocab_size - 2 - len(tokens)))
     vocab = {token: i for i, token in enumerate([*tokens, *unused, START, END])}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import UsageError
 from diffopt.models.index import is_size_in_config, read_json
-from diffopt.models.random.clip_tokenizer import TEXT, build_tokenizer, byte_tokens, learn_merges
+from diffopt.models.random.clip_tokenizer import TEXT, build_tokenizer, byte_tokens, learn_bpe_merges
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -214,7 +214,7 @@ def _learned(space: str) -> tuple[tuple[str, str], ...]:
     """The merges that make each word one token, with ``space`` in front of it and without."""
     spelled = [[*prefix, *word] for word in _words() for prefix in ((space,), ())]
     empty_line = [["Ċ", "Ċ"]] if space == "Ġ" else []  # in the spelling of bytes
-    return tuple(learn_merges([*spelled, *empty_line], limit=10**6))
+    return tuple(learn_bpe_merges([*spelled, *empty_line], limit=10**6))
 
 
 def _words() -> list[str]:
