@@ -1,4 +1,4 @@
-"""Each script is started as its user starts it, at its smallest, so that none breaks unseen."""
+"""Each script is started as its user starts it, at its smallest, so that none breaks unseen; CI starts the demo."""
 
 from __future__ import annotations
 
@@ -73,14 +73,6 @@ def test_coverage(tmp_path: Path) -> None:
         (tmp_path / name).symlink_to(REPO / name)
     start("scripts.maintain.coverage", ".", cwd=tmp_path)
     assert (tmp_path / "docs/coverage.md").read_bytes() == (REPO / "docs/coverage.md").read_bytes()
-
-
-@SLOW
-def test_demo(tmp_path: Path) -> None:
-    """Its two commands, with one denoising step."""
-    start("diffopt", "run", "-m", "sweep=demo", "measure=quick", "study=demo", "workload.steps=1", cwd=tmp_path)
-    start("diffopt", "report", "demo", "--pictures", "studies/demo/pictures.png", cwd=tmp_path)
-    assert (tmp_path / "studies/demo/pictures.png").is_file()
 
 
 @SLOW
