@@ -87,7 +87,7 @@ def optimize(
         Refusal: the recipe cannot work on its hardware or on this pipeline, the pipeline is of another model or another
             precision than the chosen one, or it was optimized already.
     """
-    from diffopt.pipeline.adopt import check_pipeline_is_model, precision_of_loaded_pipeline
+    from diffopt.pipeline.adopt import check_loaded_pipeline_is_model, precision_of_loaded_pipeline
     from diffopt.pipeline.build import apply_steps
 
     _check_plain(pipe)
@@ -96,7 +96,7 @@ def optimize(
     wanted, choices = request.cell.recipe, request.cell.choices
     _check_one_pipeline(wanted.model)
     if "model" not in adopted:
-        check_pipeline_is_model(pipe, wanted.model)
+        check_loaded_pipeline_is_model(pipe, wanted.model)
     plan = _workable(request)
     site = Site(model=wanted.model, hardware=wanted.hardware, workload=None, code_id=wanted.code_id)
     steps = [(group, step) for group, step in plan.steps if group not in adopted]

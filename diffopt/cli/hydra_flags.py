@@ -7,19 +7,22 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffopt.cli.arguments import asked_config_folders, trusted_config_folders
+from diffopt.cli.arguments import config_folders_on_command_line, trusted_folders_on_command_line
 from diffopt.config import shell
 
 
-def ask_hydra(arguments: Sequence[str], verbs: Sequence[str]) -> int:
+def print_hydra_answer(arguments: Sequence[str], verbs: Sequence[str]) -> int:
     """Let Hydra answer a whole command line, over the shipped configs and the user's."""
     own = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     own.add_argument("--config-dir", type=Path)
     own.add_argument("--trust-config-dir", type=Path)
     known, rest = own.parse_known_args(arguments)
-    places = [*asked_config_folders(known.config_dir), *trusted_config_folders(known.trust_config_dir)]
+    places = [
+        *config_folders_on_command_line(known.config_dir),
+        *trusted_folders_on_command_line(known.trust_config_dir),
+    ]
     if any(word.startswith("query=") for word in rest):
-        shell.print_completions(os.environ.get("COMP_LINE", ""), tuple(verbs), rest, places)
+        shell.print_hydra_completions(os.environ.get("COMP_LINE", ""), tuple(verbs), rest, places)
     else:
-        shell.answer_hydra_flags(rest[1:] if rest[0] in verbs else rest, places)
+        shell.answer_as_hydra(rest[1:] if rest[0] in verbs else rest, places)
     return 0

@@ -8,7 +8,7 @@ import json
 from diffopt.cli import printing
 from diffopt.cli.arguments import composer_of_arguments
 from diffopt.config import catalogue
-from diffopt.doctor.examine import examine_machine, machine_works, print_finding, summarize_findings
+from diffopt.doctor.examine import examine_machine, machine_works, print_doctor_finding, summarize_findings
 from diffopt.machine import nvml
 from diffopt.machine.environment import detect_environment
 from diffopt.recipe.recipe import STEP_GROUPS
@@ -31,7 +31,7 @@ def print_env(args: argparse.Namespace) -> int:
 
 def print_doctor(args: argparse.Namespace) -> int:
     """Exit code 1 when something fails that this machine should be able to do."""
-    found = examine_machine((lambda finding: None) if args.json else print_finding)
+    found = examine_machine((lambda finding: None) if args.json else print_doctor_finding)
     if args.json:
         print(json.dumps({"works": machine_works(found), "checks": [f.model_dump() for f in found]}, indent=2))
     else:

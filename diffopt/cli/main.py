@@ -211,7 +211,7 @@ def _dispatch(arguments: list[str]) -> int:
     except FileNotFoundError:
         raise UsageError("The working directory does not exist any more; change to another one.") from None
     if {word.split("=", 1)[0] for word in arguments} & set(HYDRA_FLAGS):
-        return _function("hydra_flags:ask_hydra")(arguments, tuple(VERBS))
+        return _function("hydra_flags:print_hydra_answer")(arguments, tuple(VERBS))
     if not arguments or arguments[0] in ("--help", "-h", "help"):
         print(print_overview())
         return 0

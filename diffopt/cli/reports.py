@@ -76,7 +76,7 @@ def print_comparison(args: argparse.Namespace) -> int:
     before, after = (sides.select_rows(rows[n], side, n) for n, side in zip((names[0], names[-1]), chosen, strict=True))
     key = chosen[0].key if chosen[0] is not None and len(words) == 2 else None
     found = compare_rows(before, after, key, one_study=len(names) == 1)
-    changes, more = comparison.environment_changes(found), cells_only_in_study(after, found)
+    changes, more = comparison.environment_changes_between_studies(found), cells_only_in_study(after, found)
     if args.json:
         print(
             json.dumps(

@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from diffopt.cli.arguments import asked_config_folders, composer_of_arguments, trusted_config_folders
+from diffopt.cli.arguments import composer_of_arguments, config_folders_on_command_line, trusted_folders_on_command_line
 from diffopt.config.resolve import make_composer
 from diffopt.config.smoke import Smoke, Smokes
 from diffopt.errors import UsageError
-from diffopt.run.check import check_all
+from diffopt.run.check import run_check_processes
 
 DEADLINE = 600.0  # seconds for one step, the first with starting Python; far more than a tiny pipeline takes
 CAPTURED = " (captured; --compile generates code)"
@@ -26,7 +26,7 @@ def run_check_verb(args: argparse.Namespace) -> int:
         print(f"{smoke.title}: refused by its plan: {smoke.refused[0]}")
     failed, refused, shown = 0, len(left_out), -1
     plans = [smoke.plan for smoke in allowed]
-    for answer in check_all(plans, COMPILING if args.compile else DEADLINE):
+    for answer in run_check_processes(plans, COMPILING if args.compile else DEADLINE):
         if answer.cell != shown:
             shown = answer.cell
             _begin(allowed[shown])
@@ -61,7 +61,9 @@ def _smokes(args: argparse.Namespace) -> Iterator[Smoke]:
     elif files:
         for file in files:
             composer = make_composer(
-                file, asked_config_folders(args.config_dir), trusted_config_folders(args.trust_config_dir)
+                file,
+                config_folders_on_command_line(args.config_dir),
+                trusted_folders_on_command_line(args.trust_config_dir),
             )
             yield Smokes(composer, compile_code=args.compile).make(words, title=str(file))
     else:

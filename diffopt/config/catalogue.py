@@ -90,7 +90,7 @@ def _step_row(composer: Composer, resolver: Resolver, group: str, option: str, s
     place = f"hardware={request.cell.recipe.hardware.name}"
     reasons = [p.fact for p in make_plan(request.cell).problems if {key, place} <= set(p.keys)]
     reasons += [lacking] if lacking else []
-    return Row(option, says, describe_requirements(step.requires()), "; ".join(dict.fromkeys(reasons)) or "yes")
+    return Row(option, says, describe_option_requirements(step.requires()), "; ".join(dict.fromkeys(reasons)) or "yes")
 
 
 def _hardware_row(composer: Composer, resolver: Resolver, option: str, says: str) -> Row:
@@ -113,7 +113,9 @@ def _model_row(composer: Composer, resolver: Resolver, option: str, says: str) -
     recipe = (cell := resolver.request(chosen).cell).recipe
     customary = {"precision": shipped_step("precision", SHORT[recipe.model.dtype])}
     needed = estimate_memory_of_cell(cell.model_copy(update={"recipe": recipe.model_copy(update=customary)}))
-    return Row(option, says, describe_model(recipe.model), "not known" if needed is None else _fits(needed.total))
+    return Row(
+        option, says, describe_model_option(recipe.model), "not known" if needed is None else _fits(needed.total)
+    )
 
 
 def _runtime_here(data: dict[str, Any], option: str) -> str:
@@ -143,7 +145,7 @@ def _memory_here() -> int:
     return gpus[0].memory_bytes if gpus else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def describe_model(model: Model) -> str:
+def describe_model_option(model: Model) -> str:
     """What a model needs in a few words: its parameters, their memory in half precision, and what its licence asks."""
     words: list[str] = []
     sizes = {part: [getattr(stage.parameters, part) or 0 for stage in model.stages] for part in PART_NAMES}
@@ -168,7 +170,7 @@ def _bytes(count: int) -> str:
     return f"{count / 10**9:.1f} GB" if count >= 10**8 else f"{count / 10**6:.1f} MB"
 
 
-def describe_requirements(needs: Requirements) -> str:
+def describe_option_requirements(needs: Requirements) -> str:
     """Requirements in a few words."""
     parts: list[str] = []
     if needs.devices != Requirements().devices:

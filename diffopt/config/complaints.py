@@ -107,7 +107,7 @@ def unknown_key(override: Override, data: Mapping[str, Any], *, below: str | Non
     raise ValueError(f"{override.input_line} is known")
 
 
-def key_of_others(override: Override, group: str, option: str, having: Sequence[str]) -> str:
+def key_of_other_options(override: Override, group: str, option: str, having: Sequence[str]) -> str:
     """A key that the chosen option of a group has not, and others have."""
     key = override.key_or_group.split(".")[1]
     chosen = f"{override.input_line}: {group}={option} is chosen, which has no key '{key}'."

@@ -30,10 +30,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffopt.config import complaints
 from diffopt.config.origins import Origin, Origins, note_origin, origin_of_option, origins_of_groups
-from diffopt.config.source import DataSource, StructuredConfigSource, read_config_file
+from diffopt.config.source import DataSource, StructuredConfigSource, read_option_file
 from diffopt.errors import UsageError
 from diffopt.machine.paths import shipped_conf
-from diffopt.recipe.options import option_names, own_values
+from diffopt.recipe.options import option_names, own_values_of_option
 
 PRIMARY = "config"
 OUTSIDE_THE_CELL = ("launch", "study")  # what a recipe file does not hold
@@ -119,7 +119,7 @@ class Composer:
     def read_option(self, group: str, option: str) -> dict[str, Any]:
         """The checked data of one option's file as it stands, siblings not merged. UsageError when there is no such."""
         path, others = self.option_file(group, option), [name for name in self.options(group) if name != option]
-        data = read_config_file(path, f"{group}/{option}.yaml")
+        data = read_option_file(path, f"{group}/{option}.yaml")
         for name in data.get("defaults", []):
             if isinstance(name, str) and name not in ("_self_", option, *others):
                 raise UsageError(complaints.unknown_sibling(path, group, name, others))
@@ -167,7 +167,7 @@ class Composer:
             if override.key_or_group not in self.groups:
                 if having := self._others_with(override.key_or_group, data):
                     group = override.key_or_group.split(".")[0]
-                    raise UsageError(complaints.key_of_others(override, group, skeleton.choices[group], having))
+                    raise UsageError(complaints.key_of_other_options(override, group, skeleton.choices[group], having))
                 _set(data, override)
                 note_origin(origins, override.key_or_group, override.value(), origin if index < len(given) else None)
         keys = frozenset(str(override.key_or_group) for override in parsed)
@@ -180,7 +180,7 @@ class Composer:
         leaf, step = rest.partition(".")[0], data.get(group)
         if not isinstance(step, dict) or "kind" not in step or leaf in step:
             return []
-        return [option for option in option_names(group) if leaf in own_values(group, option)]
+        return [option for option in option_names(group) if leaf in own_values_of_option(group, option)]
 
     def _skeleton(self, groups: list[Override]) -> Composed:
         """The data for a choice of options, before values are set: composed once per choice, a sweep reuses it."""
@@ -221,7 +221,7 @@ class Composer:
             origin = self._origin(name)
             if origin is not None or origins:
                 folder = next(folder for folder in self.folders if (folder / name).is_file())
-                note_origin(origins, entry.package or "", read_config_file(folder / name, name), origin)
+                note_origin(origins, entry.package or "", read_option_file(folder / name, name), origin)
         return origins
 
     def _onto_base(self, composed: Composed, groups: list[Override]) -> Composed:

@@ -25,7 +25,7 @@ from diffopt.recipe.named_files import (
     is_inside_recipe_folder,
     kernel_keys,
     override_that_names_file,
-    unique,
+    unique_words,
 )
 from diffopt.schema.words import shell_word, value_in_words
 
@@ -118,7 +118,7 @@ def _file(place: NamedFile, origin: Origin, choices: Mapping[str, str]) -> str:
 
 
 def _allow(origin: Origin, words: Iterable[str]) -> str:
-    allowed = f"To allow it, add to the command: {' '.join(unique(words))}"
+    allowed = f"To allow it, add to the command: {' '.join(unique_words(words))}"
     if origin.config_dir is None:
         return f"{allowed}."
     folder = shlex.quote(str(origin.config_dir))

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
-from diffopt.machine.interpreter import interpreter_path, steps_from_elsewhere
+from diffopt.machine.interpreter import interpreter_path, packages_of_foreign_steps
 from diffopt.machine.paths import user_path
 from diffopt.schema.runtime import CURRENT
 
@@ -50,7 +50,7 @@ def _all(request: Request) -> Iterator[Code]:
         yield Code("kernel", f"https://huggingface.co/{hub.repository}@{commit}", _option(request, "attention"))
     for group, step in request.cell.recipe.steps:
         if not type(step).__module__.startswith("diffopt."):
-            for name in steps_from_elsewhere([step]):
+            for name in packages_of_foreign_steps([step]):
                 yield Code("package", f"{name} {metadata.version(name)}", _option(request, group))
 
 

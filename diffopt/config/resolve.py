@@ -21,10 +21,10 @@ from diffopt.config.sweep import expand, split_sweep
 from diffopt.config.workload import UNSAID, resolve_workload
 from diffopt.errors import UsageError
 from diffopt.machine import hardware, plain_yaml
-from diffopt.machine.paths import locate_study_folder, user_path
-from diffopt.models.lora import resolve_lora
-from diffopt.models.resolve import resolve_model
-from diffopt.models.tiny import with_tiny_values
+from diffopt.machine.paths import path_of_study, user_path
+from diffopt.models.lora import with_lora_facts
+from diffopt.models.resolve import with_model_facts
+from diffopt.models.tiny import with_tiny_model_values
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.explain import explain_invalid_recipe, groups_of_invalid_recipe
 from diffopt.recipe.launch import Launch, make_launch
@@ -52,7 +52,7 @@ def compose_requests(
     lock: Path | None = None,
     folders: Sequence[Path] = (),
     trusted: Sequence[Path] = (),
-    resolve_model: ResolveModel = resolve_model,
+    resolve_model: ResolveModel = with_model_facts,
 ) -> list[Request]:
     """What a command line asks for, one request per distinct cell, in the order of the sweep.
 
@@ -90,10 +90,10 @@ def compose_requests(
 
 def make_composer(lock: Path | None, folders: Sequence[Path], trusted: Sequence[Path] = ()) -> Composer:
     """A composer over the shipped options and those in ``folders``, on top of a recipe file where there is one."""
-    return Composer(folders, base=read_lock(lock) if lock else None, trusted=trusted)
+    return Composer(folders, base=config_of_lock_file(lock) if lock else None, trusted=trusted)
 
 
-def read_lock(path: Path) -> Composed:
+def config_of_lock_file(path: Path) -> Composed:
     """A file that ``diffopt show`` printed, as composed data; plain YAML, nothing in it is executed."""
     if not user_path(path, "--recipe").exists() or path.is_dir():
         raise UsageError(f"--recipe {path}: there is no such file. `diffopt show … > FILE` writes one.")
@@ -120,7 +120,7 @@ def read_lock(path: Path) -> Composed:
 class Resolver:
     """Turns composed data into cells; looks each device and model folder up once per command."""
 
-    def __init__(self, composer: Composer, resolve_model: ResolveModel = resolve_model) -> None:
+    def __init__(self, composer: Composer, resolve_model: ResolveModel = with_model_facts) -> None:
         self._composer = composer
         self._resolve_model = resolve_model
         self._models: dict[str, dict[str, Any]] = {}
@@ -136,7 +136,7 @@ class Resolver:
         recipe["hardware"] = self._hardware(data["hardware"], composed.typed)
         self._check_backend(composed)
         if isinstance(data.get("lora"), dict):
-            recipe["lora"] = resolve_lora(data["lora"], Path.cwd())
+            recipe["lora"] = with_lora_facts(data["lora"], Path.cwd())
         workload = resolve_workload(data["workload"], recipe["model"], composed.typed)
         runtime = resolve_runtime(data["runtime"], composed.choices["runtime"])
         study = data["study"]
@@ -145,7 +145,7 @@ class Resolver:
                 "study: a study has a name or a path, which is a text; a number needs quotes, 'study=\"1\"'."
             )
         if study is not None:
-            locate_study_folder(study)
+            path_of_study(study)
         try:
             asked = {"recipe": recipe, "workload": workload, "measure": data["measure"], "runtime": runtime}
             cell = Cell.from_plain({"choices": composed.choices, **asked})
@@ -154,7 +154,7 @@ class Resolver:
         return Request(cell=cell, launch=make_launch(data["launch"]), study=study)
 
     def _model(self, data: dict[str, Any], typed: frozenset[str] = frozenset()) -> dict[str, Any]:
-        data = with_tiny_values(data, typed)
+        data = with_tiny_model_values(data, typed)
         key = json.dumps(data, sort_keys=True)
         if key not in self._models:
             resolved = self._resolve_model({**data, "cascade": []}, Path.cwd())
@@ -183,7 +183,7 @@ class Resolver:
             )
         if self._auto is None:
             listed = [option for option in self._composer.options("hardware") if option != "auto"]
-            self._auto = hardware.resolve_auto({n: self._composer.read_option("hardware", n) for n in listed})
+            self._auto = hardware.hardware_at_hand({n: self._composer.read_option("hardware", n) for n in listed})
         return self._auto
 
     def _check_backend(self, composed: Composed) -> None:
@@ -218,7 +218,7 @@ def _stages(cascade: Any) -> list[Any]:
     return cascade
 
 
-def make_cell(data: dict[str, Any]) -> Cell:
+def cell_from_config(data: dict[str, Any]) -> Cell:
     """Validate plain data as a cell."""
     try:
         return Cell.from_plain(data)

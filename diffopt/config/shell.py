@@ -15,7 +15,7 @@ from diffopt.errors import UsageError
 from diffopt.machine.paths import shipped_conf
 
 
-def answer_hydra_flags(argv: Sequence[str], folders: Sequence[Path]) -> None:
+def answer_as_hydra(argv: Sequence[str], folders: Sequence[Path]) -> None:
     """Let Hydra answer ``argv`` (overrides and its own flags); prints to stdout.
 
     Raises UsageError for whatever Hydra does not accept.
@@ -57,7 +57,7 @@ def answer_hydra_flags(argv: Sequence[str], folders: Sequence[Path]) -> None:
         GlobalHydra.instance().clear()
 
 
-def strip_verb(line: str, verbs: Sequence[str]) -> str:
+def overrides_without_verb(line: str, verbs: Sequence[str]) -> str:
     """``diffopt run -m comp`` as Hydra's completion expects it: no verb, flags before the overrides."""
     words = line.split()
     rest = [word for word in words[1:] if word not in verbs[:] or words.index(word) != 1]
@@ -66,12 +66,12 @@ def strip_verb(line: str, verbs: Sequence[str]) -> str:
     return " ".join((words[0], *flags, *plain)) + (" " if line.endswith(" ") else "")
 
 
-def print_completions(line: str, verbs: Sequence[str], argv: Sequence[str], folders: Sequence[Path]) -> None:
+def print_hydra_completions(line: str, verbs: Sequence[str], argv: Sequence[str], folders: Sequence[Path]) -> None:
     """Print completions of ``line``: the verbs for the first word, Hydra's groups, options and keys after it."""
     words = line.split()
     if len(words) < 2 and line.endswith(" ") or len(words) == 2 and not line.endswith(" "):
         started = words[1] if len(words) == 2 else ""
         print(" ".join(verb for verb in verbs if verb.startswith(started)))
         return
-    os.environ["COMP_LINE"] = strip_verb(line, verbs)
-    answer_hydra_flags(argv, folders)
+    os.environ["COMP_LINE"] = overrides_without_verb(line, verbs)
+    answer_as_hydra(argv, folders)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from diffopt.config import Composed, Composer
-from diffopt.config.resolve import Request, Resolver, make_cell
+from diffopt.config.resolve import Request, Resolver, cell_from_config
 from diffopt.machine import packages
 from diffopt.models.tiny import has_tiny
 from diffopt.recipe.plan import make_plan
@@ -97,7 +97,7 @@ class Smokes:
     def _on_gpu(self, request: Request) -> Plan:
         data = request.cell.model_dump(mode="json")
         data["recipe"]["hardware"] = self._composer.read_option("hardware", GPU)
-        return make_plan(make_cell(data))
+        return make_plan(cell_from_config(data))
 
     def _obstacles(self, plan: Plan) -> Iterator[tuple[str, str]]:
         """Groups whose step cannot be run here, and why."""
@@ -115,7 +115,7 @@ class Smokes:
         data = plan.cell.model_dump(mode="json")
         data["recipe"] |= {group: self._customary[group] for group in groups}
         data["choices"] = {group: option for group, option in plan.cell.choices.items() if group not in groups}
-        return make_plan(make_cell(data))
+        return make_plan(cell_from_config(data))
 
 
 def _key(plan: Plan, group: str) -> str:

@@ -39,7 +39,7 @@ class DataSource(FileConfigSource):
         path = Path(self.path) / name
         if not path.is_file():
             raise ConfigLoadError(f"Config not found: {path}")
-        data = read_config_file(path, name)
+        data = read_option_file(path, name)
         package = "_global_" if name.startswith("recipe/") else None
         return ConfigResult(
             config=OmegaConf.create(data), path=self.full_path(), provider=self.provider, header={"package": package}
@@ -73,7 +73,7 @@ class StructuredConfigSource(ConfigSource):
         return []
 
 
-def read_config_file(path: Path, name: str) -> dict[str, Any]:
+def read_option_file(path: Path, name: str) -> dict[str, Any]:
     """The checked content of one YAML file as plain data. ``name`` is its path below the config folder.
 
     Raises UsageError when the file is not a mapping of data, or tries to be more than that.

@@ -64,7 +64,7 @@ class Matrix(Frozen):
         return any(all(_matches(composed, key, value) for key, value in rule.items()) for rule in self.exclude)
 
 
-def read_matrix(composer: Composer, name: str) -> Matrix:
+def read_sweep_matrix(composer: Composer, name: str) -> Matrix:
     """The named matrix. Raises UsageError when there is none or when it is malformed."""
     data = composer.read_option("sweep", name)
     try:
@@ -97,7 +97,7 @@ def expand(composer: Composer, overrides: Sequence[str]) -> list[Composed]:
     typed = composer.expand(rest)
     if name is None:
         return [composer.compose(point) for point in typed]
-    matrix = read_matrix(composer, name)
+    matrix = read_sweep_matrix(composer, name)
     keys = frozenset(override.get_key_element() for override in composer.parse(rest))
     origin = composer.origin("sweep", name)
     composed = [_point(composer, matrix, point, more, keys, origin) for point in matrix.points(keys) for more in typed]

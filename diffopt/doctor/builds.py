@@ -30,12 +30,12 @@ BUILDS = (
 )
 
 
-def torch_build_for_cpu() -> str:
+def doctor_remedy_for_cpu_build() -> str:
     """What to do about a torch that does not work where there is no GPU."""
     return f"install torch anew: {INSTALL}cpu"
 
 
-def torch_build_to_install(driver_cuda: Sequence[int] | None, capability: Sequence[int]) -> str:
+def doctor_remedy_for_torch_build(driver_cuda: Sequence[int] | None, capability: Sequence[int]) -> str:
     """What to do about a torch that is not right for a driver and a GPU.
 
     Args:
@@ -55,16 +55,16 @@ def torch_build_to_install(driver_cuda: Sequence[int] | None, capability: Sequen
     return f"install the build of torch that fits this driver and GPU: {INSTALL}{fitting.index}"
 
 
-def driver_problem(
+def doctor_on_driver(
     built: str | None, driver: str, driver_cuda: Sequence[int] | None, capability: Sequence[int]
 ) -> tuple[str, str] | None:
     """What is wrong, and what to do, when a build for CUDA ``built`` cannot start under a driver; else None.
 
     Args:
         built: such as "13.0"; None for a build without CUDA.
-        driver_cuda: as in :func:`torch_build_to_install`, like ``capability``.
+        driver_cuda: as in :func:`doctor_remedy_for_torch_build`, like ``capability``.
     """
-    remedy = torch_build_to_install(driver_cuda, capability)
+    remedy = doctor_remedy_for_torch_build(driver_cuda, capability)
     if built is None:
         return "this torch is a build for the CPU alone", remedy
     if driver_cuda is not None and int(built.split(".")[0]) > driver_cuda[0]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from packaging.requirements import Requirement
 
-from diffopt.doctor.builds import REPLACE, driver_problem, torch_build_for_cpu, torch_build_to_install
+from diffopt.doctor.builds import REPLACE, doctor_on_driver, doctor_remedy_for_cpu_build, doctor_remedy_for_torch_build
 from diffopt.pipeline.device_check import has_kernels
 from diffopt.pipeline.failure import describe_pipeline_error
 
@@ -42,7 +42,11 @@ def try_torch(device: str, driver_cuda: list[int] | None = None, capability: lis
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: a shared library that is not there
-        remedy = torch_build_for_cpu() if capability is None else torch_build_to_install(driver_cuda, capability)
+        remedy = (
+            doctor_remedy_for_cpu_build()
+            if capability is None
+            else doctor_remedy_for_torch_build(driver_cuda, capability)
+        )
         raise Fails(f"torch cannot be imported: {describe_pipeline_error(error)}", remedy) from error
     a = torch.arange(6.0).reshape(2, 3)
     _close((a @ a.T).double(), torch.tensor([[5.0, 14.0], [14.0, 50.0]]), "a product of two matrices")
@@ -55,10 +59,10 @@ def try_cuda_build(device: str, driver: str, driver_cuda: list[int] | None, capa
     import torch
 
     built = torch.version.cuda
-    too_old = driver_problem(built, driver, driver_cuda, capability)
+    too_old = doctor_on_driver(built, driver, driver_cuda, capability)
     if too_old is not None:
         raise Fails(*too_old)
-    remedy = torch_build_to_install(driver_cuda, capability)
+    remedy = doctor_remedy_for_torch_build(driver_cuda, capability)
     if not torch.cuda.is_available():
         raise Fails(f"torch {torch.__version__} sees no CUDA device, though the driver {driver} does", remedy)
     arches = torch.cuda.get_arch_list()

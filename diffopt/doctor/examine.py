@@ -20,7 +20,7 @@ from diffopt.config import Composer, catalogue
 from diffopt.errors import Refusal
 from diffopt.machine import hardware, nvml
 from diffopt.machine.nvml import Gpu, driver_cuda
-from diffopt.machine.process import Child, how_it_ended, last_words
+from diffopt.machine.process import Child, how_process_ended, last_words_of_log
 from diffopt.run.process import clean_environment
 from diffopt.schema.record import Frozen
 
@@ -84,8 +84,12 @@ class Checker:
             return finding.model_copy(update={"remedy": _remedy(task)}) if needs_words else finding
         seconds = time.monotonic() - begin
         code, self._child = self._child.end(), None
-        says = f"no answer within {self._deadline_s:g} s" if line == "deadline" else f"the process {how_it_ended(code)}"
-        words = last_words(self._log)
+        says = (
+            f"no answer within {self._deadline_s:g} s"
+            if line == "deadline"
+            else f"the process {how_process_ended(code)}"
+        )
+        words = last_words_of_log(self._log)
         says += f"; it printed at last: {words}" if words else ""
         return Finding(check=task.name, status="fails", seconds=seconds, says=says, remedy=_remedy(task))
 
@@ -140,7 +144,7 @@ def machine_works(found: Sequence[Finding]) -> bool:
     return all(finding.status != "fails" for finding in found)
 
 
-def print_finding(finding: Finding) -> None:
+def print_doctor_finding(finding: Finding) -> None:
     """One line to stdout, and one more with the remedy where there is one."""
     seconds = "" if finding.seconds is None else f"{finding.seconds:.1f} s"
     print(f"{finding.status:8}  {finding.check:{NAME_WIDTH}}  {seconds:>7}  {finding.says}", flush=True)

@@ -33,7 +33,7 @@ CHECKS: dict[str, Callable[..., str]] = {
 }
 
 
-def answer_task(task: dict[str, Any]) -> dict[str, Any]:
+def answer_doctor_task(task: dict[str, Any]) -> dict[str, Any]:
     """Run one check; whatever it raises becomes the answer."""
     begin = time.perf_counter()
     status, remedy = "ok", None
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     descriptor = parser.parse_args(arguments).answers_fd
     os.set_inheritable(descriptor, False)  # a compiler that outlives us must not keep it open
     for line in sys.stdin:
-        os.write(descriptor, json.dumps(answer_task(json.loads(line))).encode() + b"\n")
+        os.write(descriptor, json.dumps(answer_doctor_task(json.loads(line))).encode() + b"\n")
 
 
 if __name__ == "__main__":

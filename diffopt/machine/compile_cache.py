@@ -94,7 +94,7 @@ def compile_cache_folder(device: Literal["cuda", "cpu"]) -> Conditions:
     return Conditions(versions=found, device=name, threads=None)
 
 
-def save_compile_artifact(path: Path, device: Literal["cuda", "cpu"]) -> Artifact | None:
+def save_compile_cache_artifact(path: Path, device: Literal["cuda", "cpu"]) -> Artifact | None:
     """Write what inductor compiled, or took from its cache, in this process; None when that is nothing."""
     import torch
 
@@ -121,7 +121,7 @@ def save_compile_artifact(path: Path, device: Literal["cuda", "cpu"]) -> Artifac
     return Artifact(path, digest, len(packed.getvalue()), manifest.entries, manifest.kernels)
 
 
-def load_compile_artifact(path: Path, sha256: str, device: Literal["cuda", "cpu"]) -> Manifest:
+def load_compile_cache_artifact(path: Path, sha256: str, device: Literal["cuda", "cpu"]) -> Manifest:
     """Put an artifact into this process's caches. Its author's code runs from then on.
 
     Raises:

@@ -27,7 +27,7 @@ def gpu_name_match(names: Iterable[str], gpu_name: str) -> int:
     return max(map(len, found), default=0)
 
 
-def resolve_auto(options: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+def hardware_at_hand(options: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """Plain data of the hardware option that is this machine's: ``options`` are the group's YAMLs by name.
 
     The option whose ``match`` fits the first GPU best, ``cpu`` without a GPU, else a record of what NVML tells, with

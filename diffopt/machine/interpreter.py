@@ -100,7 +100,7 @@ def why_interpreter_is_absent(runtime: Runtime) -> str | None:
     return f"runtime={runtime.name}: runtime.python={value_in_words(runtime.python)} is no program here"
 
 
-def check_interpreters(runtimes: Iterable[Runtime]) -> None:
+def check_interpreters_exist(runtimes: Iterable[Runtime]) -> None:
     """Raises UsageError for the first one that cannot be there; starts nothing."""
     for runtime in runtimes:
         if (reason := why_interpreter_is_absent(runtime)) is not None:
@@ -109,7 +109,7 @@ def check_interpreters(runtimes: Iterable[Runtime]) -> None:
 
 def ask_interpreter(runtime: Runtime, variables: Mapping[str, str]) -> Interpreter:
     """Start the interpreter once and let it list what is installed. Raises UsageError when it does not answer."""
-    check_interpreters([runtime])
+    check_interpreters_exist([runtime])
     python = interpreter_path(runtime.python or "")
     assert python is not None, "it is present"
     said, complaint = _run([python, "-P", "-c", QUESTION], {**os.environ, **variables})
@@ -124,14 +124,14 @@ def ask_interpreter(runtime: Runtime, variables: Mapping[str, str]) -> Interpret
     return Interpreter(runtime.name, python, answer.python, distributions, variables)
 
 
-def steps_from_elsewhere(steps: Iterable[Step]) -> tuple[str, ...]:
+def packages_of_foreign_steps(steps: Iterable[Step]) -> tuple[str, ...]:
     """The distributions that steps come from which are not diffopt's own; a worker imports them, too."""
     modules = {type(step).__module__.split(".")[0] for step in steps}
     entries = metadata.entry_points(group="diffopt.steps")
     return tuple(entry.dist.name for entry in entries if entry.dist and entry.module.split(".")[0] in modules)
 
 
-def worker_requirements() -> tuple[str, ...]:
+def packages_for_workers() -> tuple[str, ...]:
     """What diffopt needs where a worker runs: the requirements of its own distribution, or of its checkout."""
     package = Path(__file__).parents[1]
     if (package / "conf").is_dir():

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
-def oom_kills() -> int:
+def kernel_oom_kills() -> int:
     """How often the kernel's out-of-memory killer has struck in our control group, or anywhere when it has none."""
     for counter in (*_cgroup_counters(), Path("/proc/vmstat")):
         try:

@@ -64,7 +64,7 @@ ROOT = Path("studies")  # of named studies, in the working directory
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
-def locate_study_folder(name_or_path: str | Path) -> Path:
+def path_of_study(name_or_path: str | Path) -> Path:
     """``NAME`` means studies/NAME; whatever has a separator in it is a path. Raises UsageError for neither."""
     text = str(name_or_path)
     if isinstance(name_or_path, Path) or "/" in text or text.startswith("~"):

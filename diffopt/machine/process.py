@@ -123,7 +123,7 @@ class Child:
 
     def ask_to_end(self, seconds: float) -> None:
         """Send SIGTERM to the group, and wait so long for the process."""
-        kill_group(self.pid, signal.SIGTERM)
+        kill_process_group(self.pid, signal.SIGTERM)
         self.await_exit(seconds)
 
     def await_exit(self, seconds: float) -> None:
@@ -136,7 +136,7 @@ class Child:
     def end(self) -> int:
         """Kill what is left of the group; the exit code of the process, negative after a signal."""
         if self._code is None:
-            kill_group(self.pid, signal.SIGKILL)  # before it is reaped; one that has exited keeps its code
+            kill_process_group(self.pid, signal.SIGKILL)  # before it is reaped; one that has exited keeps its code
             self._code = self._process.wait()
             if self._process.stdin is not None:
                 with suppress(BrokenPipeError):  # an unwritten rest
@@ -155,18 +155,18 @@ def _readable(descriptors: Sequence[int | None], seconds: float) -> set[int | No
         return {key.fd for key, _ in selector.select(seconds)}
 
 
-def kill_group(group: int, signum: signal.Signals) -> None:
+def kill_process_group(group: int, signum: signal.Signals) -> None:
     """Send a signal to all processes of a group; to none where it is empty."""
     with suppress(ProcessLookupError, PermissionError):  # PermissionError: macOS says so of a group of zombies
         os.killpg(group, signum)
 
 
-def how_it_ended(code: int) -> str:
+def how_process_ended(code: int) -> str:
     """An exit code of a process in words, after its name."""
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
 
 
-def last_words(log: Path) -> str | None:
+def last_words_of_log(log: Path) -> str | None:
     """The end of a log, which is often the only witness: of a crash the Python frame, else the last line."""
     said = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
     crash = next((i for i, line in enumerate(said) if line.endswith("(most recent call first):")), None)

@@ -55,7 +55,7 @@ class Stage:
         return {"image": pictures, **{name: size for name, size in sizes.items() if name in accepted}}
 
 
-def pipeline_calls(
+def calls_of_models(
     pipes: Sequence[DiffusionPipeline], models: Sequence[Model], workload: Workload
 ) -> tuple[Stage, ...]:
     """The stages of a workload on their pipelines, in the order they run.

@@ -14,8 +14,8 @@ from diffopt.errors import UsageError
 from diffopt.models import classes, sizes
 from diffopt.models.classes import Family
 from diffopt.models.families import family_of_pipeline, task_told_by_class_name
-from diffopt.models.index import TEXT_ENCODER, ModelIndex, read_json
-from diffopt.models.sampling import sampler_needs
+from diffopt.models.index import TEXT_ENCODER, ModelIndex, read_model_json
+from diffopt.models.sampling import sampler_needs_of_model
 from diffopt.models.sizes import NUMBER, head_size_of_vae, head_sizes_of_denoiser
 from diffopt.models.weights import Weights
 from diffopt.schema.model import TASKS, Task
@@ -67,8 +67,8 @@ def read_model_facts(
     """
     _check_parts(index, data)
     name = _denoiser(index, data)
-    config = read_json(index.folder / name / "config.json")
-    vae = read_json(index.folder / index.vae / "config.json") if index.vae is not None else {}
+    config = read_model_json(index.folder / name / "config.json")
+    vae = read_model_json(index.folder / index.vae / "config.json") if index.vae is not None else {}
     given = [name for name in (data["pipelines"] or {}).values() if name]
     known = index.family or next((found for found in map(family_of_pipeline, given) if found is not None), None)
     source = Source(index, known, data, name, config, vae)
@@ -165,7 +165,7 @@ def _structure(source: Source) -> dict[str, Any]:
 def _sampler_needs(index: ModelIndex) -> list[str] | None:
     """What the config of the scheduler has that not every sampler has; None where there is no such config."""
     path = index.folder / "scheduler" / "scheduler_config.json"
-    return [*sampler_needs(read_json(path))] if path.is_file() else None
+    return [*sampler_needs_of_model(read_model_json(path))] if path.is_file() else None
 
 
 def _repeated_blocks(class_name: str, config: Mapping[str, Any]) -> list[str] | None:

@@ -96,7 +96,7 @@ class ModelIndex:
 def read_model_index(folder: Path, files: frozenset[str] | None = None) -> ModelIndex:
     """The model_index.json of ``folder``. Raises UsageError where it is malformed or names code of the folder."""
     path = folder / "model_index.json"
-    index = read_json(path)
+    index = read_model_json(path)
     pipeline = index.get("_class_name")
     if isinstance(pipeline, list) or "custom_pipeline" in index:
         raise UsageError(
@@ -141,17 +141,17 @@ def _read_component(path: Path, name: str, entry: Any, *, checked: bool) -> Inde
     return IndexEntry(library, class_name)
 
 
-def check_model_configs(index: ModelIndex, weights: str) -> None:
+def check_model_files(index: ModelIndex, weights: str) -> None:
     """UsageError unless each part has the small files that it is loaded from; ``weights`` as in the model's option."""
     for name, part in index.components.items():
         folder = index.folder / name
         match part.kind:
             case "module":
-                read_json(folder / "config.json")
+                read_model_json(folder / "config.json")
             case "scheduler":
-                read_json(folder / "scheduler_config.json")
+                read_model_json(folder / "scheduler_config.json")
             case "guider":
-                read_json(folder / "guider_config.json")
+                read_model_json(folder / "guider_config.json")
             case "processor":
                 _check_processor(folder)
             case _:
@@ -162,13 +162,13 @@ def _check_processor(folder: Path) -> None:
     """One of its two files is enough: which one depends on the version of transformers that saved it."""
     paths = [folder / "preprocessor_config.json", folder / "processor_config.json"]
     for path in [path for path in paths if path.exists()] or paths[:1]:
-        read_json(path)
+        read_model_json(path)
 
 
 def _check_tokenizer(folder: Path, class_name: str, weights: str) -> None:
     """Other tokenizers than CLIP's name their files in their own ways; those are left to transformers."""
     files = ("tokenizer_config.json", "tokenizer.json", "vocab.json")
-    present = {name: read_json(folder / name) for name in files if (folder / name).exists()}
+    present = {name: read_model_json(folder / name) for name in files if (folder / name).exists()}
     if not class_name.startswith("CLIPTokenizer"):
         return
     if (folder / "merges.txt").is_file():
@@ -191,13 +191,13 @@ def _check_made_tokenizer(folder: Path, config: dict[str, Any]) -> None:
         raise UsageError(f"{folder}/tokenizer_config.json must say pad_token, as text")
     for path, values, key in (
         (folder / "tokenizer_config.json", config, "model_max_length"),
-        (encoder, read_json(encoder), "vocab_size"),
+        (encoder, read_model_json(encoder), "vocab_size"),
     ):
         if not is_size_in_config(values.get(key)):
             raise UsageError(f"{path} must say {key}, a positive number")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_model_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UsageError where there is none."""
     if path.exists() and not path.is_file():  # reading a pipe would wait for ever
         raise UsageError(f"{path} is not a file")

@@ -28,7 +28,7 @@ class LoraFile(NamedTuple):
     rank: int | None  # the highest; None where the tensors are no pairs of LoRA's
 
 
-def resolve_lora(data: Mapping[str, Any], base: Path) -> dict[str, Any]:
+def with_lora_facts(data: Mapping[str, Any], base: Path) -> dict[str, Any]:
     """The composed ``lora`` group with what its files tell filled in: content, components, rank.
 
     ``data`` has the keys of a step of the group; an option without a file stays as it is, and so do values of the wrong
@@ -42,7 +42,7 @@ def resolve_lora(data: Mapping[str, Any], base: Path) -> dict[str, Any]:
     for key in FILES:
         if isinstance(given := data.get(key), str):
             file = _file(given, base, f"lora.{key}")
-            found.append(read_lora(file, f"lora.{key}={given}"))
+            found.append(read_lora_facts(file, f"lora.{key}={given}"))
             content = "content" if key == "path" else "swap_content"
             resolved |= {key: str(file), content: _content_of_lora(file, data.get(content), f"lora.{content}")}
     if not found:
@@ -56,7 +56,7 @@ def resolve_lora(data: Mapping[str, Any], base: Path) -> dict[str, Any]:
     return resolved | {key: value for key, value in told.items() if key in data and data[key] is None}
 
 
-def read_lora(file: Path, said: str) -> LoraFile:
+def read_lora_facts(file: Path, said: str) -> LoraFile:
     """What a file's header says. Raises UsageError, beginning with ``said``, where it is no LoRA."""
     shapes = _shapes(file, said)
     if dora := [name for name in shapes if "dora_scale" in name]:
@@ -69,7 +69,7 @@ def read_lora(file: Path, said: str) -> LoraFile:
     return LoraFile(tuple(sorted({_component_of_tensor(name) for name in adapted})), max(ranks, default=None))
 
 
-def checked_lora_file(path: str, content: str | None) -> Path:
+def lora_file_at_hand(path: str, content: str | None) -> Path:
     """The file of a resolved recipe. Raises Refusal where this machine has none, or another one."""
     file = Path(path)
     try:

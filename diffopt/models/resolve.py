@@ -1,7 +1,7 @@
 """What a model's files say, read when a recipe is composed. Imports no torch and loads no weights.
 
 The ``model`` group's YAML may leave facts at null that the component configs tell better: classes, tasks, sizes, what
-the weights are stored in. :func:`resolve_model` fills them in and identifies local files by their content.
+the weights are stored in. :func:`with_model_facts` fills them in and identifies local files by their content.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from diffopt.machine.content import sha256_of_folder
 from diffopt.machine.paths import user_path
 from diffopt.models import hub
 from diffopt.models.facts import VIDEOS, read_model_facts
-from diffopt.models.index import CONFIG_SUFFIXES, ModelIndex, check_model_configs, read_model_index
+from diffopt.models.index import CONFIG_SUFFIXES, ModelIndex, check_model_files, read_model_index
 from diffopt.models.weights import find_weights, read_weights
 from diffopt.schema.model import Limits, Model, Parameters
 from diffopt.schema.record import Frozen
@@ -30,7 +30,7 @@ MAY_BE_NULL = frozenset(
 TEXTS = ("id", "revision", "variant", "path", "architecture", "content", "denoiser", "task")
 
 
-def resolve_model(data: dict[str, Any], base: Path) -> dict[str, Any]:
+def with_model_facts(data: dict[str, Any], base: Path) -> dict[str, Any]:
     """The composed ``model`` group with its nulls filled in from the model's files, or from the hub.
 
     ``data`` has the keys of :class:`Model`, those with a default only where they differ; a relative
@@ -181,7 +181,7 @@ def _told_by_folder(folder: Path, data: dict[str, Any]) -> dict[str, Any]:
     files = find_weights(index, data["variant"]) if local and data["weights"] == "pretrained" else {}
     weights = {name: read_weights(paths) for name, paths in files.items()}
     if local:
-        check_model_configs(index, data["weights"])
+        check_model_files(index, data["weights"])
     facts = read_model_facts(index, weights, data)
     return facts | ({"content": _content_of_model(index, files, data)} if local else {})  # last: it reads gigabytes
 

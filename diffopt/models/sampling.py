@@ -18,13 +18,13 @@ ESSENTIAL: dict[str, tuple[Any, ...]] = {
 }
 
 
-def sampler_needs(config: Mapping[str, Any]) -> tuple[str, ...]:
+def sampler_needs_of_model(config: Mapping[str, Any]) -> tuple[str, ...]:
     """``key=value`` of what another sampler must take over from the config of the model's own."""
     return tuple(
         f"{key}={config[key]}" for key, neutral in ESSENTIAL.items() if config.get(key) not in (None, *neutral)
     )
 
 
-def dropped_sampler_needs(needed: Iterable[str], arguments: Container[str]) -> list[str]:
-    """Of :func:`sampler_needs`, what a class with these constructor arguments would drop."""
+def dropped_sampler_needs_of_model(needed: Iterable[str], arguments: Container[str]) -> list[str]:
+    """Of :func:`sampler_needs_of_model`, what a class with these constructor arguments would drop."""
     return [need for need in needed if need.partition("=")[0] not in arguments]

@@ -26,7 +26,7 @@ def has_tiny(architecture: str | None) -> bool:
     return architecture is not None and (PACKAGED / architecture / TINY).is_dir()
 
 
-def with_tiny_values(data: dict[str, Any], typed: frozenset[str]) -> dict[str, Any]:
+def with_tiny_model_values(data: dict[str, Any], typed: frozenset[str]) -> dict[str, Any]:
     """The composed ``model`` group with what is customary of its tiny configs, where they are asked for.
 
     A key that is typed on the command line keeps its value. A model with its ``content`` was resolved before, as one

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from diffopt.errors import UsageError
-from diffopt.models.index import IndexEntry, ModelIndex, read_json
+from diffopt.models.index import IndexEntry, ModelIndex, read_model_json
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # names in the header: names in recipes
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -90,7 +90,7 @@ def _has_variant(names: frozenset[str], variant: str) -> bool:
 
 
 def _shards(path: Path) -> tuple[Path, ...]:
-    names = read_json(path).get("weight_map")
+    names = read_model_json(path).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise UsageError(f"{path} does not list the files of the weights (weight_map)")
     if not all(isinstance(name, str) and SHARD.fullmatch(name) for name in names.values()):

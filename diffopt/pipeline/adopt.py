@@ -13,7 +13,7 @@ from diffopt.errors import Refusal, UsageError
 from diffopt.machine.content import sha256_of_folder
 from diffopt.models import hub
 from diffopt.models.facts import DENOISER_NAMES, read_model_facts
-from diffopt.models.index import read_json, read_model_index
+from diffopt.models.index import read_model_index, read_model_json
 from diffopt.models.resolve import complete_model, model_folder, packaged_architecture
 from diffopt.models.weights import Weights
 from diffopt.steps.components import parts
@@ -61,12 +61,13 @@ def _write_configs(pipe: Any, folder: Path) -> Iterator[Path]:
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(
-            json.dumps({"_class_name": type(pipe).__name__, **plain_config_of_component(config)}), encoding="utf-8"
+            json.dumps({"_class_name": type(pipe).__name__, **plain_config_of_loaded_component(config)}),
+            encoding="utf-8",
         )
         yield path
 
 
-def plain_config_of_component(config: Any) -> dict[str, Any]:
+def plain_config_of_loaded_component(config: Any) -> dict[str, Any]:
     """A config of diffusers or transformers as JSON has it, without where it came from and what wrote it."""
     found: dict[str, Any] = json.loads(config.to_json_string())
     return {key: value for key, value in found.items() if not key.startswith("_")}
@@ -101,7 +102,7 @@ def precision_of_loaded_pipeline(pipe: DiffusionPipeline) -> str:
     raise Refusal(f"this {type(pipe).__name__} has no weights in {', '.join(PRECISIONS)}, so no precision is its own")
 
 
-def check_pipeline_is_model(pipe: DiffusionPipeline, model: Model) -> None:
+def check_loaded_pipeline_is_model(pipe: DiffusionPipeline, model: Model) -> None:
     """Raise Refusal where the pipeline is not one of the chosen ``model``: another class, or another denoiser."""
     mine, chosen = type(pipe).__name__, f"model={model.name} is chosen, and this pipeline is another"
     remedy = "leave model out, and the pipeline's own facts are taken"
@@ -112,7 +113,7 @@ def check_pipeline_is_model(pipe: DiffusionPipeline, model: Model) -> None:
     found = pipe.config[model.denoiser][1] if denoiser is not None else "nothing"
     if found != model.denoiser_class:
         raise Refusal(f"{chosen}: its {model.denoiser} is {found}, the model's {model.denoiser_class}; {remedy}")
-    config = plain_config_of_component(denoiser)
+    config = plain_config_of_loaded_component(denoiser)
     for key, value in _denoiser_config(model).items():
         if key in config and config[key] != value:
             raise Refusal(f"{chosen}: its {model.denoiser} has {key}={config[key]}, the model's {value}; {remedy}")
@@ -125,5 +126,5 @@ def _denoiser_config(model: Model) -> Mapping[str, Any]:
         folder = packaged_architecture(model.architecture)
     if folder is None:
         folder = hub.open_hub_repository(str(model.id), model.revision).folder
-    config = read_json(folder / model.denoiser / "config.json")
+    config = read_model_json(folder / model.denoiser / "config.json")
     return {key: value for key, value in config.items() if not key.startswith("_")}

@@ -21,7 +21,7 @@ from typing import Any
 from diffopt.models import calls
 from diffopt.pipeline.build import load_pipelines, proof_of_step
 from diffopt.pipeline.failure import describe_pipeline_error, status_of_pipeline_error
-from diffopt.pipeline.worker import end_with_parent
+from diffopt.pipeline.worker import end_worker_with_parent
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.planned import Plan
 
@@ -32,7 +32,7 @@ class Failed(Exception):
     """Something of a cell does not work; what, why, and whether it refused to, as a step does that cannot."""
 
 
-def check_steps(plan: Plan, tell: Tell) -> None:
+def check_steps_on_pipeline(plan: Plan, tell: Tell) -> None:
     """Load, apply each step in its order, call, and prove each step. Raises Failed at the first that does not work."""
     with _trying("loading"):
         pipes = load_pipelines(plan)
@@ -43,7 +43,7 @@ def check_steps(plan: Plan, tell: Tell) -> None:
                 step.apply(pipe, site)
     with _trying("calling"):
         for _ in range(2):  # a first call and one to warm up: what learns or compiles in the first works in the next
-            calls.draw_pictures(calls.pipeline_calls(pipes, plan.cell.recipe.model.stages, plan.cell.workload))
+            calls.draw_pictures(calls.calls_of_models(pipes, plan.cell.recipe.model.stages, plan.cell.workload))
     for group, step in plan.steps:
         says = []
         for pipe, site in pairs:
@@ -75,14 +75,14 @@ def _forget() -> None:
     gc.collect()
 
 
-def run_checks(arguments: Sequence[str] | None = None) -> None:
+def answer_pipeline_checks(arguments: Sequence[str] | None = None) -> None:
     """Work through the cells and leave; never returns to the caller."""
     parser = argparse.ArgumentParser(prog="python -m diffopt.pipeline.check", description="Try the steps of cells.")
     parser.add_argument("cells", type=Path)
     parser.add_argument("--answers-fd", type=int, required=True)
     options = parser.parse_args(arguments)
     os.set_inheritable(options.answers_fd, False)  # a compiler that outlives us must not keep it open
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=end_worker_with_parent, daemon=True).start()
 
     def answer(cell: int, step: str | None, ok: bool, says: str = "", refused: bool = False) -> None:
         line = {"cell": cell, "step": step, "ok": ok, "says": says, "refused": refused}
@@ -92,7 +92,7 @@ def run_checks(arguments: Sequence[str] | None = None) -> None:
         try:
             cell = Cell.from_plain(data["cell"])
             plan = Plan(cell=cell, steps=cell.recipe.steps, problems=(), notes=())
-            check_steps(plan, lambda step, says, number=number: answer(number, step, True, says))  # type: ignore[misc]
+            check_steps_on_pipeline(plan, lambda step, says, number=number: answer(number, step, True, says))  # type: ignore[misc]
             answer(number, None, True)
         except Failed as failed:
             what, why, refused = failed.args
@@ -106,4 +106,4 @@ def _read(path: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 if __name__ == "__main__":
-    run_checks()
+    answer_pipeline_checks()

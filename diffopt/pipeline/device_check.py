@@ -16,7 +16,7 @@ ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")  # sm: machine code;
 WHOLE = 0.9  # of NVML's total: the driver keeps a few percent of it, a slice that is smaller has half at most
 
 
-def check_device(hardware: Hardware, gpu: str | None) -> None:
+def check_pipeline_device(hardware: Hardware, gpu: str | None) -> None:
     """Raise Refusal where torch cannot run a cell for ``hardware`` here.
 
     Args:

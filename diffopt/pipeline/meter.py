@@ -97,7 +97,7 @@ class Meter:
     """
 
     def __init__(self, pipes: Sequence[DiffusionPipeline], cell: Cell) -> None:
-        self._stages = calls.pipeline_calls(pipes, cell.recipe.model.stages, cell.workload)
+        self._stages = calls.calls_of_models(pipes, cell.recipe.model.stages, cell.workload)
         self._cell = cell
         self._clock: Clock = CudaClock() if cell.recipe.hardware.device == "cuda" else HostClock()
         self._marks: dict[str, list[tuple[str, Mark]]] = {stage.name: [] for stage in self._stages}
@@ -260,13 +260,13 @@ def _spent(name: str, marks: list[tuple[str, Mark]], clock: Clock) -> float | No
     return sum(map(clock.seconds, begins, ends)) if begins else None
 
 
-def measured_latency(samples: list[Sample]) -> Latency:
+def timed_latency(samples: list[Sample]) -> Latency:
     seconds = [sample.latency for sample in samples]
     q1, median, q3 = statistics.quantiles(seconds, n=4, method="inclusive")
     return Latency(samples=tuple(seconds), median=median, q1=q1, q3=q3)
 
 
-def measured_stage_speeds(samples: list[Sample]) -> tuple[StageSpeed, ...]:
+def timed_stage_speeds(samples: list[Sample]) -> tuple[StageSpeed, ...]:
     """Of each stage, the median over the samples."""
     speeds = []
     for parts in zip(*(sample.parts for sample in samples), strict=True):
@@ -280,7 +280,7 @@ def count_output_pictures(outputs: Sequence[Output]) -> int:
     return sum(len(output) if isinstance(output, list) else 1 for output in outputs)
 
 
-def measured_compile_cache() -> CompileCache | None:
+def compile_cache_use_in_worker() -> CompileCache | None:
     """What inductor's cache, or a package of compile=aot, gave in this process so far; None: nothing was compiled."""
     from torch._dynamo.utils import counters
 
@@ -290,7 +290,7 @@ def measured_compile_cache() -> CompileCache | None:
     return CompileCache(hits=hits, misses=misses) if hits or misses else None
 
 
-def measured_split(samples: list[Sample]) -> Split:
+def timed_split(samples: list[Sample]) -> Split:
     """Medians over the samples, of all stages together."""
 
     def median(name: str) -> float | None:

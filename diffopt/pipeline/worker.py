@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import Refusal
 from diffopt.machine import packages
-from diffopt.machine.compile_cache import Artifact, load_compile_artifact, save_compile_artifact
+from diffopt.machine.compile_cache import Artifact, load_compile_cache_artifact, save_compile_cache_artifact
 from diffopt.machine.files import write_json
 from diffopt.machine.nvml import Device, gpu_device
 from diffopt.pipeline.build import build_pipelines, verify_steps
-from diffopt.pipeline.device_check import check_device
+from diffopt.pipeline.device_check import check_pipeline_device
 from diffopt.pipeline.failure import describe_pipeline_error, status_of_pipeline_error
 from diffopt.pipeline.outputs import save_pictures
 from diffopt.pipeline.peak_memory import PeakMeter, peak_memory_meter
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.set_inheritable(options.progress_fd, False)  # a process of ours that outlives us must not keep it open
     if os.getpgrp() != os.getpid():
         os.setsid()
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=end_worker_with_parent, daemon=True).start()
 
     def report(phase: Phase) -> None:
         os.write(options.progress_fd, json.dumps({"phase": phase}).encode() + b"\n")
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os._exit(0)  # all is said; taking torch apart takes seconds, and a crash in it would say nothing of the cell
 
 
-def end_with_parent() -> None:
+def end_worker_with_parent() -> None:
     """Standard input is a pipe that only the parent holds; it ends when the parent does, however that comes about."""
     while os.read(0, 4096):
         continue
@@ -118,10 +118,10 @@ class Work:
     def _run(self) -> None:
         plan = _plan(self._plan_file)
         _import_libraries(plan.cell)
-        check_device(plan.cell.recipe.hardware, self._gpu)
+        check_pipeline_device(plan.cell.recipe.hardware, self._gpu)
         device = plan.cell.recipe.hardware.device
         if self._load_artifact is not None:
-            load_compile_artifact(*self._load_artifact, device)
+            load_compile_cache_artifact(*self._load_artifact, device)
         self._memory = peak_memory_meter(device)
         begin = time.perf_counter()
         pipes = build_pipelines(plan, on_phase=self._enter)
@@ -137,16 +137,16 @@ class Work:
         self._warm_up(meter, plan.cell.measure.warmup)
         self._effects = verify_steps(plan, pipes)
         if self._save_artifact:
-            self._artifact = save_compile_artifact(self._folder / "compile-cache.zip", device)
+            self._artifact = save_compile_cache_artifact(self._folder / "compile-cache.zip", device)
         self._measure(meter, plan.cell)
 
     def _call_first(self, meter: Meter) -> None:
-        from diffopt.pipeline.meter import measured_compile_cache
+        from diffopt.pipeline.meter import compile_cache_use_in_worker
 
         self._enter("compile")
         meter.memory.reset()
         self._metrics["first_call_s"] = meter.call().latency
-        self._metrics["compile_cache"] = measured_compile_cache()
+        self._metrics["compile_cache"] = compile_cache_use_in_worker()
         self._note_peak()
         if self._load_artifact is not None and not _cached_graphs():
             name = self._load_artifact[0].name
@@ -160,21 +160,21 @@ class Work:
     def _measure(self, meter: Meter, cell: Cell) -> None:
         from diffopt.pipeline.meter import (
             count_output_pictures,
-            measured_latency,
-            measured_split,
-            measured_stage_speeds,
+            timed_latency,
+            timed_split,
+            timed_stage_speeds,
         )
 
         self._enter("measure")
         meter.memory.reset()
         samples = meter.samples()
         self._note_peak()
-        seconds = measured_latency(samples)
+        seconds = timed_latency(samples)
         self._metrics |= {
             "latency_s": seconds,
-            "stages": measured_stage_speeds(samples),
+            "stages": timed_stage_speeds(samples),
             "images_per_second": count_output_pictures(meter.outputs) / seconds.median,
-            "split_s": measured_split(samples),
+            "split_s": timed_split(samples),
         }
         fps = cell.recipe.model.fps
         self._pictures = save_pictures(meter.outputs, self._folder, cell.id, cell.workload.seed, fps=fps)

@@ -85,7 +85,7 @@ def kernel_keys(attention: Any) -> list[str]:
     return [f"attention.hub.{key}" for key in keys]
 
 
-def overrides_to_type(cell: Cell, sections: Mapping[str, Any]) -> list[str]:
+def overrides_to_type_with_recipe(cell: Cell, sections: Mapping[str, Any]) -> list[str]:
     """The words that a reader of this cell's recipe file adds to the command.
 
     Args:
@@ -95,7 +95,7 @@ def overrides_to_type(cell: Cell, sections: Mapping[str, Any]) -> list[str]:
     keys = [INTERPRETER, *kernel_keys(sections["attention"])]
     values = [(key, holder.get(leaf)) for key in keys for holder, leaf in [holder_of(data, key)]]
     words = [shell_word(key, value) for key, value in values if value is not None]
-    return words + unique(
+    return words + unique_words(
         override_that_names_file(p, cell.choices) for p in files_named_by_recipe(sections) if os.path.isabs(p.path)
     )
 
@@ -125,5 +125,5 @@ def holder_of(data: Mapping[str, Any], key: str) -> tuple[dict[str, Any], str]:
     return (node if isinstance(node, dict) else {}), leaf
 
 
-def unique(words: Iterable[str]) -> list[str]:
+def unique_words(words: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(words))

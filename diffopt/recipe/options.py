@@ -52,10 +52,10 @@ def option_names(group: str) -> list[str]:
 
 def shipped_option(group: str, option: str) -> dict[str, Any]:
     """The values of a shipped option, those of the siblings that it extends among them. A sweep is an option, too."""
-    return merged_option(lambda name: own_values(group, name), option)
+    return merged_option(lambda name: own_values_of_option(group, name), option)
 
 
-def own_values(group: str, option: str) -> dict[str, Any]:
+def own_values_of_option(group: str, option: str) -> dict[str, Any]:
     """What the file of a shipped option has itself."""
     return copy.deepcopy(_yaml_file(f"{group}/{option}.yaml"))
 

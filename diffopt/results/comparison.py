@@ -11,7 +11,7 @@ from diffopt.results.result import Result
 from diffopt.results.table import MIB, Table, peak_memory_of_row
 
 
-def environment_changes(found: Sequence[Comparison]) -> list[str]:
+def environment_changes_between_studies(found: Sequence[Comparison]) -> list[str]:
     """What differs between the environments of the sides, one line each: ``torch: 2.11.0 -> 2.13.0``."""
     lines = []
     for comparison in found:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from diffopt.errors import UsageError
 from diffopt.machine.files import write_json
-from diffopt.machine.paths import ROOT, locate_study_folder
+from diffopt.machine.paths import ROOT, path_of_study
 from diffopt.results.result import Result, read_result
 
 CLAIM_POLL_S = 0.5
@@ -33,7 +33,7 @@ class Study:
     @classmethod
     def open(cls, name_or_path: str | Path) -> Study:
         """A study to read. Raises UsageError when there is none, naming those that there are."""
-        study = cls(locate_study_folder(name_or_path))
+        study = cls(path_of_study(name_or_path))
         if not (study.path / "cells").is_dir():
             there = sorted(path.parent.name for path in ROOT.glob("*/cells") if path.is_dir())
             known = f" {ROOT}/ has {', '.join(there)}." if there else f" There is none in {ROOT}/ yet."
@@ -43,7 +43,7 @@ class Study:
     @classmethod
     def create(cls, name_or_path: str | Path) -> Study:
         """A study to write: a new one, or one that continues where it stopped."""
-        study = cls(locate_study_folder(name_or_path))
+        study = cls(path_of_study(name_or_path))
         if study.path.is_dir() and not (study.path / "cells").is_dir() and any(study.path.iterdir()):
             raise UsageError(f"study={name_or_path}: {study.path} has other files in it and is no study.")
         try:

@@ -69,7 +69,7 @@ class Budget:
 
     def _expected(self, cell: Cell, where: Environment) -> float:
         """Seconds that a cell will take, rather too many; 0 where no row says anything."""
-        kind = _kind(row.shareable_cell(cell))
+        kind = _kind(row.cell_for_row(cell))
         said = [
             known.seconds
             for known in self._rows

@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from diffopt.machine.process import Child, how_it_ended, last_words
+from diffopt.machine.process import Child, how_process_ended, last_words_of_log
 from diffopt.recipe.planned import Plan
 from diffopt.run.process import FALSIFYING, OF_WORKERS
 from diffopt.schema.record import Frozen
@@ -29,7 +29,7 @@ class Answer(Frozen):
     refused: bool = False  # the step said itself that it cannot work on this pipeline
 
 
-def check_all(plans: Sequence[Plan], deadline_s: float) -> Iterator[Answer]:
+def run_check_processes(plans: Sequence[Plan], deadline_s: float) -> Iterator[Answer]:
     """Try the steps of each plan in turn, in a process of its own; an answer for each step as it comes.
 
     A cell ends with its first answer that is not ok, or with one without a step. One whose process dies, or gives no
@@ -51,8 +51,8 @@ def _answers(plans: Sequence[Plan], waiting: list[int], folder: Path, deadline_s
             yield answer
         code = child.end()
     if waiting:
-        says = f"no answer within {deadline_s:g} s" if line == "deadline" else f"it {how_it_ended(code)}"
-        words = last_words(folder / "log.txt")
+        says = f"no answer within {deadline_s:g} s" if line == "deadline" else f"it {how_process_ended(code)}"
+        words = last_words_of_log(folder / "log.txt")
         says += f"; it printed at last: {words}" if words else ""
         yield Answer(cell=waiting.pop(0), step="the process", ok=False, says=says)
 

@@ -19,8 +19,8 @@ from typing import Literal, get_args
 from pydantic import ValidationError
 
 from diffopt.machine.interpreter import Interpreter
-from diffopt.machine.oom_killer import oom_kills
-from diffopt.machine.process import Child, Silence, how_it_ended, kill_group, last_words
+from diffopt.machine.oom_killer import kernel_oom_kills
+from diffopt.machine.process import Child, Silence, how_process_ended, kill_process_group, last_words_of_log
 from diffopt.recipe.launch import Launch
 from diffopt.results.result import Outcome, Phase, Status
 
@@ -75,7 +75,7 @@ class Stop:
             os.write(self._write, b"!")
             return
         for group in tuple(self._groups):
-            kill_group(group, signal.SIGKILL)
+            kill_process_group(group, signal.SIGKILL)
 
     def wait(self, seconds: float) -> bool:
         """Sleep, but no longer than until a signal comes or the time is over; False when one of them is so."""
@@ -117,7 +117,7 @@ def run_worker_process(
         caches: environment variables that say where compile caches lie; None: where they always do.
         start_only: end after the first call.
     """
-    kills = oom_kills()
+    kills = kernel_oom_kills()
     python = sys.executable if interpreter is None else interpreter.python
     more = ["--start-only"] if start_only else []
     variables = {**(interpreter.variables if interpreter is not None else {}), **(caches or {})}
@@ -135,7 +135,7 @@ def run_worker_process(
         elif cause == "ended":
             worker.await_exit(launch.grace)
         code = worker.end()
-    return _verdict(folder, cause, phase, code, launch, killed_by_kernel=oom_kills() > kills)
+    return _verdict(folder, cause, phase, code, launch, killed_by_kernel=kernel_oom_kills() > kills)
 
 
 def clean_environment(gpu: str | None) -> dict[str, str]:
@@ -207,9 +207,9 @@ def _verdict(folder: Path, cause: Cause, phase: Phase, code: int, launch: Launch
     if code == -signal.SIGKILL and killed_by_kernel:
         return Verdict("oom", phase, "killed by the kernel's out-of-memory killer")
     left = "" if code < 0 else "left no outcome and "
-    return Verdict("crashed", phase, f"the worker {left}{how_it_ended(code)}{_last_words(folder)}")
+    return Verdict("crashed", phase, f"the worker {left}{how_process_ended(code)}{_last_words(folder)}")
 
 
 def _last_words(folder: Path) -> str:
-    words = last_words(folder / "log.txt")
+    words = last_words_of_log(folder / "log.txt")
     return f"; its log ends: {words}" if words else "; its log is empty"

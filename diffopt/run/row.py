@@ -56,7 +56,7 @@ def row_of_ended_run(
         reason=verdict.reason,
         valid=said.valid,
         choices=dict(cell.choices),
-        cell=shareable_cell(cell),
+        cell=cell_for_row(cell),
         effects=said.effects,
         metrics=said.metrics,
         environment=where if said.device is None else where.model_copy(update={"device": said.device}),
@@ -65,7 +65,7 @@ def row_of_ended_run(
     )
 
 
-def shareable_cell(cell: Cell) -> dict[str, Any]:
+def cell_for_row(cell: Cell) -> dict[str, Any]:
     """The cell as plain data without this machine's folders, which cell.yaml has; a picture keeps its file's name."""
     data = cell.model_dump(mode="json", exclude={"choices"})
     data["runtime"]["python"] = None

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from diffopt.errors import Refusal, UsageError
 from diffopt.machine import hardware, packages
 from diffopt.machine.environment import Environment, Git, detect_environment, git_state
-from diffopt.machine.interpreter import Interpreter, steps_from_elsewhere, worker_requirements
+from diffopt.machine.interpreter import Interpreter, packages_for_workers, packages_of_foreign_steps
 from diffopt.machine.nvml import Gpu
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.launch import Launch
@@ -153,6 +153,6 @@ def _refusal(plan: Plan, there: Interpreter | None) -> Verdict | None:
     if absent is not None:
         return Verdict("refused", "load", absent)
     steps = [step for _, step in plan.steps]
-    asked = () if there is None else (*worker_requirements(), *steps_from_elsewhere(steps))
+    asked = () if there is None else (*packages_for_workers(), *packages_of_foreign_steps(steps))
     lacking = packages.reason_of_lacking([Requirements(packages=asked), *(step.requires() for step in steps)], there)
     return None if lacking is None else Verdict("refused", "load", lacking)

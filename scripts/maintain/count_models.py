@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 from diffopt.errors import UsageError
 from diffopt.models.random.weights import meta_modules
 from diffopt.models.resolve import model_folder
-from diffopt.recipe.rules.estimate import denoiser_batch
+from diffopt.recipe.rules.estimate import estimated_denoiser_batch
 from diffopt.schema.model import Activations, Model, Parameters
 from scripts.maintain.denoiser_inputs import CALLED, Asked, asked_of, inputs
 
@@ -96,7 +96,7 @@ def count_activations(model: Model, modules: Mapping[str, nn.Module]) -> Activat
         raise UsageError(f"model={model.name}: denoiser_inputs does not say how a {model.denoiser_class} is called")
     vae = None if model.vae is None else _meta(modules[model.vae])
     denoiser = _meta(modules[model.denoiser])
-    asked = asked_of(model, denoiser.config, vae, denoiser_batch(model, model.guidance))
+    asked = asked_of(model, denoiser.config, vae, estimated_denoiser_batch(model, model.guidance))
     parts = nn.ModuleList([denoiser, *(_meta(modules[name]) for name in {"controlnet"} & modules.keys())])
     return Activations(
         denoise=live_values(lambda: _denoise(model, parts, asked), parts),

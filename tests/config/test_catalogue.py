@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from diffopt.config import Composer, catalogue
-from diffopt.config.catalogue import Row, describe_model
+from diffopt.config.catalogue import Row, describe_model_option
 from diffopt.config.resolve import compose_requests
 from diffopt.machine import nvml
 from diffopt.machine.nvml import Gpu
@@ -69,7 +69,7 @@ def test_a_cascade_is_counted_whole() -> None:
     (request,) = compose_requests(["model=deepfloyd_if", "hardware=cpu"])
     model = request.cell.recipe.model
     assert len(model.stages) == 3
-    assert describe_model(model).startswith("1.3 B + 0.34 B text + 0.06 B VAE; 3.4 GB in fp16; ")
+    assert describe_model_option(model).startswith("1.3 B + 0.34 B text + 0.06 B VAE; 3.4 GB in fp16; ")
 
 
 @pytest.mark.parametrize(
@@ -85,7 +85,7 @@ def test_sizes_in_words(sizes: tuple[int | None, int | None, int | None], says: 
     denoiser, text, vae = sizes
     parameters = Parameters(denoiser=denoiser, text_encoders=text, vae=vae)
     model: Model = request.cell.recipe.model.model_copy(update={"parameters": parameters})
-    assert describe_model(model).startswith(says)
+    assert describe_model_option(model).startswith(says)
 
 
 def test_a_circle_of_siblings_is_one_broken_row(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from diffopt.config import Composer
-from diffopt.config.source import read_config_file
+from diffopt.config.source import read_option_file
 from diffopt.errors import UsageError
 
 EVIL = {
@@ -101,6 +101,6 @@ def test_shadowing_a_shipped_option_is_refused_unless_it_is_the_same_file(tmp_pa
 def test_a_changed_file_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_text("a: 1\n")
-    assert read_config_file(path, "compile/x.yaml") == {"a": 1}
+    assert read_option_file(path, "compile/x.yaml") == {"a": 1}
     path.write_text("a: 22\n")
-    assert read_config_file(path, "compile/x.yaml") == {"a": 22}
+    assert read_option_file(path, "compile/x.yaml") == {"a": 22}

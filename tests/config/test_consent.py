@@ -465,6 +465,8 @@ def test_a_plan_tells_the_package_of_a_step(monkeypatch: pytest.MonkeyPatch) -> 
     (request,) = compose_requests(["hardware=cpu", "quant=int8_weight"])
     step = request.cell.recipe.quant
     monkeypatch.setattr(type(step), "__module__", "pytest_steps")
-    monkeypatch.setattr(loaded_code, "steps_from_elsewhere", lambda steps: ("pytest",) if [*steps] == [step] else ())
+    monkeypatch.setattr(
+        loaded_code, "packages_of_foreign_steps", lambda steps: ("pytest",) if [*steps] == [step] else ()
+    )
     (code,) = loaded_code.loaded_code(request)
     assert (code.kind, code.source, code.by) == ("package", f"pytest {pytest.__version__}", "quant=int8_weight")

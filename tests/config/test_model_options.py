@@ -17,7 +17,7 @@ from support.tiny import every_task, families
 from diffopt.config import Composer
 from diffopt.config.resolve import Request, Resolver
 from diffopt.models.resolve import PACKAGED, TINY
-from diffopt.models.tiny import with_tiny_values
+from diffopt.models.tiny import with_tiny_model_values
 from diffopt.recipe.plan import make_plan
 from diffopt.schema.model import TASKS, Call, Limits, Model, Parameters, Pipelines
 from diffopt.schema.record import Frozen
@@ -51,7 +51,7 @@ def composed(name: str) -> dict[str, Any]:
     """The option as YAML gives it, with what it extends, and with what its tiny configs change."""
     option, _, small = name.partition("/")
     data: dict[str, Any] = composer().compose([f"model={option}"]).data["model"]
-    return with_tiny_values({**data, "weights": small}, frozenset()) if small else data
+    return with_tiny_model_values({**data, "weights": small}, frozenset()) if small else data
 
 
 @cache

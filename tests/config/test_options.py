@@ -13,7 +13,7 @@ from support.option_steps import values
 from diffopt.config import Composer, shipped_conf
 from diffopt.config.catalogue import first_line_of_option
 from diffopt.config.resolve import Resolver
-from diffopt.recipe.options import own_values
+from diffopt.recipe.options import own_values_of_option
 from diffopt.recipe.recipe import STEP_GROUPS
 from diffopt.schema.step import registered_step_kinds
 
@@ -21,7 +21,9 @@ FILES = sorted(shipped_conf().glob("*/*.yaml"))
 STEP_FILES = [path for path in FILES if path.parent.name in STEP_GROUPS]
 OVERLAYS = ("recipe", "sweep")  # which choose options
 EXTENDING = [
-    path for path in FILES if path.parent.name not in OVERLAYS and "defaults" in own_values(path.parent.name, path.stem)
+    path
+    for path in FILES
+    if path.parent.name not in OVERLAYS and "defaults" in own_values_of_option(path.parent.name, path.stem)
 ]
 FROM_FILES = ("local", "hub")  # options for whatever model the user names
 # Which weights or whose code is loaded, and on what terms: never another's by oversight, so each file says it.
@@ -73,7 +75,7 @@ def test_no_shipped_yaml_names_code() -> None:
 
 @pytest.mark.parametrize("path", EXTENDING, ids=name)
 def test_an_option_that_extends_a_sibling_says_only_what_differs(path: Path) -> None:
-    own, group = own_values(path.parent.name, path.stem), path.parent.name
+    own, group = own_values_of_option(path.parent.name, path.stem), path.parent.name
     (sibling,) = (parent for parent in own.pop("defaults") if parent != "_self_")
     assert set(repeated(own, values(group, sibling))) - OF_ITS_OWN.get(group, set()) == set()
 
@@ -100,13 +102,13 @@ def test_what_is_repeated_is_found() -> None:
 @pytest.mark.parametrize("path", [path for path in EXTENDING if path.parent.name == "model"], ids=name)
 def test_what_a_model_is_stands_in_two_files_at_most(path: Path) -> None:
     """Its own and its sibling's, so that it can still be read."""
-    (sibling,) = (name for name in own_values("model", path.stem)["defaults"] if name != "_self_")
-    assert "defaults" not in own_values("model", sibling)
+    (sibling,) = (name for name in own_values_of_option("model", path.stem)["defaults"] if name != "_self_")
+    assert "defaults" not in own_values_of_option("model", sibling)
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if p.parent.name == "model" and p.stem not in FROM_FILES], ids=name)
 def test_a_model_says_itself_which_weights_it_is(path: Path) -> None:
-    own = own_values("model", path.stem)
+    own = own_values_of_option("model", path.stem)
     assert own.keys() >= OF_ITS_OWN["model"]
     assert own["name"] == path.stem
     controlnet = values("model", path.stem).get("controlnet")
@@ -115,4 +117,4 @@ def test_a_model_says_itself_which_weights_it_is(path: Path) -> None:
 
 def test_what_is_filled_in_from_files_says_itself_which_ones() -> None:
     for option in FROM_FILES:
-        assert own_values("model", option).keys() >= {"name", "id", "revision"}
+        assert own_values_of_option("model", option).keys() >= {"name", "id", "revision"}

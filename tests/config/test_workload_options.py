@@ -20,7 +20,7 @@ from diffopt.models.pictures import SHIPPED
 from diffopt.recipe.plan import make_plan
 from diffopt.schema.model import TASKS
 from diffopt.schema.workload import NEEDS, PICTURES, Workload
-from diffopt.steps.cache.support import denoising_iterations
+from diffopt.steps.cache.support import iterations_for_cache
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -234,7 +234,7 @@ def test_sizes_that_the_vae_cannot_make(words: tuple[str, ...], said: list[str])
 def test_a_strength_that_leaves_no_step(model: str, steps: int, strength: float, enough: str | None) -> None:
     words = (*tiny(model), "workload=inpaint", f"workload.steps={steps}", f"workload.strength={strength}")
     (request,) = compose_requests(["hardware=cpu", *words])
-    if enough is None or (model == "flux_schnell" and denoising_iterations(request.cell.workload) > 0):
+    if enough is None or (model == "flux_schnell" and iterations_for_cache(request.cell.workload) > 0):
         assert against(*words) == []
     else:
         (reason,) = against(*words)

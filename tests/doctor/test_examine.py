@@ -85,7 +85,7 @@ def test_a_failure_without_a_remedy_gets_one(child):
 
 
 def run_check(check, **arguments):
-    return worker.answer_task({"check": check, "device": "cpu", **arguments})
+    return worker.answer_doctor_task({"check": check, "device": "cpu", **arguments})
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_what_torchao_does_on_gpus_alone_is_not_here():
     [(None, (13, 0), "CPU"), ("13.0", (12, 8), "driver"), ("13.0", (13, 2), None), ("12.8", (13, 0), None)],
 )
 def test_driver_and_build(built, known, word):
-    problem = builds.driver_problem(built, "570.10", known, (9, 0))
+    problem = builds.doctor_on_driver(built, "570.10", known, (9, 0))
     assert problem is None if word is None else word in problem[0]
 
 
@@ -237,30 +237,30 @@ def test_driver_and_build(built, known, word):
     ],
 )
 def test_the_build_for_a_driver_and_a_gpu(known, capability, index):
-    remedy = builds.torch_build_to_install(known, capability)
+    remedy = builds.doctor_remedy_for_torch_build(known, capability)
     assert f"pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/{index}" in remedy
-    assert index in builds.driver_problem(None, "580.10", known, capability)[1]
+    assert index in builds.doctor_on_driver(None, "580.10", known, capability)[1]
 
 
 def test_a_driver_too_old_for_every_build():
-    says, remedy = builds.driver_problem("13.0", "470.10", (11, 4), (8, 0))
+    says, remedy = builds.doctor_on_driver("13.0", "470.10", (11, 4), (8, 0))
     assert "knows CUDA up to 11.4" in says
     assert "update the driver to 525" in remedy
     assert "pip" not in remedy
 
 
 def test_an_old_driver_may_be_updated_or_another_build_installed():
-    _, remedy = builds.driver_problem("13.0", "550.10", (12, 4), (8, 0))
+    _, remedy = builds.doctor_on_driver("13.0", "550.10", (12, 4), (8, 0))
     assert remedy.startswith("update the driver, or install")
     assert "whl/cu126" in remedy
 
 
 def test_a_gpu_too_old_for_every_build():
-    assert "compute capability 3.5" in builds.torch_build_to_install((12, 2), (3, 5))
+    assert "compute capability 3.5" in builds.doctor_remedy_for_torch_build((12, 2), (3, 5))
 
 
 def test_a_driver_that_does_not_tell():
-    assert builds.torch_build_to_install(None, (9, 0)) == builds.REPLACE
+    assert builds.doctor_remedy_for_torch_build(None, (9, 0)) == builds.REPLACE
 
 
 @pytest.fixture
@@ -275,7 +275,7 @@ def gpu_build(monkeypatch):
 def build_answer(capability=(9, 0), known=(13, 0)):
     task = {"check": "cuda build", "device": "cuda", "driver": "580.10"}
     with stand_in_gpu():
-        return worker.answer_task({**task, "driver_cuda": list(known), "capability": list(capability)})
+        return worker.answer_doctor_task({**task, "driver_cuda": list(known), "capability": list(capability)})
 
 
 def test_a_build_that_fits(gpu_build):
@@ -312,15 +312,15 @@ def test_half_and_attention_on_a_gpu():
             ("half", {"dtype": "float16", "capability": [9, 0]}),
             ("attention", {"backend": "_native_math", "dtypes": ["float16", "bfloat16"]}),
         ):
-            answer = worker.answer_task({"check": check, "device": "cuda", **more})
+            answer = worker.answer_doctor_task({"check": check, "device": "cuda", **more})
             assert answer["status"] == "ok", answer
-    answer = worker.answer_task({"check": "half", "device": "cuda", "dtype": "bfloat16", "capability": [7, 5]})
+    answer = worker.answer_doctor_task({"check": "half", "device": "cuda", "dtype": "bfloat16", "capability": [7, 5]})
     assert answer["status"] == "not here"
 
 
 @pytest.mark.parametrize("check", ["compile", "compile graphs"])
 def test_what_triton_cannot_do_is_not_here(check):
-    answer = worker.answer_task({"check": check, "device": "cuda", "capability": [6, 1]})
+    answer = worker.answer_doctor_task({"check": check, "device": "cuda", "capability": [6, 1]})
     assert answer["status"] == "not here"
 
 
@@ -346,7 +346,7 @@ def compiles(monkeypatch):
 
 def on_a_gpu(check):
     with stand_in_gpu():
-        return worker.answer_task({"check": check, "device": "cuda", "capability": [9, 0]})
+        return worker.answer_doctor_task({"check": check, "device": "cuda", "capability": [9, 0]})
 
 
 @pytest.mark.parametrize(
@@ -419,7 +419,7 @@ def graphs(monkeypatch):
 
 def graph_answer():
     with stand_in_gpu():
-        return worker.answer_task({"check": "cuda graphs", "device": "cuda"})
+        return worker.answer_doctor_task({"check": "cuda graphs", "device": "cuda"})
 
 
 def test_a_graph_that_replays(graphs):
@@ -450,14 +450,14 @@ def test_torchao_on_a_gpu(gpu_build, monkeypatch, kind):
     monkeypatch.setattr(torch.cuda, "_lazy_init", lambda: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 9))
     with OnCpu():
-        answer = worker.answer_task({"check": "torchao", "device": "cuda", "kind": kind})
+        answer = worker.answer_doctor_task({"check": "torchao", "device": "cuda", "kind": kind})
     assert answer["status"] == "ok", answer
     assert answer["says"].startswith("a quantized Linear is off by ")
 
 
 def test_no_recorded_graph_fails(monkeypatch):
     monkeypatch.setattr(checks, "_compiled", lambda *a, **k: "compiled")
-    answer = worker.answer_task({"check": "compile graphs", "device": "cpu"})
+    answer = worker.answer_doctor_task({"check": "compile graphs", "device": "cpu"})
     assert answer["status"] == "fails"
     assert "no CUDA graph" in answer["says"]
 

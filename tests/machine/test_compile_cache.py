@@ -22,9 +22,9 @@ from diffopt.machine import compile_cache
 from diffopt.machine.compile_cache import (
     compile_cache_folder,
     compile_cache_root,
-    load_compile_artifact,
+    load_compile_cache_artifact,
     private_compile_caches,
-    save_compile_artifact,
+    save_compile_cache_artifact,
 )
 
 
@@ -81,7 +81,7 @@ def changed(path: Path, **entries: bytes) -> str:
 
 
 def test_an_artifact_says_what_it_is_good_for(caches):
-    saved = save_compile_artifact(caches / "cache.zip", "cpu")
+    saved = save_compile_cache_artifact(caches / "cache.zip", "cpu")
     assert saved.sha256 == hashlib.sha256(saved.path.read_bytes()).hexdigest()
     assert saved.bytes == saved.path.stat().st_size
     with zipfile.ZipFile(saved.path) as file:
@@ -89,13 +89,13 @@ def test_an_artifact_says_what_it_is_good_for(caches):
     assert manifest["entries"] == saved.entries == 3
     assert manifest["place"]["versions"]["torch"] in torch.__version__
     assert manifest["place"]["threads"] == torch.get_num_threads()
-    assert load_compile_artifact(saved.path, saved.sha256.upper(), "cpu").entries == 3
+    assert load_compile_cache_artifact(saved.path, saved.sha256.upper(), "cpu").entries == 3
     assert (caches / "loaded").read_bytes() == b"graphs"
 
 
 def test_nothing_compiled_makes_no_artifact(caches, monkeypatch):
     monkeypatch.setattr(torch.compiler, "save_cache_artifacts", lambda: None)
-    assert save_compile_artifact(caches / "cache.zip", "cpu") is None
+    assert save_compile_cache_artifact(caches / "cache.zip", "cpu") is None
     assert not (caches / "cache.zip").exists()
 
 
@@ -112,22 +112,22 @@ def test_kernels_that_this_process_loaded_are_carried_to_their_place(caches, mon
         "7f03-7f04 rw-p 00000000 00:00 0 \n"
     )
     monkeypatch.setattr(compile_cache, "MAPS", maps)
-    saved = save_compile_artifact(caches / "cache.zip", "cpu")
+    saved = save_compile_cache_artifact(caches / "cache.zip", "cpu")
     assert saved.kernels == 1
     kernel.unlink()
     other.unlink()
-    load_compile_artifact(saved.path, saved.sha256, "cpu")
+    load_compile_cache_artifact(saved.path, saved.sha256, "cpu")
     assert kernel.read_bytes() == b"code"
     assert not other.exists()
 
 
 def test_an_artifact_is_not_opened_without_its_own_hash(caches, monkeypatch):
-    saved = save_compile_artifact(caches / "cache.zip", "cpu")
+    saved = save_compile_cache_artifact(caches / "cache.zip", "cpu")
     monkeypatch.setattr(zipfile, "ZipFile", None)
     with pytest.raises(UsageError, match="runs its author's code, so it is not opened"):
-        load_compile_artifact(saved.path, "0" * 64, "cpu")
+        load_compile_cache_artifact(saved.path, "0" * 64, "cpu")
     with pytest.raises(UsageError, match="cannot be read"):
-        load_compile_artifact(caches / "nowhere.zip", "0" * 64, "cpu")
+        load_compile_cache_artifact(caches / "nowhere.zip", "0" * 64, "cpu")
     assert not (caches / "loaded").exists()
 
 
@@ -136,14 +136,14 @@ def test_an_artifact_is_not_opened_without_its_own_hash(caches, monkeypatch):
     [("versions", {"torch": "1.0"}), ("device", "another processor"), ("threads", 7)],
 )
 def test_an_artifact_of_another_place_is_refused(caches, name, value):
-    saved = save_compile_artifact(caches / "cache.zip", "cpu")
+    saved = save_compile_cache_artifact(caches / "cache.zip", "cpu")
     here = compile_cache_folder("cpu").model_dump(mode="json")
     moved = {**here, name: {**here[name], **value} if name == "versions" else value}
     manifest = {"format": 1, "place": moved, "entries": 3, "kernels": 0}
     digest = changed(saved.path, **{"manifest.json": json.dumps(manifest).encode()})
     shown = "torch 1.0" if name == "versions" else f"{name} {value}"
     with pytest.raises(Refusal, match=f"would start nothing warm here, as it was made with {shown}"):
-        load_compile_artifact(saved.path, digest, "cpu")
+        load_compile_cache_artifact(saved.path, digest, "cpu")
     assert not (caches / "loaded").exists()
 
 
@@ -158,10 +158,10 @@ def test_an_artifact_of_another_place_is_refused(caches, name, value):
     ],
 )
 def test_what_is_no_artifact_is_refused(caches, entries):
-    saved = save_compile_artifact(caches / "cache.zip", "cpu")
+    saved = save_compile_cache_artifact(caches / "cache.zip", "cpu")
     digest = changed(saved.path, **entries)
     with pytest.raises(UsageError, match="is not an artifact that diffopt saved"):
-        load_compile_artifact(saved.path, digest, "cpu")
+        load_compile_cache_artifact(saved.path, digest, "cpu")
     assert not (caches / "loaded").exists()
 
 
@@ -169,14 +169,14 @@ def test_a_file_that_is_no_archive_is_refused(caches):
     file = caches / "cache.zip"
     file.write_bytes(b"\x80\x04 a pickle")
     with pytest.raises(UsageError, match="is not an artifact"):
-        load_compile_artifact(file, hashlib.sha256(file.read_bytes()).hexdigest(), "cpu")
+        load_compile_cache_artifact(file, hashlib.sha256(file.read_bytes()).hexdigest(), "cpu")
 
 
 def test_a_part_that_torch_cannot_read_is_refused(caches, monkeypatch):
-    saved = save_compile_artifact(caches / "cache.zip", "cpu")
+    saved = save_compile_cache_artifact(caches / "cache.zip", "cpu")
     monkeypatch.setattr(torch.compiler, "load_cache_artifacts", lambda content: None)
     with pytest.raises(Refusal, match="cannot read its part"):
-        load_compile_artifact(saved.path, saved.sha256, "cpu")
+        load_compile_cache_artifact(saved.path, saved.sha256, "cpu")
 
 
 START = """

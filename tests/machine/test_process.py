@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.processes import gone
 
-from diffopt.machine.process import Child, last_words
+from diffopt.machine.process import Child, last_words_of_log
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,7 +109,7 @@ def test_a_plain_program_reports_what_it_prints(tmp_path):
         child = Child(lambda _: ["sh", "-c", "cat; echo one; echo two >&2"], log, dict(os.environ), plain=True)
     with child:
         assert [child.line(soon()), child.line(soon())] == [b"one", "ended"]
-    assert last_words(tmp_path / "log.txt") == "two"
+    assert last_words_of_log(tmp_path / "log.txt") == "two"
 
 
 def test_one_that_cannot_start_leaves_no_descriptor(tmp_path):
@@ -130,7 +130,7 @@ def test_one_that_cannot_start_leaves_no_descriptor(tmp_path):
 )
 def test_last_words(tmp_path, log, words):
     (tmp_path / "log.txt").write_text(log)
-    assert last_words(tmp_path / "log.txt") == words
+    assert last_words_of_log(tmp_path / "log.txt") == words
 
 
 def test_nothing_else_starts_a_group():

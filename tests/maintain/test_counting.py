@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from diffopt.config.resolve import compose_requests
 from diffopt.machine.paths import shipped_conf
-from diffopt.models.calls import pipeline_calls
+from diffopt.models.calls import calls_of_models
 from diffopt.models.random.weights import meta_modules
 from diffopt.models.resolve import packaged_architecture
 from diffopt.pipeline.load import load_pipeline
-from diffopt.recipe.rules.estimate import denoiser_batch
+from diffopt.recipe.rules.estimate import estimated_denoiser_batch
 from diffopt.schema.model import Model
 from scripts.maintain import denoiser_inputs
 from scripts.maintain.count_models import _decode, _denoise, count_activations, live_values, report
@@ -132,7 +132,7 @@ def test_a_real_run_holds_what_the_meta_device_counts(name: str) -> None:
     counted = count_activations(model, modules)
     real = {part: module.to_empty(device="cpu") for part, module in modules.items()}
     denoiser, vae = real[model.denoiser], real["vae"]
-    asked = asked_of(model, denoiser.config, vae, denoiser_batch(model, model.guidance))
+    asked = asked_of(model, denoiser.config, vae, estimated_denoiser_batch(model, model.guidance))
     parts = nn.ModuleList([denoiser, *(part for name, part in real.items() if name == "controlnet")])
 
     class OnCpu(TorchDispatchMode):
@@ -187,14 +187,14 @@ def test_inputs_are_those_that_the_pipeline_passes(name: str, monkeypatch: pytes
 
     denoiser.register_forward_pre_hook(record, with_kwargs=True)
     with pytest.raises(Called):
-        pipeline_calls([pipe], cell.recipe.model.stages, cell.workload)[0](None)
+        calls_of_models([pipe], cell.recipe.model.stages, cell.workload)[0](None)
 
     if name in FREE_LENGTH:
         length = passed[FREE_LENGTH[name]][0].shape[0]
         assert length <= denoiser_inputs.UNPADDED
         monkeypatch.setattr(denoiser_inputs, "UNPADDED", length)
     vae = None if model.vae is None else getattr(pipe, model.vae)
-    asked = asked_of(model, denoiser.config, vae, denoiser_batch(model, cell.workload.guidance))
+    asked = asked_of(model, denoiser.config, vae, estimated_denoiser_batch(model, cell.workload.guidance))
     assert shapes(denoiser_inputs.inputs(model.denoiser_class, asked)) == shapes(passed)
 
 

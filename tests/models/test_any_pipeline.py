@@ -20,7 +20,7 @@ from diffopt.errors import Refusal, UsageError
 from diffopt.machine.paths import shipped_conf
 from diffopt.models.classes import DENOISERS, FAMILIES, Family
 from diffopt.models.families import family_of_pipeline, task_told_by_class_name
-from diffopt.models.resolve import packaged_architecture, resolve_model
+from diffopt.models.resolve import packaged_architecture, with_model_facts
 from diffopt.pipeline.load import load_pipeline
 from diffopt.schema.model import Limits, Model
 from diffopt.schema.workload import NEEDS
@@ -245,7 +245,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 def local(folder: Path, **values: Any) -> Model:
     data = yaml.safe_load((shipped_conf() / "model" / "local.yaml").read_text(encoding="utf-8"))
-    return Model.from_plain(resolve_model({**data, "path": str(folder), **values}, Path.cwd()))
+    return Model.from_plain(with_model_facts({**data, "path": str(folder), **values}, Path.cwd()))
 
 
 @pytest.mark.parametrize("name", TOLD)

@@ -58,7 +58,7 @@ Upscale = pipe_class(
 def test_arguments_follow_the_workload() -> None:
     pipe = TextToImage()
     cell = a_cell("workload.batch_size=3", "workload.seed=5", "workload.steps=4", "workload.prompt=fox")
-    (stage,) = calls.pipeline_calls((pipe,), cell.recipe.model.stages, cell.workload)  # type: ignore[arg-type]
+    (stage,) = calls.calls_of_models((pipe,), cell.recipe.model.stages, cell.workload)  # type: ignore[arg-type]
     for _ in range(2):
         calls.draw_pictures((stage,))
     first, second = pipe.calls
@@ -75,7 +75,7 @@ def test_arguments_follow_the_workload() -> None:
 def test_a_negative_prompt_is_given_once_per_picture_of_the_batch() -> None:
     pipe = TextToImage()
     cell = a_cell("workload.batch_size=2", "workload.negative_prompt=ugly")
-    calls.draw_pictures(calls.pipeline_calls((pipe,), cell.recipe.model.stages, cell.workload))  # type: ignore[arg-type]
+    calls.draw_pictures(calls.calls_of_models((pipe,), cell.recipe.model.stages, cell.workload))  # type: ignore[arg-type]
     assert pipe.calls[0]["negative_prompt"] == ["ugly"] * 2
 
 
@@ -84,7 +84,7 @@ def test_a_picture_is_given_in_the_size_asked_for_once_per_picture_of_the_batch(
     cell = a_cell(
         "model=sd15", "model.weights=tiny", "workload=img2img", "workload.batch_size=2", "workload.strength=0.5"
     )
-    calls.draw_pictures(calls.pipeline_calls((pipe,), cell.recipe.model.stages, cell.workload))  # type: ignore[arg-type]
+    calls.draw_pictures(calls.calls_of_models((pipe,), cell.recipe.model.stages, cell.workload))  # type: ignore[arg-type]
     (call,) = pipe.calls
     assert [picture.size for picture in call["image"]] == [(cell.workload.width, cell.workload.height)] * 2
     assert call["strength"] == 0.5
@@ -93,13 +93,13 @@ def test_a_picture_is_given_in_the_size_asked_for_once_per_picture_of_the_batch(
 def test_what_the_class_does_not_take_is_refused() -> None:
     cell = a_cell("model=sd15", "model.weights=tiny", "workload=img2img")
     with pytest.raises(Refusal, match="TextToImage takes no image, strength"):
-        calls.pipeline_calls((TextToImage(),), cell.recipe.model.stages, cell.workload)  # type: ignore[arg-type]
+        calls.calls_of_models((TextToImage(),), cell.recipe.model.stages, cell.workload)  # type: ignore[arg-type]
 
 
 def test_a_cascade_hands_its_pictures_on() -> None:
     cell = a_cell("model=deepfloyd_if", "model.weights=tiny", "workload.batch_size=4", "workload.seed=3")
     pipes = (Upscale(8), Upscale(32), TextAndImage(32))
-    made = calls.pipeline_calls(pipes, cell.recipe.model.stages, cell.workload)  # type: ignore[arg-type]
+    made = calls.calls_of_models(pipes, cell.recipe.model.stages, cell.workload)  # type: ignore[arg-type]
     assert [stage.name for stage in made] == [model.name for model in cell.recipe.model.stages]
     calls.draw_pictures(made)
     base, second, third = (pipe.calls[0] for pipe in pipes)
@@ -126,7 +126,7 @@ def test_what_a_pipeline_writes_into_its_prompts_is_gone_in_the_next_call() -> N
             return drawn
 
     pipe = Writes()
-    made = calls.pipeline_calls(
+    made = calls.calls_of_models(
         (pipe,), a_cell("workload.prompt=fox").recipe.model.stages, a_cell("workload.prompt=fox").workload
     )  # type: ignore[arg-type]
     calls.draw_pictures(made)

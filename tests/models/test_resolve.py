@@ -19,7 +19,7 @@ from diffopt.config import Composer
 from diffopt.errors import UsageError
 from diffopt.models.facts import read_model_facts
 from diffopt.models.index import read_model_index
-from diffopt.models.resolve import PACKAGED, model_folder, packaged_architecture, resolve_model
+from diffopt.models.resolve import PACKAGED, model_folder, packaged_architecture, with_model_facts
 from diffopt.schema.model import Activations, Call, Limits, Model, Parameters, Pipelines
 
 CONF = REPO / "conf" / "model"
@@ -88,7 +88,7 @@ SHIPPED = sorted(path.stem for path in CONF.glob("*.yaml") if path.stem not in (
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_options_agree_with_their_files(name):
     """Where the YAML states what the configs state too, it is the same, for every family."""
-    given = resolve_model({**composed(name), "cascade": [], "weights": "random"}, Path.cwd())
+    given = with_model_facts({**composed(name), "cascade": [], "weights": "random"}, Path.cwd())
     index = read_model_index(packaged_architecture(given["architecture"]))
     if given["embeddings"] is not None:
         index = index.without_text()
@@ -101,38 +101,38 @@ def test_shipped_options_agree_with_their_files(name):
 
 
 def test_hub_models_have_no_content_and_random_ones_have_their_configs():
-    assert resolve_model(option("sd15"), Path.cwd())["content"] is None
-    assert model_folder(as_model(resolve_model(option("sd15"), Path.cwd()))) is None
-    random = as_model(resolve_model(option("sd15", weights="random"), Path.cwd()))
+    assert with_model_facts(option("sd15"), Path.cwd())["content"] is None
+    assert model_folder(as_model(with_model_facts(option("sd15"), Path.cwd()))) is None
+    random = as_model(with_model_facts(option("sd15", weights="random"), Path.cwd()))
     assert len(random.content) == 64
     assert random.pinned
     assert model_folder(random) == PACKAGED / "sd15"
 
 
 def test_a_local_folder_is_read(folder):
-    resolved = resolve_model(option("local", path="mine"), folder.parent)
+    resolved = with_model_facts(option("local", path="mine"), folder.parent)
     model = as_model(resolved)
     assert model.path == str(folder)
     assert model_folder(model) == folder
     assert (model.pipelines.txt2img, model.denoiser_class) == ("StableDiffusionPipeline", "UNet2DConditionModel")
     assert (model.height, model.width, model.size_multiple) == (64, 64, 8)
     assert (model.steps, model.guidance, model.dtype, model.parameters) == (50, 7.5, "float16", PARAMETERS)
-    assert resolve_model(resolved, Path("/nowhere")) == resolved
+    assert with_model_facts(resolved, Path("/nowhere")) == resolved
 
 
 def test_given_values_win_over_files(folder):
-    model = as_model(resolve_model(option("local", path=str(folder), height=128, dtype="bfloat16"), Path.cwd()))
+    model = as_model(with_model_facts(option("local", path=str(folder), height=128, dtype="bfloat16"), Path.cwd()))
     assert (model.height, model.width, model.dtype) == (128, 64, "bfloat16")
 
 
 def test_home_is_expanded(folder, monkeypatch):
     monkeypatch.setenv("HOME", str(folder.parent))
-    assert resolve_model(option("local", path="~/mine"), Path("/nowhere"))["path"] == str(folder)
+    assert with_model_facts(option("local", path="~/mine"), Path("/nowhere"))["path"] == str(folder)
 
 
 def test_content_is_of_the_files_and_not_of_the_place(folder, tmp_path):
     def content(path, **values):
-        return resolve_model(option("local", path=str(path), **values), tmp_path)["content"]
+        return with_model_facts(option("local", path=str(path), **values), tmp_path)["content"]
 
     elsewhere = Path(shutil.copytree(folder, tmp_path / "elsewhere"))
     before = content(folder)
@@ -145,20 +145,20 @@ def test_content_is_of_the_files_and_not_of_the_place(folder, tmp_path):
 
 
 def test_changed_weights_change_the_content_and_a_recipe_refuses_them(folder):
-    resolved = resolve_model(option("local", path=str(folder)), Path.cwd())
+    resolved = with_model_facts(option("local", path=str(folder)), Path.cwd())
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     spoiled = bytearray(weights.read_bytes())
     spoiled[-1] ^= 1
     weights.write_bytes(spoiled)
-    assert resolve_model(option("local", path=str(folder)), Path.cwd())["content"] != resolved["content"]
+    assert with_model_facts(option("local", path=str(folder)), Path.cwd())["content"] != resolved["content"]
     with pytest.raises(UsageError, match="not those that the recipe was made with"):
-        resolve_model(resolved, Path.cwd())
+        with_model_facts(resolved, Path.cwd())
 
 
 def test_fp16_overflow_of_the_vae_is_what_the_xl_pipeline_looks_at():
     for name, overflows in (("sdxl", True), ("sd15", False), ("pixart_sigma", True)):  # the last has SDXL's VAE
         data = option(name, weights="random", limits={"fp16_vae_overflows": None})
-        assert resolve_model(data, Path.cwd())["limits"]["fp16_vae_overflows"] is overflows
+        assert with_model_facts(data, Path.cwd())["limits"]["fp16_vae_overflows"] is overflows
 
 
 def to_pickle(folder):
@@ -312,39 +312,39 @@ def index(**changes):
 def test_spoiled_folders_are_refused_in_one_paragraph(folder, spoil, message):
     spoil(folder)
     with pytest.raises(UsageError, match=message) as raised:
-        resolve_model(option("local", path=str(folder)), Path.cwd())
+        with_model_facts(option("local", path=str(folder)), Path.cwd())
     assert "\n" not in str(raised.value)
 
 
 def test_a_variant_is_used_where_it_exists(folder):
     with pytest.raises(UsageError, match=r"has no files of the variant 'fp16'"):
-        resolve_model(option("local", path=str(folder), variant="fp16"), Path.cwd())
+        with_model_facts(option("local", path=str(folder), variant="fp16"), Path.cwd())
     to_variant(folder)
     assert (
-        resolve_model(option("local", path=str(folder), variant="fp16"), Path.cwd())["parameters"]
+        with_model_facts(option("local", path=str(folder), variant="fp16"), Path.cwd())["parameters"]
         == PARAMETERS.model_dump()
     )
 
 
 def test_shards_are_the_files_that_their_index_lists(folder):
-    whole = resolve_model(option("local", path=str(folder)), Path.cwd())
+    whole = with_model_facts(option("local", path=str(folder)), Path.cwd())
     shard, listing = to_shards(folder)
-    sharded = resolve_model(option("local", path=str(folder)), Path.cwd())
+    sharded = with_model_facts(option("local", path=str(folder)), Path.cwd())
     assert (sharded["parameters"], sharded["dtype"]) == (whole["parameters"], whole["dtype"])
     shard.unlink()
     with pytest.raises(UsageError, match=r"00001-of-00001\.safetensors cannot be read: No such file"):
-        resolve_model(option("local", path=str(folder)), Path.cwd())
+        with_model_facts(option("local", path=str(folder)), Path.cwd())
     for names in (None, {}, {"a": 5}, {"a": "../vae/diffusion_pytorch_model.safetensors"}):
         listing.write_text(json.dumps({"weight_map": names}))
         with pytest.raises(UsageError, match="weight_map"):
-            resolve_model(option("local", path=str(folder)), Path.cwd())
+            with_model_facts(option("local", path=str(folder)), Path.cwd())
 
 
 def test_weights_that_nothing_loads_do_not_count(folder):
-    before = resolve_model(option("local", path=str(folder)), Path.cwd())
+    before = with_model_facts(option("local", path=str(folder)), Path.cwd())
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     shutil.copy(weights, weights.with_name("diffusion_pytorch_model.non_ema.safetensors"))
-    assert resolve_model(option("local", path=str(folder)), Path.cwd()) == before
+    assert with_model_facts(option("local", path=str(folder)), Path.cwd()) == before
 
 
 DEEP = json.loads("[" * 200 + "]" * 200)
@@ -369,13 +369,13 @@ def test_whatever_a_json_says_only_usage_errors_come_out(name, weights, folder):
         if name == "tokenizer/tokenizer.json":
             return
     asked = option("local", path=str(folder), weights=weights)
-    resolve_model(asked, Path.cwd())
+    with_model_facts(asked, Path.cwd())
     for data in mutations(TINY / name):
         (folder / name).write_text(json.dumps(data))
         try:
             # pydantic's own error becomes a UsageError, which names the key, when the cell is made
             with suppress(ValidationError):
-                as_model(resolve_model(asked, Path.cwd()))
+                as_model(with_model_facts(asked, Path.cwd()))
         except UsageError as error:
             problems.append(str(error))
     assert problems
@@ -386,7 +386,7 @@ def test_whatever_a_json_says_only_usage_errors_come_out(name, weights, folder):
 
 def test_random_weights_need_no_weight_files(folder):
     to_pickle(folder)
-    model = as_model(resolve_model(option("local", path=str(folder), weights="random"), Path.cwd()))
+    model = as_model(with_model_facts(option("local", path=str(folder), weights="random"), Path.cwd()))
     assert (model.parameters.total, model.dtype) == (None, "float32")
 
 
@@ -420,7 +420,7 @@ def test_mistakes_in_the_option_are_explained(data, message, tmp_path):
     (tmp_path / "file.safetensors").touch()
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(UsageError, match=message):
-        resolve_model(data, tmp_path)
+        with_model_facts(data, tmp_path)
 
 
 def test_packaged_folders_hold_no_machine_paths():

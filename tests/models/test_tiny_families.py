@@ -50,7 +50,7 @@ class Drawn:
     def __call__(self, *words: str) -> np.ndarray:
         return frames(
             calls.draw_pictures(
-                calls.pipeline_calls(
+                calls.calls_of_models(
                     self.pipes, self.request(*words).cell.recipe.model.stages, self.request(*words).cell.workload
                 )
             )

@@ -11,7 +11,7 @@ from support.rows import a_cell
 from diffopt.errors import Refusal
 from diffopt.machine.nvml import Device
 from diffopt.pipeline import device_check
-from diffopt.pipeline.device_check import check_device, has_kernels
+from diffopt.pipeline.device_check import check_pipeline_device, has_kernels
 
 GIB = 2**30
 
@@ -58,9 +58,9 @@ A100 = a_cell("hardware=a100").recipe.hardware
 
 
 def test_the_declared_gpu_is_fine(gpu: dict[str, object]) -> None:
-    check_device(A100, "GPU-1")
+    check_pipeline_device(A100, "GPU-1")
     gpu.clear()
-    check_device(a_cell().recipe.hardware, None)  # the CPU asks torch nothing
+    check_pipeline_device(a_cell().recipe.hardware, None)  # the CPU asks torch nothing
 
 
 @pytest.mark.parametrize(
@@ -75,4 +75,4 @@ def test_the_declared_gpu_is_fine(gpu: dict[str, object]) -> None:
 def test_another_gpu_is_refused(gpu: dict[str, object], fact: str, value: object, says: str) -> None:
     gpu[fact] = value
     with pytest.raises(Refusal, match=says):
-        check_device(A100, "GPU-1")
+        check_pipeline_device(A100, "GPU-1")

@@ -11,8 +11,8 @@ from diffopt.config import Composer
 from diffopt.config.resolve import compose_requests
 from diffopt.errors import DiffoptError, Refusal
 from diffopt.models.prefetch import Fetched, Target
-from diffopt.models.resolve import PACKAGED, resolve_model
-from diffopt.models.tiny import with_tiny_values
+from diffopt.models.resolve import PACKAGED, with_model_facts
+from diffopt.models.tiny import with_tiny_model_values
 from diffopt.pipeline import load
 from diffopt.pipeline.failure import describe_pipeline_error
 from diffopt.pipeline.load import load_pipeline
@@ -32,8 +32,8 @@ def _one_thread():
 
 def model(name, **values):
     data = {**Composer().compose([f"model={name}"]).data["model"], **values}
-    data = with_tiny_values(data, frozenset())
-    return Model.from_plain(resolve_model(data, Path.cwd()))
+    data = with_tiny_model_values(data, frozenset())
+    return Model.from_plain(with_model_facts(data, Path.cwd()))
 
 
 @pytest.mark.parametrize("values", [{}, {"weights": "random"}], ids=["pretrained", "random"])

@@ -19,10 +19,10 @@ from diffopt.pipeline.meter import (
     Part,
     Sample,
     _timed_part,
-    measured_compile_cache,
-    measured_latency,
-    measured_split,
-    measured_stage_speeds,
+    compile_cache_use_in_worker,
+    timed_latency,
+    timed_split,
+    timed_stage_speeds,
 )
 from diffopt.pipeline.outputs import is_constant_picture, save_pictures
 from diffopt.pipeline.peak_memory import ResidentPeak, peak_memory_meter
@@ -54,7 +54,7 @@ def test_one_iteration_counts_from_the_start_of_denoising():
 def test_parts_that_a_pipeline_lacks_are_none():
     found = part(("timesteps end", 1.0), ("step", 2.0))
     assert (found.text_encode, found.decode) == (None, None)
-    assert measured_split([Sample(2.0, (found,))]).decode is None
+    assert timed_split([Sample(2.0, (found,))]).decode is None
 
 
 def test_decoding_in_several_calls_is_added_up():
@@ -69,16 +69,16 @@ def test_a_pipeline_that_never_steps_cannot_be_timed():
 
 def test_summaries():
     samples = [Sample(s, (Part("denoise", 8, r, 0.1, 0.5, 0.2),)) for s, r in ((1.0, 4.0), (2.0, 5.0), (4.0, 9.0))]
-    assert measured_latency(samples).model_dump() == {"samples": (1.0, 2.0, 4.0), "median": 2.0, "q1": 1.5, "q3": 3.0}
-    (speed,) = measured_stage_speeds(samples)
+    assert timed_latency(samples).model_dump() == {"samples": (1.0, 2.0, 4.0), "median": 2.0, "q1": 1.5, "q3": 3.0}
+    (speed,) = timed_stage_speeds(samples)
     assert (speed.name, speed.steps, speed.iterations_per_second) == ("denoise", 8, 5.0)
 
 
 def test_stages_have_speeds_of_their_own_and_one_split():
     parts = (Part("small", 100, 20.0, None, 5.0, None), Part("large", 50, 10.0, 0.5, 5.0, 2.0))
-    speeds = measured_stage_speeds([Sample(13.0, parts)])
+    speeds = timed_stage_speeds([Sample(13.0, parts)])
     assert [(s.name, s.steps, s.iterations_per_second) for s in speeds] == [("small", 100, 20.0), ("large", 50, 10.0)]
-    found = measured_split([Sample(13.0, parts)])
+    found = timed_split([Sample(13.0, parts)])
     assert (found.text_encode, found.denoise, found.decode) == (0.5, 10.0, 2.0)
 
 
@@ -192,11 +192,11 @@ def test_what_the_compile_cache_gave(monkeypatch):
     found = Counter()
     monkeypatch.setitem(counters, "inductor", found)
     monkeypatch.setitem(counters, "aot_packages", Counter())
-    assert measured_compile_cache() is None
+    assert compile_cache_use_in_worker() is None
     found.update(fxgraph_cache_hit=3)
-    assert measured_compile_cache() == CompileCache(hits=3, misses=0)
+    assert compile_cache_use_in_worker() == CompileCache(hits=3, misses=0)
     found.update(fxgraph_cache_miss=2, fxgraph_cache_bypass=1)
-    assert measured_compile_cache() == CompileCache(hits=3, misses=3)
+    assert compile_cache_use_in_worker() == CompileCache(hits=3, misses=3)
 
 
 def test_a_gpu_tells_what_it_reserved_and_the_cpu_nothing(monkeypatch):

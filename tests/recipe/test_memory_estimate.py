@@ -16,7 +16,7 @@ from diffopt.recipe.cell import Cell
 from diffopt.recipe.options import shipped_step
 from diffopt.recipe.plan import Plan, make_plan
 from diffopt.recipe.rules import remedies
-from diffopt.recipe.rules.estimate import GIB, Estimate, denoiser_batch, estimate_memory_of_cell
+from diffopt.recipe.rules.estimate import GIB, Estimate, estimate_memory_of_cell, estimated_denoiser_batch
 from diffopt.recipe.rules.remedies import remedies_for_conflict as remedies_for
 from diffopt.schema.model import Activations, Parameters
 from diffopt.schema.step import Order, Step
@@ -123,8 +123,8 @@ def test_without_guidance_half_of_the_batch_is_gone(denoiser: str, guidance: flo
 
 def test_embedded_guidance_has_one_half() -> None:
     model = cell().recipe.model
-    assert denoiser_batch(model, 7.5) == 2
-    assert denoiser_batch(model.model_copy(update={"embedded_guidance": True}), 7.5) == 1
+    assert estimated_denoiser_batch(model, 7.5) == 2
+    assert estimated_denoiser_batch(model.model_copy(update={"embedded_guidance": True}), 7.5) == 1
 
 
 def test_quantizing_saves_after_loading_alone() -> None:

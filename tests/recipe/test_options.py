@@ -18,7 +18,7 @@ from diffopt.recipe.options import (
     customary_options,
     merged_option,
     option_names,
-    own_values,
+    own_values_of_option,
     shipped_option,
     shipped_step,
 )
@@ -102,7 +102,7 @@ def test_a_circle_is_told() -> None:
 
 
 def test_what_is_read_is_the_callers() -> None:
-    for read in (shipped_option, own_values):
+    for read in (shipped_option, own_values_of_option):
         read("quant", "int8_dynamic")["skip"].append("spoiled")
         assert "spoiled" not in read("quant", "int8_dynamic")["skip"]
 

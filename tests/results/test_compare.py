@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from support.rows import ENVIRONMENT, a_result
 
-from diffopt.config.resolve import compose_requests, make_cell
+from diffopt.config.resolve import cell_from_config, compose_requests
 from diffopt.errors import UsageError
 from diffopt.machine.environment import Environment, Git
 from diffopt.recipe.recipe import STEP_GROUPS
 from diffopt.results.compare import compare_studies
-from diffopt.results.comparison import comparison_table, environment_changes
+from diffopt.results.comparison import comparison_table, environment_changes_between_studies
 from diffopt.results.result import Latency, Metrics, PeakMemory, Result
 from diffopt.results.sides import RowFilter, is_selection_of_rows, row_selections
 from diffopt.results.study import Study
@@ -31,7 +31,7 @@ def row(
     (request,) = compose_requests(["hardware=cpu", "measure=quick", *words])
     cell, choices = request.cell, {**request.cell.choices}
     if runtime is not None:
-        cell = make_cell({**cell.model_dump(mode="json"), "runtime": {"name": runtime, "python": f"/{runtime}"}})
+        cell = cell_from_config({**cell.model_dump(mode="json"), "runtime": {"name": runtime, "python": f"/{runtime}"}})
         choices["runtime"] = runtime
     if seconds is not None:
         sides = {"q1": seconds - spread, "median": seconds, "q3": seconds + spread}
@@ -184,8 +184,10 @@ def test_paths_with_an_equals_sign_are_studies() -> None:
 def test_what_environments_differ_in_is_told() -> None:
     fewer = ENVIRONMENT.model_copy(update={"cpu": ENVIRONMENT.cpu.model_copy(update={"threads": 2})})
     committed = ENVIRONMENT.model_copy(update={"git": Git(commit="abc", dirty=True)})
-    assert environment_changes(compare_studies([row()], [row(environment=fewer)])) == ["threads: 4 -> 2"]
-    assert environment_changes(compare_studies([row()], [row(environment=committed)])) == [
+    assert environment_changes_between_studies(compare_studies([row()], [row(environment=fewer)])) == [
+        "threads: 4 -> 2"
+    ]
+    assert environment_changes_between_studies(compare_studies([row()], [row(environment=committed)])) == [
         "commit: none -> abc with changes"
     ]
 

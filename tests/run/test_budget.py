@@ -16,7 +16,7 @@ import pytest
 from support.processes import gone, launch, use_stub
 from support.rows import a_cell, a_result, seeded, stubbed
 
-from diffopt.config.resolve import make_cell
+from diffopt.config.resolve import cell_from_config
 from diffopt.errors import Interrupted
 from diffopt.machine import nvml
 from diffopt.machine.environment import detect_environment
@@ -58,7 +58,7 @@ def begun(events: Sequence[Event]) -> list[str]:
 def ok(seed: int) -> Cell:
     data = stubbed("ok").model_dump(mode="json")
     data["workload"]["seed"] = seed
-    return make_cell(data)
+    return cell_from_config(data)
 
 
 def keep(cell: Cell, seconds: float | None = None, **changes: Any) -> Result:
@@ -242,7 +242,7 @@ def test_all_gpus_share_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(3):
         data = stubbed("hang").model_dump(mode="json")
         data["workload"]["seed"] = seed
-        hanging.append(on_gpu(make_cell(data)))
+        hanging.append(on_gpu(cell_from_config(data)))
     begin = time.monotonic()
     rows, events = swept(hanging, seconds=2.5)
     assert time.monotonic() - begin < 2.5 + 0.3 + RESERVE_S

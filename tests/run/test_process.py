@@ -115,13 +115,13 @@ def test_the_wait_does_not_spin(run):
 
 def test_the_kernels_killer_makes_it_an_oom(run, monkeypatch):
     counts = iter([4, 5])
-    monkeypatch.setattr(process, "oom_kills", lambda: next(counts))
+    monkeypatch.setattr(process, "kernel_oom_kills", lambda: next(counts))
     verdict, _ = run("sigkill")
     assert (verdict.status, verdict.reason) == ("oom", "killed by the kernel's out-of-memory killer")
 
 
 def test_the_kernels_count_can_be_read():
-    assert oom_killer.oom_kills() >= 0
+    assert oom_killer.kernel_oom_kills() >= 0
 
 
 @pytest.fixture

@@ -14,10 +14,10 @@ from support.processes import STUB, gone, launch
 from support.rows import ENVIRONMENT, a_cell, a_result, stubbed
 
 import diffopt
-from diffopt.config.resolve import compose_requests, make_cell, read_lock
+from diffopt.config.resolve import cell_from_config, compose_requests, config_of_lock_file
 from diffopt.errors import UsageError
 from diffopt.machine import environment, interpreter, packages
-from diffopt.machine.interpreter import Interpreter, ask_interpreter, interpreters, worker_requirements
+from diffopt.machine.interpreter import Interpreter, ask_interpreter, interpreters, packages_for_workers
 from diffopt.recipe import lock
 from diffopt.results import study, table
 from diffopt.results.reference import reference_row_of
@@ -41,7 +41,7 @@ def another(path, **versions):
     """A Python that says it has these versions (None: not there), of all else that a worker needs what is here.
 
     It counts how often it is asked in NAME.asked. Its worker is the stub, whose log begins with its PYTHONPATH."""
-    fine = {name: packages.installed_version(name) for name in map(named, worker_requirements())}
+    fine = {name: packages.installed_version(name) for name in map(named, packages_for_workers())}
     found = {**fine, "pip": "25", **{name.replace("_", "-"): version for name, version in versions.items()}}
     pairs = [[name, version] for name, version in found.items() if version is not None]
     answer = json.dumps({"python": "3.12.4", "found": pairs})
@@ -56,7 +56,7 @@ def another(path, **versions):
 def with_runtime(cell, name, python):
     data = cell.model_dump(mode="json")
     data["choices"]["runtime"] = name
-    return make_cell({**data, "runtime": {"name": name, "python": str(python)}})
+    return cell_from_config({**data, "runtime": {"name": name, "python": str(python)}})
 
 
 def asked(*words):
@@ -72,7 +72,7 @@ def test_ids_have_the_name_of_a_runtime_and_not_its_path():
     assert plain.runtime == CURRENT
     data = plain.model_dump(mode="json")
     del data["runtime"]
-    assert make_cell(data).id == plain.id  # what was asked before there was a choice
+    assert cell_from_config(data).id == plain.id  # what was asked before there was a choice
     one, moved, other = (
         with_runtime(plain, name, path) for name, path in (("a", "/x/python"), ("a", "/y/python"), ("b", "/x/python"))
     )
@@ -129,7 +129,7 @@ def test_a_recipe_file_has_the_runtime_and_older_ones_have_the_current(tmp_path)
     data = yaml.safe_load(lock.recipe_to_yaml(asked()))
     del data["runtime"]
     file.write_text(yaml.safe_dump(data))
-    assert read_lock(file).data["runtime"] == CURRENT.model_dump()
+    assert config_of_lock_file(file).data["runtime"] == CURRENT.model_dump()
     assert compose_requests([], lock=file)[0].cell.id == asked().id
     assert [key for key, *_ in lock.recipe_differences(asked(), cell)] == ["runtime.name", "runtime.python"]
 
@@ -145,7 +145,7 @@ def test_a_python_is_asked_what_it_has(tmp_path):
         assert environment.installed_versions(one) == environment.installed_versions()
         assert one.installed("Types.PyYAML") == packages.installed_version("types-PyYAML")
         assert one.installed("no-such-package") is None
-        assert packages.unmet_packages(worker_requirements(), one) == ()
+        assert packages.unmet_packages(packages_for_workers(), one) == ()
 
 
 def test_it_is_asked_once_and_nothing_without_need(tmp_path):
@@ -287,7 +287,7 @@ def test_markers_are_those_of_the_interpreter():
 
 
 def test_a_worker_needs_what_the_project_says_but_for_the_command_line():
-    names = set(map(named, worker_requirements()))
+    names = set(map(named, packages_for_workers()))
     assert {"torch", "diffusers", "transformers", "pydantic", "torchao"} <= names
     assert not {"hydra-core", "rich"} & names
     block = "import sys; sys.modules.update({'hydra': None, 'rich': None, 'diffopt.recipe.rules': None}); "
@@ -299,8 +299,8 @@ def test_a_step_of_another_distribution_needs_that_one(monkeypatch):
     monkeypatch.syspath_prepend(FAULTY_STEPS)
     own = a_cell().recipe.precision
     foreign = type("Foreign", (), {"__module__": "faulty_steps"})()
-    assert interpreter.steps_from_elsewhere([own]) == ()
-    assert interpreter.steps_from_elsewhere([own, foreign]) == ("faulty-steps",)
+    assert interpreter.packages_of_foreign_steps([own]) == ()
+    assert interpreter.packages_of_foreign_steps([own, foreign]) == ("faulty-steps",)
 
 
 # what is run
@@ -335,7 +335,7 @@ def test_a_runtime_that_lacks_something_is_a_row_and_is_tried_again(tmp_path, mo
     cell = with_runtime(stubbed("ok"), "old", path)
     (row,) = run_all([cell], "s", launch())
     assert (row.status, row.phase) == ("refused", "load")
-    needed = [text for text in worker_requirements() if named(text) in ("torch", "torchao")]
+    needed = [text for text in packages_for_workers() if named(text) in ("torch", "torchao")]
     command = " ".join(f"'{text}'" for text in needed)
     assert row.reason == f"runtime=old needs {', '.join(needed)}: {path} -m pip install {command}"
     another(path, torch="2.10.0")

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 from support.rows import a_cell
 
-from diffopt.config.resolve import make_cell
+from diffopt.config.resolve import cell_from_config
 from diffopt.errors import UsageError
 from diffopt.machine.paths import shipped_conf
 from diffopt.recipe.cell import Cell
@@ -131,7 +131,7 @@ def test_a_protocol_that_would_take_fewer_samples_than_it_says_is_refused() -> N
     data = a_cell().model_dump(mode="json")
     data["measure"] |= {"samples": 20, "max_samples": 3}
     with pytest.raises(UsageError, match=r"measure.samples=20: more than measure.max_samples=3") as caught:
-        make_cell(data)
+        cell_from_config(data)
     assert "set measure.max_samples to 20 or more" in str(caught.value)
 
 

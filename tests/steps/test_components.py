@@ -85,7 +85,7 @@ def test_a_stage_without_the_part_is_left_and_the_others_prove_the_step(option: 
     pipes = build_pipelines(plan)
     for pipe in pipes:
         pipe.set_progress_bar_config(disable=True)
-    calls.draw_pictures(calls.pipeline_calls(pipes, request.cell.recipe.model.stages, request.cell.workload))
+    calls.draw_pictures(calls.calls_of_models(pipes, request.cell.recipe.model.stages, request.cell.workload))
     first, second, last = [effect for effect in verify_steps(plan, pipes) if effect.group == group]
     for effect in (first, second):
         assert effect.summary.startswith(f"{effect.stage} has no ")
@@ -99,7 +99,7 @@ def untouched() -> list[Any]:
     """The stages, each called once."""
     request = asked()
     pipes = pipelines(request.cell)
-    calls.draw_pictures(calls.pipeline_calls(pipes, request.cell.recipe.model.stages, request.cell.workload))
+    calls.draw_pictures(calls.calls_of_models(pipes, request.cell.recipe.model.stages, request.cell.workload))
     return pipes
 
 

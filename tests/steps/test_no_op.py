@@ -32,7 +32,7 @@ def drawn(model: str) -> tuple[Cell, Any]:
     (request,) = compose_requests([*tiny(model), "hardware=h100", "measure=quick", "workload.steps=2"])
     cell, dtype = request.cell, {"default": torch.float32}
     pipe = load.load_pipeline(cell.sites[0].model, cell.workload.task, device="cpu", dtype=dtype)
-    calls.draw_pictures(calls.pipeline_calls([pipe], cell.recipe.model.stages, cell.workload))
+    calls.draw_pictures(calls.calls_of_models([pipe], cell.recipe.model.stages, cell.workload))
     return cell, pipe
 
 

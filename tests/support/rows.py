@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from diffopt.config.resolve import compose_requests, make_cell
+from diffopt.config.resolve import cell_from_config, compose_requests
 from diffopt.machine.environment import Cpu, Environment
 from diffopt.machine.nvml import Device
 from diffopt.recipe.cell import Cell
@@ -28,7 +28,7 @@ def seeded(seed: int) -> Cell:
     """Cells that differ in their seed; a thousand times faster than composing each."""
     data = a_cell().model_dump(mode="json")
     data["workload"]["seed"] = seed
-    return make_cell(data)
+    return cell_from_config(data)
 
 
 def a_result(cell: Cell | None = None, **changes: Any) -> Result:
@@ -52,4 +52,4 @@ def stubbed(mode: str) -> Cell:
     """A cell that stub_worker.py ends in the way ``mode`` says."""
     data = a_cell().model_dump(mode="json")
     data["workload"]["negative_prompt"] = mode
-    return make_cell(data)
+    return cell_from_config(data)

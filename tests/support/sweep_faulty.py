@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from diffopt.cli.progress import progress
-from diffopt.config.resolve import compose_requests, make_cell
+from diffopt.config.resolve import cell_from_config, compose_requests
 from diffopt.errors import Interrupted
 from diffopt.run.events import CellFinished
 from diffopt.run.sweep import run_all
@@ -21,7 +21,7 @@ def ask(kinds):
         data = base.cell.model_dump(mode="json")
         data["recipe"]["layout"] = {"kind": kind}
         data["choices"]["layout"] = kind
-        yield make_cell(data), base.launch
+        yield cell_from_config(data), base.launch
 
 
 def main(study, deadline, *kinds):

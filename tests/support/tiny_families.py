@@ -65,7 +65,7 @@ def verify(pipes: Sequence[Any], asked: Cell, step: Step) -> list[Any]:
 
 def drawn(pipes: Sequence[Any], asked: Cell) -> np.ndarray:
     """What the last stage draws, in [0, 1]: (pictures, height, width, 3), for videos with frames before the height."""
-    stages = calls.pipeline_calls(pipes, asked.recipe.model.stages, asked.workload)
+    stages = calls.calls_of_models(pipes, asked.recipe.model.stages, asked.workload)
     last = dataclasses.replace(stages[-1], arguments={**stages[-1].arguments, "output_type": "np"})
     return np.stack([np.asarray(output) for output in calls.draw_pictures([*stages[:-1], last])])
 

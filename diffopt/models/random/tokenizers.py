@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import UsageError
-from diffopt.models.index import is_size_in_config, read_json
+from diffopt.models.index import is_size_in_config, read_model_json
 from diffopt.models.random.clip_tokenizer import TEXT, build_tokenizer, byte_tokens, learn_bpe_merges
 
 if TYPE_CHECKING:
@@ -94,11 +94,11 @@ def load_tokenizer(folder: Path, class_name: str) -> Any:
 
 def _read_asked(folder: Path) -> TokenizerConfig:
     path = folder / "tokenizer_config.json"
-    config = read_json(path)
+    config = read_model_json(path)
     size = config.get("vocab_size")
     if size is None:  # an encoder with exactly one row for each id
         encoder = folder.parent / folder.name.replace("tokenizer", "text_encoder")
-        size = read_json(encoder / "config.json").get("vocab_size")
+        size = read_model_json(encoder / "config.json").get("vocab_size")
     added = config.get("added_tokens_decoder", {})
     try:
         fixed = {str(entry["content"]): int(key) for key, entry in added.items()}

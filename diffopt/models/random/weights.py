@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from diffopt.errors import UsageError
-from diffopt.models.index import IndexEntry, read_json, read_model_index
+from diffopt.models.index import IndexEntry, read_model_index, read_model_json
 from diffopt.models.random.tokenizers import load_tokenizer
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def random_pipeline(
     drawn in float32 and then rounded, so the same seed gives the same weights in every dtype; CPU and GPU draw
     different ones. Raises UsageError where the folder lacks a component that the class needs.
     """
-    index, said = read_model_index(folder), read_json(folder / "model_index.json")
+    index, said = read_model_index(folder), read_model_json(folder / "model_index.json")
     optional = {*pipeline_class._optional_components, *without, *said}
     arguments: dict[str, Any] = {}
     for name, default in _init_parameters(pipeline_class):

@@ -13,17 +13,17 @@ from itertools import product
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.planned import Problem
 from diffopt.recipe.rules.case import Case
-from diffopt.recipe.rules.conflicts import CONFLICTS, hooks_in_graphs
-from diffopt.recipe.rules.hardware import compiler_limits, unmet_requirements
-from diffopt.recipe.rules.memory import memory_does_not_fit
+from diffopt.recipe.rules.conflicts import CONFLICTS, rule_on_hooks_in_graphs
+from diffopt.recipe.rules.hardware import rule_on_compilers, rule_on_requirements
+from diffopt.recipe.rules.memory import rule_on_memory
 from diffopt.recipe.rules.notes import notes_on
-from diffopt.recipe.rules.workload import unsuited_workload
+from diffopt.recipe.rules.workload import rule_on_workload
 
 
 def problems_of_cell(cell: Cell) -> tuple[Problem, ...]:
     """All reasons why ``cell`` cannot work on the hardware it names; empty when there is none."""
     case = Case(cell)
-    return (*_other_problems(case), *memory_does_not_fit(case, _other_problems))
+    return (*_other_problems(case), *rule_on_memory(case, _other_problems))
 
 
 def notes_on_cell(cell: Cell) -> tuple[str, ...]:
@@ -34,11 +34,11 @@ def notes_on_cell(cell: Cell) -> tuple[str, ...]:
 def _other_problems(case: Case) -> tuple[Problem, ...]:
     """All but memory."""
     return (
-        *unsuited_workload(case),
+        *rule_on_workload(case),
         *_conflicts(case),
-        *hooks_in_graphs(case),
-        *unmet_requirements(case),
-        *compiler_limits(case),
+        *rule_on_hooks_in_graphs(case),
+        *rule_on_requirements(case),
+        *rule_on_compilers(case),
         *_own_problems(case),
     )
 

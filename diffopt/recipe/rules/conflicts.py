@@ -180,7 +180,7 @@ CONFLICTS = (
 )
 
 
-def hooks_in_graphs(case: Case) -> Iterator[Problem]:
+def rule_on_hooks_in_graphs(case: Case) -> Iterator[Problem]:
     """Hooks around a component are inside of its graph where the whole component is compiled, not where blocks are."""
     step = case.cell.recipe.compile
     entered = Trait.WHOLE_DENOISER in step.traits or case.compiled - {"denoiser"}

@@ -58,7 +58,7 @@ def estimate_memory_of_cell(cell: Cell) -> Estimate | None:
     return max(moments, key=lambda moment: moment.total, default=None)
 
 
-def denoiser_batch(model: Model, guidance: float) -> int:
+def estimated_denoiser_batch(model: Model, guidance: float) -> int:
     """Batch of one call of the denoiser for one picture: 2 where guidance puts both halves into one call."""
     doubled = (
         guidance > 1
@@ -147,7 +147,11 @@ def _activations(recipe: Recipe, stage: _Stage, part: str, customary: int | None
     pixels = asked.height * asked.width / ((counted.height or model.height) * (counted.width or model.width))
     frames = asked.frames / (counted.frames or model.frames or 1)
     guidance = model.guidance if counted.guidance is None else counted.guidance
-    halves = denoiser_batch(model, asked.guidance) / denoiser_batch(model, guidance) if part == "denoiser" else 1
+    halves = (
+        estimated_denoiser_batch(model, asked.guidance) / estimated_denoiser_batch(model, guidance)
+        if part == "denoiser"
+        else 1
+    )
     share = prod(
         step.activation_share(part, batch=asked.batch, height=asked.height, width=asked.width)
         for _, step in recipe.steps

@@ -17,7 +17,7 @@ BF16_EVIDENCE = "https://github.com/pytorch/pytorch/pull/129288"  # inductor war
 FLOAT8_EVIDENCE = "https://github.com/pytorch/pytorch/issues/167082"
 
 
-def unmet_requirements(case: Case) -> Iterator[Problem]:
+def rule_on_requirements(case: Case) -> Iterator[Problem]:
     """Devices, compute capabilities and dtypes that a step requires, and the cell has not."""
     for group, step in case.cell.recipe.steps:
         needs = step.requires()
@@ -60,7 +60,7 @@ def _unmet_capability(case: Case, group: str, needs: Requirements) -> Iterator[P
         yield Problem(fact, keys, f"choose another {group}", needs.evidence)
 
 
-def compiler_limits(case: Case) -> Iterator[Problem]:
+def rule_on_compilers(case: Case) -> Iterator[Problem]:
     """What Triton, to which inductor compiles on a GPU, cannot do there."""
     found = case.hardware.compute_capability
     if found is None:

@@ -10,7 +10,7 @@ from diffopt.recipe.rules.estimate import GIB, NOTED, estimate_memory_of_cell
 from diffopt.recipe.rules.remedies import TRIED, Remedy, remedies_for_conflict
 
 
-def memory_does_not_fit(case: Case, others: Callable[[Case], tuple[Problem, ...]]) -> Iterator[Problem]:
+def rule_on_memory(case: Case, others: Callable[[Case], tuple[Problem, ...]]) -> Iterator[Problem]:
     """Refuse what needs more than the device has, and say which options would make it fit.
 
     ``others`` finds the problems of a cell but for memory, of which what is proposed may not have more.
@@ -29,7 +29,7 @@ def memory_does_not_fit(case: Case, others: Callable[[Case], tuple[Problem, ...]
     yield Problem(f"needs about {needed}, {case.hardware.name} has {has:g}", keys, remedy)
 
 
-def memory_hardly_fits(case: Case) -> Iterator[str]:
+def note_on_tight_memory(case: Case) -> Iterator[str]:
     """Note what fits with little to spare."""
     needed, has = estimate_memory_of_cell(case.cell), case.hardware.memory_gib
     if needed is not None and has is not None and NOTED * has * GIB < needed.total <= has * GIB:

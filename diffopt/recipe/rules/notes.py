@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from diffopt.recipe.rules.case import Case
 from diffopt.recipe.rules.hardware import AMPERE
-from diffopt.recipe.rules.memory import memory_hardly_fits
+from diffopt.recipe.rules.memory import note_on_tight_memory
 from diffopt.schema.step import Trait
 
 MIN_SMS = 68  # torch/_inductor/utils.py, is_big_gpu: with fewer, inductor logs a warning and searches no product
@@ -21,7 +21,7 @@ def notes_on(case: Case) -> Iterator[str]:
     for model in case.cell.recipe.model.stages:
         if not model.pinned:
             yield f"model={model.name}: revision {model.revision or 'main'} is not pinned to a commit"
-    yield from memory_hardly_fits(case)
+    yield from note_on_tight_memory(case)
     yield from _long_compiles(case)
     if case.hardware.device == "cpu":
         for group, step in case.cell.recipe.steps:

@@ -14,7 +14,7 @@ EPSILON = 1e-6  # for 5 * (1 - 0.8), which floating point makes a little less th
 IMG2IMG_EVIDENCE = "diffusers 0.42, get_timesteps of the img2img pipelines of FLUX.1, SD3, Qwen-Image and Z-Image"
 
 
-def unsuited_workload(case: Case) -> Iterator[Problem]:
+def rule_on_workload(case: Case) -> Iterator[Problem]:
     """The task, the sizes, the pictures, the words or the later stages of the workload are not for this model."""
     yield from _odd_sizes(case)
     yield from _not_taken(case)

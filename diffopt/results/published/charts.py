@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import Refusal, UsageError
-from diffopt.results.published.figures import plain_gpu_name
+from diffopt.results.published.figures import published_gpu_name
 from diffopt.results.published.layout import NOTHING, PLAIN, REFUSED, Entry, published_number
 
 if TYPE_CHECKING:
@@ -78,17 +78,17 @@ def charts_of_published(cells: Sequence[Entry], gpu: str | None = None) -> list[
         UsageError: none or several of the GPUs are called so.
     """
     gpus = list(dict.fromkeys(cell.gpu for cell in cells))
-    chosen = gpus[:1] if gpu is None else gpus_called(gpu, gpus)
+    chosen = gpus[:1] if gpu is None else published_gpus_called(gpu, gpus)
     if len(chosen) != 1:
         raise UsageError(f"--gpu {gpu} is {'several' if chosen else 'none'} of the tables' GPUs: {', '.join(gpus)}.")
     both = speedup_chart(cells), pipelines_chart(cells, chosen[0])
     return [chart for chart in both if any(bar.value is not None for panel in chart.panels for bar in panel.bars)]
 
 
-def gpus_called(gpu: str, gpus: Sequence[str]) -> list[str]:
+def published_gpus_called(gpu: str, gpus: Sequence[str]) -> list[str]:
     """Those of ``gpus`` whose name ``gpu`` is, else those of whose name it is a part."""
-    exact = [name for name in gpus if plain_gpu_name(name) == plain_gpu_name(gpu)]
-    return exact or [name for name in gpus if plain_gpu_name(gpu) in plain_gpu_name(name)]
+    exact = [name for name in gpus if published_gpu_name(name) == published_gpu_name(gpu)]
+    return exact or [name for name in gpus if published_gpu_name(gpu) in published_gpu_name(name)]
 
 
 def speedup_chart(cells: Sequence[Entry]) -> Chart:

@@ -38,10 +38,10 @@ class Figure:
     @property
     def hardware(self) -> str:
         """The option of the group ``hardware``: ``rtx3090`` for "RTX 3090"."""
-        return plain_gpu_name(self.gpu)
+        return published_gpu_name(self.gpu)
 
 
-def plain_gpu_name(gpu: str) -> str:
+def published_gpu_name(gpu: str) -> str:
     """A GPU's name in small letters and without blanks, as names are compared."""
     return gpu.replace(" ", "").lower()
 

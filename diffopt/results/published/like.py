@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from diffopt.errors import UsageError
 from diffopt.recipe.cell import Cell
-from diffopt.results.published.figures import Figure, plain_gpu_name, published_figures
+from diffopt.results.published.figures import Figure, published_figures, published_gpu_name
 from diffopt.results.published.layout import (
     BREAK,
     COMPILED,
@@ -118,7 +118,7 @@ def _over_published(torch: str, gpu: str | None) -> str:
 
 def _theirs(row: Place, figures: Sequence[Figure], gpu: str | None) -> list[Figure]:
     """The published figures, one per stage, of a row's model, batch size, and compile or not."""
-    hardware = row.hardware if gpu is None else plain_gpu_name(gpu)
+    hardware = row.hardware if gpu is None else published_gpu_name(gpu)
     if not row.is_the_published_model:
         return []
     wanted = (hardware, row.batch_size, row.like.option, row.like.task, _newest(figures), row.compiled)

@@ -11,8 +11,8 @@ from diffopt.errors import UsageError
 from diffopt.machine.paths import user_path
 from diffopt.recipe.cell import Cell
 from diffopt.results.published import layout
-from diffopt.results.published.charts import chart_to_png, chart_to_text, charts_of_published, gpus_called
-from diffopt.results.published.figures import plain_gpu_name, published_figures, published_names
+from diffopt.results.published.charts import chart_to_png, chart_to_text, charts_of_published, published_gpus_called
+from diffopt.results.published.figures import published_figures, published_gpu_name, published_names
 from diffopt.results.published.ladder import LADDERS, ladder_table
 from diffopt.results.published.layout import Entry
 from diffopt.results.published.like import Likeness, likeness_to_published
@@ -66,8 +66,8 @@ def _like(name: str) -> Page:
 
 def _page_gpu(name: str, gpu: str | None) -> str | None:
     """The page's GPU of that name, as the page writes it; None where it has none."""
-    found = {plain_gpu_name(figure.gpu): figure.gpu for figure in published_figures(name)}
-    return None if gpu is None else found.get(plain_gpu_name(gpu))
+    found = {published_gpu_name(figure.gpu): figure.gpu for figure in published_figures(name)}
+    return None if gpu is None else found.get(published_gpu_name(gpu))
 
 
 def _our_gpu(name: str, gpu: str | None, found: Likeness) -> str | None:
@@ -76,7 +76,7 @@ def _our_gpu(name: str, gpu: str | None, found: Likeness) -> str | None:
     Raises UsageError where it is neither, or several of the study's.
     """
     ours = list(dict.fromkeys(entry.gpu for entry in found.ours))
-    mine = [] if gpu is None else gpus_called(gpu, ours)
+    mine = [] if gpu is None else published_gpus_called(gpu, ours)
     if gpu is None or len(mine) == 1:
         return gpu
     if _page_gpu(name, gpu) is not None:

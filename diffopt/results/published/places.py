@@ -16,7 +16,7 @@ from diffopt.recipe.cell import Cell
 from diffopt.recipe.labels import cell_label_line, cell_labels
 from diffopt.results.published.figures import Figure, is_of_published_family, published_figures
 from diffopt.results.published.layout import COMPILED, PLAIN
-from diffopt.results.published.settings import settings_unlike_published, sweep_cells_by_key
+from diffopt.results.published.settings import published_sweep_cells, settings_unlike_published
 from diffopt.results.result import Result
 from diffopt.schema.runtime import CURRENT
 
@@ -83,7 +83,7 @@ def places_on_published_page(results: Sequence[Result], name: str, sweep: Sequen
     Args:
         sweep: the cells of the sweep that has the page's settings.
     """
-    figures, page = published_figures(name), sweep_cells_by_key(sweep)
+    figures, page = published_figures(name), published_sweep_cells(sweep)
     known = [(result, like) for result in results if (like := published_counterpart(result, figures)) is not None]
     mine = [result for result, _ in known]
     gpus, torches, modes = _gpus(mine), _torches(mine), _modes(mine)

@@ -16,7 +16,7 @@ WORKLOAD = ("height", "width", "steps", "guidance", "strength", "frames", "later
 Key = tuple[str, str, int, bool]  # model option, task, pictures per call, compiled or not
 
 
-def sweep_cells_by_key(cells: Iterable[Cell]) -> dict[Key, Cell]:
+def published_sweep_cells(cells: Iterable[Cell]) -> dict[Key, Cell]:
     """The cells of a sweep, where :func:`settings_unlike_published` looks for them."""
     return {
         (cell.recipe.model.name, cell.workload.task, cell.workload.batch_size, cell.choices["compile"] != "none"): cell

@@ -124,7 +124,7 @@ class Dispatch(Step):
         if not self.masks and "denoiser" in self.components and (why := _masks(site)):
             found.append(f"takes no attention mask, and {site.model.denoiser_class} masks the padding of {why}")
         if self.hub is not None:
-            found += hub_kernels.kernel_consent_problems(self.hub)
+            found += hub_kernels.attention_kernel_problems(self.hub)
         return tuple(found)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
@@ -173,7 +173,7 @@ class Dispatch(Step):
             return
         where = "" if below is None else f" below compute capability {below[0]}.{below[1]}"
         for component in self.components:
-            sizes = [size for size in attention_head_sizes(site.model, component) if size > limit]
+            sizes = [size for size in head_sizes_for_attention(site.model, component) if size > limit]
             if sizes:
                 held = ", ".join(map(str, sizes))
                 yield f"takes heads of up to {limit} channels{where}, the {component} has {held}"
@@ -255,7 +255,7 @@ def _masks(site: Site) -> str | None:
     return "prompts that differ" if len(set(workload.batch_prompts)) > 1 else None
 
 
-def attention_head_sizes(model: Model, component: DiffusersComponent) -> tuple[int, ...]:
+def head_sizes_for_attention(model: Model, component: DiffusersComponent) -> tuple[int, ...]:
     """Channels per attention head of a component, as far as the model's data tell."""
     if component == "denoiser":
         return model.head_sizes

@@ -36,7 +36,7 @@ def shipped_kernel_repositories() -> frozenset[str]:
     return frozenset(hub["repository"] for hub in hubs if hub is not None)
 
 
-def kernel_consent_problems(kernel: HubKernel) -> Iterator[str]:
+def attention_kernel_problems(kernel: HubKernel) -> Iterator[str]:
     """What the user has to decide first."""
     where = f"https://huggingface.co/{kernel.repository}"
     if kernel.revision is None:

@@ -17,7 +17,7 @@ from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
 from diffopt.steps.cache.hooks import install_cache, keep_mag_cache_ratios, proof_of_skips
 from diffopt.steps.cache.support import (
     cache_runs_twice_a_step,
-    denoising_iterations,
+    iterations_for_cache,
     reasons_against_cache,
     too_few_steps_to_cache,
 )
@@ -140,7 +140,7 @@ class Mag(Step):
     def _miscounted(self, site: Site) -> tuple[str, ...]:
         """A number that no sampler makes of the workload's: one has the denoiser called once more than that, others
         twice in each step but the last."""
-        given, ran = self.num_inference_steps, None if site.workload is None else denoising_iterations(site.workload)
+        given, ran = self.num_inference_steps, None if site.workload is None else iterations_for_cache(site.workload)
         if given is None or ran is None or given in (ran, ran + 1, 2 * ran - 1):
             return ()
         return (
@@ -149,7 +149,7 @@ class Mag(Step):
         )
 
     def _steps(self, site: Site) -> int:
-        return self.num_inference_steps or (denoising_iterations(site.workload) if site.workload is not None else 0)
+        return self.num_inference_steps or (iterations_for_cache(site.workload) if site.workload is not None else 0)
 
 
 @register("cache")

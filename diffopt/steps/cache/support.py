@@ -22,7 +22,7 @@ def cache_runs_twice_a_step(site: Site) -> bool:
     return asked.guidance > 1 and (not model.guides_by_negative_prompt or bool(asked.negative_prompt))
 
 
-def denoising_iterations(workload: Workload) -> int:
+def iterations_for_cache(workload: Workload) -> int:
     """Steps that are really run: from a picture, diffusers leaves out the first share of them."""
     if workload.strength is None:
         return workload.steps
@@ -31,7 +31,7 @@ def denoising_iterations(workload: Workload) -> int:
 
 def too_few_steps_to_cache(site: Site, computed: int) -> tuple[str, ...]:
     """Why a cache that computes ``computed`` steps at the beginning and the end could skip nothing."""
-    ran = None if site.workload is None else denoising_iterations(site.workload)
+    ran = None if site.workload is None else iterations_for_cache(site.workload)
     if ran is None or ran > computed:
         return ()
     return (f"the workload runs {ran} steps, and it computes {computed} in any case, so nothing would be skipped",)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from diffopt.machine.compile_cache import compile_cache_folder, compile_cache_root
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
-from diffopt.steps.compile.whole import Divisible, GraphFreeMode, Inductor, compiler_traits, inductor_options
+from diffopt.steps.compile.whole import Divisible, GraphFreeMode, Inductor, compile_step_traits, inductor_options
 from diffopt.steps.components import missing, modules
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ class Ahead(Step):
 
     @property
     def traits(self) -> frozenset[Trait]:
-        return compiler_traits("inductor", self.mode, fullgraph=False) | {Trait.EXPORTS}
+        return compile_step_traits("inductor", self.mode, fullgraph=False) | {Trait.EXPORTS}
 
     def problems(self, site: Site) -> tuple[str, ...]:
         return missing(site, self.components, "compile.components")

@@ -15,7 +15,7 @@ from diffopt.steps.compile.whole import (
     Divisible,
     GraphFreeMode,
     Inductor,
-    compiler_traits,
+    compile_step_traits,
     inductor_options,
     let_module_compile,
     refuse_untunable_compile,
@@ -48,7 +48,7 @@ class Divided(Step):
 
     @property
     def traits(self) -> frozenset[Trait]:
-        return compiler_traits(self.backend, self.mode, fullgraph=self.fullgraph)
+        return compile_step_traits(self.backend, self.mode, fullgraph=self.fullgraph)
 
     @property
     def settings(self) -> dict[str, Any]:

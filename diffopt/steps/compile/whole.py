@@ -82,7 +82,7 @@ class Full(Step):
             Trait.CUDA_GRAPHS: self.backend == "inductor" and self.mode in _WITH_CUDA_GRAPHS,
             Trait.WHOLE_DENOISER: "denoiser" in self.components,
         }
-        return compiler_traits(self.backend, self.mode, fullgraph=self.fullgraph) | {
+        return compile_step_traits(self.backend, self.mode, fullgraph=self.fullgraph) | {
             trait for trait, holds in claims.items() if holds
         }
 
@@ -143,7 +143,7 @@ def inductor_options(mode: Mode, options: Inductor) -> dict[str, Any] | None:
     return {**list_mode_options(mode), **options.chosen} or None
 
 
-def compiler_traits(backend: CompileBackend, mode: Mode, *, fullgraph: bool) -> frozenset[Trait]:
+def compile_step_traits(backend: CompileBackend, mode: Mode, *, fullgraph: bool) -> frozenset[Trait]:
     """What a compiled pipeline cannot bear, whatever part of it is compiled."""
     claims = {
         Trait.TRACES: True,

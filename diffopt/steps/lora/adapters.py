@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from diffopt.models import classes
-from diffopt.models.lora import checked_lora_file
+from diffopt.models.lora import lora_file_at_hand
 from diffopt.schema.record import Descriptive
 from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, register
 from diffopt.steps.lora.layers import load_lora_layers
@@ -150,7 +150,7 @@ class HotSwap(Lora):
         )
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
-        second = None if self.swap_path is None else checked_lora_file(self.swap_path, self.swap_content)
+        second = None if self.swap_path is None else lora_file_at_hand(self.swap_path, self.swap_content)
         return proof_of_lora_swaps(
             pipe, site, self.path, second, adapter=self.adapter, scale=self.scale, rank=self._room
         )

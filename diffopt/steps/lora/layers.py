@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import Refusal
-from diffopt.models.lora import checked_lora_file
+from diffopt.models.lora import lora_file_at_hand
 from diffopt.schema.words import one_line
 from diffopt.steps.components import parts
 
@@ -42,7 +42,7 @@ def load_lora_layers(pipe: Any, path: str | None, content: str | None, *, kind: 
         raise Refusal(f"{said}: {type(pipe).__name__} has no load_lora_weights")
     if any(lora_adapted_layers(part) for part in parts(pipe).values()):
         raise Refusal(f"{said}: the pipeline has LoRA layers already; unload_lora_weights() takes them out")
-    file = checked_lora_file(path, content)
+    file = lora_file_at_hand(path, content)
     wanted = modules_changed_by_lora(pipe, file, said)
     with without_lora_warnings():
         try:

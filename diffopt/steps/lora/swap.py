@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import NoEffect, Refusal
-from diffopt.models.lora import read_lora
+from diffopt.models.lora import read_lora_facts
 from diffopt.schema.step import Effect
 from diffopt.schema.words import one_line
 from diffopt.steps.lora.layers import load_lora_layers, lora_layers, modules_changed_by_lora, without_lora_warnings
@@ -57,7 +57,7 @@ def swap_lora(pipe: Any, file: str | Path, *, adapter: str, scale: float = 1.0) 
     path, name = Path(file), type(pipe).__name__
     if path.suffix != ".safetensors" or not path.is_file():
         raise Refusal(f"{said} is no safetensors file here")
-    found, rank = lora_layers(pipe, adapter), read_lora(path, said).rank
+    found, rank = lora_layers(pipe, adapter), read_lora_facts(path, said).rank
     if not found:
         raise Refusal(f"{said}: this {name} has no LoRA called {adapter} to put it in the place of")
     room = max(len(layer.lora_A[adapter].weight) for _, layer in _layers_by_path(pipe, adapter))
@@ -129,7 +129,7 @@ def _draw_pictures(pipe: Any, site: Site) -> None:
     from diffopt.models import calls  # which imports torch
 
     if site.workload is not None:
-        calls.draw_pictures(calls.pipeline_calls([pipe], (site.model,), site.workload))
+        calls.draw_pictures(calls.calls_of_models([pipe], (site.model,), site.workload))
 
 
 def _layers_by_path(pipe: Any, adapter: str) -> Iterator[tuple[str, Any]]:

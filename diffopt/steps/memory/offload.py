@@ -40,7 +40,7 @@ def watch_offloading_at_first_step(pipe: Any, device: str) -> None:
     pipe.scheduler.step = noting_step
 
 
-def memory_held_at_first_step(pipe: DiffusionPipeline) -> Mapping[str, int] | None:
+def offloading_at_first_step(pipe: DiffusionPipeline) -> Mapping[str, int] | None:
     """Bytes on the device by part, as :func:`watch_offloading_at_first_step` noted them; None before the first step."""
     held: Mapping[str, int] | None = vars(pipe).get(_HELD)
     return held
@@ -136,7 +136,7 @@ def module_bytes(module: nn.Module, on: str | None = None) -> int:
     return sum(_bytes(tensor) for tensor in tensors if on in (None, tensor.device.type))
 
 
-def bytes_in_mib(count: int | float | str) -> str:
+def offloaded_mib(count: int | float | str) -> str:
     return f"{int(count) / 2**20:.1f}"
 
 

@@ -22,16 +22,16 @@ from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, 
 from diffopt.steps.components import Components, attributes, missing, modules, parts
 from diffopt.steps.memory.offload import (
     CountedWeights,
-    bytes_in_mib,
     check_offload_groups,
     check_weights_are_offloaded,
     count_onloads_of_group,
-    memory_held_at_first_step,
     module_bytes,
     offload_group_bytes,
     offload_layer_groups,
     offload_layer_hooks,
     offloaded_components,
+    offloaded_mib,
+    offloading_at_first_step,
     watch_offloading_at_first_step,
 )
 
@@ -63,7 +63,7 @@ class Resident(Step):
             if away := _elsewhere(part, device):
                 raise NoEffect(f"memory=resident: {away} tensors of {name} are not on {device}")
         held = sum(map(module_bytes, parts(pipe).values()))
-        return Effect(f"{bytes_in_mib(held)} MiB of weights on {device}", {"bytes": held})
+        return Effect(f"{offloaded_mib(held)} MiB of weights on {device}", {"bytes": held})
 
 
 @register("memory")
@@ -96,7 +96,7 @@ class ModelOffload(Step):
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         from accelerate.hooks import CpuOffload
 
-        device, found, held = site.hardware.device, offloaded_components(pipe), memory_held_at_first_step(pipe)
+        device, found, held = site.hardware.device, offloaded_components(pipe), offloading_at_first_step(pipe)
         for name, part in found.items():
             if not isinstance(getattr(part, "_hf_hook", None), CpuOffload):
                 raise NoEffect(f"memory=model_offload: {name} has no hook that moves it (any more)")
@@ -111,7 +111,7 @@ class ModelOffload(Step):
         check_weights_are_offloaded(found, device, "model_offload")
         total, denoising = sum(map(module_bytes, found.values())), sum(held.values())
         return Effect(
-            f"{bytes_in_mib(denoising)} of {bytes_in_mib(total)} MiB of weights on {device} while denoising, "
+            f"{offloaded_mib(denoising)} of {offloaded_mib(total)} MiB of weights on {device} while denoising, "
             "none between calls",
             {"bytes": total, "bytes_denoising": denoising},
         )
@@ -258,7 +258,7 @@ class GroupOffload(Step):
             largest, whole = max(map(offload_group_bytes, made)), module_bytes(module)
             numbers |= {f"{name}_groups": len(made), f"{name}_moves": moves}
             numbers |= {f"{name}_bytes": whole, f"{name}_largest_group_bytes": largest}
-            told.append(f"{name} in {len(made)} groups of up to {bytes_in_mib(largest)} of {bytes_in_mib(whole)} MiB")
+            told.append(f"{name} in {len(made)} groups of up to {offloaded_mib(largest)} of {offloaded_mib(whole)} MiB")
         check_weights_are_offloaded(found, site.hardware.device, "group_offload")
         return Effect(f"{', '.join(told)}; none on {site.hardware.device} between calls", numbers)
 

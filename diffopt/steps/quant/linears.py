@@ -137,7 +137,7 @@ def linears_replaced_by_fused(module: nn.Module) -> frozenset[nn.Module]:
     )
 
 
-def path_begins_with(path: str, words: Iterable[str]) -> bool:
+def quant_path_begins_with(path: str, words: Iterable[str]) -> bool:
     """Whether a path begins with one of the words, by whole parts."""
     return any(f"{path}.".startswith(f"{word}.") for word in words)
 
@@ -197,7 +197,7 @@ def _left_by(
         return "sharing their weight"
     if any(word in path for word in step.skip):
         return "quant.skip"
-    if path_begins_with(path, site.model.quant_skip):
+    if quant_path_begins_with(path, site.model.quant_skip):
         return "model.quant_skip"
     if shape in step.skip_shapes:
         return "quant.skip_shapes"

@@ -12,7 +12,7 @@ from diffopt.errors import NoEffect, Refusal
 from diffopt.machine.packages import how_to_install
 from diffopt.models import classes
 from diffopt.models.classes import Process, SamplerCalls
-from diffopt.models.sampling import dropped_sampler_needs, sampler_needs
+from diffopt.models.sampling import dropped_sampler_needs_of_model, sampler_needs_of_model
 from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, register
 from diffopt.schema.words import did_you_mean
 from diffopt.steps.scheduler.host_schedule import Schedule, host_schedule_of_scheduler
@@ -23,8 +23,8 @@ from diffopt.steps.scheduler.support import (
     SAMPLERS,
     SPACINGS,
     Known,
-    sampling_process_of_config,
-    sampling_process_of_model,
+    scheduler_process_of_config,
+    scheduler_process_of_model,
 )
 
 if TYPE_CHECKING:
@@ -85,17 +85,17 @@ class Sampler(Step):
     def problems(self, site: Site) -> tuple[str, ...]:
         task = site.model.task if site.workload is None else site.workload.task
         pipeline = getattr(site.model.pipelines, task) or getattr(site.model.pipelines, site.model.task)
-        process, calls = sampling_process_of_model(site), classes.pipeline_class_record(str(pipeline)).sampler
+        process, calls = scheduler_process_of_model(site), classes.pipeline_class_record(str(pipeline)).sampler
         return self._reasons(process, str(pipeline), calls, site.model.sampler_needs)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         old: Any = pipe.scheduler
         name, pipeline = type(old).__name__, type(pipe).__name__
-        process = sampling_process_of_config(name, old.config)
+        process = scheduler_process_of_config(name, old.config)
         calls = classes.pipeline_class_record(pipeline).sampler
         if calls is None:  # sigmas that it gives after all are refused when it does
             calls = SamplerCalls(sigmas="never", generator=hasattr(pipe, "prepare_extra_step_kwargs"))
-        if reasons := self._reasons(process, pipeline, calls, sampler_needs(old.config)):
+        if reasons := self._reasons(process, pipeline, calls, sampler_needs_of_model(old.config)):
             raise Refusal("; ".join(reasons))
         cls = self._class(old, process)
         arguments = self._arguments(old.config, _constructor_parameters(cls), process)
@@ -163,7 +163,7 @@ class Sampler(Step):
             return ()
         if misfits := tuple(self._misfits(known, process, pipeline)):
             return misfits
-        dropped = dropped_sampler_needs(needed, known.takes)
+        dropped = dropped_sampler_needs_of_model(needed, known.takes)
         return (
             *self._miscalls(known, pipeline, calls),
             *([self._drops(dropped)] if dropped else []),
@@ -248,7 +248,7 @@ class Sampler(Step):
         said, parameters = f"scheduler.class_name={self.class_name}", _constructor_parameters(cls)
         if unknown := [name for name in self._given if name not in parameters]:
             raise Refusal(f"scheduler.{unknown[0]}: {self.class_name} has no such argument")
-        if dropped := dropped_sampler_needs(sampler_needs(config), parameters):
+        if dropped := dropped_sampler_needs_of_model(sampler_needs_of_model(config), parameters):
             raise Refusal(self._drops(dropped))
         prediction = arguments.get("prediction_type", config.get("prediction_type"))
         choices = get_args(inspect.get_annotations(cls.__init__, eval_str=True).get("prediction_type"))

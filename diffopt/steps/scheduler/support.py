@@ -129,12 +129,12 @@ OTHERS = frozenset(
 )
 
 
-def sampling_process_of_model(site: Site) -> Process | None:
+def scheduler_process_of_model(site: Site) -> Process | None:
     """What the model's denoiser undoes; None where diffopt does not know it."""
     return classes.denoiser_class_record(site.model.denoiser_class).process
 
 
-def sampling_process_of_config(class_name: str, config: Mapping[str, Any]) -> Process | None:
+def scheduler_process_of_config(class_name: str, config: Mapping[str, Any]) -> Process | None:
     """What the scheduler that a model came with samples, told by its class and config."""
     known = SAMPLERS.get(class_name)
     if config.get("prediction_type") == "flow_prediction" or (known is not None and known.process == _FLOW):

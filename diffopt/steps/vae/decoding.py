@@ -53,7 +53,7 @@ class Decoding:
         }
 
 
-def watch_vae_decode(vae: Any) -> None:
+def watch_vae_step(vae: Any) -> None:
     """Note, in each call of ``vae.decode``, what its decoder is given."""
     noted = Decoding()
     setattr(vae, _SEEN, noted)
@@ -76,7 +76,7 @@ def watch_vae_decode(vae: Any) -> None:
     vae.decoder.register_forward_pre_hook(note_part)
 
 
-def seen_by_vae_decoder(vae: Any) -> Decoding | None:
+def seen_by_vae_step(vae: Any) -> Decoding | None:
     """What was noted at the last call of ``vae.decode``; None where nobody watches."""
     found: Decoding | None = getattr(vae, _SEEN, None)
     return found

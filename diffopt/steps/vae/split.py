@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from diffopt.errors import NoEffect, Refusal
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
 from diffopt.steps.components import Component, passes_over
-from diffopt.steps.vae.decoding import seen_by_vae_decoder, set_vae_tile, watch_vae_decode
+from diffopt.steps.vae.decoding import seen_by_vae_step, set_vae_tile, watch_vae_step
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -73,14 +73,14 @@ class SplitDecoding(Step):
                 raise Refusal(f"vae.{name}: {type(vae).__name__} of {site.model.name} cannot do it") from error
         if self.tiling:
             set_vae_tile(vae, self.tile, self.overlap)
-        watch_vae_decode(vae)
+        watch_vae_step(vae)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         vae: Any = getattr(pipe, str(site.model.vae))
         for name in self._asked:
             if not getattr(vae, f"use_{name}", False):
                 raise NoEffect(f"vae.{name}: it is switched off in {type(vae).__name__}")
-        last = seen_by_vae_decoder(vae)
+        last = seen_by_vae_step(vae)
         if last is None or not last.calls:
             raise NoEffect("vae: its decoder was never called through decode()")
         idle = [name for name in self._asked if not {"slicing": last.sliced, "tiling": last.tiled}[name]]

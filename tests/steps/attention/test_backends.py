@@ -413,7 +413,7 @@ def test_z_image_masks_where_its_batch_is_uneven(words, why, tmp_path):
     if why == "prompts that differ":  # so it would have failed
         with pytest.raises(ValueError, match="attn_mask"):
             calls.draw_pictures(
-                calls.pipeline_calls(build_pipelines(found), request.cell.recipe.model.stages, request.cell.workload)
+                calls.calls_of_models(build_pipelines(found), request.cell.recipe.model.stages, request.cell.workload)
             )
 
 

@@ -26,7 +26,7 @@ from diffopt.pipeline.build import build_pipelines
 from diffopt.recipe.options import option_names
 from diffopt.recipe.plan import Plan, make_plan
 from diffopt.schema.step import Effect, registered_step_kinds
-from diffopt.steps.cache.support import denoising_iterations
+from diffopt.steps.cache.support import iterations_for_cache
 from diffopt.steps.scheduler.support import SAMPLERS
 
 OPTIONS = sorted(path.stem for path in (CONF / "cache").glob("*.yaml"))
@@ -81,7 +81,7 @@ class Cell:
 
     def __call__(self) -> torch.Tensor:
         """The latents of one picture, always from the same noise."""
-        (stage,) = calls.pipeline_calls(self.pipes, self.plan.cell.recipe.model.stages, self.plan.cell.workload)
+        (stage,) = calls.calls_of_models(self.pipes, self.plan.cell.recipe.model.stages, self.plan.cell.workload)
         noise = [torch.Generator("cpu").manual_seed(seed) for seed in stage.seeds]
         latents: torch.Tensor = self.pipe(**{**stage.arguments, "output_type": "latent"}, generator=noise)[0]
         return latents
@@ -222,7 +222,7 @@ def test_steps_from_a_picture_are_counted_as_diffusers_does(strength: float) -> 
     pipe = diffusers.FluxImg2ImgPipeline.__new__(diffusers.FluxImg2ImgPipeline)
     pipe.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
     pipe.scheduler.set_timesteps(10)
-    assert denoising_iterations(workload) == pipe.get_timesteps(10, strength, "cpu")[1]
+    assert iterations_for_cache(workload) == pipe.get_timesteps(10, strength, "cpu")[1]
 
 
 @pytest.mark.parametrize(

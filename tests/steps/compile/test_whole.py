@@ -154,7 +154,7 @@ def drawn(name: str, *overrides: str):
     pipes = build_pipelines(plan)
     for pipe in pipes:
         pipe.set_progress_bar_config(disable=True)
-    calls.draw_pictures(calls.pipeline_calls(pipes, request.cell.recipe.model.stages, request.cell.workload))
+    calls.draw_pictures(calls.calls_of_models(pipes, request.cell.recipe.model.stages, request.cell.workload))
     return pipes[0], request.cell.sites[0], request.cell.recipe.compile
 
 

@@ -24,7 +24,7 @@ from diffopt.config.resolve import compose_requests
 from diffopt.errors import NoEffect, Refusal, UsageError
 from diffopt.machine import packages
 from diffopt.models.classes import PIPELINES
-from diffopt.models.lora import resolve_lora
+from diffopt.models.lora import with_lora_facts
 from diffopt.models.random.weights import random_pipeline
 from diffopt.models.resolve import PACKAGED, TINY
 from diffopt.recipe.plan import make_plan
@@ -98,7 +98,7 @@ both = pytest.mark.parametrize("family", ["unet", "transformer"])
 
 def lora(kind: str, path: str, **changes: Any) -> Any:
     """The step of ``lora=KIND lora.path=FILE …``, with what the file tells filled in."""
-    data = resolve_lora({**values("lora", kind), "path": path, **changes}, Path.cwd())
+    data = with_lora_facts({**values("lora", kind), "path": path, **changes}, Path.cwd())
     return registered_step_kinds("lora")[kind].from_plain(data)
 
 
@@ -528,17 +528,17 @@ def test_a_file_counts_by_its_content_and_not_by_its_name(toy, tmp_path):
 
 
 def test_resolving_once_more_changes_nothing(toy):
-    data = resolve_lora({**values("lora", "hotswap"), "path": toy, "swap_path": toy}, Path.cwd())
+    data = with_lora_facts({**values("lora", "hotswap"), "path": toy, "swap_path": toy}, Path.cwd())
     assert (data["rank"], data["target_rank"], data["components"]) == (4, 4, ["unet"])
     assert data["swap_content"] == data["content"]
-    assert resolve_lora(data, Path("/elsewhere")) == data
-    relative = resolve_lora({**values("lora", "live"), "path": Path(toy).name}, Path(toy).parent)
+    assert with_lora_facts(data, Path("/elsewhere")) == data
+    relative = with_lora_facts({**values("lora", "live"), "path": Path(toy).name}, Path(toy).parent)
     assert relative["path"] == toy
 
 
 def test_options_without_a_file_and_values_of_the_wrong_type_are_left_to_others():
     for data in ({"kind": "none"}, values("lora", "fused"), {"kind": "live", "path": 5, "rank": None}):
-        assert resolve_lora(data, Path.cwd()) == data
+        assert with_lora_facts(data, Path.cwd()) == data
 
 
 def broken(toy: str, folder: Path, what: str) -> Path:

@@ -391,7 +391,7 @@ def pictures(model: str, chosen: Step) -> tuple[np.ndarray, np.ndarray, str]:
     made = make_plan(request.cell)
     expected = np.array(
         calls.draw_pictures(
-            calls.pipeline_calls(build_pipelines(made), request.cell.recipe.model.stages, request.cell.workload)
+            calls.calls_of_models(build_pipelines(made), request.cell.recipe.model.stages, request.cell.workload)
         )[0]
     )
     pipes = [movable(pipe) for pipe in build_pipelines(made)]
@@ -403,7 +403,7 @@ def pictures(model: str, chosen: Step) -> tuple[np.ndarray, np.ndarray, str]:
         for _ in range(2):
             drawn = np.array(
                 calls.draw_pictures(
-                    calls.pipeline_calls(pipes, request.cell.recipe.model.stages, request.cell.workload)
+                    calls.calls_of_models(pipes, request.cell.recipe.model.stages, request.cell.workload)
                 )[0]
             )
         effects = [chosen.verify(pipe, place) for pipe, place in zip(pipes, sites, strict=True)]

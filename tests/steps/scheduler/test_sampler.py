@@ -69,7 +69,7 @@ class Family:
         if scheduler is not None:
             self.pipe.scheduler = scheduler
         (output,) = calls.draw_pictures(
-            calls.pipeline_calls([self.pipe], self.cell.recipe.model.stages, self.cell.workload)
+            calls.calls_of_models([self.pipe], self.cell.recipe.model.stages, self.cell.workload)
         )
         return np.stack(
             [np.asarray(frame, dtype=float) for frame in (output if isinstance(output, list) else [output])]

@@ -19,7 +19,7 @@ from diffopt.models.resolve import PACKAGED
 from diffopt.models.sizes import latent_factors_of_vae
 from diffopt.recipe.plan import Plan, make_plan
 from diffopt.schema.step import Step
-from diffopt.steps.vae.decoding import seen_by_vae_decoder, set_vae_tile, watch_vae_decode
+from diffopt.steps.vae.decoding import seen_by_vae_step, set_vae_tile, watch_vae_step
 
 LATENTS = SIZE // 2  # the VAE halves once
 TILE = 16  # pixels: 8 latents
@@ -174,7 +174,7 @@ def test_settings_that_contradict_each_other_are_refused(changes, says):
 
 
 def decoded(vae, latents: tuple[int, ...]) -> tuple[int, ...]:
-    watch_vae_decode(vae)
+    watch_vae_step(vae)
     with torch.no_grad():
         return tuple(vae.eval().decode(torch.randn(latents), return_dict=False)[0].shape)
 
@@ -224,7 +224,7 @@ def test_pictures_keep_their_size_however_they_are_divided(build, latents, ratio
     vae.enable_tiling()
     set_vae_tile(vae, 5 * ratio, overlap)
     assert decoded(vae, latents) == whole
-    found = seen_by_vae_decoder(vae)
+    found = seen_by_vae_step(vae)
     assert found is not None
     assert found.tiled
     assert found.part_height <= 5
