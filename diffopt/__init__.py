@@ -68,8 +68,8 @@ def __dir__() -> list[str]:
 class _Package(ModuleType):
     """Importing a submodule binds it to its package; here not where it has the name of a public function.
 
-    ``diffopt.plan`` is the function, whatever was imported before it; the module is had with ``from diffopt.plan import
-    make_plan``.
+    ``diffopt.run`` is the function, whatever was imported before it; the package is had with ``from diffopt.run.sweep
+    import run_all``.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -14,7 +14,7 @@ from diffopt.machine.environment import detect_environment
 from diffopt.recipe.recipe import STEP_GROUPS
 
 
-def print_env(args: argparse.Namespace) -> int:
+def run_env_verb(args: argparse.Namespace) -> int:
     composer = composer_of_arguments(args)
     options = {
         group: {row.option: row.here for row in catalogue.list_options(composer, group)} for group in STEP_GROUPS
@@ -29,7 +29,7 @@ def print_env(args: argparse.Namespace) -> int:
     return 0
 
 
-def print_doctor(args: argparse.Namespace) -> int:
+def run_doctor_verb(args: argparse.Namespace) -> int:
     """Exit code 1 when something fails that this machine should be able to do."""
     found = examine_machine((lambda finding: None) if args.json else print_doctor_finding)
     if args.json:

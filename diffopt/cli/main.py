@@ -99,7 +99,7 @@ VERBS: dict[str, Verb] = {
     ),
     "plan": Verb(
         "the cells, their steps in order, what is refused and why; needs no GPU",
-        "plans:print_plan",
+        "plans:run_plan_verb",
         ("--multirun", "--recipe", "--config-dir", "--trust-config-dir", "--json"),
         example="diffopt plan -m model=sd15,sdxl hardware=a100,t4 precision=fp16,bf16 compile=none,max_autotune",
     ),
@@ -118,47 +118,47 @@ VERBS: dict[str, Verb] = {
     ),
     "ls": Verb(
         "groups and options, one line each: what it does, needs, and whether it works here",
-        "options:print_ls",
+        "options:run_ls_verb",
         ("--config-dir", "--trust-config-dir"),
         words="group",
         example="diffopt ls attention",
     ),
     "show": Verb(
         "the resolved recipe as YAML, to commit and to read back with --recipe",
-        "recipes:print_recipe",
+        "recipes:run_show_verb",
         ("--recipe", "--config-dir", "--trust-config-dir"),
         example="diffopt show recipe=pytorch2 model=sd15 > pytorch2.yaml",
     ),
     "diff": Verb(
         "what two recipes change: names or files, then overrides for both",
-        "recipes:print_diff",
+        "recipes:run_diff_verb",
         ("--config-dir", "--trust-config-dir"),
         words="recipes",
         example="diffopt diff baseline pytorch2",
     ),
     "report": Verb(
         "a study as a table, also beside published figures",
-        "reports:print_report",
+        "reports:run_report_verb",
         ("--csv", "--pictures", "--like", "--published", "--charts", "--gpu"),
         words="study",
         example="diffopt report first --csv > first.csv; diffopt report --published pytorch2 --charts .",
     ),
     "compare": Verb(
         "two studies, or two sides of one: each cell of A beside its counterpart in B; a gate for CI",
-        "reports:print_comparison",
+        "reports:run_compare_verb",
         ("--slower", "--json"),
         words="sides",
         example="diffopt compare before after --slower 5; diffopt compare first compile=none compile=regional",
     ),
     "doctor": Verb(
         "a first look at a machine: do compile, CUDA graphs, attention kernels, int8 and fp8 work here",
-        "machines:print_doctor",
+        "machines:run_doctor_verb",
         ("--json",),
         words="",
     ),
     "env": Verb(
         "versions, GPUs, which options can work here",
-        "machines:print_env",
+        "machines:run_env_verb",
         ("--json", "--config-dir", "--trust-config-dir"),
         words="",
     ),
@@ -213,7 +213,7 @@ def _dispatch(arguments: list[str]) -> int:
     if {word.split("=", 1)[0] for word in arguments} & set(HYDRA_FLAGS):
         return _function("hydra_flags:print_hydra_answer")(arguments, tuple(VERBS))
     if not arguments or arguments[0] in ("--help", "-h", "help"):
-        print(print_overview())
+        print(overview_in_words())
         return 0
     if arguments[0] == "--version":
         print(f"diffopt {__version__}")
@@ -232,7 +232,7 @@ def _function(place: str) -> Callable[..., int]:
     return found
 
 
-def print_overview() -> str:
+def overview_in_words() -> str:
     """``diffopt --help``."""
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {name:{width}}  {verb.says}" for name, verb in VERBS.items())

@@ -10,7 +10,7 @@ from diffopt.config import catalogue
 from diffopt.errors import UsageError
 
 
-def print_ls(args: argparse.Namespace) -> int:
+def run_ls_verb(args: argparse.Namespace) -> int:
     if len(args.group) > 1:
         raise UsageError("ls takes one group, or none to list the groups.")
     composer = composer_of_arguments(args)

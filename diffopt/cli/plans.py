@@ -12,7 +12,7 @@ from diffopt.config.loaded_code import loaded_code
 from diffopt.run.launchers import launcher
 
 
-def print_plan(args: argparse.Namespace) -> int:
+def run_plan_verb(args: argparse.Namespace) -> int:
     """Exit code 0: a plan that lists refusals has done its work."""
     requests = requests_of_arguments(args)
     launcher(requests[0].launch.kind)  # as `run` would complain
@@ -26,7 +26,7 @@ def print_plan(args: argparse.Namespace) -> int:
     elif len(plans) == 1:
         print(plans[0].text(code[0]))
     else:
-        print(printing.print_many_plans(plans, code))
+        print(printing.many_plans_in_words(plans, code))
         if (minutes := requests[0].launch.minutes) is not None:
             print(f"launch.minutes={minutes:g}: `diffopt run` begins them in this order as long as there is time")
     return 0

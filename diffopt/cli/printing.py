@@ -37,7 +37,7 @@ def print_table(shown: Table) -> None:
     Console().print(drawn)
 
 
-def print_many_plans(plans: Sequence[Plan], code: Sequence[Sequence[Code]] = ()) -> str:
+def many_plans_in_words(plans: Sequence[Plan], code: Sequence[Sequence[Code]] = ()) -> str:
     """One line per cell, every reason of a refused one below it, code from elsewhere, and the count."""
     names = cell_labels([plan.cell.model_dump(mode="json") for plan in plans])
     lines = []

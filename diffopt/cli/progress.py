@@ -31,7 +31,7 @@ def progress_line_of_unreadable_row(event: RowUnreadable) -> str:
     return f"{event.label}: its row is measured anew: {event.reason}"
 
 
-def not_begun_line(event: NotBegun) -> str:
+def progress_line_of_not_begun(event: NotBegun) -> str:
     return f"{event.label}: {event.reason}"
 
 
@@ -90,7 +90,7 @@ class _Lines:
             case RowUnreadable():
                 self._say(progress_line_of_unreadable_row(event))
             case NotBegun():
-                self._say(not_begun_line(event))
+                self._say(progress_line_of_not_begun(event))
             case CellStarted(cell_id, label):
                 self._say(f"{cell_id} {label}" if label != cell_id else cell_id)
             case PhaseStarted(cell_id, phase):
@@ -121,7 +121,7 @@ class _Bars:
             case RowUnreadable():
                 self._print(progress_line_of_unreadable_row(event))
             case NotBegun():
-                self._print(not_begun_line(event))
+                self._print(progress_line_of_not_begun(event))
             case CellStarted(cell_id, label):
                 self._running[cell_id] = self._bars.add_task(label, total=len(PHASES))
             case PhaseStarted(cell_id, phase):

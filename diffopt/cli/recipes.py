@@ -12,13 +12,13 @@ from diffopt.recipe import lock
 from diffopt.schema.words import value_in_words
 
 
-def print_recipe(args: argparse.Namespace) -> int:
+def run_show_verb(args: argparse.Namespace) -> int:
     (request,) = requests_of_arguments(args)
     print(lock.recipe_to_yaml(request.cell, Path.cwd()), end="")
     return 0
 
 
-def print_diff(args: argparse.Namespace) -> int:
+def run_diff_verb(args: argparse.Namespace) -> int:
     sides = [word for word in args.recipes if "=" not in word]
     overrides = [word for word in args.recipes if "=" in word]
     if len(sides) != 2:

@@ -20,7 +20,7 @@ from diffopt.results.study import Study
 from diffopt.results.table import results_table, values_table
 
 
-def print_report(args: argparse.Namespace) -> int:
+def run_report_verb(args: argparse.Namespace) -> int:
     _check_report(args)
     if args.published is not None:
         return _print_parts(published_page(args.published, args.charts, args.gpu))
@@ -62,7 +62,7 @@ def _rows(study: Study, name: str, on_lost: Callable[[str], None] = lambda text:
     return results
 
 
-def print_comparison(args: argparse.Namespace) -> int:
+def run_compare_verb(args: argparse.Namespace) -> int:
     """Exit code 1 where ``--slower`` is given and a cell fails it, or nothing could be judged."""
     words = [word for word in args.sides if sides.is_selection_of_rows(word)]
     names = [word for word in args.sides if not sides.is_selection_of_rows(word)]

@@ -99,11 +99,11 @@ def try_compiled_cuda_graphs(device: str, capability: list[int] | None = None) -
     _check_triton(device, capability)
     import torch
 
-    from diffopt.steps.compile.compiled_call import proof_counts_cuda_graphs  # all steps come with it
+    from diffopt.steps.compile.compiled_call import count_recorded_cuda_graphs  # all steps come with it
 
     torch._dynamo.reset()
     _compiled(device, "reduce-overhead", calls=3)  # one to warm up, one to record, one to replay
-    recorded = proof_counts_cuda_graphs()
+    recorded = count_recorded_cuda_graphs()
     if recorded < 1:
         raise Fails("compiled, but no CUDA graph was recorded", "choose compile=default; the log of a run says why")
     return f"{recorded} CUDA graph{'s' if recorded > 1 else ''} recorded and replayed"

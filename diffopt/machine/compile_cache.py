@@ -82,7 +82,7 @@ class Artifact:
     kernels: int
 
 
-def compile_cache_folder(device: Literal["cuda", "cpu"]) -> Conditions:
+def compile_conditions_here(device: Literal["cuda", "cpu"]) -> Conditions:
     """The place of this process. Imports torch."""
     import torch
 
@@ -105,7 +105,7 @@ def save_compile_cache_artifact(path: Path, device: Literal["cuda", "cpu"]) -> A
     kernels = _loaded_kernels()
     manifest = Manifest(
         format=1,
-        place=compile_cache_folder(device),
+        place=compile_conditions_here(device),
         entries=sum(map(len, info.artifacts.values())),
         kernels=len(kernels),
     )
@@ -134,7 +134,7 @@ def load_compile_cache_artifact(path: Path, sha256: str, device: Literal["cuda",
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as file:
             manifest = Manifest.model_validate_json(file.read(MANIFEST))
-            _check_place(path, manifest.place, compile_cache_folder(device))
+            _check_place(path, manifest.place, compile_conditions_here(device))
             entries = file.read(TORCH)
             kernels = {name: file.read(name) for name in file.namelist() if name.startswith(KERNELS)}
     except (zipfile.BadZipFile, KeyError, ValidationError) as error:

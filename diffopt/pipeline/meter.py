@@ -24,7 +24,7 @@ from diffopt.pipeline.outputs import is_constant_picture
 from diffopt.pipeline.peak_memory import PeakMeter, peak_memory_meter
 from diffopt.recipe.cell import Cell
 from diffopt.results.result import CompileCache, Latency, Split, StageSpeed
-from diffopt.steps.compile.compiled_call import proof_counts_cuda_graphs
+from diffopt.steps.compile.compiled_call import count_recorded_cuda_graphs
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -126,16 +126,16 @@ class Meter:
         """The timed part. A recompile in it raises RuntimeError: it would be timed, and then nothing would be true."""
         protocol = self._cell.measure
         samples: list[Sample] = []
-        graphs = proof_counts_cuda_graphs()
+        graphs = count_recorded_cuda_graphs()
         with torch.compiler.set_stance("fail_on_recompile"):
             begin = time.perf_counter()
             while len(samples) < protocol.max_samples and (
                 len(samples) < protocol.samples or time.perf_counter() - begin < protocol.seconds
             ):
                 samples.append(self.call())
-        if proof_counts_cuda_graphs() != graphs:
+        if count_recorded_cuda_graphs() != graphs:
             raise DiffoptError(
-                f"{proof_counts_cuda_graphs() - graphs} CUDA graphs were recorded anew in the timed part"
+                f"{count_recorded_cuda_graphs() - graphs} CUDA graphs were recorded anew in the timed part"
             )
         return samples
 

@@ -147,7 +147,7 @@ class Result(Frozen):
     env_id: str
     recipe_id: str
     status: Status
-    phase: Annotated[Phase, Field(validation_alias=AliasChoices("phase", "stage"))]  # rows of 0.1.0 say ``phase``
+    phase: Annotated[Phase, Field(validation_alias=AliasChoices("phase", "stage"))]  # older rows say ``stage``
     reason: str | None  # why it is not ok, or why an ok row is not valid
     valid: bool
     choices: dict[str, str]

@@ -20,8 +20,8 @@ from support.places import TESTS
 from diffopt.errors import Refusal, UsageError
 from diffopt.machine import compile_cache
 from diffopt.machine.compile_cache import (
-    compile_cache_folder,
     compile_cache_root,
+    compile_conditions_here,
     load_compile_cache_artifact,
     private_compile_caches,
     save_compile_cache_artifact,
@@ -137,7 +137,7 @@ def test_an_artifact_is_not_opened_without_its_own_hash(caches, monkeypatch):
 )
 def test_an_artifact_of_another_place_is_refused(caches, name, value):
     saved = save_compile_cache_artifact(caches / "cache.zip", "cpu")
-    here = compile_cache_folder("cpu").model_dump(mode="json")
+    here = compile_conditions_here("cpu").model_dump(mode="json")
     moved = {**here, name: {**here[name], **value} if name == "versions" else value}
     manifest = {"format": 1, "place": moved, "entries": 3, "kernels": 0}
     digest = changed(saved.path, **{"manifest.json": json.dumps(manifest).encode()})

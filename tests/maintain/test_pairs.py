@@ -37,13 +37,13 @@ def test_a_pair_runs_or_says_why_not(family: str, first: str, second: str, statu
     assert (found.status, said in found.reason) == (status, True), found
 
 
-@pytest.mark.parametrize(("broken", "said"), [("build", "no luck"), ("make_plan", "no luck")])
+@pytest.mark.parametrize(("broken", "said"), [("build_pipelines", "no luck"), ("make_plan", "no luck")])
 def test_what_breaks_is_a_failure_in_the_table(broken: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def breaks(*_: object, **__: object) -> None:
         raise RuntimeError(said)
 
     monkeypatch.setattr(
-        f"{'diffopt.pipeline.build' if broken == 'build' else 'scripts.maintain.pairs'}.{broken}", breaks
+        f"{'diffopt.pipeline.build' if broken == 'build_pipelines' else 'scripts.maintain.pairs'}.{broken}", breaks
     )
     monkeypatch.setattr(pairs, "_OUTCOMES", {})
     found = try_pair("UNet", ("precision", "bf16"), ("fuse", "qkv"))

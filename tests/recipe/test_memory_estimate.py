@@ -17,7 +17,7 @@ from diffopt.recipe.options import shipped_step
 from diffopt.recipe.plan import Plan, make_plan
 from diffopt.recipe.rules import remedies
 from diffopt.recipe.rules.estimate import GIB, Estimate, estimate_memory_of_cell, estimated_denoiser_batch
-from diffopt.recipe.rules.remedies import remedies_for_conflict as remedies_for
+from diffopt.recipe.rules.remedies import remedies_for_memory as remedies_for
 from diffopt.schema.model import Activations, Parameters
 from diffopt.schema.step import Order, Step
 

@@ -34,9 +34,9 @@ __all__ = [
     "Process",
     "SamplerCalls",
     "Vae",
-    "denoiser",
-    "pipeline",
-    "vae",
+    "denoiser_class_record",
+    "pipeline_class_record",
+    "vae_class_record",
 ]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from diffopt.recipe.planned import Problem
 from diffopt.recipe.rules.case import Case
 from diffopt.recipe.rules.estimate import GIB, NOTED, estimate_memory_of_cell
-from diffopt.recipe.rules.remedies import TRIED, Remedy, remedies_for_conflict
+from diffopt.recipe.rules.remedies import TRIED, Remedy, remedies_for_memory
 
 
 def rule_on_memory(case: Case, others: Callable[[Case], tuple[Problem, ...]]) -> Iterator[Problem]:
@@ -22,7 +22,7 @@ def rule_on_memory(case: Case, others: Callable[[Case], tuple[Problem, ...]]) ->
     def works(remedy: Remedy) -> bool:
         return len(others(Case(remedy.cell))) <= len(others(case))
 
-    found = [str(remedy) for remedy in remedies_for_conflict(case.cell, NOTED * has * GIB, works)]
+    found = [str(remedy) for remedy in remedies_for_memory(case.cell, NOTED * has * GIB, works)]
     none = f"none of the options tried ({', '.join(TRIED)}) makes it fit with a tenth of the memory to spare"
     remedy = f"it would fit with {', or with '.join(found)}" if found else none
     keys = (f"model={case.cell.recipe.model.name}", case.place)

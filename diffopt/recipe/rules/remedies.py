@@ -36,7 +36,7 @@ class Remedy:
         return " ".join([*words, f"workload.batch_size={self.cell.workload.batch_size}"] if self.batch else words)
 
 
-def remedies_for_conflict(cell: Cell, limit: float, works: Callable[[Remedy], bool]) -> list[Remedy]:
+def remedies_for_memory(cell: Cell, limit: float, works: Callable[[Remedy], bool]) -> list[Remedy]:
     """What brings ``cell`` below ``limit`` bytes with the fewest changes; empty where nothing that is tried does.
 
     ``works`` tells of a remedy that fits whether anything else speaks against it.

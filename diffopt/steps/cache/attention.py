@@ -12,7 +12,7 @@ from diffopt.errors import Refusal
 from diffopt.models import classes
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
 from diffopt.steps.cache.hooks import cached_timestep, install_cache, proof_of_skips
-from diffopt.steps.cache.support import cache_runs_twice_a_step, reasons_against_cache, too_few_steps_to_cache
+from diffopt.steps.cache.support import denoiser_predicts_twice_a_step, reasons_against_cache, too_few_steps_to_cache
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -191,7 +191,7 @@ class FasterCache(Step):
         found = reasons_against_cache(site, time=True, one_state=True) or too_few_steps_to_cache(site, 1)
         if found or self._distilled(site):
             return found
-        if not cache_runs_twice_a_step(site):
+        if not denoiser_predicts_twice_a_step(site):
             return ("cache.is_guidance_distilled=false, but without guidance the batch has no half to guess",)
         if self._format(site) is None:
             return (f"no layout in frames is known of what {site.model.denoiser_class} gives (cache.tensor_format)",)
@@ -217,7 +217,11 @@ class FasterCache(Step):
         return proof_of_skips(pipe, site, key="cache=faster", unit="attention", remedy=remedy)[0]
 
     def _distilled(self, site: Site) -> bool:
-        return not cache_runs_twice_a_step(site) if self.is_guidance_distilled is None else self.is_guidance_distilled
+        return (
+            not denoiser_predicts_twice_a_step(site)
+            if self.is_guidance_distilled is None
+            else self.is_guidance_distilled
+        )
 
     def _format(self, site: Site) -> str | None:
         return self.tensor_format or classes.denoiser_class_record(site.model.denoiser_class).caches.frames

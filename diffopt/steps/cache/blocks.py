@@ -16,7 +16,7 @@ from diffopt.models import classes
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
 from diffopt.steps.cache.hooks import install_cache, keep_mag_cache_ratios, proof_of_skips
 from diffopt.steps.cache.support import (
-    cache_runs_twice_a_step,
+    denoiser_predicts_twice_a_step,
     iterations_for_cache,
     reasons_against_cache,
     too_few_steps_to_cache,
@@ -92,7 +92,7 @@ class Mag(Step):
         return _TRAITS | {Trait.COUNTS_STEPS} if self.num_inference_steps is None else _TRAITS
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        found = reasons_against_cache(site, context=cache_runs_twice_a_step(site))
+        found = reasons_against_cache(site, context=denoiser_predicts_twice_a_step(site))
         known = (
             self.mag_ratios is not None or classes.denoiser_class_record(site.model.denoiser_class).caches.magnitudes
         )
@@ -119,7 +119,7 @@ class Mag(Step):
             calibrate=self.calibrate,
         )
         watch = install_cache(pipe, site, config, key="cache=mag")
-        watch.note_contexts(needed=cache_runs_twice_a_step(site))
+        watch.note_contexts(needed=denoiser_predicts_twice_a_step(site))
         if self.calibrate:
             keep_mag_cache_ratios(watch)
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from diffopt.schema.workload import Workload
 
 
-def cache_runs_twice_a_step(site: Site) -> bool:
+def denoiser_predicts_twice_a_step(site: Site) -> bool:
     """Whether each step needs a second prediction, without the prompt. Unknown without a workload: then it may."""
     model, asked = site.model, site.workload
     if model.embedded_guidance or asked is None:
@@ -56,7 +56,7 @@ def reasons_against_cache(
     calls = classes.pipeline_class_record(name).denoiser
     if calls is None:
         return ()
-    two = cache_runs_twice_a_step(site) and known.guides_apart
+    two = denoiser_predicts_twice_a_step(site) and known.guides_apart
     reasons = {
         f"{name} names no cache context, by which this cache keeps the calls of a step apart": context
         and not calls.context,

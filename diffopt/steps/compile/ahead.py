@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from diffopt.machine.compile_cache import compile_cache_folder, compile_cache_root
+from diffopt.machine.compile_cache import compile_cache_root, compile_conditions_here
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
 from diffopt.steps.compile.whole import Divisible, GraphFreeMode, Inductor, compile_step_traits, inductor_options
 from diffopt.steps.components import missing, modules
@@ -43,7 +43,7 @@ class Ahead(Step):
                 "recipe": site.code_id,
                 "component": name,
                 "settings": settings,
-                "place": compile_cache_folder(site.hardware.device).model_dump(),
+                "place": compile_conditions_here(site.hardware.device).model_dump(),
             }
             module._compiled_call_impl = PackagedCall(
                 module, compile_cache_root() / "aot", identity=identity, settings=settings

@@ -70,10 +70,10 @@ class CompiledCall:
         from torch._dynamo.utils import counters
         from torch.utils._pytree import tree_map_only
 
-        recorded, skipped = proof_counts_cuda_graphs(), counters["inductor"]["cudagraph_skips"]
+        recorded, skipped = count_recorded_cuda_graphs(), counters["inductor"]["cudagraph_skips"]
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         out = self.function(*args, **kwargs)
-        self.cuda_graphs_recorded += proof_counts_cuda_graphs() - recorded
+        self.cuda_graphs_recorded += count_recorded_cuda_graphs() - recorded
         self.cuda_graphs_skipped += counters["inductor"]["cudagraph_skips"] - skipped
         return tree_map_only(torch.Tensor, torch.clone, out)
 
@@ -185,7 +185,7 @@ def _place_of_break(reason: GraphCompileReason) -> str:
     return f"{frame.filename.rpartition('/site-packages/')[2]}:{frame.lineno}: {what}"
 
 
-def proof_counts_cuda_graphs() -> int:
+def count_recorded_cuda_graphs() -> int:
     """CUDA graphs that inductor recorded in this process on the current device, in microseconds.
 
     Equal before and after some calls: all of them were replays.

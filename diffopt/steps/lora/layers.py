@@ -97,7 +97,7 @@ def lora_layers(pipe: DiffusionPipeline, adapter: str) -> Layers:
 
 
 def lora_layer_counts(pipe: DiffusionPipeline) -> Mapping[str, int]:
-    """How many layers the file has for each component; empty where :func:`load` was not called."""
+    """How many layers the file has for each component; empty where :func:`load_lora_layers` was not called."""
     found: Mapping[str, int] = vars(pipe).get(_COUNTS, {})
     return found
 

@@ -95,7 +95,7 @@ def quantize(step: Selection, pipe: DiffusionPipeline, site: Site, config: Any, 
         setattr(module, _CONFIG, config)
 
 
-def quantized_with_config(module: nn.Module) -> Any:
+def config_quantized_with(module: nn.Module) -> Any:
     """torchao's config that :func:`quantize` used on a component; None where it was not quantized."""
     return getattr(module, _CONFIG, None)
 

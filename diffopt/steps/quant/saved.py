@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import Refusal
 from diffopt.steps.components import parts
-from diffopt.steps.quant.linears import is_path_of_lora, linears_replaced_by_fused, quantized_with_config
+from diffopt.steps.quant.linears import config_quantized_with, is_path_of_lora, linears_replaced_by_fused
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -34,7 +34,7 @@ def save_quantized(pipe: DiffusionPipeline, folder: str | Path) -> None:
     """
     modules = parts(pipe)
     quantized = {
-        name: config for name, module in modules.items() if (config := quantized_with_config(module)) is not None
+        name: config for name, module in modules.items() if (config := config_quantized_with(module)) is not None
     }
     if not quantized and not any(_stored_in_float8(module) for module in modules.values()):
         raise Refusal("save_quantized: nothing of this pipeline is quantized; use its own save_pretrained")

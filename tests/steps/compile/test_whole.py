@@ -506,7 +506,7 @@ class Inductors:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.recorded = 0
         counters["inductor"]["cudagraph_skips"] = 0
-        monkeypatch.setattr(compiled_call, "proof_counts_cuda_graphs", lambda: self.recorded)
+        monkeypatch.setattr(compiled_call, "count_recorded_cuda_graphs", lambda: self.recorded)
 
     def function(self, *, recorded: bool) -> CompiledCall:
         calls = itertools.count(1)
@@ -544,7 +544,7 @@ def test_a_component_that_inductor_skipped_is_found_out(monkeypatch):
 
 
 def test_recorded_cuda_graphs_are_none_without_cuda():
-    assert compiled_call.proof_counts_cuda_graphs() == 0
+    assert compiled_call.count_recorded_cuda_graphs() == 0
 
 
 def test_recorded_cuda_graphs_are_counted_through_the_tree(monkeypatch):
@@ -557,7 +557,7 @@ def test_recorded_cuda_graphs_are_counted_through_the_tree(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(cudagraph_trees, "get_manager", lambda device, create_if_none_exists: manager)
-    assert compiled_call.proof_counts_cuda_graphs() == 5
+    assert compiled_call.count_recorded_cuda_graphs() == 5
 
 
 def test_outputs_are_copies_where_cuda_graphs_replay():
