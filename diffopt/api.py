@@ -53,7 +53,7 @@ def load(
         UsageError: the recipe or an override is wrong.
         Refusal: the recipe cannot work on its hardware, or a step cannot work on this pipeline; all reasons at once.
     """
-    from diffopt.pipeline.build import build_pipelines
+    from diffopt.pipeline.build import build_pipelines  # here for torch
 
     request = Asked.from_arguments(recipe, overrides, config_dirs, trust_config_dirs).request()
     _check_one_pipeline(request.cell.recipe.model)
@@ -87,8 +87,8 @@ def optimize(
         Refusal: the recipe cannot work on its hardware or on this pipeline, the pipeline is of another model or another
             precision than the chosen one, or it was optimized already.
     """
-    from diffopt.pipeline.adopt import check_loaded_pipeline_is_model, precision_of_loaded_pipeline
-    from diffopt.pipeline.build import apply_steps
+    from diffopt.pipeline.adopt import check_loaded_pipeline_is_model, precision_of_loaded_pipeline  # here for torch
+    from diffopt.pipeline.build import apply_steps  # here for torch
 
     _check_plain(pipe)
     asked = Asked.from_arguments(recipe, overrides, config_dirs, trust_config_dirs)
@@ -142,7 +142,7 @@ def plan(cell: Cell) -> Plan:
 
     Needs no torch and no GPU, and raises nothing for a cell that is refused: ``problems`` and ``reasons`` say why.
     """
-    from diffopt.machine.interpreter import why_interpreter_is_absent
+    from diffopt.machine.interpreter import why_interpreter_is_absent  # here for start-up time
 
     found = make_plan(_checked(cell))
     note = why_interpreter_is_absent(cell.runtime)
@@ -159,7 +159,7 @@ def run(cell: Cell, *, study: str | Path | Study | None = None) -> Result:
     Returns:
         The row, whatever its status; nothing is raised for a cell that fails.
     """
-    from diffopt.run.sweep import run_one
+    from diffopt.run.sweep import run_one  # here for start-up time
 
     return run_one(_checked(cell), study=study)
 
@@ -169,7 +169,7 @@ def _adopted(pipe: DiffusionPipeline, asked: Asked) -> tuple[set[str], Request]:
 
     Raises UsageError for a value that says which model is to be loaded.
     """
-    from diffopt.pipeline import adopt
+    from diffopt.pipeline import adopt  # here for torch
 
     composed, words, model = asked.composed(), list(asked.words), {}
     adopted = {"model", "precision"} - composed.chosen

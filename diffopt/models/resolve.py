@@ -19,6 +19,7 @@ from diffopt.models.index import CONFIG_SUFFIXES, ModelIndex, check_model_files,
 from diffopt.models.weights import find_weights, read_weights
 from diffopt.schema.model import Limits, Model, Parameters
 from diffopt.schema.record import Frozen
+from diffopt.schema.words import did_you_mean
 
 PACKAGED = Path(__file__).parent / "architectures"
 TINY = "tiny"  # folder in that of an architecture: configs of about a million parameters, and their tiny.yaml
@@ -81,7 +82,12 @@ def packaged_architecture(architecture: str, *, tiny: bool = False) -> Path:
     """The folder of a built-in architecture, or of its tiny configs; UsageError with the known names otherwise."""
     known = sorted(index.parent.name for index in PACKAGED.glob("*/model_index.json"))
     if architecture not in known:
-        raise UsageError(f"model.architecture={architecture}: there is no such architecture; known: {', '.join(known)}")
+        whole = architecture.removeprefix("tiny_")  # as an earlier diffopt called the tiny configs
+        now = f" It is architecture={whole} with model.weights=tiny now." if whole in known else ""
+        raise UsageError(
+            f"model.architecture={architecture}: there is no such architecture."
+            f"{now or did_you_mean(architecture, known)} `diffopt ls model` lists the models that come with one."
+        )
     folder = PACKAGED / architecture
     if tiny and not (folder / TINY).is_dir():
         raise UsageError(

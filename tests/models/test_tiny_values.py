@@ -76,7 +76,7 @@ def test_a_recipe_file_of_a_tiny_cell_is_the_same_cell(tmp_path: Path, cli) -> N
         (("model=tiny",), "the architecture tiny has no tiny configs beside its own"),
         (("model=local", "model.path=x"), "model=local is not one of the built-in families"),
         (("model=hub", "model.id=org/name"), "model=hub is not one of the built-in families"),
-        (("model=sdxl", "model.architecture=mine"), "there is no such architecture; known: "),
+        (("model=sdxl", "model.architecture=mine"), "there is no such architecture. `diffopt ls model`"),
     ],
 )
 def test_a_model_without_tiny_configs_is_a_mistake(words: tuple[str, ...], said: str) -> None:

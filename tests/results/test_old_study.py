@@ -1,4 +1,4 @@
-"""A study that version 0.1.0 wrote before the packages: it still reports, reads back and resumes.
+"""A study that version 0.1.0 wrote before the packages: it still reports and resumes, and its cells read back.
 
 ``study_of_0_1_0`` is what these commands wrote on a CPU, without logs and claims; never to be made anew:
 
@@ -57,6 +57,14 @@ def test_a_cell_reads_back_with_the_same_id(cli: Cli, cell: str) -> None:
     code, out, err = cli("plan", "--recipe", str(file))
     assert (code, err) == (0, "")
     assert out.startswith(f"cell {cell}, ")
+
+
+@pytest.mark.parametrize(("cell", "now"), [("9d372b8f8fc6", "sdxl"), ("118dcdf4e040", "deepfloyd_if_i_m")])
+def test_a_cell_of_an_option_that_is_gone_says_what_it_is_now(cli: Cli, cell: str, now: str) -> None:
+    (file,) = OLD.glob(f"cells/{cell}/*/cell.yaml")
+    code, _, err = cli("plan", "--recipe", str(file))
+    assert code == 2
+    assert f"It is architecture={now} with model.weights=tiny now." in err
 
 
 def test_the_same_sweep_goes_on_where_it_stopped(cli: Cli, tmp_path: Path) -> None:

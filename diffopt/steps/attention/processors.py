@@ -24,7 +24,7 @@ def dispatching_processors() -> dict[type, type[DispatchAttnProcessor]]:
     from diffusers.models import attention_processor as stock
     from diffusers.models.transformers.sana_transformer import SanaAttnProcessor2_0
 
-    from diffopt.steps.attention import dit, unet
+    from diffopt.steps.attention import dit, unet  # here for torch
 
     return {
         stock.AttnProcessor: unet.DispatchAttnProcessor,

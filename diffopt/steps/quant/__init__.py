@@ -1,4 +1,4 @@
 """Weights and products in fewer bits.
 
-May import ``steps.components`` and what stands below ``steps``.
+May import ``steps.components``, ``steps.precision`` and what stands below ``steps``.
 """
