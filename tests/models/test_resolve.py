@@ -402,7 +402,7 @@ def test_random_weights_need_no_weight_files(folder):
         (option("local", path="~nobody-of-this-name/x"), r"model\.path=.*cannot be a path"),
         (option("local", path="loop"), r"there is no folder .*/loop"),
         (option("tiny", path="somewhere"), r"use model=local model\.path=somewhere"),
-        (option("tiny", architecture="sd16"), r"there is no such architecture"),
+        (option("tiny", architecture="sd16"), "there is no such architecture.*Did you mean"),
         (option("sd15", id=None), r"no safetensors file.*model\.weights=random"),
         (option("sd15", architecture=None, weights="random"), r"model\.architecture=NAME"),
         (option("tiny", parameters=None), r"lacks model\.parameters\.denoiser"),
