@@ -188,8 +188,8 @@ from support.option_steps import step
 from support.tiny_pipelines import picture, pipeline, site
 from torch._dynamo.utils import counters
 from torch._inductor.cpp_builder import CppBuilder
-from diffopt.machine.compile_cache import load_compile_artifact
-from diffopt.machine.compile_cache import save_compile_artifact
+from diffopt.machine.compile_cache import load_compile_cache_artifact
+from diffopt.machine.compile_cache import save_compile_cache_artifact
 
 built = []
 build = CppBuilder.build
@@ -197,7 +197,7 @@ CppBuilder.build = lambda self: (built.append(self.get_target_file_path()), buil
 torch.set_num_threads(1)
 file = Path(sys.argv[2])
 if len(sys.argv) == 4:
-    load_compile_artifact(file, sys.argv[3], "cpu")
+    load_compile_cache_artifact(file, sys.argv[3], "cpu")
 pipe = pipeline()
 step("compile", "regional").apply(pipe, site())
 picture(pipe, 1)
@@ -205,7 +205,7 @@ found = counters["inductor"]
 kernels = [path for path in built if path.endswith(".main.so")]  # others probe what compiler and processor can do
 print("FOUND", found["fxgraph_cache_hit"], found["fxgraph_cache_miss"], len(kernels))
 if len(sys.argv) == 3:
-    print("SAVED", save_compile_artifact(file, "cpu").sha256)
+    print("SAVED", save_compile_cache_artifact(file, "cpu").sha256)
 """
 
 
