@@ -11,8 +11,7 @@ from pathlib import Path
 from diffopt.errors import UsageError
 from diffopt.recipe.cell import Cell
 from diffopt.results import comparison, sides
-from diffopt.results.compare import Comparison, cells_only_in_study
-from diffopt.results.compare import compare_studies as compare_rows
+from diffopt.results.compare import Comparison, cells_only_in_study, compare_studies
 from diffopt.results.published.pages import page_layout_of, published_page
 from diffopt.results.result import Result
 from diffopt.results.sheet import contact_sheet
@@ -75,7 +74,7 @@ def run_compare_verb(args: argparse.Namespace) -> int:
     rows = {name: _rows(Study.open(name), name, lost.append) for name in dict.fromkeys(names)}
     before, after = (sides.select_rows(rows[n], side, n) for n, side in zip((names[0], names[-1]), chosen, strict=True))
     key = chosen[0].key if chosen[0] is not None and len(words) == 2 else None
-    found = compare_rows(before, after, key, one_study=len(names) == 1)
+    found = compare_studies(before, after, key, one_study=len(names) == 1)
     changes, more = comparison.environment_changes_between_studies(found), cells_only_in_study(after, found)
     if args.json:
         print(

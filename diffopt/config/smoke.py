@@ -90,7 +90,7 @@ class Smokes:
         anywhere = plan if request.cell.recipe.hardware.device == "cuda" else self._on_gpu(request)
         not_run: dict[str, str] = {}
         while not anywhere.problems and (found := dict(reversed([*self._obstacles(plan)]))):  # the first reason counts
-            not_run |= {_key(plan, group): reason for group, reason in found.items()}
+            not_run |= {plan.choice(group): reason for group, reason in found.items()}
             plan = self._without(plan, found)
         return Smoke(title, plan, not_run, tuple(anywhere.reasons or plan.reasons))
 
@@ -116,10 +116,6 @@ class Smokes:
         data["recipe"] |= {group: self._customary[group] for group in groups}
         data["choices"] = {group: option for group, option in plan.cell.choices.items() if group not in groups}
         return make_plan(cell_from_config(data))
-
-
-def _key(plan: Plan, group: str) -> str:
-    return f"{group}={plan.cell.choices.get(group, getattr(plan.cell.recipe, group).kind)}"
 
 
 def _small(composed: Composed, words: Sequence[str]) -> Iterator[str]:

@@ -39,7 +39,7 @@ def check_steps_on_pipeline(plan: Plan, tell: Tell) -> None:
     pairs = list(zip(pipes, plan.cell.sites, strict=True))
     for pipe, site in pairs:
         for group, step in plan.steps:
-            with _trying(_step_name(plan, group)):
+            with _trying(plan.choice(group)):
                 step.apply(pipe, site)
     with _trying("calling"):
         for _ in range(2):  # a first call and one to warm up: what learns or compiles in the first works in the next
@@ -48,14 +48,10 @@ def check_steps_on_pipeline(plan: Plan, tell: Tell) -> None:
         says = []
         for pipe, site in pairs:
             stage = site.model.name if len(pairs) > 1 else None
-            with _trying(_step_name(plan, group)):
+            with _trying(plan.choice(group)):
                 effect = proof_of_step(pipe, site, group, step, stage)
             says.append(f"{stage}: {effect.summary}" if stage else effect.summary)
-        tell(_step_name(plan, group), "; ".join(says))
-
-
-def _step_name(plan: Plan, group: str) -> str:
-    return f"{group}={plan.cell.choices.get(group, getattr(plan.cell.recipe, group).kind)}"
+        tell(plan.choice(group), "; ".join(says))
 
 
 @contextmanager

@@ -58,11 +58,15 @@ class Plan:
             f"steps, in the order they touch {'each' if model.cascade else 'the'} pipeline:",
         ]
         for group, step in self.steps:
-            lines.append(f"  {step.order.name.lower():10} {group}={self.cell.choices.get(group, step.kind)}")
+            lines.append(f"  {step.order.name.lower():10} {self.choice(group)}")
         lines += [f"runs: {each}" for each in code]
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"refused: {reason}" for reason in self.reasons]
         return "\n".join(lines)
+
+    def choice(self, group: str) -> str:
+        """What was chosen in a group of steps, ``GROUP=OPTION``; its kind where the option has no name."""
+        return f"{group}={self.cell.choices.get(group, getattr(self.cell.recipe, group).kind)}"
 
     @property
     def status(self) -> str:
