@@ -268,8 +268,8 @@ from support.rows import stubbed
 from diffopt.run import process
 from diffopt.run.sweep import run_one
 script = "import subprocess, sys, threading, time, os; from pathlib import Path; "
-script += "from diffopt.pipeline.worker import end_with_parent; "
-script += "threading.Thread(target=end_with_parent, daemon=True).start(); "
+script += "from diffopt.pipeline.worker import end_worker_with_parent; "
+script += "threading.Thread(target=end_worker_with_parent, daemon=True).start(); "
 script += "held = subprocess.Popen(['sleep', '600']); "
 script += "Path('pids').write_text(str(os.getpid()) + ' ' + str(held.pid)); time.sleep(600)"
 process._command = lambda *args: [sys.executable, "-c", script]
@@ -282,6 +282,7 @@ def test_no_worker_outlives_a_killed_parent(tmp_path):
     parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
     until = time.monotonic() + 240
     while not (tmp_path / "pids").exists() or not (tmp_path / "pids").read_text():
+        assert parent.poll() is None, "the sweep ended before its worker had started"
         assert time.monotonic() < until, "the worker did not start"
         time.sleep(0.05)
     pids = (tmp_path / "pids").read_text().split()
