@@ -28,11 +28,11 @@ DENOISER = Schedule(
 )
 DECODER = Schedule(steps=2000, batch=16, peak_rate=1e-3, seed=4)
 FULL = (AUTOENCODER, DENOISER, DECODER)
-SMOKE_DRAWINGS = 600
+SMOKE_DRAWINGS = 96
 SMOKE = (
-    dataclasses.replace(AUTOENCODER, steps=40, batch=8, warmup=10),
-    dataclasses.replace(DENOISER, steps=60, batch=16, warmup=10, cooldown=20),
-    dataclasses.replace(DECODER, steps=20, batch=8, warmup=10),
+    dataclasses.replace(AUTOENCODER, steps=6, batch=4, warmup=2),
+    dataclasses.replace(DENOISER, steps=6, batch=4, warmup=2, cooldown=2),
+    dataclasses.replace(DECODER, steps=4, batch=4, warmup=2),
 )
 
 
@@ -67,7 +67,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, required=True, help="where the pipeline is written")
     parser.add_argument("--work", type=Path, required=True, help="checkpoints; a run continues from those it finds")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--smoke", action="store_true", help="every part, but far too short to learn (2 minutes)")
+    parser.add_argument("--smoke", action="store_true", help="every part, but far too short to learn")
     return parser
 
 
