@@ -193,7 +193,7 @@ def _check_made_tokenizer(folder: Path, config: dict[str, Any]) -> None:
         (folder / "tokenizer_config.json", config, "model_max_length"),
         (encoder, read_model_json(encoder), "vocab_size"),
     ):
-        if not is_size_in_config(values.get(key)):
+        if not is_size_in_model_config(values.get(key)):
             raise UsageError(f"{path} must say {key}, a positive number")
 
 
@@ -214,7 +214,7 @@ def read_model_json(path: Path) -> dict[str, Any]:
     return data
 
 
-def is_size_in_config(value: Any) -> bool:
+def is_size_in_model_config(value: Any) -> bool:
     """Whether a value from a file is a positive whole number that something real can have."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31
 

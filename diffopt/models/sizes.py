@@ -8,7 +8,7 @@ from typing import Any
 
 from diffopt.errors import UsageError
 from diffopt.models import classes
-from diffopt.models.index import is_size_in_config
+from diffopt.models.index import is_size_in_model_config
 
 # Blocks of the UNet by what they do with attention_head_dim.
 PLAIN = frozenset({"DownBlock2D", "UpBlock2D", "ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D"})  # no attention
@@ -86,7 +86,7 @@ def latent_factors_of_vae(vae: Mapping[str, Any]) -> tuple[int | None, int | Non
         if (
             not isinstance(levels, list)
             or not 1 <= len(levels) <= MOST_LEVELS
-            or not all(map(is_size_in_config, levels))
+            or not all(map(is_size_in_model_config, levels))
         ):
             raise UsageError(f"{key} must be a list of channels, one number for each level of the VAE")
     factors = _factors(vae)
@@ -114,7 +114,7 @@ def patch_size_of_denoiser(config: Mapping[str, Any], vae: Mapping[str, Any]) ->
     """Latent pixels along a side of what the denoiser takes as one token; some pipelines pack 2x2 of them before."""
     given = config.get("patch_size") or config.get("all_patch_size") or 1
     size = given[-1] if isinstance(given, list) else given
-    if not is_size_in_config(size) or size > 2**MOST_LEVELS:
+    if not is_size_in_model_config(size) or size > 2**MOST_LEVELS:
         raise UsageError(f"a patch size of {size}")
     latent = vae.get("latent_channels") or vae.get("z_dim") or 0
     packs = 4 * latent in (config.get("in_channels"), config.get("out_channels"))
@@ -129,7 +129,7 @@ def model_sample_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
     if size is None:
         return None
     sides = size if isinstance(size, list) else [size, size]
-    if len(sides) != 2 or not all(map(is_size_in_config, sides)):
+    if len(sides) != 2 or not all(map(is_size_in_model_config, sides)):
         raise UsageError("sample_size must be one number, or [height, width], in latent pixels")
     height, width = sides
     return height, width

@@ -23,7 +23,7 @@ from diffopt.models.calls import Output
 from diffopt.pipeline.outputs import is_constant_picture
 from diffopt.pipeline.peak_memory import PeakMeter, peak_memory_meter
 from diffopt.recipe.cell import Cell
-from diffopt.results.result import CompileCache, Latency, Split, StageSpeed
+from diffopt.results.result import CompileCache
 from diffopt.steps.compile.compiled_call import count_recorded_cuda_graphs
 
 if TYPE_CHECKING:
@@ -260,26 +260,6 @@ def _spent(name: str, marks: list[tuple[str, Mark]], clock: Clock) -> float | No
     return sum(map(clock.seconds, begins, ends)) if begins else None
 
 
-def timed_latency(samples: list[Sample]) -> Latency:
-    seconds = [sample.latency for sample in samples]
-    q1, median, q3 = statistics.quantiles(seconds, n=4, method="inclusive")
-    return Latency(samples=tuple(seconds), median=median, q1=q1, q3=q3)
-
-
-def timed_stage_speeds(samples: list[Sample]) -> tuple[StageSpeed, ...]:
-    """Of each stage, the median over the samples."""
-    speeds = []
-    for parts in zip(*(sample.parts for sample in samples), strict=True):
-        rate = statistics.median(part.iterations_per_second for part in parts)
-        speeds.append(StageSpeed(name=parts[0].name, steps=parts[-1].iterations, iterations_per_second=rate))
-    return tuple(speeds)
-
-
-def count_output_pictures(outputs: Sequence[Output]) -> int:
-    """Pictures among ``outputs``; a video has many."""
-    return sum(len(output) if isinstance(output, list) else 1 for output in outputs)
-
-
 def compile_cache_use_in_worker() -> CompileCache | None:
     """What inductor's cache, or a package of compile=aot, gave in this process so far; None: nothing was compiled."""
     from torch._dynamo.utils import counters
@@ -288,14 +268,3 @@ def compile_cache_use_in_worker() -> CompileCache | None:
     hits = int(found["fxgraph_cache_hit"] + packages["loaded"])
     misses = int(found["fxgraph_cache_miss"] + found["fxgraph_cache_bypass"] + packages["compiled"])
     return CompileCache(hits=hits, misses=misses) if hits or misses else None
-
-
-def timed_split(samples: list[Sample]) -> Split:
-    """Medians over the samples, of all stages together."""
-
-    def median(name: str) -> float | None:
-        spent = [[value for part in sample.parts if (value := getattr(part, name)) is not None] for sample in samples]
-        seconds = [sum(values) for values in spent if values]
-        return statistics.median(seconds) if seconds else None
-
-    return Split(text_encode=median("text_encode"), denoise=median("denoise"), decode=median("decode"))

@@ -158,24 +158,13 @@ class Work:
         self._metrics["warmup_s"] = sum(meter.call().latency for _ in range(calls))
 
     def _measure(self, meter: Meter, cell: Cell) -> None:
-        from diffopt.pipeline.meter import (
-            count_output_pictures,
-            timed_latency,
-            timed_split,
-            timed_stage_speeds,
-        )
+        from diffopt.pipeline.metrics import timed_metrics
 
         self._enter("measure")
         meter.memory.reset()
         samples = meter.samples()
         self._note_peak()
-        seconds = timed_latency(samples)
-        self._metrics |= {
-            "latency_s": seconds,
-            "stages": timed_stage_speeds(samples),
-            "images_per_second": count_output_pictures(meter.outputs) / seconds.median,
-            "split_s": timed_split(samples),
-        }
+        self._metrics |= timed_metrics(samples, meter.outputs)
         fps = cell.recipe.model.fps
         self._pictures = save_pictures(meter.outputs, self._folder, cell.id, cell.workload.seed, fps=fps)
         self._complaints += meter.complaints(samples)

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from diffopt.recipe.cell import Cell
-from diffopt.recipe.named_files import files_named_by_recipe, is_inside_recipe_folder, overrides_to_type_with_recipe
+from diffopt.recipe.named_files import files_named_by_recipe, is_inside_recipe_folder, recipe_file_additions
 from diffopt.schema.words import flatten_to_dotted_keys
 
 
@@ -23,7 +23,7 @@ def recipe_to_yaml(cell: Cell, base: Path | None = None) -> str:
     for place in files_named_by_recipe(sections):
         if base is not None and is_inside_recipe_folder(path := Path(place.path), base):
             place.holder[place.key] = f"./{path.resolve().relative_to(base.resolve())}"
-    command = " ".join(["diffopt run --recipe THIS_FILE", *overrides_to_type_with_recipe(cell, sections)])
+    command = " ".join(["diffopt run --recipe THIS_FILE", *recipe_file_additions(cell, sections)])
     header = f"# diffopt recipe {cell.recipe.id}, cell {cell.id}\n# Read it back with: {command}\n"
     if not cell.recipe.model.pinned:
         header += f"# model.revision={cell.recipe.model.revision}: not pinned to a commit, its weights may change\n"

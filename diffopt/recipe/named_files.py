@@ -85,7 +85,7 @@ def kernel_keys(attention: Any) -> list[str]:
     return [f"attention.hub.{key}" for key in keys]
 
 
-def overrides_to_type_with_recipe(cell: Cell, sections: Mapping[str, Any]) -> list[str]:
+def recipe_file_additions(cell: Cell, sections: Mapping[str, Any]) -> list[str]:
     """The words that a reader of this cell's recipe file adds to the command.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -89,15 +90,26 @@ class Starts(Frozen):
     warm: Start
 
 
+@dataclass(frozen=True)
+class Column:
+    """How the table of a study shows a metric: under which header, in which format of Python's."""
+
+    header: str
+    form: str = ".4g"
+
+
 class Metrics(Frozen):
-    """What was measured; null what the cell did not reach."""
+    """What was measured; null what the cell did not reach.
+
+    A metric with a :class:`Column` stands in the table of every study that has a figure of it.
+    """
 
     load_s: float | None = None
     first_call_s: float | None = None  # compiling included; warm or cold, as ``compile_cache`` tells
     warmup_s: float | None = None
     latency_s: Latency | None = None
     stages: tuple[StageSpeed, ...] = ()
-    images_per_second: float | None = None  # pictures that came out; of videos, frames
+    images_per_second: Annotated[float | None, Column("images/s")] = None  # pictures that came out; of videos, frames
     split_s: Split | None = None
     peak_memory_bytes: PeakMemory = PeakMemory()
     peak_reserved_bytes: PeakReserved = PeakReserved()

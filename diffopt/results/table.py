@@ -6,13 +6,13 @@ import csv
 import io
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 
 from diffopt.recipe.labels import cell_labels
 from diffopt.results.reference import reference_row_of
-from diffopt.results.result import Metrics, Result
+from diffopt.results.result import Column, Metrics, Result
 from diffopt.schema.words import flatten_to_dotted_keys, value_in_words
 
 MIB = 1024**2
@@ -104,9 +104,11 @@ def results_table(results: Sequence[Result]) -> Table:
     if len({_torch(result) for result in results}) > 1:
         names = [{**name, "torch": _torch(result)} for name, result in zip(names, results, strict=True)]
     keys = list(dict.fromkeys(key for name in names for key in name))
-    figures = ("status", "latency s", "it/s", "images/s", "speed-up", "first call s", "peak MiB", "reason")
+    columns = _columns_of_metrics(results)
+    more = [column.header for column in columns.values()]
+    figures = ("status", "latency s", "it/s", *more, "speed-up", "first call s", "peak MiB", "reason")
     rows = [
-        (result.cell_id, *(name.get(key, "") for key in keys), *_figures(result, results))
+        (result.cell_id, *(name.get(key, "") for key in keys), *_figures(result, results, columns))
         for result, name in zip(results, names, strict=True)
     ]
     first = 1 + len(keys)
@@ -127,7 +129,22 @@ def _torch(result: Result) -> str:
     return result.environment.versions.get("torch", "none")
 
 
-def _figures(result: Result, results: Sequence[Result]) -> tuple[str, ...]:
+def _columns_of_metrics(results: Sequence[Result]) -> dict[str, Column]:
+    """The metrics that have a column of their own and a figure in some row, by the name of their field."""
+    stated = {
+        name: column
+        for name, field in Metrics.model_fields.items()
+        for column in field.metadata
+        if isinstance(column, Column)
+    }
+    return {
+        name: column
+        for name, column in stated.items()
+        if any(getattr(result.metrics, name) is not None for result in results)
+    }
+
+
+def _figures(result: Result, results: Sequence[Result], columns: Mapping[str, Column]) -> tuple[str, ...]:
     metrics = result.metrics
     status = result.status if result.status != "ok" or result.valid else "ok, not valid"
     latency = metrics.latency_s.median if metrics.latency_s else None
@@ -140,7 +157,7 @@ def _figures(result: Result, results: Sequence[Result]) -> tuple[str, ...]:
         status,
         _number(latency, ".4g"),
         " / ".join(_number(stage.iterations_per_second, ".4g") for stage in metrics.stages),
-        _number(metrics.images_per_second, ".4g"),
+        *(_number(getattr(metrics, name), column.form) for name, column in columns.items()),
         f"{speed_up:.2f}x" if speed_up is not None else "",
         _first_call(metrics),
         _number(memory / MIB if memory else None, ".0f"),

@@ -9,7 +9,7 @@ from diffusers import QwenImagePipeline
 from diffusers.pipelines.hunyuan_video.pipeline_hunyuan_video import DEFAULT_PROMPT_TEMPLATE
 
 from diffopt.errors import UsageError
-from diffopt.models.random.tokenizers import load_tokenizer
+from diffopt.models.random.tokenizers import tokenizer_of_model_folder
 from diffopt.models.resolve import PACKAGED
 
 PROMPT = "A photo of an astronaut riding a horse on mars, highly detailed"  # 12 words and a comma
@@ -19,7 +19,7 @@ PROMPT = "A photo of an astronaut riding a horse on mars, highly detailed"  # 12
 def made(folder):
     folder = Path(PACKAGED) / folder
     index = json.loads((folder.parent / "model_index.json").read_text())
-    return load_tokenizer(folder, index[folder.name][1])
+    return tokenizer_of_model_folder(folder, index[folder.name][1])
 
 
 # Where the figures stand: the tokenizer_config.json, or tokenizer.json, of openai/clip-vit-large-patch14,
@@ -138,7 +138,7 @@ def test_a_real_vocabulary_in_the_folder_is_taken(tmp_path, name):
     tokenizer = made(name)
     tokenizer.save_pretrained(tmp_path)
     assert "vocab_size" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
-    loaded = load_tokenizer(tmp_path, type(tokenizer).__name__)
+    loaded = tokenizer_of_model_folder(tmp_path, type(tokenizer).__name__)
     assert loaded.get_vocab() == tokenizer.get_vocab()
     assert loaded(PROMPT).input_ids == tokenizer(PROMPT).input_ids
 
@@ -151,7 +151,7 @@ def config(folder, **keys):
 
 def test_a_class_that_none_is_made_of(tmp_path):
     with pytest.raises(UsageError, match=r"makes none of the class ByT5Tokenizer .*copy tokenizer\.json"):
-        load_tokenizer(config(tmp_path), "ByT5Tokenizer")
+        tokenizer_of_model_folder(config(tmp_path), "ByT5Tokenizer")
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_a_class_that_none_is_made_of(tmp_path):
 )
 def test_a_config_that_does_not_say_enough(tmp_path, keys, message):
     with pytest.raises(UsageError, match=message):
-        load_tokenizer(config(tmp_path, **keys), "Qwen2Tokenizer")
+        tokenizer_of_model_folder(config(tmp_path, **keys), "Qwen2Tokenizer")
 
 
 @pytest.mark.parametrize(
@@ -180,4 +180,4 @@ def test_a_config_that_does_not_say_enough(tmp_path, keys, message):
 )
 def test_a_config_without_a_special_token(tmp_path, class_name, keys, message):
     with pytest.raises(UsageError, match=message):
-        load_tokenizer(config(tmp_path, **keys), class_name)
+        tokenizer_of_model_folder(config(tmp_path, **keys), class_name)

@@ -20,9 +20,6 @@ from diffopt.pipeline.meter import (
     Sample,
     _timed_part,
     compile_cache_use_in_worker,
-    timed_latency,
-    timed_split,
-    timed_stage_speeds,
 )
 from diffopt.pipeline.outputs import is_constant_picture, save_pictures
 from diffopt.pipeline.peak_memory import ResidentPeak, peak_memory_meter
@@ -54,7 +51,6 @@ def test_one_iteration_counts_from_the_start_of_denoising():
 def test_parts_that_a_pipeline_lacks_are_none():
     found = part(("timesteps end", 1.0), ("step", 2.0))
     assert (found.text_encode, found.decode) == (None, None)
-    assert timed_split([Sample(2.0, (found,))]).decode is None
 
 
 def test_decoding_in_several_calls_is_added_up():
@@ -65,21 +61,6 @@ def test_decoding_in_several_calls_is_added_up():
 def test_a_pipeline_that_never_steps_cannot_be_timed():
     with pytest.raises(DiffoptError, match="never called its scheduler"):
         part(("timesteps end", 1.0))
-
-
-def test_summaries():
-    samples = [Sample(s, (Part("denoise", 8, r, 0.1, 0.5, 0.2),)) for s, r in ((1.0, 4.0), (2.0, 5.0), (4.0, 9.0))]
-    assert timed_latency(samples).model_dump() == {"samples": (1.0, 2.0, 4.0), "median": 2.0, "q1": 1.5, "q3": 3.0}
-    (speed,) = timed_stage_speeds(samples)
-    assert (speed.name, speed.steps, speed.iterations_per_second) == ("denoise", 8, 5.0)
-
-
-def test_stages_have_speeds_of_their_own_and_one_split():
-    parts = (Part("small", 100, 20.0, None, 5.0, None), Part("large", 50, 10.0, 0.5, 5.0, 2.0))
-    speeds = timed_stage_speeds([Sample(13.0, parts)])
-    assert [(s.name, s.steps, s.iterations_per_second) for s in speeds] == [("small", 100, 20.0), ("large", 50, 10.0)]
-    found = timed_split([Sample(13.0, parts)])
-    assert (found.text_encode, found.denoise, found.decode) == (0.5, 10.0, 2.0)
 
 
 CELL = a_cell("workload.steps=3", "workload.batch_size=2", "workload.seed=7", "measure.samples=2")

@@ -37,7 +37,7 @@ from transformers import (
     T5EncoderModel,
 )
 
-from diffopt.models.random.tokenizers import load_tokenizer
+from diffopt.models.random.tokenizers import tokenizer_of_model_folder
 from diffopt.models.resolve import packaged_architecture
 
 WIDTH = 32  # of the text encoders
@@ -49,7 +49,7 @@ def _t5() -> dict[str, Any]:
     config = T5Config(
         vocab_size=512, d_model=WIDTH, d_kv=16, d_ff=64, num_layers=1, num_heads=2, feed_forward_proj="gated-gelu"
     )
-    tokenizer = load_tokenizer(packaged_architecture("pixart_sigma", tiny=True) / "tokenizer", "T5Tokenizer")
+    tokenizer = tokenizer_of_model_folder(packaged_architecture("pixart_sigma", tiny=True) / "tokenizer", "T5Tokenizer")
     return {"text_encoder": T5EncoderModel(config).eval(), "tokenizer": tokenizer}
 
 
@@ -63,7 +63,9 @@ def _gemma() -> dict[str, Any]:
         num_key_value_heads=1,
         head_dim=16,
     )
-    tokenizer = load_tokenizer(packaged_architecture("sana_1600m", tiny=True) / "tokenizer", "GemmaTokenizerFast")
+    tokenizer = tokenizer_of_model_folder(
+        packaged_architecture("sana_1600m", tiny=True) / "tokenizer", "GemmaTokenizerFast"
+    )
     return {"text_encoder": Gemma2Model(config).eval(), "tokenizer": tokenizer}
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +17,7 @@ from support.places import REPO
 DOCUMENTS = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").rglob("*.md"))]
 GENERATED = {"coverage.md", "pairs.md", "tiny-matrix-cpu.md", "pytorch2-tiny-cpu.md"}
 BLOCK = re.compile(r"^```(bash|console)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-# a new file of the repository; lines of a table in a file of it; commands in a folder of it
+# a new file of the repository; lines of a table or a class in a file of it; commands in a folder of it
 NEW = re.compile(r"<!-- new: (\S+) -->\n```\w+\n(.*?)^```", re.DOTALL | re.MULTILINE)
 INTO = re.compile(r"<!-- into: (\S+) (\w+) -->\n```\w+\n(.*?)^```", re.DOTALL | re.MULTILINE)
 INSIDE = re.compile(r"<!-- run: (\S+) -->\n```bash\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -45,6 +49,30 @@ def commands(document: Path) -> Iterator[Command]:
 def new_files(page: str = "CONTRIBUTING.md") -> dict[str, str]:
     """What the page adds to the repository: text by path."""
     return dict(NEW.findall((REPO / page).read_text(encoding="utf-8")))
+
+
+def copy_repository(to: Path) -> Path:
+    """What a contributor changes, where changing it harms nobody."""
+    unneeded = shutil.ignore_patterns("__pycache__", "*.pyc", "wheelhouse")
+    for name in ("diffopt", "conf", "tests", "scripts"):
+        shutil.copytree(REPO / name, to / name, ignore=unneeded)
+    shutil.copy(REPO / "pyproject.toml", to)
+    return to
+
+
+def insert_into(copy: Path, path: str, name: str, lines: str) -> None:
+    """Put the lines at the head of a table, or of a class's fields."""
+    text = (copy / path).read_text(encoding="utf-8")
+    head = re.search(rf'^{name}\b.*?\{{\n|^class {name}\(.*?""".*?"""\n', text, re.DOTALL | re.MULTILINE)
+    assert head is not None, f"{path} has no {name}"
+    (copy / path).write_text(text[: head.end()] + lines + text[head.end() :], encoding="utf-8")
+
+
+def python_in(copy: Path, *words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Python with the packages of a copy of the repository, in it unless told where."""
+    environment = os.environ | {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, *words]
+    return subprocess.run(command, cwd=cwd or copy, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def _split(line: str) -> Iterator[tuple[tuple[str, ...], str | None]]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import UsageError
-from diffopt.models.index import is_size_in_config, read_model_json
+from diffopt.models.index import is_size_in_model_config, read_model_json
 from diffopt.models.random.clip_tokenizer import TEXT, build_tokenizer, byte_tokens, learn_bpe_merges
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class TokenizerConfig:
         return self.fixed[token]
 
 
-def load_tokenizer(folder: Path, class_name: str) -> Any:
+def tokenizer_of_model_folder(folder: Path, class_name: str) -> Any:
     """The tokenizer saved in ``folder``, and where there is none, one made from its tokenizer_config.json.
 
     Raises UsageError for a class that diffopt makes none of, and for a config that does not say enough.
@@ -107,7 +107,7 @@ def _read_asked(folder: Path) -> TokenizerConfig:
         raise UsageError(f"{path}: added_tokens_decoder must map ids to {{content: TEXT, special: true}}") from None
     if (
         not isinstance(size, int)
-        or not is_size_in_config(size)
+        or not is_size_in_model_config(size)
         or any(not 0 <= place < size for place in fixed.values())
     ):
         raise UsageError(f"{path} must say vocab_size, a number above each id in added_tokens_decoder")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from diffopt.errors import UsageError
 from diffopt.models.index import IndexEntry, read_model_index, read_model_json
-from diffopt.models.random.tokenizers import load_tokenizer
+from diffopt.models.random.tokenizers import tokenizer_of_model_folder
 
 if TYPE_CHECKING:
     import torch
@@ -79,7 +79,7 @@ def _init_parameters(pipeline_class: Any) -> list[tuple[str, Any]]:
 def _made_component(folder: Path, part: IndexEntry, *, device: str, dtype: torch.dtype, seed: int) -> Any:
     """One entry of model_index.json: a tokenizer, a scheduler, a processor of pictures, or a module with weights."""
     if part.kind == "tokenizer":
-        return load_tokenizer(folder, part.class_name)
+        return tokenizer_of_model_folder(folder, part.class_name)
     if _has_weights(part):
         module = _empty_module(part, folder, buffers="real")
         fill_with_random_weights(module, device=device, dtype=dtype, seed=seed)

@@ -12,7 +12,7 @@ from diffopt.errors import Refusal
 from diffopt.models import classes
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
 from diffopt.steps.cache.hooks import cached_timestep, install_cache, proof_of_skips
-from diffopt.steps.cache.support import denoiser_predicts_twice_a_step, reasons_against_cache, too_few_steps_to_cache
+from diffopt.steps.cache.support import cache_step_problems, denoiser_predicts_twice_a_step, too_few_steps_to_cache
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -79,7 +79,7 @@ class TaylorSeer(Step):
         return frozenset({Trait.CACHES, Trait.CACHES_BLOCKS}) if self.use_lite_mode else _INSIDE
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return reasons_against_cache(site, context=True) or too_few_steps_to_cache(site, self.disable_cache_before_step)
+        return cache_step_problems(site, context=True) or too_few_steps_to_cache(site, self.disable_cache_before_step)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         import torch
@@ -133,7 +133,7 @@ class PyramidAttentionBroadcast(Step):
         return _INSIDE
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return reasons_against_cache(site, time=True, one_state=True) or too_few_steps_to_cache(site, 1)
+        return cache_step_problems(site, time=True, one_state=True) or too_few_steps_to_cache(site, 1)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from diffusers import PyramidAttentionBroadcastConfig
@@ -188,7 +188,7 @@ class FasterCache(Step):
         return _INSIDE | {Trait.CACHES_BLOCKS}  # it also decides around the denoiser, about half of its batch
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        found = reasons_against_cache(site, time=True, one_state=True) or too_few_steps_to_cache(site, 1)
+        found = cache_step_problems(site, time=True, one_state=True) or too_few_steps_to_cache(site, 1)
         if found or self._distilled(site):
             return found
         if not denoiser_predicts_twice_a_step(site):

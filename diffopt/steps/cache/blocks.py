@@ -16,9 +16,9 @@ from diffopt.models import classes
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
 from diffopt.steps.cache.hooks import install_cache, keep_mag_cache_ratios, proof_of_skips
 from diffopt.steps.cache.support import (
+    cache_step_problems,
     denoiser_predicts_twice_a_step,
     iterations_for_cache,
-    reasons_against_cache,
     too_few_steps_to_cache,
 )
 
@@ -49,7 +49,7 @@ class FirstBlock(Step):
     def problems(self, site: Site) -> tuple[str, ...]:
         if classes.denoiser_class_record(site.model.denoiser_class).caches.one_sequence_later:
             return (f"{site.model.denoiser_class}: {_UNLIKE}",)
-        return reasons_against_cache(site, context=True) or too_few_steps_to_cache(site, 1)
+        return cache_step_problems(site, context=True) or too_few_steps_to_cache(site, 1)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from diffusers import FirstBlockCacheConfig
@@ -92,7 +92,7 @@ class Mag(Step):
         return _TRAITS | {Trait.COUNTS_STEPS} if self.num_inference_steps is None else _TRAITS
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        found = reasons_against_cache(site, context=denoiser_predicts_twice_a_step(site))
+        found = cache_step_problems(site, context=denoiser_predicts_twice_a_step(site))
         known = (
             self.mag_ratios is not None or classes.denoiser_class_record(site.model.denoiser_class).caches.magnitudes
         )
@@ -170,7 +170,7 @@ class Sea(Step):
         return _TRAITS
 
     def problems(self, site: Site) -> tuple[str, ...]:
-        return reasons_against_cache(site, context=True, step=True) or too_few_steps_to_cache(
+        return cache_step_problems(site, context=True, step=True) or too_few_steps_to_cache(
             site, max(self.retention_steps, 1) + self.cache_end_steps
         )
 

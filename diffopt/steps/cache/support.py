@@ -37,7 +37,7 @@ def too_few_steps_to_cache(site: Site, computed: int) -> tuple[str, ...]:
     return (f"the workload runs {ran} steps, and it computes {computed} in any case, so nothing would be skipped",)
 
 
-def reasons_against_cache(
+def cache_step_problems(
     site: Site, *, context: bool = False, time: bool = False, step: bool = False, one_state: bool = False
 ) -> tuple[str, ...]:
     """Reasons why a cache cannot work on this model, known from its classes.

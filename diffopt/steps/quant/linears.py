@@ -151,7 +151,7 @@ def linears_tied_to_embeddings(module: nn.Module) -> dict[str, nn.Module]:
     return {path: part for path, part in linears if id(part.weight) in shared}
 
 
-def is_path_of_lora(path: str) -> bool:
+def is_lora_layer_path(path: str) -> bool:
     """Whether a path leads into the layers that PEFT puts beside a Linear: lora_A, lora_B and their kin."""
     return any(part.startswith("lora_") for part in path.split("."))
 
@@ -166,7 +166,7 @@ def _linears(module: nn.Module) -> Iterator[tuple[str, nn.Linear]]:
 
     dead = linears_replaced_by_fused(module)
     for path, part in module.named_modules():
-        if isinstance(part, nn.Linear) and part not in dead and not is_path_of_lora(path):
+        if isinstance(part, nn.Linear) and part not in dead and not is_lora_layer_path(path):
             yield path, part
 
 
@@ -181,7 +181,7 @@ def _chooser(
     from torch import nn
 
     def chosen(module: nn.Module, path: str) -> bool:
-        if not isinstance(module, nn.Linear) or is_path_of_lora(path):
+        if not isinstance(module, nn.Linear) or is_lora_layer_path(path):
             return False
         return _left_by(step, site, multiple, left, module, path) is None
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import Refusal
 from diffopt.steps.components import parts
-from diffopt.steps.quant.linears import config_quantized_with, is_path_of_lora, linears_replaced_by_fused
+from diffopt.steps.quant.linears import config_quantized_with, is_lora_layer_path, linears_replaced_by_fused
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -53,7 +53,7 @@ def _stored_in_float8(module: nn.Module) -> bool:
 def _check_savable(name: str, module: nn.Module) -> None:
     if linears_replaced_by_fused(module):
         raise Refusal(f"save_quantized: the projections of {name} are fused, which no folder can tell; use fuse=none")
-    if any(is_path_of_lora(path) for path, _ in module.named_modules()):
+    if any(is_lora_layer_path(path) for path, _ in module.named_modules()):
         raise Refusal(
             f"save_quantized: {name} has the layers of a LoRA, which plain diffusers does not read back; use lora=fused"
         )
