@@ -62,14 +62,14 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*__all__, "__version__"})
 
 
 class _Package(ModuleType):
     """Importing a submodule binds it to its package; here not where it has the name of a public function.
 
     ``diffopt.run`` is the function, whatever was imported before it; the package is had with ``from diffopt.run.sweep
-    import run_all``.
+    import run_all``, and ``import diffopt.run.sweep as name`` fails.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

@@ -55,7 +55,7 @@ def plain(name: str) -> tuple[Any, dict[str, Any]]:
 
 
 def test_dir_lists_the_public_names() -> None:
-    assert set(diffopt.__all__) <= set(dir(diffopt))
+    assert {*dir(diffopt)} == {*diffopt.__all__, "__version__"}
     assert all(getattr(diffopt, name) is not None for name in diffopt.__all__)
     with pytest.raises(AttributeError, match="no attribute 'lod'"):
         _ = diffopt.lod
@@ -123,17 +123,28 @@ def test_conf_beside_the_working_directory_is_found(tmp_path: Path, monkeypatch:
         ({"overrides": None}, "overrides=None: a list is wanted"),
         ({"overrides": [1]}, r"overrides=\[1\]: a list is wanted"),
         ({"config_dirs": "conf"}, "config_dirs='conf': a list is wanted"),
-        ({"recipe": 3}, "recipe=3: give the name of a recipe"),
+        ({"recipe": 3}, "recipe: the name of a recipe or the path of a file is wanted, not a int"),
+        ({"recipe": diffopt.compose()[0].recipe}, "^recipe: the name .* not a Recipe. `diffopt show .{,30}$"),
         ({"overrides": ["study=x"]}, r"study=x has no meaning here.*diffopt.run\(cell, study="),
         ({"overrides": ["launch=local"]}, "launch=local has no meaning here"),
         ({"overrides": ["launch.grace=3"]}, "launch.grace=3 has no meaning here"),
         ({"overrides": ["compile=none,regional"]}, "multirun=True"),
+        ({"overrides": ["--recipe=x.yaml"]}, "'--recipe=x.yaml' is not an override"),
         ({"recipe": "nope"}, "the group 'recipe' has no option 'nope'"),
     ],
 )
 def test_mistakes_of_the_caller(call: Any, given: dict[str, Any], says: str) -> None:
     with pytest.raises(diffopt.UsageError, match=says):
         call(**given)
+
+
+def test_a_study_is_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (cell,) = diffopt.compose()
+    for study in (5, True):
+        with pytest.raises(diffopt.UsageError, match="a study has a name or a path, which is a text"):
+            diffopt.run(cell, study=study)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_gpu_that_is_not_here_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from diffopt.machine.hardware import GIB
 from diffopt.recipe.labels import cell_label_line, cell_labels
 from diffopt.results.table import Table
 
@@ -78,7 +79,7 @@ def print_environment(here: Environment, gpus: Sequence[Device], options: Mappin
     rows = [*here.versions.items(), ("cpu", f"{here.cpu.model}, {here.cpu.cores} cores")]
     for gpu in gpus:
         driver = f", driver {gpu.gpu.driver}" if gpu.gpu else ""
-        rows.append(("gpu", f"{gpu.name}, {(gpu.memory_bytes or 0) / 1024**3:.0f} GiB{driver}"))
+        rows.append(("gpu", f"{gpu.name}, {(gpu.memory_bytes or 0) / GIB:.0f} GiB{driver}"))
     if not gpus:
         rows.append(("gpu", "none that NVML knows of"))
     print(Table((), tuple(rows)).text())

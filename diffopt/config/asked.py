@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,10 @@ class Asked:
     def from_arguments(cls, recipe: Any, overrides: Any, config_dirs: Any, trust_config_dirs: Any) -> Asked:
         """Raises UsageError for arguments of the wrong type, and for what has no meaning from Python."""
         if not isinstance(recipe, str | Path):
-            raise UsageError(f"recipe={recipe!r}: give the name of a recipe, or the path of a file.")
+            raise UsageError(
+                f"recipe: the name of a recipe or the path of a file is wanted, not a {type(recipe).__name__}. "
+                "`diffopt show … > FILE` writes one."
+            )
         words = _listed(overrides, "overrides", '["model=tiny"]', str)
         for word in words:
             if said := NOT_OF_A_CELL.get(word.split("=")[0].split(".")[0]):
@@ -66,5 +70,5 @@ class Asked:
 def _listed(given: Any, name: str, example: str, kind: Any) -> tuple[Any, ...]:
     listed = isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping)
     if not listed or not all(isinstance(item, kind) for item in given):
-        raise UsageError(f"{name}={given!r}: a list is wanted, such as {name}={example}.")
+        raise UsageError(f"{name}={reprlib.repr(given)}: a list is wanted, such as {name}={example}.")
     return tuple(given)

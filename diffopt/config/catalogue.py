@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,19 +14,21 @@ from diffopt.config import Composed, Composer
 from diffopt.config.resolve import Resolver
 from diffopt.errors import UsageError
 from diffopt.machine import hardware, nvml, packages
+from diffopt.machine.environment import host_memory_bytes
+from diffopt.machine.hardware import GIB
 from diffopt.machine.interpreter import why_interpreter_is_absent
 from diffopt.recipe.explain import explain_invalid_recipe
 from diffopt.recipe.options import merged_option, shipped_step
 from diffopt.recipe.plan import make_plan
 from diffopt.recipe.recipe import GROUP_ORDER, STEP_GROUPS
-from diffopt.recipe.rules.estimate import GIB, estimate_memory_of_cell
+from diffopt.recipe.rules.estimate import estimate_memory_of_cell
 from diffopt.schema.model import Model
 from diffopt.schema.runtime import CURRENT, Runtime, resolve_runtime
 from diffopt.schema.step import Requirements, Step
+from diffopt.schema.words import PRECISION_OF_DTYPE
 
 HALF_BYTES = 2  # of a weight in float16 or bfloat16
 PART_NAMES = {"denoiser": "", "text_encoders": " text", "vae": " VAE"}
-SHORT = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # dtypes as the precision options are called
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,7 @@ def _model_row(composer: Composer, resolver: Resolver, option: str, says: str) -
     if composer.own_file("model", option) is not None:
         chosen = composer.compose([f'model="{option}"'])  # which knows where each value comes from
     recipe = (cell := resolver.request(chosen).cell).recipe
-    customary = {"precision": shipped_step("precision", SHORT[recipe.model.dtype])}
+    customary = {"precision": shipped_step("precision", PRECISION_OF_DTYPE[recipe.model.dtype])}
     needed = estimate_memory_of_cell(cell.model_copy(update={"recipe": recipe.model_copy(update=customary)}))
     return Row(
         option, says, describe_model_option(recipe.model), "not known" if needed is None else _fits(needed.total)
@@ -142,7 +143,7 @@ def _fits(needed: int) -> str:
 def _memory_here() -> int:
     """Bytes of the first GPU's memory as NVML tells, else of this machine's."""
     gpus = nvml.detect_gpus()
-    return gpus[0].memory_bytes if gpus else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return gpus[0].memory_bytes if gpus else host_memory_bytes()
 
 
 def describe_model_option(model: Model) -> str:
@@ -152,7 +153,7 @@ def describe_model_option(model: Model) -> str:
     counts = {part: sum(size) for part, size in sizes.items()}
     if counts["denoiser"]:
         parts = [f"{_count(count)}{PART_NAMES[part]}" for part, count in counts.items() if count]
-        half = SHORT["float16" if model.dtype == "float16" else "bfloat16"]
+        half = PRECISION_OF_DTYPE["float16" if model.dtype == "float16" else "bfloat16"]
         words = [" + ".join(parts), f"{_bytes(sum(counts.values()) * HALF_BYTES)} in {half}"]
     terms = [model.licence or ("licence not known" if model.id else None), "gated" if model.gated else None]
     terms += [None if all(stage.pinned for stage in model.stages) else "unpinned"]

@@ -8,6 +8,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override, QuotedString
 
+from diffopt.models.resolve import OLD_TINY
 from diffopt.schema.words import did_you_mean
 
 QUOTING = (
@@ -17,6 +18,9 @@ QUOTING = (
 
 
 def unknown_option(group: str, option: str, options: Sequence[str]) -> str:
+    family = option.removeprefix(OLD_TINY)
+    if group == "model" and family != option and family in options:
+        return f"model={option}: it is model={family} model.weights=tiny now."
     return (
         f"{group}={option}: the group '{group}' has no option '{option}'.{did_you_mean(option, options)} "
         f"Its options are {', '.join(options)} (diffopt ls {group} says what each does)."
@@ -77,7 +81,7 @@ def _about_value(override: Override) -> str | None:
 
 
 def unparsable_override(text: str, error: str) -> str:
-    if "=" not in text:
+    if "=" not in text or text.startswith("-"):
         return f"'{text}' is not an override. Write KEY=VALUE, such as compile=default or workload.steps=20."
     key = text.split("=", 1)[0]
     hint = QUOTING if key in ("workload.prompt", "workload.negative_prompt") else "Quote the value: 'key=\"value\"'."
@@ -88,7 +92,10 @@ def ambiguous_override(error: str, overrides: Sequence[Override]) -> str:
     swept = next(override for override in overrides if override.is_sweep_override())
     key = swept.get_key_element()
     hint = QUOTING if "prompt" in key else f"For one value that holds a comma, quote it: '{key}=\"…\"'."
-    return f"{swept.input_line} gives '{key}' several values. To run them all, add -m (in Python multirun=True). {hint}"
+    return (
+        f"{swept.input_line} gives '{key}' several values, which run, plan and prefetch take with -m (in Python "
+        f"multirun=True). {hint}"
+    )
 
 
 def unknown_key(override: Override, data: Mapping[str, Any], *, below: str | None = None) -> str:

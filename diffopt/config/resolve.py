@@ -62,7 +62,6 @@ def compose_requests(
         lock: a file that ``diffopt show`` printed; the overrides then change what it says.
         folders: config folders, whose options may be anybody's.
         trusted: config folders of the user's own, whose options may name code and any file.
-        folders: the user's config folders.
         resolve_model: fills in the ``model`` group, where its facts are not to come from files or the hub.
 
     Raises:
@@ -73,7 +72,9 @@ def compose_requests(
         composed = expand(composer, overrides)
     else:
         if split_sweep(overrides)[0] is not None:
-            raise UsageError("sweep=NAME is a matrix of cells: add -m (in Python multirun=True).")
+            raise UsageError(
+                "sweep=NAME is a matrix of cells, which run, plan and prefetch take with -m (in Python multirun=True)."
+            )
         composed = [composer.compose(overrides)]
     resolver = Resolver(composer, resolve_model)
     found = [resolver.request(point) for point in composed]
@@ -95,7 +96,9 @@ def make_composer(lock: Path | None, folders: Sequence[Path], trusted: Sequence[
 
 def config_of_lock_file(path: Path) -> Composed:
     """A file that ``diffopt show`` printed, as composed data; plain YAML, nothing in it is executed."""
-    if not user_path(path, "--recipe").exists() or path.is_dir():
+    if path.is_dir():
+        raise UsageError(f"--recipe {path}: a file is wanted, this is a folder. `diffopt show … > FILE` writes one.")
+    if not user_path(path, "--recipe").exists():
         raise UsageError(f"--recipe {path}: there is no such file. `diffopt show … > FILE` writes one.")
     data, _ = plain_yaml.read_plain_yaml(path)
     data.setdefault("runtime", CURRENT.model_dump())  # files of before there was a choice
@@ -140,10 +143,6 @@ class Resolver:
         workload = resolve_workload(data["workload"], recipe["model"], composed.typed)
         runtime = resolve_runtime(data["runtime"], composed.choices["runtime"])
         study = data["study"]
-        if study is not None and not isinstance(study, str):
-            raise UsageError(
-                "study: a study has a name or a path, which is a text; a number needs quotes, 'study=\"1\"'."
-            )
         if study is not None:
             path_of_study(study)
         try:

@@ -19,7 +19,7 @@ from diffopt.schema.step import Step, Trait
 
 CAPTURE = ("compile.backend=eager", "compile.mode=default")  # what makes any torch.compile quick
 # What an option needs besides its name to do something on random weights, on small pictures and in few steps.
-NEEDS = {
+NEEDS_ON_TINY = {
     "cache=first_block": ("workload.steps=6", "cache.threshold=0.9"),
     "cache=mag": ("workload.steps=6", "cache.threshold=0.5", "cache.max_skip_steps=2", "cache.mag_ratios=[1.0]"),
     "cache=mag_calibrate": ("workload.steps=6",),
@@ -129,7 +129,7 @@ def _small(composed: Composed, words: Sequence[str]) -> Iterator[str]:
         yield "model.weights=tiny"
     wanted = {f"workload.{key}": "null" for key in CUSTOMARY if key in composed.data["workload"]}
     for group in STEP_GROUPS:
-        wanted |= dict(need.split("=", 1) for need in NEEDS.get(f"{group}={choices.get(group)}", ()))
+        wanted |= dict(need.split("=", 1) for need in NEEDS_ON_TINY.get(f"{group}={choices.get(group)}", ()))
     yield from (f"{key}={value}" for key, value in wanted.items() if key not in typed)
 
 

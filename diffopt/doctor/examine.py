@@ -19,6 +19,7 @@ from typing import Any, Literal
 from diffopt.config import Composer, catalogue
 from diffopt.errors import Refusal
 from diffopt.machine import hardware, nvml
+from diffopt.machine.hardware import GIB
 from diffopt.machine.nvml import Gpu, driver_cuda
 from diffopt.machine.process import Child, how_process_ended, last_words_of_log
 from diffopt.run.process import clean_environment
@@ -172,7 +173,7 @@ def _machine(tell: Callable[[Finding], None]) -> Gpu | None:
         return None
     for gpu in gpus:
         major, minor = gpu.compute_capability
-        says = f"{gpu.name}, {gpu.memory_bytes / 2**30:.0f} GiB, compute capability {major}.{minor}"
+        says = f"{gpu.name}, {gpu.memory_bytes / GIB:.0f} GiB, compute capability {major}.{minor}"
         says += f", driver {gpu.driver}"
         tell(Finding(check=f"gpu {gpu.index}", status="ok", seconds=None, says=says))
     return gpus[0]

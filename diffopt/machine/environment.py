@@ -101,9 +101,12 @@ def installed_versions(there: Interpreter | None = None) -> dict[str, str]:
     return {name: version for name, version in found.items() if version is not None}
 
 
+def host_memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def cpu_device() -> Device:
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Device(kind="cpu", name=cpu_model(), memory_bytes=memory, gpu=None)
+    return Device(kind="cpu", name=cpu_model(), memory_bytes=host_memory_bytes(), gpu=None)
 
 
 def absent_gpu() -> Device:

@@ -13,6 +13,7 @@ from diffopt.machine import nvml
 from diffopt.machine.nvml import Gpu
 from diffopt.schema.hardware import Hardware, PeakTflops
 
+GIB = 2**30  # bytes
 CPUINFO = Path("/proc/cpuinfo")
 WHOLE_WORDS = r"(?<![A-Za-z0-9]){}(?![A-Za-z0-9])(?! (?:Ti|D|SUPER|Laptop|Mobile)\b)"
 
@@ -49,7 +50,7 @@ def _probed(gpu: Gpu) -> dict[str, Any]:
         "match": [gpu.name],
         "compute_capability": list(gpu.compute_capability),
         "sms": None,
-        "memory_gib": round(gpu.memory_bytes / 2**30, 1),
+        "memory_gib": round(gpu.memory_bytes / GIB, 1),
         "bandwidth_gb_s": None,
         "peak_tflops": dict.fromkeys(PeakTflops.model_fields),
         "slurm": {"constraint": None, "gres": None},

@@ -60,15 +60,17 @@ def existing_folder(folder: str | Path, key: str) -> Path:
     return path
 
 
-ROOT = Path("studies")  # of named studies, in the working directory
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+STUDIES = Path("studies")  # of named studies, in the working directory
+STUDY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def path_of_study(name_or_path: str | Path) -> Path:
     """``NAME`` means studies/NAME; whatever has a separator in it is a path. Raises UsageError for neither."""
+    if not isinstance(name_or_path, str | Path):
+        raise UsageError("study: a study has a name or a path, which is a text; a number needs quotes, 'study=\"1\"'.")
     text = str(name_or_path)
     if isinstance(name_or_path, Path) or "/" in text or text.startswith("~"):
         return user_path(name_or_path, "study")
-    if not NAME.fullmatch(text):
+    if not STUDY_NAME.fullmatch(text):
         raise UsageError(f"study={text}: a study's name has letters, digits, '.', '_' and '-'; a path has a '/' in it.")
-    return user_path(ROOT / text, "study")
+    return user_path(STUDIES / text, "study")

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from diffopt.errors import Refusal, UsageError
 from diffopt.machine.content import sha256_of
 from diffopt.machine.paths import user_path
+from diffopt.models.weights import PICKLES
 
-PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 FILES = ("path", "swap_path")  # keys of the options that name a file; the second one of hotswap alone
 PART = re.compile(r"(unet|transformer|text_encoder)(_\d)?$")  # how diffusers begins the names of tensors
 KOHYA_TEXT = re.compile(r"lora_te(\d)?_")  # how kohya's scripts begin those of text encoders, counted from 1

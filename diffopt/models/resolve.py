@@ -23,6 +23,7 @@ from diffopt.schema.words import did_you_mean
 
 PACKAGED = Path(__file__).parent / "architectures"
 TINY = "tiny"  # folder in that of an architecture: configs of about a million parameters, and their tiny.yaml
+OLD_TINY = "tiny_"  # prefix of the options and architectures that earlier stood for weights: tiny
 # Keys that are null where a model has no such thing, or where nobody knows.
 MAY_BE_NULL = frozenset(
     ("id", "revision", "variant", "path", "architecture", "content", "vae", "vae_head_size", "licence", "gated")
@@ -82,7 +83,7 @@ def packaged_architecture(architecture: str, *, tiny: bool = False) -> Path:
     """The folder of a built-in architecture, or of its tiny configs; UsageError with the known names otherwise."""
     known = sorted(index.parent.name for index in PACKAGED.glob("*/model_index.json"))
     if architecture not in known:
-        whole = architecture.removeprefix("tiny_")  # as an earlier diffopt called the tiny configs
+        whole = architecture.removeprefix(OLD_TINY)
         now = f" It is architecture={whole} with model.weights=tiny now." if whole in known else ""
         raise UsageError(
             f"model.architecture={architecture}: there is no such architecture."

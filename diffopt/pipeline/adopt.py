@@ -16,6 +16,7 @@ from diffopt.models.facts import DENOISER_NAMES, read_model_facts
 from diffopt.models.index import read_model_index, read_model_json
 from diffopt.models.resolve import complete_model, model_folder, packaged_architecture
 from diffopt.models.weights import Weights
+from diffopt.schema.words import PRECISION_OF_DTYPE
 from diffopt.steps.components import parts
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
     from diffopt.schema.model import Model
 
-PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}  # options of the group, by torch's names
 PLACES = ("id", "revision", "variant", "path", "architecture", "content", "weights")  # keys that say what to load
 
 
@@ -76,7 +76,7 @@ def plain_config_of_loaded_component(config: Any) -> dict[str, Any]:
 def _weights_of_module(part: nn.Module) -> Weights:
     counts = _counts(part)
     most = max(counts, key=counts.__getitem__, default="float32")
-    return Weights((), sum(counts.values()), most if most in PRECISIONS else "float32")
+    return Weights((), sum(counts.values()), most if most in PRECISION_OF_DTYPE else "float32")
 
 
 def _counts(part: nn.Module) -> Counter[str]:
@@ -96,10 +96,12 @@ def precision_of_loaded_pipeline(pipe: DiffusionPipeline) -> str:
     """
     found = parts(pipe)
     for part in (*(found[name] for name in DENOISER_NAMES if name in found), *found.values()):
-        counts = {dtype: number for dtype, number in _counts(part).items() if dtype in PRECISIONS}
+        counts = {dtype: number for dtype, number in _counts(part).items() if dtype in PRECISION_OF_DTYPE}
         if counts:
-            return PRECISIONS[max(counts, key=counts.__getitem__)]
-    raise Refusal(f"this {type(pipe).__name__} has no weights in {', '.join(PRECISIONS)}, so no precision is its own")
+            return PRECISION_OF_DTYPE[max(counts, key=counts.__getitem__)]
+    raise Refusal(
+        f"this {type(pipe).__name__} has no weights in {', '.join(PRECISION_OF_DTYPE)}, so no precision is its own"
+    )
 
 
 def check_loaded_pipeline_is_model(pipe: DiffusionPipeline, model: Model) -> None:

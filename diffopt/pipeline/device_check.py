@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 
 from diffopt.errors import Refusal
+from diffopt.machine.hardware import GIB
 from diffopt.machine.nvml import gpu_device
 from diffopt.schema.hardware import Hardware
 
@@ -67,6 +68,6 @@ def _check_whole(hardware: Hardware, gpu: str, visible: int) -> None:
     total = gpu_device(gpu).memory_bytes
     if total is not None and visible < WHOLE * total:
         raise Refusal(
-            f"hardware={hardware.name}: PyTorch sees {visible / 2**30:.1f} GiB of a GPU of {total / 2**30:.1f} GiB, so "
+            f"hardware={hardware.name}: PyTorch sees {visible / GIB:.1f} GiB of a GPU of {total / GIB:.1f} GiB, so "
             "it runs on a MIG slice, whose speed is not that of the GPU; disable MIG, or run on another GPU"
         )

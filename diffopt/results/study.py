@@ -18,7 +18,7 @@ from pathlib import Path
 
 from diffopt.errors import UsageError
 from diffopt.machine.files import write_json
-from diffopt.machine.paths import ROOT, path_of_study
+from diffopt.machine.paths import STUDIES, path_of_study
 from diffopt.results.result import Result, read_result
 
 CLAIM_POLL_S = 0.5
@@ -35,8 +35,8 @@ class Study:
         """A study to read. Raises UsageError when there is none, naming those that there are."""
         study = cls(path_of_study(name_or_path))
         if not (study.path / "cells").is_dir():
-            there = sorted(path.parent.name for path in ROOT.glob("*/cells") if path.is_dir())
-            known = f" {ROOT}/ has {', '.join(there)}." if there else f" There is none in {ROOT}/ yet."
+            there = sorted(path.parent.name for path in STUDIES.glob("*/cells") if path.is_dir())
+            known = f" {STUDIES}/ has {', '.join(there)}." if there else f" There is none in {STUDIES}/ yet."
             raise UsageError(f"study={name_or_path}: {study.path} is not a study.{known}")
         return study
 
@@ -57,9 +57,9 @@ class Study:
     @classmethod
     def fresh(cls) -> Study:
         """A new study under a name that nobody else has: the time, and a suffix for runs of the same second."""
-        path = ROOT / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        path = STUDIES / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
         try:
-            ROOT.mkdir(exist_ok=True)
+            STUDIES.mkdir(exist_ok=True)
             path.mkdir(exist_ok=False)
         except OSError as error:
             raise UsageError(

@@ -18,6 +18,8 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
     return f" Did you mean {near[0]}?" if near else ""
 
 
+# options of the precision group, by torch's names
+PRECISION_OF_DTYPE = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 PLAIN = re.compile(r"(/|\./|\.\./)?[A-Za-z_][A-Za-z0-9_./-]*")  # texts that Hydra's grammar takes without quotes
 WORDS = {"true", "false", "null", "nan", "inf"}  # which Hydra does not take for texts
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from diffopt.config import Composer
 from diffopt.config.resolve import compose_requests
-from diffopt.config.smoke import NEEDS, overrides_without_codegen
+from diffopt.config.smoke import NEEDS_ON_TINY, overrides_without_codegen
 from diffopt.errors import DiffoptError, Refusal
 from diffopt.machine import packages
 from diffopt.recipe.plan import Plan, make_plan
@@ -150,7 +150,7 @@ def _tiny(model: str) -> tuple[str, str]:
 def _plan(family: str, words: Sequence[str], hardware: str = "cpu") -> Plan:
     elsewhere = [ELSEWHERE[word] for word in words if word in ELSEWHERE and family == "DiT"]
     model = elsewhere[0] if elsewhere else FAMILIES[family]
-    needs = [NEEDS, NEEDS_ON_GPU] if hardware != "cpu" else [NEEDS]
+    needs = [NEEDS_ON_TINY, NEEDS_ON_GPU] if hardware != "cpu" else [NEEDS_ON_TINY]
     more = {"workload.steps": "4"}
     for word in words:
         more |= dict(need.split("=", 1) for table in needs for need in table.get(word, ()))

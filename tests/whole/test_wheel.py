@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -67,6 +68,10 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
     assert {f"diffopt/conf/{path.relative_to(REPO / 'conf')}" for path in REPO.glob("conf/**/*.yaml")} <= names
     assert "diffopt/models/architectures/tiny/unet/diffusion_pytorch_model.safetensors" in names
     assert not [name for name in names if name.startswith(("tests/", "conf/", "scripts/"))]
+    tree = re.findall(r"^\| `(\w+)` \|", (REPO / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
+    files = ("__init__.py", "__main__.py", "api.py", "errors.py", "version.py", "py.typed")
+    inside = {name.split("/")[1] for name in names if name.startswith("diffopt/")}
+    assert inside <= {*tree, *files, "conf"}, "the product alone"
 
 
 def test_the_users_own_options_and_recipes(command: Command, project: Path) -> None:

@@ -22,13 +22,13 @@ from dataclasses import dataclass
 from math import prod
 from typing import Literal
 
+from diffopt.machine.hardware import GIB
 from diffopt.models import classes
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.recipe import Recipe
 from diffopt.schema.model import Model
 from diffopt.schema.step import Order, Site
 
-GIB = 2**30
 PARTS = ("denoiser", "text_encoders", "vae")
 NOTED = 0.9  # of the device's memory; what is not counted needs some too
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from diffopt.machine.hardware import GIB
 from diffopt.recipe.planned import Problem
 from diffopt.recipe.rules.case import Case
-from diffopt.recipe.rules.estimate import GIB, NOTED, estimate_memory_of_cell
+from diffopt.recipe.rules.estimate import NOTED, estimate_memory_of_cell
 from diffopt.recipe.rules.remedies import TRIED, Remedy, remedies_for_memory
 
 

@@ -12,10 +12,10 @@ from functools import cache
 from pathlib import Path
 
 from diffopt.errors import UsageError
+from diffopt.models.resolve import OLD_TINY
 from diffopt.schema.words import did_you_mean
 
 FOLDER = Path(__file__).parent
-TINY = "tiny_"  # older rows: prefix of the options that stood for a family; now weights: tiny
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def published_gpu_name(gpu: str) -> str:
 
 def is_of_published_family(option: str, family: str) -> bool:
     """Whether a model option is ``family``, a variant such as ``sd15_inpaint``, or the tiny one that stands for it."""
-    return f"{option.removeprefix(TINY)}_".startswith(f"{family}_")
+    return f"{option.removeprefix(OLD_TINY)}_".startswith(f"{family}_")
 
 
 def published_names() -> tuple[str, ...]:

@@ -15,7 +15,7 @@ NOTHING = "-"  # not measured
 REFUSED = "❌"  # cannot run
 NOT_HERE = "not here"  # may run where there is what this machine lacks
 
-Column = tuple[str, str]  # its two lines: which torch, and the mode
+PublishedColumn = tuple[str, str]  # its two lines: which torch, and the mode
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def published_number(speed: float) -> str:
     return f"{speed:.2f}" if speed >= 1 else f"{speed:.3f}"
 
 
-def published_tables(cells: Sequence[Entry], columns: Sequence[Column] = ()) -> list[tuple[str, Table]]:
+def published_tables(cells: Sequence[Entry], columns: Sequence[PublishedColumn] = ()) -> list[tuple[str, Table]]:
     """``(heading, table)`` of each GPU and batch size; tables and rows in the order in which cells name them.
 
     Columns, too, unless ``columns`` tells their order. A cell that is not there reads ``-``.
@@ -62,7 +62,7 @@ def published_tables(cells: Sequence[Entry], columns: Sequence[Column] = ()) -> 
     return [(heading, _table(members, columns)) for heading, members in by_table.items()]
 
 
-def _table(cells: Sequence[Entry], order: Sequence[Column]) -> Table:
+def _table(cells: Sequence[Entry], order: Sequence[PublishedColumn]) -> Table:
     named = dict.fromkeys((cell.torch, cell.mode) for cell in cells)
     columns = [column for column in order if column in named] or list(named)
     said = {(cell.pipeline, cell.torch, cell.mode): cell.text for cell in cells}

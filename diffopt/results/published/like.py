@@ -17,8 +17,8 @@ from diffopt.results.published.layout import (
     NOTHING,
     PLAIN,
     REFUSED,
-    Column,
     Entry,
+    PublishedColumn,
     published_number,
 )
 from diffopt.results.published.places import Place, places_on_published_page, published_counterpart
@@ -40,7 +40,7 @@ class Likeness:
     ours: tuple[Entry, ...]
     drawn: tuple[Entry, ...]
     beside: tuple[Entry, ...]
-    columns: tuple[Column, ...]
+    columns: tuple[PublishedColumn, ...]
     notes: tuple[str, ...]
 
 

@@ -19,6 +19,7 @@ from support.option_steps import CONF, step, values
 from support.tiny import tiny
 
 from diffopt.config.resolve import compose_requests
+from diffopt.config.smoke import NEEDS_ON_TINY
 from diffopt.errors import NoEffect, Refusal
 from diffopt.models import calls
 from diffopt.models.classes import DENOISERS, PIPELINES
@@ -34,17 +35,8 @@ STEPS = 6
 
 # settings by which each option skips something of random weights in six steps
 SKIPS = {
-    "first_block": ("cache.threshold=0.9",),
-    "mag": ("cache.threshold=0.5", "cache.max_skip_steps=2", "cache.mag_ratios=[1.0]"),
-    "sea": ("cache.threshold=5.0",),
-    "taylorseer": ("cache.cache_interval=2", "cache.disable_cache_before_step=2"),
-    "taylorseer_lite": ("cache.cache_interval=2", "cache.disable_cache_before_step=2"),
-    "pab": ("cache.spatial_attention_timestep_skip_range=[-1,1001]",),
-    "faster": (
-        "cache.spatial_attention_timestep_skip_range=[-1,990]",
-        "cache.unconditional_batch_timestep_skip_range=[-1,990]",
-        "cache.unconditional_batch_skip_range=2",
-    ),
+    option: tuple(word for word in NEEDS_ON_TINY[f"cache={option}"] if word.startswith("cache."))
+    for option in ("first_block", "mag", "sea", "taylorseer", "taylorseer_lite", "pab", "faster")
 }
 # settings by which nothing is skipped, so that the picture must be the one without a cache
 SKIPS_NOTHING = {
