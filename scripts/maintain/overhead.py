@@ -56,7 +56,7 @@ VERBS: dict[str, tuple[str, ...]] = {
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench_overhead", description=__doc__)
     parser.add_argument("--pairs", type=int, default=7, help="alternating pairs of (a)")
-    parser.add_argument("--repeats", type=int, default=7, help="runs of each verb in (b)")
+    parser.add_argument("--repeats", type=int, default=7, help="runs of each verb in (b) and of the plans in (c)")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     options = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = "1"  # more threads on tiny tensors measure the scheduler of the host
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.chdir(folder)
         found["speed"] = speed(options.pairs)
         found["verbs_s"] = {name: statistics.median(times(words, options.repeats)) for name, words in VERBS.items()}
-        found["planning"] = planning()
+        found["planning"] = planning(options.repeats)
         found["sweep"] = sweep()
     text = json.dumps(found, indent=2)
     print(text)
@@ -118,10 +118,10 @@ def times(words: Sequence[str], repeats: int) -> list[float]:
     return found[1:]
 
 
-def planning() -> dict[str, float]:
+def planning(repeats: int) -> dict[str, float]:
     """(c) A plan of 240 cells, and what each cell beyond the first costs."""
-    one = statistics.median(times(("plan", "model=sd15", "hardware=a100"), 5))
-    many = statistics.median(times(("plan", "-m", *MATRIX), 3))
+    one = statistics.median(times(("plan", "model=sd15", "hardware=a100"), repeats))
+    many = statistics.median(times(("plan", "-m", *MATRIX), max(1, repeats // 2)))
     return {"cells": 240, "seconds": many, "ms_per_cell": 1000 * (many - one) / 239}
 
 
