@@ -18,6 +18,7 @@ FAULTY = {"PYTHONPATH": f"{REPO}:{REPO / 'tests' / 'support' / 'faulty_steps'}"}
 CPU = "hardware=cpu"
 
 
+@pytest.mark.slow
 def test_a_recipe_passes_step_by_step_and_a_step_for_a_gpu_is_told_apart(diffopt: Run) -> None:
     done = diffopt("check", "recipe=pytorch2", "model=sd15", "precision=bf16", "attention=flash2", CPU)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -40,7 +41,7 @@ def test_a_recipe_passes_step_by_step_and_a_step_for_a_gpu_is_told_apart(diffopt
     ("kind", "said"),
     [
         ("noop", "no effect: nothing is in another layout"),
-        ("sigkill", "it was killed by SIGKILL"),
+        pytest.param("sigkill", "it was killed by SIGKILL", marks=pytest.mark.slow),
         pytest.param("refuses", "this pipeline has no layout", marks=pytest.mark.slow),
         pytest.param("raises", "KeyError: 'conv_in'", marks=pytest.mark.slow),
     ],

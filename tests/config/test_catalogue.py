@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from diffopt.config import Composer, catalogue
-from diffopt.config.catalogue import Row, describe_model_option
+from diffopt.config import Composer
+from diffopt.config.catalogue import Row, describe_model_option, list_options
 from diffopt.config.resolve import compose_requests
 from diffopt.machine import nvml
 from diffopt.machine.nvml import Gpu
@@ -34,7 +35,7 @@ def composer() -> Composer:
 
 
 def rows(composer: Composer) -> dict[str, Row]:
-    return {row.option: row for row in catalogue.list_options(composer, "model")}
+    return {row.option: row for row in list_options(composer, "model")}
 
 
 @pytest.mark.usefixtures("gpu")
@@ -54,7 +55,7 @@ def test_needs_and_fit_on_a_gpu(composer: Composer) -> None:
 def test_fit_on_the_cpu_counts_its_own_memory(composer: Composer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvml, "detect_gpus", lambda: ())
     pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 64 * GIB // 4096}
-    monkeypatch.setattr(catalogue.os, "sysconf", pages.__getitem__)
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
     assert rows(composer)["flux_dev"].here == "yes, 32.9 of 64.0 GiB"
 
 
@@ -115,7 +116,7 @@ def test_a_runtime_works_here_where_a_program_is(tmp_path: Path, yaml: str, here
     folder = tmp_path / "runtime"
     folder.mkdir()
     (folder / "own.yaml").write_text(f"# of one's own\ndefaults: [python, _self_]\n{yaml}\n")
-    found = {row.option: row for row in catalogue.list_options(Composer([tmp_path]), "runtime")}
+    found = {row.option: row for row in list_options(Composer([tmp_path]), "runtime")}
     assert found["own"].here.startswith(here)
     assert found["current"].here == "yes"
     assert found["python"].here == "runtime=python names no interpreter: add runtime.python=/path/to/venv/bin/python"

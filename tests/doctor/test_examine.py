@@ -610,6 +610,7 @@ def test_the_verb(monkeypatch, cli, status, code):
     assert f"{int(status == 'fails')} fail" in lines[-1]
 
 
+@pytest.mark.slow
 def test_the_parent_imports_no_torch(tmp_path):
     code = (
         "import sys; from diffopt.doctor import examine; from diffopt.machine import nvml;"

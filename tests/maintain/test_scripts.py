@@ -56,6 +56,7 @@ def test_every_module_that_is_a_program_has_its_script_or_is_a_worker() -> None:
     assert programs - started == {"diffopt.cli.main", *workers}
 
 
+@SLOW
 def test_count_models(tmp_path: Path) -> None:
     assert "parameters: {" in start("scripts.maintain.count_models", "sd15", cwd=tmp_path).stdout
 
