@@ -25,6 +25,9 @@ SMALL_FILES = (
     "config.json",
     "*/config.json",
     "*/scheduler_config.json",
+    "*/tokenizer_config.json",
+    "*/preprocessor_config.json",
+    "*/processor_config.json",
     "*.safetensors.index*.json",
 )
 AT_ONCE = 8  # headers of safetensors files that are asked for in parallel

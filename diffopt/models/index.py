@@ -11,11 +11,12 @@ import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from diffopt.errors import UsageError
-from diffopt.models.classes import Family
+from diffopt.models.classes import SEVERAL, Family
 from diffopt.models.families import family_of_pipeline
+from diffopt.models.kinds import Kind, kind_of_component
 
 LIBRARIES = ("diffusers", "transformers")
 NEVER_LOADED = frozenset({"safety_checker", "watermarker"})
@@ -25,12 +26,6 @@ NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)  # of folders and attributes: stays
 TEXT_ENCODER = re.compile(r"text_encoder|language|^bert$")  # names of components
 CONFIG_SUFFIXES = (".json", ".txt", ".model", ".jinja")  # of small files that components are loaded from
 VAE_NAMES = ("vae", "movq", "vqvae")  # that diffusers' pipelines give it
-KINDS: tuple[tuple[Literal["tokenizer", "scheduler", "processor", "guider"], tuple[str, ...]], ...] = (
-    ("tokenizer", ("Tokenizer", "TokenizerFast")),
-    ("scheduler", ("Scheduler",)),
-    ("processor", ("Processor", "ProcessorFast", "ProcessorPil", "FeatureExtractor")),
-    ("guider", ("Guidance",)),
-)
 
 
 class IndexEntry(NamedTuple):
@@ -38,11 +33,7 @@ class IndexEntry(NamedTuple):
 
     library: str
     class_name: str
-
-    @property
-    def kind(self) -> Literal["tokenizer", "scheduler", "processor", "guider", "module"]:
-        """``module`` is a part with weights; a processor prepares pictures, or pictures and text, for one."""
-        return next((kind for kind, endings in KINDS if self.class_name.endswith(endings)), "module")
+    kind: Kind = "module"  # a part with weights; a processor prepares pictures, or pictures and text, for one
 
     @property
     def module(self) -> str:
@@ -86,11 +77,7 @@ class ModelIndex:
 
     def names(self, component: str) -> frozenset[str]:
         """Names of the files right in a component's folder; of the top folder for ``""``."""
-        if self.files is None:
-            return frozenset(path.name for path in (self.folder / component).glob("*"))
-        start = f"{component}/" if component else ""
-        below = (name.removeprefix(start) for name in self.files if name.startswith(start))
-        return frozenset(name for name in below if "/" not in name)
+        return _names_in_folder(self.folder, self.files, component)
 
 
 def read_model_index(folder: Path, files: frozenset[str] | None = None) -> ModelIndex:
@@ -112,10 +99,30 @@ def read_model_index(folder: Path, files: frozenset[str] | None = None) -> Model
             continue  # a setting of the pipeline, such as requires_safety_checker
         part = _read_component(path, name, entry, checked=name not in left_out)
         if part is not None and name not in left_out:
-            components[name] = part
+            _check_single(path, name, part.class_name)
+            kind = kind_of_component(part.module, part.class_name, _names_in_folder(folder, files, name))
+            components[name] = part._replace(kind=kind)
         else:
             absent.add(name)
     return ModelIndex(folder, str(pipeline), components, frozenset(absent), files)
+
+
+def _check_single(path: Path, name: str, class_name: str) -> None:
+    if class_name in SEVERAL:
+        what, attribute = SEVERAL[class_name]
+        raise UsageError(
+            f"{path}: {name} is a {class_name}, several {what} in one, each in a folder of its own, and a workload has "
+            f"one control map; save the pipeline with one of them, pipe.register_modules({name}=pipe.{name}."
+            f"{attribute}[0]), by pipe.save_pretrained(DIR)"
+        )
+
+
+def _names_in_folder(folder: Path, files: frozenset[str] | None, component: str) -> frozenset[str]:
+    if files is None:
+        return frozenset(path.name for path in (folder / component).glob("*"))
+    start = f"{component}/" if component else ""
+    below = (name.removeprefix(start) for name in files if name.startswith(start))
+    return frozenset(name for name in below if "/" not in name)
 
 
 def _left_out(pipeline: str) -> frozenset[str]:

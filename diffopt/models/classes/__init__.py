@@ -16,12 +16,14 @@ from diffopt.models.classes.denoisers import (
 )
 from diffopt.models.classes.families import FAMILIES, Family
 from diffopt.models.classes.pipelines import PIPELINES, UNKNOWN_PIPELINE, Pipeline, SamplerCalls
+from diffopt.models.classes.several import SEVERAL
 from diffopt.models.classes.vaes import UNKNOWN_VAE, VAES, Vae
 
 __all__ = [
     "DENOISERS",
     "FAMILIES",
     "PIPELINES",
+    "SEVERAL",
     "UNKNOWN_DENOISER",
     "UNKNOWN_OTHER_UNET",
     "UNKNOWN_PIPELINE",

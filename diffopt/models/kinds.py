@@ -1,0 +1,131 @@
+"""What a component of a pipeline is: told by the files that its library wrote, else by the library itself.
+
+No name is guessed at: transformers calls its tokenizers ``CLIPTokenizer``, ``PreTrainedTokenizerFast`` or
+``TokenizersBackend``. The library is asked in a process of its own, since this one imports no torch, and once for each
+class and version; the answer is remembered under the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from diffopt.errors import UsageError
+from diffopt.machine.files import write_json
+from diffopt.machine.paths import user_cache
+
+Kind = Literal["tokenizer", "scheduler", "processor", "guider", "module"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+PROCESSOR_FILES = frozenset({"processor_config.json", "preprocessor_config.json"})
+TOKENIZER_FILES = frozenset(
+    {"tokenizer_config.json", "tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json"}
+    | {"spiece.model", "tokenizer.model"}
+)
+ANSWER_S = 300.0  # importing torch takes seconds, on a slow network disk minutes
+# By the names of the classes that it descends from; a processor may be a module too, and is asked for first.
+QUESTION = """
+import importlib, json, sys
+kinds = {
+    "PreTrainedTokenizerBase": "tokenizer", "SchedulerMixin": "scheduler", "BaseGuidance": "guider",
+    "ProcessorMixin": "processor", "ImageProcessingMixin": "processor", "FeatureExtractionMixin": "processor",
+    "Module": "module",
+}
+module, name = sys.argv[1:]
+bases = [each.__name__ for each in getattr(getattr(importlib.import_module(module), name, None), "__mro__", ())]
+print(json.dumps(next((kind for base, kind in kinds.items() if base in bases), None)))
+"""
+
+
+def kind_of_component(module: str, class_name: str, names: frozenset[str]) -> Kind:
+    """What a component is. ``module`` has the class, ``names`` are those of the files in the component's folder.
+
+    Raises UsageError where neither the files nor the library tell.
+    """
+    return _told_by_files(names) or kind_told_by_library(module, class_name)
+
+
+def _told_by_files(names: frozenset[str]) -> Kind | None:
+    """Each of diffusers' and transformers' base classes saves its config by a name of its own; None: not one alone."""
+    told: dict[Kind, bool] = {
+        "scheduler": "scheduler_config.json" in names,
+        "guider": "guider_config.json" in names,
+        "processor": bool(PROCESSOR_FILES & names),
+        "tokenizer": bool(TOKENIZER_FILES & names),
+        "module": "config.json" in names,
+    }
+    kinds = [kind for kind, there in told.items() if there]
+    return kinds[0] if len(kinds) == 1 else None
+
+
+@functools.cache
+def kind_told_by_library(module: str, class_name: str) -> Kind:
+    """What the installed library says of its class. Raises UsageError where it has no such class, or is not here."""
+    library = module.partition(".")[0]
+    key = f"{library} {_version(library)} {module}.{class_name}"
+    memory = _memory()
+    known = _kind(None if memory is None else _recall(memory).get(key))
+    if known is not None:
+        return known
+    told = _kind(_asked(module, class_name))
+    if told is None:
+        raise UsageError(
+            f"{module}.{class_name} is neither a model nor a tokenizer, a scheduler, a processor or a guider of "
+            f"the {library} that is here ({_version(library) or 'none'}); install the version that saved the model"
+        )
+    if memory is not None:
+        _remember(memory, {**_recall(memory), key: told})
+    return told
+
+
+def _kind(answer: Any) -> Kind | None:
+    return next((kind for kind in KINDS if kind == answer), None)
+
+
+def _asked(module: str, class_name: str) -> Any:
+    """The answer of a process that imports the library; None where it has none."""
+    command = [sys.executable, "-W", "ignore", "-P", "-c", QUESTION, module, class_name]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=ANSWER_S, check=False
+        )
+        return json.loads(done.stdout.strip().rpartition("\n")[2])
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return None
+
+
+def _version(library: str) -> str | None:
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _memory() -> Path | None:
+    """The file of remembered answers; None for a user without a home."""
+    try:
+        return user_cache() / "kinds.json"
+    except RuntimeError:
+        return None
+
+
+def _recall(memory: Path) -> dict[str, Any]:
+    """What is remembered; nothing when the file is missing, unreadable or spoiled."""
+    try:
+        known = json.loads(memory.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _remember(memory: Path, known: dict[str, Any]) -> None:
+    """Replace the memory. A place that takes no files costs time and nothing else."""
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_json(memory, known)
+    except (OSError, ValueError):
+        return
