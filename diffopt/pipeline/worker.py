@@ -139,6 +139,15 @@ class Work:
         if self._save_artifact:
             self._artifact = save_compile_cache_artifact(self._folder / "compile-cache.zip", device)
         self._measure(meter, plan.cell)
+        if meter.spoiled() and (where := _where_not_finite(meter)) is not None:
+            del meter, pipes  # what finds the step builds them again
+            self._explain_values(plan, where)
+
+    def _explain_values(self, plan: Plan, where: str) -> None:
+        from diffopt.pipeline.not_finite import free_memory, since_which_step
+
+        free_memory()
+        self._complaints.append(f"values are not finite {where}: {since_which_step(plan)}")
 
     def _call_first(self, meter: Meter) -> None:
         from diffopt.pipeline.meter import compile_cache_use_in_worker
@@ -208,6 +217,12 @@ class Work:
             compile_cache_sha256=None if self._artifact is None else self._artifact.sha256,
             device=self._device,
         )
+
+
+def _where_not_finite(meter: Meter) -> str | None:
+    from diffopt.pipeline.not_finite import where_not_finite
+
+    return where_not_finite(meter.stages)
 
 
 def _cached_graphs() -> int:
