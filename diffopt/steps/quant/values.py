@@ -31,7 +31,7 @@ def mend_zero_scales(weights: Iterable[torch.Tensor]) -> None:
 
 
 def first_non_finite_weight(layers: Mapping[str, nn.Module]) -> str | None:
-    """The first of the layers, by path, that has a parameter with a value that is none, in words; None: there is none."""
+    """The first parameter, by path, that has a value that is not finite, in words; None where they all are finite."""
     for path, layer in layers.items():
         for name, parameter in layer.named_parameters(recurse=False):
             if (tensor := _non_finite_tensor(parameter)) is not None:

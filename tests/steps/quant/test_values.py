@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.option_steps import step
 from support.tiny_pipelines import picture, pipeline, site
 from torch import nn
@@ -14,6 +19,7 @@ from torchao.float8 import inference
 from torchao.quantization import Float8Tensor
 
 from diffopt.errors import NoEffect, Refusal
+from diffopt.models.resolve import PACKAGED
 from diffopt.recipe.options import option_names
 
 # packed by a kernel of the GPU; and what is meant for another model's shapes or parts
@@ -91,9 +97,13 @@ def test_a_pipeline_with_a_row_of_zeros_draws_nearly_the_same() -> None:
 def test_weights_that_are_not_finite_are_said_to_be_so(name: str) -> None:
     pipe, quant = pipeline(torch.bfloat16), small(name)
     layer(pipe).weight.data[1, 1] = torch.nan
-    with pytest.raises((Refusal, NoEffect), match=rf"quant={quant.kind}: unet\.{LAYER}\.weight is not finite"):
+
+    def make() -> None:
         quant.apply(pipe, site())
         quant.verify(pipe, site())
+
+    with pytest.raises((Refusal, NoEffect), match=rf"quant={quant.kind}: unet\.{LAYER}\.weight is not finite"):
+        make()
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -109,3 +119,18 @@ def test_a_scale_that_became_something_else_is_found(value: float) -> None:
     weight.qdata.view(torch.uint8)[3, 3] = 0x7F  # no number
     with pytest.raises(NoEffect, match=rf"{LAYER}\.weight\.qdata is not finite"):
         quant.verify(pipe, site())
+
+
+@pytest.mark.slow
+def test_a_folder_with_a_row_of_zeros_runs(diffopt: Callable[..., Any], tmp_path: Path) -> None:
+    shutil.copytree(PACKAGED / "tiny", tmp_path / "zero")
+    file = tmp_path / "zero" / "unet" / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    state[next(key for key in state if key.endswith("attn1.to_q.weight"))][0] = 0
+    save_file(state, file, metadata={"format": "pt"})
+    words = ("model=local", "model.path=zero", "quant=fp8_weight", "measure=quick", "workload.steps=2", "study=z")
+    done = diffopt("run", *words, "measure.max_variation=9", "hardware=cpu")
+    assert done.returncode == 0, done.stderr
+    (row,) = (json.loads(path.read_text()) for path in tmp_path.glob("studies/z/cells/*/*/result.json"))
+    assert (row["status"], row["valid"], row["reason"]) == ("ok", True, None)
+    assert row["choices"]["measure"] == "quick (changed: max_variation)"
