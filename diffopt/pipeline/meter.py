@@ -175,11 +175,6 @@ class Meter:
         limit = self._cell.measure.max_variation
         if variation > limit:
             found.append(f"latency varies by {variation:.1%} (standard deviation over mean), more than {limit:.1%}")
-        return [*found, *self.spoiled()]
-
-    def spoiled(self) -> list[str]:
-        """What is in the last sample and in nothing that a model draws; empty where there is nothing of the kind."""
-        found = []
         if self._latents is not None and not bool(torch.isfinite(self._latents).all()):
             found.append("the latents of the last sample are not finite")
         constant = [i for i, output in enumerate(self.outputs) if is_constant_picture(output)]

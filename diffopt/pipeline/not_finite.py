@@ -33,12 +33,24 @@ class _NotFinite(Exception):
 
 def where_not_finite(stages: Sequence[Stage]) -> str | None:
     """Call the stages once, no further than until values are not finite: where that is; None: they are all finite."""
+
+    def end(where: str) -> None:
+        raise _NotFinite(where)
+
     try:
-        with _watching(stages):
+        with _watching(stages, end):
             calls.draw_pictures(stages)
     except _NotFinite as found:
         return str(found)
     return None
+
+
+@contextmanager
+def noting_not_finite(stages: Sequence[Stage]) -> Iterator[list[str]]:
+    """Where values are not finite while this lasts, in the order found; calls are slower, and else as they are."""
+    found: list[str] = []
+    with _watching(stages, found.append):
+        yield found
 
 
 def since_which_step(plan: Plan) -> str:
@@ -90,21 +102,21 @@ def free_memory() -> None:
 
 
 @contextmanager
-def _watching(stages: Sequence[Stage]) -> Iterator[None]:
-    """Raise where the latents of a denoising step, or what the VAE decodes of them, are not finite."""
+def _watching(stages: Sequence[Stage], tell: Callable[[str], None]) -> Iterator[None]:
+    """Tell where the latents of a denoising step, or what the VAE decodes of them, are not finite."""
     with ExitStack() as stack:
         for stage in stages:
             of = "" if len(stages) == 1 else f" of {stage.name}"
-            steps = _checked(lambda done, of=of: f"from denoising step {done}{of} on")  # type: ignore[misc]
-            stack.enter_context(replaced_method(stage.pipe.scheduler, "step", steps))
+            step = _checked("from denoising step {done}" + of + " on", tell)
+            stack.enter_context(replaced_method(stage.pipe.scheduler, "step", step))
             if stage.model.vae is not None:
-                decoded = _checked(lambda done, of=of: f"after decoding{of}, and finite before it")  # type: ignore[misc]
-                stack.enter_context(replaced_method(getattr(stage.pipe, stage.model.vae), "decode", decoded))
+                decode = _checked("after decoding" + of, tell)
+                stack.enter_context(replaced_method(getattr(stage.pipe, stage.model.vae), "decode", decode))
         yield
 
 
-def _checked(words: Callable[[int], str]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """A wrapper that raises where the first of what is returned is not finite; ``words`` take how often it was called."""
+def _checked(where: str, tell: Callable[[str], None]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A wrapper that looks at what is returned first; ``done`` in ``where`` is how often it was called."""
 
     def wrap(inner: Callable[..., Any]) -> Callable[..., Any]:
         done = 0
@@ -115,7 +127,7 @@ def _checked(words: Callable[[int], str]) -> Callable[[Callable[..., Any]], Call
             result = inner(*args, **kwargs)
             done += 1
             if not bool(torch.isfinite(result[0]).all()):
-                raise _NotFinite(words(done))
+                tell(where.format(done=done))
             return result
 
         return checked

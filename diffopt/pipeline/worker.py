@@ -102,6 +102,7 @@ class Work:
         self._metrics: dict[str, Any] = {}
         self._effects: tuple[StepEffect, ...] = ()
         self._complaints: list[str] = []
+        self._not_finite: list[str] = []  # where in the last call of the warm-up
         self._pictures: tuple[str, ...] = ()
         self._device: Device | None = None
 
@@ -139,15 +140,15 @@ class Work:
         if self._save_artifact:
             self._artifact = save_compile_cache_artifact(self._folder / "compile-cache.zip", device)
         self._measure(meter, plan.cell)
-        if meter.spoiled() and (where := _where_not_finite(meter)) is not None:
+        if self._not_finite:
             del meter, pipes  # what finds the step builds them again
-            self._explain_values(plan, where)
+            self._explain_values(plan)
 
-    def _explain_values(self, plan: Plan, where: str) -> None:
+    def _explain_values(self, plan: Plan) -> None:
         from diffopt.pipeline.not_finite import free_memory, since_which_step
 
         free_memory()
-        self._complaints.append(f"values are not finite {where}: {since_which_step(plan)}")
+        self._complaints.append(f"values are not finite {self._not_finite[0]}: {since_which_step(plan)}")
 
     def _call_first(self, meter: Meter) -> None:
         from diffopt.pipeline.meter import compile_cache_use_in_worker
@@ -162,9 +163,13 @@ class Work:
             self._complaints.append(f"the compile artifact {name} was loaded, but no graph came from it")
 
     def _warm_up(self, meter: Meter, calls: int) -> None:
+        from diffopt.pipeline.not_finite import noting_not_finite
+
         self._enter("warmup")
         meter.memory.reset()
-        self._metrics["warmup_s"] = sum(meter.call().latency for _ in range(calls))
+        self._metrics["warmup_s"] = sum(meter.call().latency for _ in range(calls - 1))
+        with noting_not_finite(meter.stages) as self._not_finite:
+            self._metrics["warmup_s"] += meter.call().latency
 
     def _measure(self, meter: Meter, cell: Cell) -> None:
         from diffopt.pipeline.metrics import timed_metrics
@@ -217,12 +222,6 @@ class Work:
             compile_cache_sha256=None if self._artifact is None else self._artifact.sha256,
             device=self._device,
         )
-
-
-def _where_not_finite(meter: Meter) -> str | None:
-    from diffopt.pipeline.not_finite import where_not_finite
-
-    return where_not_finite(meter.stages)
 
 
 def _cached_graphs() -> int:
