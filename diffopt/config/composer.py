@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,17 @@ OUTSIDE_THE_CELL = ("launch", "study")  # what a recipe file does not hold
 
 
 @dataclass(frozen=True)
+class FileLabels:
+    """What a recipe file calls the options whose values it has."""
+
+    file: Path
+    changed: Mapping[str, tuple[str, ...]]  # by group: the keys that it says are not the option's
+
+    def without(self, groups: Collection[str]) -> FileLabels:
+        return FileLabels(self.file, {group: keys for group, keys in self.changed.items() if group not in groups})
+
+
+@dataclass(frozen=True)
 class Composed:
     """One composed config as plain data, and the option that was chosen in each group."""
 
@@ -48,6 +59,7 @@ class Composed:
     typed: frozenset[str] = frozenset()  # keys that the command line sets itself, or its matrix
     chosen: frozenset[str] = frozenset()  # groups whose option the command line, a recipe or a recipe file chose
     origins: Origins = field(default_factory=dict)  # what files of others than diffopt set
+    labels: FileLabels | None = None  # of a recipe file
 
 
 class Composer:
@@ -172,7 +184,7 @@ class Composer:
                 note_origin(origins, override.key_or_group, override.value(), origin if index < len(given) else None)
         keys = frozenset(str(override.key_or_group) for override in parsed)
         choices = dict(skeleton.choices)
-        return Composed(data=data, choices=choices, typed=keys, chosen=skeleton.chosen, origins=origins)
+        return replace(skeleton, data=data, choices=choices, typed=keys, origins=origins)
 
     def _others_with(self, key: str, data: Mapping[str, Any]) -> list[str]:
         """Options of a group of steps that bring a dotted key along, where the chosen one has none."""
@@ -234,10 +246,12 @@ class Composer:
         anew = frozenset(map(str, (*OUTSIDE_THE_CELL, *named)))
         data = {key: composed.data[key] for key in anew}
         data = {**self._base.data, **data}  # a group that the file lacks stays absent: the model knows if it may
-        choices = {**composed.choices, **{g: o for g, o in self._base.choices.items() if g not in named}}
+        choices = {**composed.choices, **{g: o for g, o in self._base.choices.items() if g not in anew}}
         kept = origins_of_groups(self._base.origins, frozenset(self._base.data) - anew)
         chosen = composed.chosen | self._base.choices.keys()
-        return Composed(data, choices, chosen=chosen, origins={**origins_of_groups(composed.origins, anew), **kept})
+        labels = self._base.labels and self._base.labels.without(anew)
+        origins = {**origins_of_groups(composed.origins, anew), **kept}
+        return Composed(data, choices, chosen=chosen, origins=origins, labels=labels)
 
 
 def _values(override: Override) -> list[str]:

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from diffopt.config import Composed, Composer
 from diffopt.config.consent import config_with_consent, config_with_files_located
+from diffopt.config.labels import Labels, check_ids_of_file, labels_of_file
 from diffopt.config.origins import note_origin, origin_of_recipe_file
 from diffopt.config.sweep import expand, split_sweep
 from diffopt.config.workload import UNSAID, resolve_workload
@@ -100,7 +101,7 @@ def config_of_lock_file(path: Path) -> Composed:
         raise UsageError(f"--recipe {path}: a file is wanted, this is a folder. `diffopt show … > FILE` writes one.")
     if not user_path(path, "--recipe").exists():
         raise UsageError(f"--recipe {path}: there is no such file. `diffopt show … > FILE` writes one.")
-    data, _ = plain_yaml.read_plain_yaml(path)
+    data, text = plain_yaml.read_plain_yaml(path)
     data.setdefault("runtime", CURRENT.model_dump())  # files of before there was a choice
     if set(data) != set(LOCK_KEYS) or not all(isinstance(section, dict) for section in data.values()):
         raise UsageError(
@@ -113,9 +114,11 @@ def config_of_lock_file(path: Path) -> Composed:
         raise UsageError(f"--recipe {path}: '{sorted(unknown)[0]}' is not a key there.")
     if not all(isinstance(option, str) for option in data["choices"].values()):
         raise UsageError(f"--recipe {path}: 'choices' gives the name of an option for each group.")
+    check_ids_of_file(path, text, data)
     workload = {**UNSAID, **data["workload"]}
     outside = {"workload": workload, "measure": data["measure"], "runtime": data["runtime"]}
-    composed = Composed({**data["recipe"], **outside}, data["choices"])
+    choices, labels = labels_of_file(path, data)
+    composed = Composed({**data["recipe"], **outside}, choices, labels=labels)
     note_origin(composed.origins, "", composed.data, origin_of_recipe_file(path))
     return composed
 
@@ -126,6 +129,7 @@ class Resolver:
     def __init__(self, composer: Composer, resolve_model: ResolveModel = with_model_facts) -> None:
         self._composer = composer
         self._resolve_model = resolve_model
+        self._labels = Labels(composer)
         self._models: dict[str, dict[str, Any]] = {}
         self._auto: dict[str, Any] | None = None
 
@@ -150,6 +154,7 @@ class Resolver:
             cell = Cell.from_plain({"choices": composed.choices, **asked})
         except ValidationError as error:
             raise UsageError(f"{explain_invalid_recipe(error)}{self._origin(error, composed.choices)}") from error
+        cell = self._labels.label(cell, composed)
         return Request(cell=cell, launch=make_launch(data["launch"]), study=study)
 
     def _model(self, data: dict[str, Any], typed: frozenset[str] = frozenset()) -> dict[str, Any]:

@@ -5,13 +5,15 @@ What this machine cannot do, and a GPU can, is left out of what is run, and told
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from diffopt.config import Composed, Composer
 from diffopt.config.resolve import Request, Resolver, cell_from_config
 from diffopt.machine import packages
 from diffopt.models.tiny import has_tiny
+from diffopt.recipe.cell import Cell
+from diffopt.recipe.labels import changed_keys_of_label, changed_label, option_of_label
 from diffopt.recipe.plan import make_plan
 from diffopt.recipe.planned import Plan
 from diffopt.recipe.recipe import STEP_GROUPS
@@ -70,11 +72,12 @@ class Smokes:
 
     def make(self, words: Sequence[str], title: str | None = None) -> Smoke:
         """The smoke test of what ``words`` ask for. Raises UsageError, also for a model without tiny configs."""
-        asked = [*words, *_small(self._composer.compose(words), words)]
-        request = self._resolver.request(self._composer.compose(asked))
+        added = [*_small(self._composer.compose(words), words)]
+        request = self._resolver.request(self._composer.compose([*words, *added]))
         captured = () if self._compile_code else overrides_without_codegen(request.cell.recipe.compile)
         if captured:
-            request = self._resolver.request(self._composer.compose([*asked, *captured]))
+            request = self._resolver.request(self._composer.compose([*words, *added, *captured]))
+        request = replace(request, cell=_labelled_as_asked(request.cell, (*added, *captured)))
         smoke = self._runnable(request, title or f"{request.cell.choices['recipe']} x {request.cell.choices['model']}")
         return replace(smoke, captured=bool(captured))
 
@@ -131,6 +134,17 @@ def _small(composed: Composed, words: Sequence[str]) -> Iterator[str]:
     for group in STEP_GROUPS:
         wanted |= dict(need.split("=", 1) for need in NEEDS_ON_TINY.get(f"{group}={choices.get(group)}", ()))
     yield from (f"{key}={value}" for key, value in wanted.items() if key not in typed)
+
+
+def _labelled_as_asked(cell: Cell, added: Iterable[str]) -> Cell:
+    """The cell whose labels tell what was asked, and not what was ``added`` to make it small."""
+    keys = {word.partition("=")[0] for word in added}
+    changed = {group: changed_keys_of_label(label) for group, label in cell.choices.items()}
+    choices = {
+        group: changed_label(option_of_label(label), [key for key in changed[group] if f"{group}.{key}" not in keys])
+        for group, label in cell.choices.items()
+    }
+    return cell.model_copy(update={"choices": choices})
 
 
 def _is_small(model: Mapping[str, object]) -> bool:

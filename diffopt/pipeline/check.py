@@ -18,9 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from diffopt.errors import DiffoptError
 from diffopt.models import calls
 from diffopt.pipeline.build import load_pipelines, proof_of_step
 from diffopt.pipeline.failure import describe_pipeline_error, status_of_pipeline_error
+from diffopt.pipeline.not_finite import since_which_step, where_not_finite
 from diffopt.pipeline.worker import end_worker_with_parent
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.planned import Plan
@@ -42,8 +44,11 @@ def check_steps_on_pipeline(plan: Plan, tell: Tell) -> None:
             with _trying(plan.choice(group)):
                 step.apply(pipe, site)
     with _trying("calling"):
-        for _ in range(2):  # a first call and one to warm up: what learns or compiles in the first works in the next
-            calls.draw_pictures(calls.calls_of_models(pipes, plan.cell.recipe.model.stages, plan.cell.workload))
+        stages = calls.calls_of_models(pipes, plan.cell.recipe.model.stages, plan.cell.workload)
+        calls.draw_pictures(stages)
+        where = where_not_finite(stages)  # a second call: what learns or compiles in the first works in the next
+        if where is not None:
+            raise DiffoptError(f"values are not finite {where}: {since_which_step(plan)}")
     for group, step in plan.steps:
         says = []
         for pipe, site in pairs:

@@ -22,6 +22,7 @@ from diffopt.models import calls
 from diffopt.models.calls import Output
 from diffopt.pipeline.outputs import is_constant_picture
 from diffopt.pipeline.peak_memory import PeakMeter, peak_memory_meter
+from diffopt.pipeline.wrapping import replaced_method
 from diffopt.recipe.cell import Cell
 from diffopt.results.result import CompileCache
 from diffopt.steps.compile.compiled_call import count_recorded_cuda_graphs
@@ -97,10 +98,10 @@ class Meter:
     """
 
     def __init__(self, pipes: Sequence[DiffusionPipeline], cell: Cell) -> None:
-        self._stages = calls.calls_of_models(pipes, cell.recipe.model.stages, cell.workload)
+        self.stages = calls.calls_of_models(pipes, cell.recipe.model.stages, cell.workload)
         self._cell = cell
         self._clock: Clock = CudaClock() if cell.recipe.hardware.device == "cuda" else HostClock()
-        self._marks: dict[str, list[tuple[str, Mark]]] = {stage.name: [] for stage in self._stages}
+        self._marks: dict[str, list[tuple[str, Mark]]] = {stage.name: [] for stage in self.stages}
         self._latents: torch.Tensor | None = None
         self._iterations = 0  # of the first stage of the last call
         self.memory: PeakMeter = peak_memory_meter(cell.recipe.hardware.device)
@@ -115,7 +116,7 @@ class Meter:
         with self._marking():
             self._clock.synchronize()
             begin = time.perf_counter()
-            self.outputs = calls.draw_pictures(self._stages)
+            self.outputs = calls.draw_pictures(self.stages)
             self._clock.synchronize()
             latency = time.perf_counter() - begin
         parts = tuple(_timed_part(name, marks, self._clock) for name, marks in self._marks.items())
@@ -161,8 +162,8 @@ class Meter:
 
             return watched
 
-        with _replaced(self._stages[0].pipe.scheduler, "step", wrap):
-            calls.draw_pictures(self._stages)
+        with replaced_method(self.stages[0].pipe.scheduler, "step", wrap):
+            calls.draw_pictures(self.stages)
         (only,) = seen
         return only
 
@@ -184,14 +185,14 @@ class Meter:
     @contextmanager
     def _marking(self) -> Iterator[None]:
         with ExitStack() as stack:
-            for stage in self._stages:
+            for stage in self.stages:
                 pipe, vae, marks = stage.pipe, stage.model.vae, self._marks[stage.name]
                 if hasattr(pipe, "encode_prompt"):
-                    stack.enter_context(_replaced(pipe, "encode_prompt", self._around("encode", marks)))
-                stack.enter_context(_replaced(pipe.scheduler, "set_timesteps", self._around("timesteps", marks)))
-                stack.enter_context(_replaced(pipe.scheduler, "step", self._after_step(marks)))
+                    stack.enter_context(replaced_method(pipe, "encode_prompt", self._around("encode", marks)))
+                stack.enter_context(replaced_method(pipe.scheduler, "set_timesteps", self._around("timesteps", marks)))
+                stack.enter_context(replaced_method(pipe.scheduler, "step", self._after_step(marks)))
                 if vae is not None:
-                    stack.enter_context(_replaced(getattr(pipe, vae), "decode", self._around("decode", marks)))
+                    stack.enter_context(replaced_method(getattr(pipe, vae), "decode", self._around("decode", marks)))
             yield
 
     def _around(self, name: str, marks: list[tuple[str, Mark]]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -219,21 +220,6 @@ class Meter:
             return marked
 
         return wrap
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """``owner.name`` wrapped on the instance, and put back as it was."""
-    inner = getattr(owner, name)
-    own = name in vars(owner)  # else it is the class's method, and deleting ours brings it back
-    setattr(owner, name, wrap(inner))
-    try:
-        yield
-    finally:
-        if own:
-            setattr(owner, name, inner)
-        else:
-            delattr(owner, name)
 
 
 def _timed_part(name: str, marks: list[tuple[str, Mark]], clock: Clock) -> Part:

@@ -102,6 +102,7 @@ class Work:
         self._metrics: dict[str, Any] = {}
         self._effects: tuple[StepEffect, ...] = ()
         self._complaints: list[str] = []
+        self._not_finite: list[str] = []  # where in the last call of the warm-up
         self._pictures: tuple[str, ...] = ()
         self._device: Device | None = None
 
@@ -139,6 +140,15 @@ class Work:
         if self._save_artifact:
             self._artifact = save_compile_cache_artifact(self._folder / "compile-cache.zip", device)
         self._measure(meter, plan.cell)
+        if self._not_finite:
+            del meter, pipes  # what finds the step builds them again
+            self._explain_values(plan)
+
+    def _explain_values(self, plan: Plan) -> None:
+        from diffopt.pipeline.not_finite import free_memory, since_which_step
+
+        free_memory()
+        self._complaints.append(f"values are not finite {self._not_finite[0]}: {since_which_step(plan)}")
 
     def _call_first(self, meter: Meter) -> None:
         from diffopt.pipeline.meter import compile_cache_use_in_worker
@@ -153,9 +163,13 @@ class Work:
             self._complaints.append(f"the compile artifact {name} was loaded, but no graph came from it")
 
     def _warm_up(self, meter: Meter, calls: int) -> None:
+        from diffopt.pipeline.not_finite import noting_not_finite
+
         self._enter("warmup")
         meter.memory.reset()
-        self._metrics["warmup_s"] = sum(meter.call().latency for _ in range(calls))
+        self._metrics["warmup_s"] = sum(meter.call().latency for _ in range(calls - 1))
+        with noting_not_finite(meter.stages) as self._not_finite:
+            self._metrics["warmup_s"] += meter.call().latency
 
     def _measure(self, meter: Meter, cell: Cell) -> None:
         from diffopt.pipeline.metrics import timed_metrics

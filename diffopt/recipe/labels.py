@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -22,8 +23,28 @@ _FOLLOWS = (
     | dict.fromkeys(("lora.components", "lora.rank", "lora.target_rank"), ("lora.content", "lora.swap_content"))
 )
 
+CHANGED = re.compile(r"(.+?) \(changed: (.+)\)", re.DOTALL)
+
 Choices = Mapping[str, str]
 Point = Mapping[str, Any]  # a cell as plain data, with its choices
+
+
+def changed_label(option: str, keys: Iterable[str]) -> str:
+    """An option whose values are not all its own: ``sdpa (changed: backend)``; its name where they are."""
+    named = ", ".join(keys)
+    return f"{option} (changed: {named})" if named else option
+
+
+def option_of_label(label: str) -> str:
+    """The option's name."""
+    found = CHANGED.fullmatch(label)
+    return label if found is None else found[1]
+
+
+def changed_keys_of_label(label: str) -> tuple[str, ...]:
+    """The keys, below the group, whose values are not the option's."""
+    found = CHANGED.fullmatch(label)
+    return () if found is None else tuple(key.strip() for key in found[2].split(","))
 
 
 def cell_labels(points: Sequence[Point]) -> list[dict[str, str]]:
@@ -32,7 +53,8 @@ def cell_labels(points: Sequence[Point]) -> list[dict[str, str]]:
     A value is named only where the choice of options does not explain it: ``compile.mode`` differs between
     ``compile=default`` and ``compile=max_autotune``, but it is the option that was chosen.
     """
-    chosen: list[Choices] = [point["choices"] for point in points]
+    labels: list[Choices] = [point["choices"] for point in points]
+    chosen = [{group: option_of_label(label) for group, label in choices.items()} for choices in labels]
     flat = [
         dict(flatten_to_dotted_keys({key: part for key, part in point.items() if key != "choices"})) for point in points
     ]
@@ -40,11 +62,17 @@ def cell_labels(points: Sequence[Point]) -> list[dict[str, str]]:
     keys = [key for key in dict.fromkeys(key for data in flat for key in data) if _unexplained(key, chosen, flat)]
     return [
         {
-            **{group: choices[group] for group in varying if group in choices},
+            **{group: _unless_named(group, choices[group], keys) for group in varying if group in choices},
             **{key: _short_label(key, data[key]) for key in keys if key in data},
         }
-        for choices, data in zip(chosen, flat, strict=True)
+        for choices, data in zip(labels, flat, strict=True)
     ]
+
+
+def _unless_named(group: str, label: str, keys: Collection[str]) -> str:
+    """A label without the changed keys whose values are named beside it."""
+    rest = [key for key in changed_keys_of_label(label) if f"{group}.{key}" not in keys]
+    return changed_label(option_of_label(label), rest)
 
 
 def _short_label(key: str, value: Any) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from diffopt.models.lora import FILES
 from diffopt.models.pictures import is_picture_file
+from diffopt.recipe.labels import option_of_label
 from diffopt.schema.words import shell_word
 from diffopt.schema.workload import PICTURES
 from diffopt.steps.attention.hub_kernels import shipped_kernel_repositories
@@ -112,7 +113,7 @@ def is_inside_recipe_folder(path: Path, base: Path) -> bool:
 def override_that_names_file(place: NamedFile, choices: Mapping[str, str]) -> str:
     """What names the file on the command line; a later stage's folder goes with its model's option."""
     if place.typed == "model.cascade":
-        return shell_word("model", choices.get("model", "NAME"))
+        return shell_word("model", option_of_label(choices.get("model", "NAME")))
     return shell_word(place.typed, place.path)
 
 

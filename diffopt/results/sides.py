@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from diffopt.errors import UsageError
+from diffopt.recipe.labels import option_of_label
 from diffopt.recipe.recipe import STEP_GROUPS
 from diffopt.results.reference import runtime_of_row
 from diffopt.results.result import Result
@@ -37,7 +38,7 @@ def row_values(result: Result, key: str) -> set[str]:
         return {runtime_of_row(cell)}
     found = {value_in_words(value) for name, value in flatten_to_dotted_keys(cell) if name == key}
     if key in result.choices:
-        found.add(result.choices[key])
+        found.add(option_of_label(result.choices[key]))
     elif key in STEP_GROUPS:
         found.add(cell["recipe"][key]["kind"])
     if key in ("hardware", "model"):

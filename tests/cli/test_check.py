@@ -62,6 +62,15 @@ def test_the_step_that_does_nothing_is_named_and_those_after_it_are_not_tried(
     assert "scheduler=ddim" not in done.stdout
 
 
+def test_values_that_are_not_finite_fail_and_name_the_step(diffopt: Run, tmp_path: Path) -> None:
+    (tmp_path / "conf" / "layout").mkdir(parents=True)
+    (tmp_path / "conf" / "layout" / "faulty.yaml").write_text("kind: spoils\n")
+    done = diffopt("check", "layout=faulty", CPU, env=FAULTY)
+    assert done.returncode == 1, done.stdout + done.stderr
+    says = "values are not finite from denoising step 1 on: they are so since layout=faulty, and finite with "
+    assert f"FAILS    calling: {says}precision=fp32 memory=resident" in done.stdout
+
+
 @pytest.mark.slow
 def test_files_are_checked_one_after_the_other_at_the_tiny_size(diffopt: Run, tmp_path: Path) -> None:
     """Whatever they were written for; one that no device can run fails."""

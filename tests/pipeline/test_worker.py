@@ -72,6 +72,7 @@ ENDINGS = {
     "refuses": ("refused", "optimize", "applying layout (refuses): this pipeline has no layout"),
     "wants": ("refused", "load", "pip install 'no-such-package>=2'"),
     "recompiles": ("error", "measure", "recompiled in the timed part, at faulty_steps.py:"),
+    "spoils": ("ok", "measure", "denoising step 1 on: they are so since layout=spoils, and finite with precision=fp32"),
     "none": ("ok", "measure", None),
 }
 

@@ -7,6 +7,7 @@ from itertools import product
 from typing import get_args
 
 from diffopt.recipe.cell import Cell
+from diffopt.recipe.labels import option_of_label
 from diffopt.schema.hardware import Hardware
 from diffopt.schema.step import Trait
 from diffopt.steps.components import Component, attributes
@@ -42,7 +43,7 @@ class Case:
         return {dtype: frozenset(parts) for dtype, parts in found.items()}
 
     def key(self, group: str) -> str:
-        return f"{group}={self.cell.choices.get(group, getattr(self.cell.recipe, group).kind)}"
+        return f"{group}={option_of_label(self.cell.choices.get(group, getattr(self.cell.recipe, group).kind))}"
 
     @property
     def compiled(self) -> frozenset[str]:

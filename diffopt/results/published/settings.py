@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from diffopt.recipe.cell import Cell
+from diffopt.recipe.labels import option_of_label
 from diffopt.recipe.recipe import STEP_GROUPS
 from diffopt.results.result import Result
 from diffopt.schema.words import flatten_to_dotted_keys, value_in_words
@@ -57,9 +58,9 @@ def _changed(
     # the page splits no decoding; where the sweep does, it is for the memory, and no figure is of decoding
     if not differing or (group == "vae" and mine.get("vae.kind") == "none"):
         return
-    option = result.choices.get(group, mine[f"{group}.kind"])
-    if option != choices[group]:
-        yield f"{group}={option}", choices[group]
+    option = option_of_label(result.choices.get(group, mine[f"{group}.kind"]))
+    if option != (asked := option_of_label(choices[group])):
+        yield f"{group}={option}", asked
         return
     for key in differing:
         yield f"{key}={value_in_words(mine[key])}", value_in_words(theirs[key])

@@ -12,6 +12,7 @@ from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, 
 from diffopt.steps.components import DiffusersComponents, missing, modules
 from diffopt.steps.precision import dtype_name
 from diffopt.steps.quant.linears import Words, refuse_idle_quant_words
+from diffopt.steps.quant.values import first_non_finite_weight
 
 if TYPE_CHECKING:
     import torch
@@ -88,6 +89,8 @@ class Float8Storage(Step):
                     f"quant={self.kind}: {len(weights) - len(wide)} of {len(weights)} weights that were to be cast of "
                     f"{name} are stored in {self.storage}"
                 )
+            if (spoiled := first_non_finite_weight({path: layer for path, (layer, _) in layers.items()})) is not None:
+                raise NoEffect(f"quant={self.kind}: {name}.{spoiled}")
             dtypes = {dtype_name(hook.compute_dtype) for _, hook in layers.values()}
             total = sum(weight.numel() for weight in module.parameters())
             share = sum(weight.numel() for weight in weights) / total

@@ -23,6 +23,7 @@ from diffopt.machine import plain_yaml
 from diffopt.machine.paths import shipped_conf
 from diffopt.schema.step import Effect, Site
 from diffopt.steps.components import Component, modules
+from diffopt.steps.quant.values import first_non_finite_weight, mend_zero_scales
 
 if TYPE_CHECKING:
     import torch
@@ -86,12 +87,16 @@ def quantize(step: Selection, pipe: DiffusionPipeline, site: Site, config: Any, 
     _refuse_idle_shapes(site, step.skip_shapes, {_shape(part) for _, part in linears})
     for name, module in found.items():
         chosen = _chooser(step, site, multiple, _never_chosen(module))
-        if not any(chosen(part, path) for path, part in module.named_modules()):
+        taken = {path: part for path, part in module.named_modules() if chosen(part, path)}
+        if not taken:
             raise Refusal(
                 f"quant={step.kind}: {name} ({type(module).__name__}) has no Linear that is large enough and not left "
                 f"out; name other quant.components, or change quant.min_features, quant.skip or quant.skip_shapes"
             )
+        if (spoiled := first_non_finite_weight(taken)) is not None:  # its scale would spoil a whole row
+            raise Refusal(f"quant={step.kind}: {name}.{spoiled} before it is quantized; mend the model's files")
         quantize_(module, config, filter_fn=chosen)
+        mend_zero_scales(part.weight for part in taken.values())
         setattr(module, _CONFIG, config)
 
 
@@ -108,17 +113,21 @@ def proof(
     *,
     multiple: int = 16,
 ) -> Effect:
-    """Count the weights that ``quantized`` recognises. Raises NoEffect unless it does all chosen ones, at least one
-    in each component."""
+    """Count the weights that ``quantized`` recognises.
+
+    Raises NoEffect unless it does all chosen ones, at least one in each component, and all their values are finite.
+    """
     numbers: dict[str, int | float | str] = {}
     counts: list[str] = []
     for name, module in modules(pipe, site, step.components, "quant.components").items():
         linears, shared = list(_linears(module)), frozenset(linears_tied_to_embeddings(module).values())
         why = [_left_by(step, site, multiple, shared, part, path) for path, part in linears]
-        wanted = [part for (_, part), reason in zip(linears, why, strict=True) if reason is None]
-        done = sum(quantized(part.weight) for part in wanted)
+        wanted = {path: part for (path, part), reason in zip(linears, why, strict=True) if reason is None}
+        done = sum(quantized(part.weight) for part in wanted.values())
         if not done or done < len(wanted):
             raise NoEffect(f"quant={step.kind}: {done} of {len(wanted)} chosen Linears of {name} are quantized")
+        if (spoiled := first_non_finite_weight(wanted)) is not None:
+            raise NoEffect(f"quant={step.kind}: {name}.{spoiled}")
         numbers[name], numbers[f"{name}_plain"] = done, len(linears) - done
         counts.append(f"{done} of {len(linears)} Linears of {name}{_counts_left(step, why)}")
     return Effect(f"{', '.join(counts)} are {step.kind}", numbers)

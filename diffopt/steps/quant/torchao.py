@@ -14,6 +14,7 @@ from diffopt.models import classes
 from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, register
 from diffopt.steps.components import Components, missing
 from diffopt.steps.quant.linears import Shapes, Words, proof, quantize
+from diffopt.steps.quant.values import SMALLEST_LARGEST
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -201,7 +202,9 @@ class Float8Dynamic(Step):
         from torchao.quantization import Float8DynamicActivationFloat8WeightConfig, PerRow, PerTensor
 
         granularity = PerRow() if self.granularity == "row" else PerTensor()
-        config = Float8DynamicActivationFloat8WeightConfig(granularity=granularity, set_inductor_config=False)
+        config = Float8DynamicActivationFloat8WeightConfig(
+            granularity=granularity, activation_value_lb=SMALLEST_LARGEST, set_inductor_config=False
+        )
         quantize(self, pipe, site, config)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:

@@ -157,3 +157,18 @@ class Recompiles(Faulty):
         from diffopt.schema.step import Effect
 
         return Effect("a function that recompiles from the third call on")
+
+
+@register("layout")
+class Spoils(Faulty):
+    """Leaves a weight that is no number, and its proof does not look."""
+
+    kind: Literal["spoils"]
+
+    def apply(self, pipe, site):
+        pipe.unet.conv_out.bias.data[0] = float("nan")
+
+    def verify(self, pipe, site):
+        from diffopt.schema.step import Effect
+
+        return Effect("all is well")
