@@ -7,7 +7,7 @@ the content of a local model) is resolved before the recipe is made.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,13 @@ from diffopt.config import Composed, Composer
 from diffopt.config.consent import config_with_consent, config_with_files_located
 from diffopt.config.origins import note_origin, origin_of_recipe_file
 from diffopt.config.sweep import expand, split_sweep
-from diffopt.config.workload import UNSAID, resolve_workload
+from diffopt.config.workload import UNSAID, note_on_recipe_file, open_workload, resolve_workload
 from diffopt.errors import UsageError
 from diffopt.machine import hardware, plain_yaml
 from diffopt.machine.paths import path_of_study, user_path
 from diffopt.models.lora import with_lora_facts
+from diffopt.models.pictures import notes_on_pictures
+from diffopt.models.prompts import notes_on_prompts
 from diffopt.models.resolve import with_model_facts
 from diffopt.models.tiny import with_tiny_model_values
 from diffopt.recipe.cell import Cell
@@ -110,7 +112,7 @@ def config_of_lock_file(path: Path) -> Composed:
         raise UsageError(f"--recipe {path}: '{sorted(unknown)[0]}' is not a key there.")
     if not all(isinstance(option, str) for option in data["choices"].values()):
         raise UsageError(f"--recipe {path}: 'choices' gives the name of an option for each group.")
-    workload = {**UNSAID, **data["workload"]}
+    workload = open_workload({**UNSAID, **data["workload"]}, data["recipe"].get("model"))
     outside = {"workload": workload, "measure": data["measure"], "runtime": data["runtime"]}
     composed = Composed({**data["recipe"], **outside}, data["choices"])
     note_origin(composed.origins, "", composed.data, origin_of_recipe_file(path))
@@ -151,7 +153,19 @@ class Resolver:
             cell = Cell.from_plain({"choices": composed.choices, **asked})
         except ValidationError as error:
             raise UsageError(f"{explain_invalid_recipe(error)}{self._origin(error, composed.choices)}") from error
+        notes = tuple(self._notes(composed, cell, recipe["model"], workload))
+        cell = cell.model_copy(update={"notes": notes}) if notes else cell
         return Request(cell=cell, launch=make_launch(data["launch"]), study=study)
+
+    def _notes(self, composed: Composed, cell: Cell, model: dict[str, Any], workload: dict[str, Any]) -> Iterator[str]:
+        """What only composing knows of a cell: where its values come from, and what the files say that it names."""
+        base = self._composer.base
+        if base is not None and "prompts" in composed.data["workload"]:  # else the group was chosen anew
+            file = next(iter(base.origins.values())).file  # all of it is from one
+            yield from note_on_recipe_file(file.name, base.data, model, workload, composed.typed)
+        yield from notes_on_prompts(cell.recipe.model, cell.workload)
+        yield from notes_on_pictures(cell.workload, cell.recipe.model.size_multiple)
+        yield from self._composer.notes
 
     def _model(self, data: dict[str, Any], typed: frozenset[str] = frozenset()) -> dict[str, Any]:
         data = with_tiny_model_values(data, typed)
