@@ -31,8 +31,9 @@ class NoEffect(DiffoptError):
 class Interrupted(DiffoptError):
     """A signal ended a sweep; its rows so far are kept. A command exits with ``128 + signal``, as shells do."""
 
-    def __init__(self, signal: int) -> None:
+    def __init__(self, signal: int, study: str) -> None:
+        """``study`` is what ``study=`` takes to go on: a name, or a path."""
         super().__init__(
-            "interrupted; the rows so far are kept, and the same command with the same study=NAME goes on from there"
+            f"interrupted; the rows so far are kept, and the same command with study={study} goes on from there"
         )
         self.signal = signal

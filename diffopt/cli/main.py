@@ -1,8 +1,8 @@
 """The command line: one verb, then Hydra's overrides. Parses, calls, prints; decides nothing.
 
-Exit codes: 0 every row of a sweep is ok or refused; 1 some cell failed, a single run was refused, launch.minutes were
-over before each cell had its row, or a comparison is worse than --slower allows; 2 wrong usage; 130 and 143 after
-Ctrl-C and SIGTERM.
+Exit codes: 0 every row of a sweep is ok or refused; 1 some cell failed, a single run was refused or is not valid,
+launch.minutes were over before each cell had its row, or a comparison is worse than --slower allows; 2 wrong usage;
+130 and 143 after Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ class Verb:
 
 FLAGS: dict[str, dict[str, object]] = {
     "--multirun": {"short": "-m", "action": "store_true", "help": "run every combination of a,b values; sweep=NAME"},
+    "--force": {"action": "store_true", "help": "measure anew what the study has a row of; the row is replaced"},
     "--recipe": {"metavar": "FILE", "type": Path, "help": "start from a file that `diffopt show` printed"},
     "--recipes": {
         "flag": "--recipe",
@@ -93,7 +94,7 @@ VERBS: dict[str, Verb] = {
     "run": Verb(
         "compose, build, prove and measure; -m sweeps",
         "sweeps:run_sweep_verb",
-        ("--multirun", "--recipe", "--config-dir", "--trust-config-dir"),
+        ("--multirun", "--force", "--recipe", "--config-dir", "--trust-config-dir"),
         example="diffopt run -m compile=none,regional attention=vanilla,sdpa measure=quick study=first",
         keeps=True,
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
 from diffopt.cli import printing
 from diffopt.cli.arguments import composer_of_arguments
@@ -14,6 +15,8 @@ def run_ls_verb(args: argparse.Namespace) -> int:
     if len(args.group) > 1:
         raise UsageError("ls takes one group, or none to list the groups.")
     composer = composer_of_arguments(args)
+    for note in composer.notes:
+        print(f"diffopt: note: {note}", file=sys.stderr)
     if args.group:
         printing.print_options(args.group[0], catalogue.list_options(composer, args.group[0]))
     else:

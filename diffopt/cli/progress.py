@@ -39,7 +39,8 @@ def progress_line_of_outcome(event: CellFinished) -> str:
     """One row in one line: what it is, how it ended, how fast it was or why not."""
     result = event.result
     latency = result.metrics.latency_s
-    words = [event.label, result.status if result.status == "ok" else f"{result.status} at {result.phase}"]
+    ended = "ok" if result.valid else "ok, not valid"
+    words = [event.label, ended if result.status == "ok" else f"{result.status} at {result.phase}"]
     if latency is not None:
         words.append(f"{latency.median:.3f} s")
     if event.kept:
@@ -83,8 +84,10 @@ class _Lines:
 
     def __call__(self, event: Event) -> None:
         match event:
-            case SweepStarted(total, minutes):
+            case SweepStarted(total, minutes, notes):
                 self._total = total
+                for note in notes:
+                    self._say(f"note: {note}")
                 if minutes is not None:
                     self._say(f"{total} cells in {minutes:g} minutes")
             case RowUnreadable():
@@ -115,7 +118,9 @@ class _Bars:
 
     def __call__(self, event: Event) -> None:
         match event:
-            case SweepStarted(total, minutes):
+            case SweepStarted(total, minutes, notes):
+                for note in notes:
+                    self._print(f"note: {note}")
                 name = "cells" if minutes is None else f"cells in {minutes:g} minutes"
                 self._cells = self._bars.add_task(name, total=total)
             case RowUnreadable():

@@ -11,19 +11,31 @@ from diffopt.machine.interpreter import interpreters
 from diffopt.results.study import Study
 from diffopt.results.table import results_table
 from diffopt.run.launchers import launcher
-from diffopt.run.sweep import run_all
+from diffopt.run.sweep import run_all, run_single
 
 
 def run_sweep_verb(args: argparse.Namespace) -> int:
+    """Exit code 0: each row of a sweep is ok or refused; of a single run, it is ok and valid."""
     requests = requests_of_arguments(args)
-    name = requests[0].study
-    launcher(requests[0].launch.kind)  # asked before there is a study
-    with interpreters(request.cell.runtime for request in requests) as others:  # likewise
-        study = Study.fresh() if name is None else Study.create(name)
-        with progress() as listener:
-            results = run_all([request.cell for request in requests], study, requests[0].launch, listener, others)
+    name, launch = requests[0].study, requests[0].launch
+    cells = [request.cell for request in requests]
+    launcher(launch.kind)  # asked before there is a study
+    with interpreters(cell.runtime for cell in cells) as others:  # likewise
+        study: Study | None
+        if args.multirun:
+            study = Study.fresh() if name is None else Study.create(name)
+            with progress() as listener:
+                results = run_all(cells, study, launch, listener, others, anew=args.force)
+        else:
+            with progress() as listener:
+                result, study = run_single(
+                    cells[0], study=name, launch=launch, listener=listener, others=others, anew=args.force
+                )
+            results = [result]
     printing.print_table(results_table(results))
-    printing.print_study_folder(study, results)
-    printing.print_rest(name or study.name, results, requests[0].launch.minutes)
-    fine = ("ok", "refused") if args.multirun else ("ok",)
-    return 0 if all(result.status in fine for result in results) else 1
+    if study is not None:
+        printing.print_study_folder(study, results)
+        printing.print_rest(name or study.name, results, launch.minutes)
+    if args.multirun:
+        return 0 if all(result.status in ("ok", "refused") for result in results) else 1
+    return 0 if results[0].status == "ok" and results[0].valid else 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from hydra.core.override_parser.types import Override, QuotedString
 from diffopt.models.resolve import OLD_TINY
 from diffopt.schema.words import did_you_mean
 
+TEXTS = ("workload.prompt", "workload.negative_prompt")
 QUOTING = (
     "Quote it for Hydra inside the shell's quotes, 'workload.prompt=\"a cat, a dog (in oil)\"', or put prompts one per "
     "line into a file and give workload.prompts_file=FILE."
@@ -36,7 +39,10 @@ def unknown_sibling(path: Path, group: str, sibling: str, options: Sequence[str]
 
 
 def complaint_about_override(
-    override: Override, groups: Sequence[str], options: Callable[[str], list[str]]
+    override: Override,
+    groups: Sequence[str],
+    options: Callable[[str], list[str]],
+    unknown: Callable[[str, str], str],
 ) -> str | None:
     """What is wrong with a parsed override as far as the names of groups and options tell."""
     key = override.key_or_group
@@ -63,7 +69,7 @@ def complaint_about_override(
         if isinstance(text, (dict, list)):
             return f"{override.input_line}: choose an option by its name. They are {', '.join(options(key))}."
         if str(text) not in options(key):
-            return unknown_option(key, str(text), options(key))
+            return unknown(key, str(text))
     return None
 
 
@@ -77,14 +83,34 @@ def _about_value(override: Override) -> str | None:
             f"{override.input_line}: keys are neither added nor removed; every option lists all of its keys. "
             f"Write {override.key_or_group}=VALUE to set one."
         )
-    return None
+    return _about_text(override) if override.key_or_group in TEXTS and not _is_glob(override) else None
+
+
+def _about_text(override: Override) -> str | None:
+    """A text that Hydra's grammar reads as something else: a number, a truth value, a list."""
+    values = list(override.sweep_iterator()) if override.is_sweep_override() else [override.value()]
+    odd = [value for value in values if not isinstance(value, str | QuotedString | None)]
+    if not odd:
+        return None
+    key, text = str(override.input_line).split("=", 1)
+    read = {bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "a mapping"}
+    quoted = shlex.quote(f'{key}="{text}"')
+    said = f"{override.input_line}: Hydra reads {read.get(type(odd[0]), 'no text')} here, and a prompt is a text. "
+    if override.is_sweep_override():
+        return f"{said}{QUOTING}"
+    said += f"Quote it for Hydra inside the shell's quotes, {quoted}."
+    return f"{said} Several prompts stand in a file: workload.prompts_file=FILE." if list in map(type, odd) else said
 
 
 def unparsable_override(text: str, error: str) -> str:
     if "=" not in text or text.startswith("-"):
         return f"'{text}' is not an override. Write KEY=VALUE, such as compile=default or workload.steps=20."
-    key = text.split("=", 1)[0]
-    hint = QUOTING if key in ("workload.prompt", "workload.negative_prompt") else "Quote the value: 'key=\"value\"'."
+    key, value = text.split("=", 1)
+    if key not in TEXTS and re.search(r"(^|,)\s*(,|$)", value) and not {'"', "'"} & set(value):
+        return (
+            f"{text}: there is an empty value beside a comma. Leave the comma out, or write the value that is missing."
+        )
+    hint = QUOTING if key in TEXTS else "Quote the value: 'key=\"value\"'."
     return f"{key}: its value has signs that Hydra's grammar takes in quotes only ({_first_line(error)}). {hint}"
 
 

@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 from diffopt.config import complaints
 from diffopt.config.origins import Origin, Origins, note_origin, origin_of_option, origins_of_groups
 from diffopt.config.source import DataSource, StructuredConfigSource, read_option_file
+from diffopt.config.unread import note_on_unread_files, unread_files
 from diffopt.errors import UsageError
 from diffopt.machine.paths import shipped_conf
 from diffopt.recipe.options import option_names, own_values_of_option
@@ -92,10 +93,21 @@ class Composer:
         repository = self._loader.repository
         names = sorted(path.name for path in shipped_conf().iterdir() if path.is_dir())
         self._options = {name: repository.get_group_options(name, ObjectType.CONFIG) for name in names}
+        self._unread = {folder: unread_files(folder, names) for folder in self._given.values()}
+
+    @property
+    def base(self) -> Composed | None:
+        """The recipe file's data, where there is one."""
+        return self._base
 
     @property
     def groups(self) -> tuple[str, ...]:
         return tuple(self._options)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user's folders have that is not read."""
+        return tuple(note_on_unread_files(folder, files) for folder, files in self._unread.items() if files)
 
     def options(self, group: str) -> list[str]:
         """Names of the options of a group, the user's among them."""
@@ -110,8 +122,17 @@ class Composer:
                 f"(`defaults: [{option}, _self_]` in it extends the other)."
             )
         if not found:
-            raise UsageError(complaints.unknown_option(group, option, self.options(group)))
+            raise UsageError(self._unknown(group, option))
         return found[0]
+
+    def _unknown(self, group: str, option: str) -> str:
+        """That there is no such option, and the file that may be meant to be one."""
+        said = complaints.unknown_option(group, option, self.options(group))
+        for path, reason in (pair for files in self._unread.values() for pair in files):
+            meant = [path] if path.is_file() else sorted(path.glob("**/*.y*ml"))
+            if file := next((file for file in meant if file.stem == option), None):
+                said += f" {file} is not read: {reason.rstrip('.')}."
+        return said
 
     def own_file(self, group: str, option: str) -> Path | None:
         """The file of an option of the user's own; None for a shipped one."""
@@ -145,7 +166,7 @@ class Composer:
                 (override,) = self._parser.parse_overrides([text])
             except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
                 raise UsageError(complaints.unparsable_override(text, str(error))) from error
-            complaint = complaints.complaint_about_override(override, self.groups, self.options)
+            complaint = complaints.complaint_about_override(override, self.groups, self.options, self._unknown)
             if complaint:
                 raise UsageError(complaint)
             parsed.append(override)
@@ -223,7 +244,7 @@ class Composer:
         if extending := re.match(r"In '(\w+)/(.+?)'", str(error)):
             self.read_option(*extending.groups())
         group, _, option = str(error.missing_cfg_file).partition("/")
-        return complaints.unknown_option(group, option, self.options(group))
+        return self._unknown(group, option)
 
     def _origins(self, merged: Sequence[ResultDefault]) -> Origins:
         """Where each value comes from, of files that are merged in this order."""

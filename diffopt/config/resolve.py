@@ -7,7 +7,7 @@ the content of a local model) is resolved before the recipe is made.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from diffopt.config.consent import config_with_consent, config_with_files_locate
 from diffopt.config.labels import Labels, check_ids_of_file, labels_of_file
 from diffopt.config.origins import note_origin, origin_of_recipe_file
 from diffopt.config.sweep import expand, split_sweep
-from diffopt.config.workload import UNSAID, resolve_workload
+from diffopt.config.workload import UNSAID, note_on_recipe_file, open_workload, resolve_workload
 from diffopt.errors import UsageError
 from diffopt.machine import hardware, plain_yaml
 from diffopt.machine.paths import path_of_study, user_path
 from diffopt.models.lora import with_lora_facts
+from diffopt.models.pictures import notes_on_pictures
+from diffopt.models.prompts import notes_on_prompts
 from diffopt.models.resolve import with_model_facts
 from diffopt.models.tiny import with_tiny_model_values
 from diffopt.recipe.cell import Cell
@@ -115,7 +117,7 @@ def config_of_lock_file(path: Path) -> Composed:
     if not all(isinstance(option, str) for option in data["choices"].values()):
         raise UsageError(f"--recipe {path}: 'choices' gives the name of an option for each group.")
     check_ids_of_file(path, text, data)
-    workload = {**UNSAID, **data["workload"]}
+    workload = open_workload({**UNSAID, **data["workload"]}, data["recipe"].get("model"))
     outside = {"workload": workload, "measure": data["measure"], "runtime": data["runtime"]}
     choices, labels = labels_of_file(path, data)
     composed = Composed({**data["recipe"], **outside}, choices, labels=labels)
@@ -155,7 +157,19 @@ class Resolver:
         except ValidationError as error:
             raise UsageError(f"{explain_invalid_recipe(error)}{self._origin(error, composed.choices)}") from error
         cell = self._labels.label(cell, composed)
+        notes = tuple(self._notes(composed, cell, recipe["model"], workload))
+        cell = cell.model_copy(update={"notes": notes}) if notes else cell
         return Request(cell=cell, launch=make_launch(data["launch"]), study=study)
+
+    def _notes(self, composed: Composed, cell: Cell, model: dict[str, Any], workload: dict[str, Any]) -> Iterator[str]:
+        """What only composing knows of a cell: where its values come from, and what the files say that it names."""
+        base = self._composer.base
+        if base is not None and "prompts" in composed.data["workload"]:  # else the group was chosen anew
+            file = next(iter(base.origins.values())).file  # all of it is from one
+            yield from note_on_recipe_file(file.name, base.data, model, workload, composed.typed)
+        yield from notes_on_prompts(cell.recipe.model, cell.workload)
+        yield from notes_on_pictures(cell.workload, cell.recipe.model.size_multiple)
+        yield from self._composer.notes
 
     def _model(self, data: dict[str, Any], typed: frozenset[str] = frozenset()) -> dict[str, Any]:
         data = with_tiny_model_values(data, typed)

@@ -34,6 +34,10 @@ class DataSource(FileConfigSource):
     def scheme() -> str:
         return "diffopt"
 
+    def is_config(self, config_path: str) -> bool:
+        """Not ``.yml``, which Hydra would list and then not find; what is not read is noted, see unread.py."""
+        return not config_path.endswith(".yml") and super().is_config(config_path)
+
     def load_config(self, config_path: str) -> ConfigResult:
         name = self._normalize_file_name(config_path)
         path = Path(self.path) / name

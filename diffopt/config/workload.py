@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from diffopt.errors import UsageError
 from diffopt.machine.paths import user_path
 from diffopt.models.pictures import resolve_picture
 from diffopt.schema.model import TASKS
+from diffopt.schema.words import value_in_words
 from diffopt.schema.workload import ASKED_FOR, NEEDS, PICTURES, Workload
 
 CUSTOMARY_PICTURES = {"image": "scene", "mask": "mask", "control": "edges"}  # names in diffopt/models/inputs
 CUSTOMARY_STRENGTH = {"img2img": 0.8, "inpaint": 1.0}
 CUSTOMARY_CONTROL_SCALE = 1.0
 # Keys that a recipe file may lack, at what they then are: those of the YAML alone, and those added after a release.
+PLAIN = ("task", "height", "width", "steps", "guidance")  # a model has a customary value of the same name
+CUSTOMARY = (*PLAIN, "prompts", "later_stages", *ASKED_FOR)  # what a model has a customary value for
+SAID = (*PLAIN, "frames", "later_stages")  # of these what a person would not look for in a recipe file
 UNSAID: dict[str, Any] = {"prompt": None, "prompts_file": None} | {
     name: None for name, field in Workload.model_fields.items() if not field.is_required()
 }
@@ -36,9 +40,7 @@ def resolve_workload(data: Mapping[str, Any], model: Mapping[str, Any], typed: f
     """
     workload = {key: value for key, value in data.items() if key not in ("prompt", "prompts_file")}
     workload |= _prompts(data, model, typed)
-    for key in ("task", "height", "width", "steps", "guidance"):
-        if key in workload and workload[key] is None:
-            workload[key] = model[key]
+    workload |= {key: model[key] for key in PLAIN if key in workload and workload[key] is None}
     workload["later_stages"] = _later_stages(data, model)
     if workload.get("task") in TASKS:
         workload |= {key: _asked_for(key, data.get(key), workload["task"], model) for key in ASKED_FOR}
@@ -54,7 +56,7 @@ def _prompts(data: Mapping[str, Any], model: Mapping[str, Any], typed: frozenset
         return {"prompts": _read_prompts(file)}
     if prompt is not None:
         return {"prompts": [prompt]}
-    return {} if "prompts" in data else {"prompts": [model["prompt"]]}
+    return {"prompts": _customary("prompts", data, model)} if data.get("prompts") is None else {}
 
 
 def _read_prompts(name: Any) -> list[str]:
@@ -93,3 +95,61 @@ def _asked_for(key: str, given: Any, task: Any, model: Mapping[str, Any]) -> Any
     if key == "frames":
         return model.get("frames") or 1  # a model without is refused by its plan: it has no pipeline for the task
     return CUSTOMARY_STRENGTH[task] if key == "strength" else CUSTOMARY_CONTROL_SCALE
+
+
+def _customary(key: str, workload: Mapping[str, Any], model: Mapping[str, Any]) -> Any:
+    """What a resolved workload has at a key of CUSTOMARY where nobody says anything."""
+    if key in PLAIN:
+        return model[key]
+    if key == "prompts":
+        return [model["prompt"]]
+    if key == "later_stages":
+        return _later_stages({**workload, key: None}, model)
+    return _asked_for(key, None, workload["task"] or model["task"], model)
+
+
+def open_workload(workload: Mapping[str, Any], model: Any) -> dict[str, Any]:
+    """A resolved workload with null for what is customary of its model: on another model, that one's value counts.
+
+    Args:
+        model: the resolved ``model`` beside it, as a file has it; what it lacks opens nothing.
+    """
+    found = dict(workload)
+    for key in CUSTOMARY:
+        try:
+            usual = _customary(key, found, model)
+        except (KeyError, TypeError, AttributeError):  # what validates the file says what is wrong with it
+            continue
+        if usual == found.get(key) and isinstance(usual, bool) == isinstance(found.get(key), bool):
+            found[key] = None
+    return found
+
+
+def note_on_recipe_file(
+    name: str, base: Mapping[str, Any], model: Mapping[str, Any], workload: Mapping[str, Any], typed: frozenset[str]
+) -> Iterator[str]:
+    """What a recipe file's workload became on another model than it was made for: what is kept, and what follows.
+
+    Args:
+        name: of the file.
+        base: its data, with a workload of :func:`open_workload`.
+        model: the resolved model that is run.
+        workload: the resolved workload.
+        typed: keys that the command line sets itself.
+    """
+    before, given = base["model"], base["workload"]
+    set_anew = {key.removeprefix("workload.").split(".")[0] for key in typed}
+    set_anew |= {"prompts"} if {"prompt", "prompts_file"} & set_anew else set()
+    file = [key for key in CUSTOMARY if key not in set_anew and key in given]
+    changed = [key for key in file if given[key] is None and workload[key] != _customary(key, given, before)]
+    kept = [key for key in file if key in SAID and given[key] is not None]
+    kept = [key for key in kept if workload[key] != (usual := _customary(key, workload, model)) and usual is not None]
+    if not changed and (before.get("name") == model["name"] or not kept):
+        return
+    parts = [
+        f"workload.{key}={value_in_words(workload[key])} is kept (customary: "
+        f"{value_in_words(_customary(key, workload, model))})"
+        for key in kept
+    ]
+    parts += [f"{', '.join(changed)} {'follow' if len(changed) > 1 else 'follows'} the model"] if changed else []
+    yield f"model={model['name']}: {name} was made for model={before.get('name')}; {'; '.join(parts)}"

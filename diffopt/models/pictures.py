@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import io
+import math
 import struct
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,14 +19,16 @@ from diffopt.errors import Refusal, UsageError
 from diffopt.machine.content import Stamp, file_stamp, sha256_of_opened
 from diffopt.machine.paths import user_path
 from diffopt.schema.words import did_you_mean, value_in_words
+from diffopt.schema.workload import PICTURES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from diffopt.schema.workload import Picture
+    from diffopt.schema.workload import Picture, Workload
 
 SHIPPED = Path(__file__).parent / "inputs"  # drawn by scripts/make_inputs
 FORMATS = ("PNG", "JPEG", "WEBP")
+SAME_SHAPE = 1.03  # of two quotients of width and height; sizes are multiples of blocks
 MOST_PIXELS = 2**26  # 8192 x 8192; what decodes to more is a mistake, or a bomb
 
 
@@ -69,6 +73,29 @@ def resolve_picture(given: Any, key: str) -> dict[str, str]:
     return {"path": str(file) if is_picture_file(name) else name, "content": found}
 
 
+def notes_on_pictures(workload: Workload, block: int) -> Iterator[str]:
+    """A note on each file whose picture loses its shape in the workload's size; shipped pictures are of any shape.
+
+    Args:
+        block: pixels that the model's sizes are multiples of.
+    """
+    asked = workload.width, workload.height
+    for key in PICTURES:
+        given: Picture | None = getattr(workload, key)
+        if given is None or not is_picture_file(given.path):
+            continue
+        path = Path(given.path)
+        width, height = _checked(path, f"workload.{key}={path.name}", file_stamp(path))[1]
+        shape = width / height
+        if not 1 / SAME_SHAPE < shape / (asked[0] / asked[1]) < SAME_SHAPE:
+            root = math.sqrt(asked[0] * asked[1])
+            fit = [max(round(side / block), 1) * block for side in (root * shape**0.5, root / shape**0.5)]
+            yield (
+                f"workload.{key}={path.name}: a picture of {width}x{height} is stretched to {asked[0]}x{asked[1]}, "
+                f"another shape; workload.width={fit[0]} workload.height={fit[1]} is nearly its own"
+            )
+
+
 def open_picture(picture: Picture, size: tuple[int, int], mode: Literal["RGB", "L"] = "RGB") -> Image:
     """The picture as a pipeline takes it: upright, without transparency, stretched to ``size`` (width, height).
 
@@ -106,17 +133,17 @@ def _content_of_picture(path: Path, said: str) -> str:
         if not path.is_file():
             what = "this is a folder, not a picture" if path.is_dir() else "there is no such file"
             raise UsageError(f"{said}: {what}.")
-        return _checked(path, said, file_stamp(path))
+        return _checked(path, said, file_stamp(path))[0]
     except OSError as error:
         raise UsageError(f"{said} cannot be read: {error.strerror}.") from error
 
 
 @functools.cache
-def _checked(path: Path, said: str, _stamp: Stamp) -> str:
-    """Once per process and version of the file: all cells of a sweep may have the same."""
+def _checked(path: Path, said: str, _stamp: Stamp) -> tuple[str, tuple[int, int]]:
+    """SHA-256 and size. Once per process and version of the file: all cells of a sweep may have the same."""
     with path.open("rb") as file:
-        _decode(file, said)
-        return sha256_of_opened(file)
+        size = _decode(file, said).size
+        return sha256_of_opened(file), size
 
 
 def _decode(file: io.BufferedReader, said: str) -> Image:

@@ -30,6 +30,8 @@ from diffopt.steps.compile.compiled_call import count_recorded_cuda_graphs
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+# What a noisy row asks of who reads it.
+QUIETER = "the same command measures it again, best on an idle machine; measure.max_variation is the limit"
 Observed = TypeVar("Observed")
 Mark = Any  # what a clock's mark() gives
 
@@ -167,14 +169,20 @@ class Meter:
         (only,) = seen
         return only
 
-    def complaints(self, samples: list[Sample]) -> list[str]:
-        """Why these samples are not valid; empty when they are."""
+    def complaints(self, samples: list[Sample], busy: str = "") -> list[str]:
+        """Why these samples are not valid; empty when they are.
+
+        Args:
+            busy: what the machine did meanwhile, in words.
+        """
         found = []
         latencies = [sample.latency for sample in samples]
         variation = statistics.stdev(latencies) / statistics.mean(latencies)
         limit = self._cell.measure.max_variation
         if variation > limit:
-            found.append(f"latency varies by {variation:.1%} (standard deviation over mean), more than {limit:.1%}")
+            said = f"latency varies by {variation:.1%} (standard deviation over mean), more than {limit:.1%}"
+            meanwhile = f" ({busy})" if busy else ""
+            found.append(f"{said}{meanwhile}: {QUIETER}")
         if self._latents is not None and not bool(torch.isfinite(self._latents).all()):
             found.append("the latents of the last sample are not finite")
         constant = [i for i, output in enumerate(self.outputs) if is_constant_picture(output)]

@@ -23,6 +23,7 @@ from diffopt.machine import packages
 from diffopt.machine.compile_cache import Artifact, load_compile_cache_artifact, save_compile_cache_artifact
 from diffopt.machine.files import write_json
 from diffopt.machine.nvml import Device, gpu_device
+from diffopt.machine.others import OtherProcesses
 from diffopt.pipeline.build import build_pipelines, verify_steps
 from diffopt.pipeline.device_check import check_pipeline_device
 from diffopt.pipeline.failure import describe_pipeline_error, status_of_pipeline_error
@@ -176,12 +177,14 @@ class Work:
 
         self._enter("measure")
         meter.memory.reset()
+        others = OtherProcesses()
         samples = meter.samples()
+        busy = others.in_words()
         self._note_peak()
         self._metrics |= timed_metrics(samples, meter.outputs)
         fps = cell.recipe.model.fps
         self._pictures = save_pictures(meter.outputs, self._folder, cell.id, cell.workload.seed, fps=fps)
-        self._complaints += meter.complaints(samples)
+        self._complaints += meter.complaints(samples, busy)
         if self._gpu is not None:
             self._look_at_gpu(meter, self._gpu)
 

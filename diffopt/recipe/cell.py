@@ -42,6 +42,8 @@ class Cell(Frozen):
 
     # option names by group where the cell was composed, for messages and rows
     choices: Annotated[Mapping[str, str], Descriptive()] = {}
+    # what composing found that no value tells: a plan and a row repeat it, and no file of a cell has it
+    notes: Annotated[tuple[str, ...], Descriptive(), Field(exclude=True)] = ()
     recipe: Recipe
     workload: Workload
     measure: Measure

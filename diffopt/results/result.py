@@ -169,14 +169,17 @@ class Result(Frozen):
     environment: Environment
     artifacts: Artifacts = Artifacts()
     seconds: float | None = None  # wall clock of its processes, from start to end; None: none was started
+    notes: tuple[str, ...] = ()  # of its plan: what works, but not as one may think
 
     @property
     def final(self) -> bool:
-        """Whether the cell need not run again: ok, out of memory, or refused by its plan.
+        """Whether the cell need not run again: ok and valid, out of memory, or refused by its plan.
 
-        Refusals for want of a device or a package (their phase is ``load``) and every failure run again.
+        Refusals for want of a device or a package (their phase is ``load``), what is not valid and every failure run
+        again.
         """
-        return self.status in ("ok", "oom") or (self.status == "refused" and self.phase == "plan")
+        measured = self.valid if self.status == "ok" else self.status == "oom"
+        return measured or (self.status == "refused" and self.phase == "plan")
 
     @property
     def point(self) -> dict[str, Any]:

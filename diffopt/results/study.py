@@ -41,6 +41,11 @@ class Study:
         return study
 
     @classmethod
+    def exists(cls, name_or_path: str | Path) -> bool:
+        """Whether there is a study of that name. Raises UsageError for what can be none."""
+        return (path_of_study(name_or_path) / "cells").is_dir()
+
+    @classmethod
     def create(cls, name_or_path: str | Path) -> Study:
         """A study to write: a new one, or one that continues where it stopped."""
         study = cls(path_of_study(name_or_path))
@@ -70,6 +75,11 @@ class Study:
     @property
     def name(self) -> str:
         return self.path.name
+
+    @property
+    def asked_for(self) -> str:
+        """What ``study=`` is to say for this one: its name where it lies in ``studies/`` here, else its path."""
+        return self.name if self.path.parent == STUDIES else str(self.path.absolute())
 
     def folder(self, cell_id: str, env_id: str) -> Path:
         """Where the row of a cell in an environment lies; it need not exist."""

@@ -12,6 +12,7 @@ from diffopt.results.result import Phase, Result
 class SweepStarted:
     total: int  # cells
     minutes: float | None = None  # that it may take
+    notes: tuple[str, ...] = ()  # on its cells, each once
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from diffopt.machine.files import write_text
 from diffopt.recipe import lock
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.named_files import files_named_by_recipe
+from diffopt.recipe.rules import notes_on_cell
 from diffopt.results.result import Artifacts, Outcome, Result
 from diffopt.run.process import OUTCOME, PLAN, Verdict
 
@@ -30,19 +31,19 @@ def tidy_folder_after_run(folder: Path) -> None:
 
 
 def row_of_ended_run(
-    folder: Path, cell: Cell, where: Environment, verdict: Verdict, seconds: float | None = None
+    folder: Path | None, cell: Cell, where: Environment, verdict: Verdict, seconds: float | None = None
 ) -> Result:
     """The row of a cell that was tried, or refused.
 
     Args:
-        folder: where it will lie, with what the worker left there.
+        folder: where it will lie, with what the worker left there; None: nowhere.
         where: as it was before the cell ran, which is what the row's ``env_id`` says; the device is kept as the worker
             saw it last.
         seconds: how long its processes took; None: there were none.
     """
     said = verdict.outcome or Outcome(status="error", phase=verdict.phase)
     artifacts = Artifacts(
-        log="log.txt" if (folder / "log.txt").exists() else None,
+        log="log.txt" if folder is not None and (folder / "log.txt").exists() else None,
         pictures=said.pictures,
         compile_cache=said.compile_cache,
         compile_cache_sha256=said.compile_cache_sha256,
@@ -62,6 +63,7 @@ def row_of_ended_run(
         environment=where if said.device is None else where.model_copy(update={"device": said.device}),
         artifacts=artifacts,
         seconds=seconds,
+        notes=notes_on_cell(cell),
     )
 
 

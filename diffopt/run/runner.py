@@ -37,6 +37,7 @@ class Runner:
     budget: Budget
     names: Mapping[str, str]  # what the progress calls each cell, by id
     others: Mapping[str, Interpreter]  # by the runtime's name; the Python that runs this is not among them
+    anew: bool = False  # measure also what the study has a final row of
     _git: Git | None = field(default_factory=git_state)
     _places: dict[tuple[str, str | None, str], Environment] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -69,7 +70,8 @@ class Runner:
     def _take_claimed(self, plan: Plan, gpu: Gpu | None, where: Environment, unreadable: Verdict | None) -> Result:
         cell = plan.cell
         earlier = self._earlier(cell, where)
-        if earlier is not None and earlier.final and (earlier.status != "refused" or plan.problems):
+        kept = earlier is not None and earlier.final and (earlier.status != "refused" or bool(plan.problems))
+        if earlier is not None and kept and not self.anew:
             return self._finish(earlier, kept=True)
         no_run = _refusal(plan, self.others.get(cell.runtime.name)) or unreadable
         if no_run is None and (shortage := self.budget.shortage(cell, where)) is not None:
@@ -133,6 +135,19 @@ class Runner:
         """Tell the listener, one event at a time."""
         with self._lock:
             self.listener(event)
+
+
+def row_of_refused_cell(cell: Cell, there: Interpreter | None) -> Result | None:
+    """The row of a cell of which it is known without a worker that it cannot run here; None where it may.
+
+    Args:
+        there: the interpreter that is to run it, where it is another one than this.
+    """
+    plan = make_plan(cell)
+    if (verdict := _refusal(plan, there)) is None:
+        return None
+    where = detect_environment(cell.recipe.hardware.device, git=git_state(), interpreter=there)
+    return row.row_of_ended_run(None, cell, where, verdict)
 
 
 def _refusal(plan: Plan, there: Interpreter | None) -> Verdict | None:

@@ -13,13 +13,14 @@ from diffopt.machine.interpreter import Interpreter, interpreters
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.labels import cell_label_line, cell_labels
 from diffopt.recipe.launch import Launch, default_launch
+from diffopt.recipe.rules import notes_on_cells
 from diffopt.results.result import Result
 from diffopt.results.study import Study
 from diffopt.run.budget import Budget
-from diffopt.run.events import Listener, SweepFinished, SweepStarted, silent_listener
+from diffopt.run.events import CellFinished, Listener, SweepFinished, SweepStarted, silent_listener
 from diffopt.run.launchers import launcher
 from diffopt.run.process import Stop
-from diffopt.run.runner import Runner
+from diffopt.run.runner import Runner, row_of_refused_cell
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -31,13 +32,36 @@ def run_one(
     launch: Launch | None = None,
     listener: Listener = silent_listener,
 ) -> Result:
-    """Measure one cell and keep its row, whatever becomes of it; see :func:`run_all`.
+    """Measure one cell and keep its row, whatever becomes of it; see :func:`run_single`."""
+    return run_single(cell, study=study, launch=launch, listener=listener)[0]
+
+
+def run_single(
+    cell: Cell,
+    *,
+    study: str | Path | Study | None = None,
+    launch: Launch | None = None,
+    listener: Listener = silent_listener,
+    others: Mapping[str, Interpreter] | None = None,
+    anew: bool = False,
+) -> tuple[Result, Study | None]:
+    """Measure one cell, see :func:`run_all`. One that is refused before a worker is started makes no study.
 
     Args:
-        study: name, directory or Study that keeps it; a fresh one without.
+        study: name, directory or Study that keeps its row; a fresh one without.
+
+    Returns:
+        The row, and the study that has it: None where it was refused and there was no such study yet.
     """
-    (result,) = run_all([cell], study, launch, listener)
-    return result
+    with interpreters([cell.runtime]) if others is None else nullcontext(others) as found:
+        if not isinstance(study, Study) and (study is None or not Study.exists(study)):
+            refused = row_of_refused_cell(cell, found.get(cell.runtime.name))
+            if refused is not None:
+                _tell_refused(refused, listener)
+                return refused, None
+        study = _study(study)
+        (result,) = run_all([cell], study, launch, listener, found, anew=anew)
+    return result, study
 
 
 def run_all(
@@ -46,6 +70,8 @@ def run_all(
     launch: Launch | None = None,
     listener: Listener = silent_listener,
     others: Mapping[str, Interpreter] | None = None,
+    *,
+    anew: bool = False,
 ) -> list[Result]:
     """Measure each distinct cell once, skip those whose row the study keeps, and return the rows in the order asked.
 
@@ -57,6 +83,7 @@ def run_all(
         launch: where they run, see launchers, and deadlines; None takes the shipped ``launch=local``.
         listener: called with the events of events.py, one at a time.
         others: what :func:`interpreters` gave for the cells' runtimes, where that lasts already; None asks them.
+        anew: measure also the cells of which the study keeps a row, which is then replaced.
 
     Raises:
         Interrupted: SIGINT or SIGTERM came. The rows so far, those of the interrupted cells among them, are kept.
@@ -69,16 +96,29 @@ def run_all(
     distinct = list({cell.id: cell for cell in cells}.values())
     asking = interpreters(cell.runtime for cell in cells) if others is None else nullcontext(others)
     with asking as found, _stopping(budget.end) as stop:
-        if not isinstance(study, Study):
-            study = Study.fresh() if study is None else Study.create(study)
+        study = _study(study)
         budget.learn(study)
-        runner = Runner(study, launch, listener, stop, budget, names=_names(distinct), others=found)
-        runner.tell(SweepStarted(len(distinct), launch.minutes))
+        runner = Runner(study, launch, listener, stop, budget, names=_names(distinct), others=found, anew=anew)
+        runner.tell(SweepStarted(len(distinct), launch.minutes, notes_on_cells(distinct)))
         rows = {row.cell_id: row for row in launch_cells(budget.in_order(distinct), runner)}
         runner.tell(SweepFinished(tuple(rows[cell.id] for cell in distinct if cell.id in rows), asked=len(distinct)))
     if stop.signal is not None:
-        raise Interrupted(stop.signal)
+        raise Interrupted(stop.signal, study.asked_for)
     return [rows[cell.id] for cell in cells]
+
+
+def _study(given: str | Path | Study | None) -> Study:
+    """The study to write to."""
+    if isinstance(given, Study):
+        return given
+    return Study.fresh() if given is None else Study.create(given)
+
+
+def _tell_refused(result: Result, listener: Listener) -> None:
+    """What a sweep of that cell would tell."""
+    listener(SweepStarted(1, notes=result.notes))
+    listener(CellFinished(result, result.cell_id))
+    listener(SweepFinished((result,), asked=1))
 
 
 def _names(cells: Sequence[Cell]) -> dict[str, str]:

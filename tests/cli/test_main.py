@@ -33,7 +33,7 @@ def test_public_names() -> None:
 
 def test_verbs_and_their_flags() -> None:
     assert {name: verb.flags for name, verb in VERBS.items()} == {
-        "run": ("--multirun", "--recipe", "--config-dir", "--trust-config-dir"),
+        "run": ("--multirun", "--force", "--recipe", "--config-dir", "--trust-config-dir"),
         "plan": ("--multirun", "--recipe", "--config-dir", "--trust-config-dir", "--json"),
         "ls": ("--config-dir", "--trust-config-dir"),
         "show": ("--recipe", "--config-dir", "--trust-config-dir"),

@@ -24,7 +24,7 @@ NOISY = a_result(valid=False, reason="latency varies by 60.0%")
 FAILED = a_result(status="crashed", phase="compile", reason="killed by SIGKILL\nmore", valid=False)
 
 STORY = [
-    SweepStarted(3),
+    SweepStarted(3, notes=("two [prompts] and one picture",)),
     RowUnreadable("compile=none", "PATH is not a result. [Again]"),
     CellStarted(CELL, "compile=none"),
     PhaseStarted(CELL, "load"),
@@ -45,12 +45,13 @@ def told(stream):
 
 def test_plain_lines():
     assert told(io.StringIO()).splitlines() == [
+        "note: two [prompts] and one picture",
         "compile=none: its row is measured anew: PATH is not a result. [Again]",
         f"{CELL} compile=none",
         f"{CELL}   load",
         f"{CELL}   compile",
         "[1/3] compile=none ok 1.500 s",
-        "[2/3] [bold]quant=none ok (kept) - latency varies by 60.0%",
+        "[2/3] [bold]quant=none ok, not valid (kept) - latency varies by 60.0%",
         "[3/3] compile=default crashed at compile - killed by SIGKILL",
         "4 cells: 2 ok, 1 crashed, 1 of them not valid, 1 not run",
     ]

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import Refusal, UsageError
 from diffopt.models.pictures import SHIPPED, open_picture, resolve_picture, shipped_pictures
 from diffopt.schema.workload import Picture
@@ -297,3 +298,29 @@ def test_looking_up_a_picture_imports_no_torch() -> None:
         "sys.exit(bool({'torch', 'diffusers', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "asked", "fit"),
+    [
+        ((400, 100), (64, 64), "workload.width=128 workload.height=32 is nearly its own"),
+        ((512, 512), (64, 64), None),
+        ((1500, 1000), (1216, 832), None),  # nearly the same
+        ((64, 64), (128, 64), "workload.width=88 workload.height=88"),
+    ],
+)
+def test_a_picture_that_is_stretched_to_another_shape_is_noted(
+    tmp_path: Path, size: tuple[int, int], asked: tuple[int, int], fit: str | None
+) -> None:
+    Image.new("RGB", size).save(tmp_path / "mine.png")
+    words = ["model=sd15", "workload=img2img", f"workload.image={tmp_path}/mine.png", "hardware=cpu"]
+    sizes = [f"workload.width={asked[0]}", f"workload.height={asked[1]}"]
+    (request,) = compose_requests([*words, *sizes])
+    if fit is None:
+        assert request.cell.notes == ()
+    else:
+        (note,) = request.cell.notes
+        assert note.startswith(f"workload.image=mine.png: a picture of {size[0]}x{size[1]} is stretched to ")
+        assert fit in note
+    shipped = compose_requests([*words[:2], "hardware=cpu", *sizes])[0]
+    assert shipped.cell.notes == ()

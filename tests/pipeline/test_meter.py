@@ -145,7 +145,11 @@ def test_what_makes_a_row_not_valid(pipe):
     meter.call()
     assert meter.complaints(samples_of(1.0, 1.01, 0.99)) == []
     (noisy,) = meter.complaints(samples_of(1.0, 2.0, 1.0))
-    assert noisy == "latency varies by 43.3% (standard deviation over mean), more than 10.0%"
+    said = "latency varies by 43.3% (standard deviation over mean), more than 10.0%"
+    assert noisy.startswith(f"{said}: the same command measures it again")
+    (noisy,) = meter.complaints(samples_of(1.0, 2.0, 1.0), "the load average was 9.0 on 2 cores")
+    assert noisy.startswith(f"{said} (the load average was 9.0 on 2 cores): the same command")
+    assert meter.complaints(samples_of(1.0, 1.01, 0.99), "the load average was 9.0 on 2 cores") == []
     meter._latents = torch.tensor([1.0, float("nan")])
     meter.outputs = [Image.new("RGB", (4, 4)), Image.effect_noise((4, 4), 50).convert("RGB")]
     assert meter.complaints(samples_of(1.0, 1.0)) == [

@@ -52,6 +52,52 @@ def test_overrides_on_a_recipe_file(cli: Cli, tmp_path: Path) -> None:
     assert [request.cell.workload.batch_size for request in swept] == [1, 2]
 
 
+def test_what_is_customary_follows_the_model_and_what_is_kept_is_noted(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(cli("show", "model=tiny", "workload.steps=2", "hardware=cpu")[1])
+    (asked,) = compose_requests(["model=sdxl", "hardware=cpu"])
+    (found,) = compose_requests(["model=sdxl"], lock=tmp_path / "mine.yaml")
+    assert found.cell.workload == asked.cell.workload.model_copy(update={"steps": 2})
+    (note,) = found.cell.notes
+    assert "mine.yaml was made for model=tiny; workload.steps=2 is kept (customary: 50)" in note
+    assert "height, width, guidance, prompts follow the model" in note
+    assert f"note: {note}" in cli("plan", "--recipe", "mine.yaml", "model=sdxl")[1]
+    (typed,) = compose_requests(
+        ["model=sdxl", "workload.steps=2", "workload.height=512", "workload.width=512", "workload.prompt=x"],
+        lock=tmp_path / "mine.yaml",
+    )
+    assert typed.cell.notes == ("model=sdxl: mine.yaml was made for model=tiny; guidance follows the model",)
+
+
+# Each customary value of one of the two is another than the other's.
+OTHER_MODELS = {
+    "the task": (["model=wan21_t2v_1_3b"], ["model=sd15"]),
+    "the picture that a task needs": (["model=flux_kontext"], ["model=sd15"]),
+    "frames": (["model=sd15"], ["model=ltx_video"]),
+    "a cascade": (["model=sdxl"], ["model=deepfloyd_if"]),
+    "no cascade any more": (["model=deepfloyd_if"], ["model=sdxl"]),
+    "the control map": (["model=sd15_controlnet"], ["model=sdxl"]),
+    "tiny weights": (["model=sdxl"], ["model.weights=tiny"]),
+    "a value of the model itself": (["model=sdxl"], ["model.height=512", "model.steps=7"]),
+    "a chosen task stays": (["model=sd15", "workload=img2img"], ["model=sdxl"]),
+}
+
+
+@pytest.mark.parametrize("name", OTHER_MODELS)
+def test_a_file_on_another_model_is_what_composing_on_that_model_gives(tmp_path: Path, cli: Cli, name: str) -> None:
+    before, after = OTHER_MODELS[name]
+    (tmp_path / "mine.yaml").write_text(cli("show", *before, "hardware=h100")[1])
+    (found,) = compose_requests(after, lock=tmp_path / "mine.yaml")
+    kept = [word for word in before if not (word.startswith("model=") and after[0].startswith("model="))]
+    (asked,) = compose_requests([*kept, *after, "hardware=h100"])
+    assert found.cell.workload == asked.cell.workload
+
+
+def test_a_file_on_its_own_model_has_no_note(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(cli("show", "model=sd15", "workload.steps=2", "hardware=cpu")[1])
+    for words in ([], ["model=sd15"], ["quant=int8_weight"], ["workload.steps=3"], ["workload=img2img", "model=sdxl"]):
+        assert compose_requests(words, lock=tmp_path / "mine.yaml")[0].cell.notes == ()
+
+
 def _write(path: Path, change: Callable[[dict[str, object]], object], text: str) -> None:
     data = yaml.safe_load(text)
     change(data)

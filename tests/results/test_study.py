@@ -76,6 +76,7 @@ def test_what_is_kept(status, phase, final):
     study.keep(result)
     assert study.row(result.cell_id, result.env_id) == result
     assert result.final == final
+    assert not a_result(status="ok", valid=False).final
     assert study.row(result.cell_id, "another_env") is None
 
 

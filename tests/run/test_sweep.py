@@ -20,7 +20,7 @@ from diffopt.results.result import CompileCache
 from diffopt.results.study import Study
 from diffopt.run import runner
 from diffopt.run.events import CellFinished, CellStarted, PhaseStarted, RowUnreadable, SweepFinished, SweepStarted
-from diffopt.run.sweep import run_all, run_one
+from diffopt.run.sweep import run_all, run_one, run_single
 
 
 @pytest.fixture(autouse=True)
@@ -80,6 +80,56 @@ def test_a_second_time_only_what_failed_runs():
     assert [e.cell_id for e in events if isinstance(e, CellStarted)] == [first[1].cell_id, first[2].cell_id]
     assert [e.result for e in events if isinstance(e, CellFinished) and e.kept] == [first[0]]
     assert again[0] == first[0]
+
+
+def test_a_row_that_is_not_valid_is_measured_again():
+    (first,), _ = swept("noisy")
+    assert (first.status, first.valid, first.final) == ("ok", False, False)
+    (again,), events = swept("noisy")
+    assert [e.cell_id for e in events if isinstance(e, CellStarted)] == [first.cell_id]
+    assert (again.valid, again.final) == (True, True)
+    assert Study.open("s").results() == (again,)
+
+
+def test_anew_measures_also_what_is_final():
+    first, _ = swept("ok", "error")
+    events = []
+    rows = run_all([stubbed("ok"), a_cell("quant=fp8_dynamic")], "s", launch(), events.append, anew=True)
+    assert [e.cell_id for e in events if isinstance(e, CellStarted)] == [first[0].cell_id]
+    assert not any(isinstance(e, CellFinished) and e.kept for e in events)
+    assert [row.status for row in rows] == ["ok", "refused"]
+
+
+@pytest.mark.parametrize("study", [None, "s"])
+def test_a_single_cell_that_is_refused_makes_no_study(tmp_path, monkeypatch, study):
+    monkeypatch.setattr(nvml, "detect_gpus", lambda: ())
+    for cell, phase in ((a_cell("quant=fp8_dynamic"), "plan"), (on_gpu(stubbed("ok")), "load")):
+        events = []
+        row, made = run_single(cell, study=study, launch=launch(), listener=events.append)
+        assert (row.status, row.phase, made) == ("refused", phase, None)
+        assert row == run_one(cell, study=study, launch=launch())
+        assert [type(event) for event in events] == [SweepStarted, CellFinished, SweepFinished]
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_single_cell_that_is_refused_is_a_row_of_a_study_that_is_there():
+    swept("ok")
+    row, made = run_single(a_cell("quant=fp8_dynamic"), study="s", launch=launch())
+    assert (made.name, made.row(row.cell_id, row.env_id)) == ("s", row)
+
+
+def test_notes_are_told_before_anything_runs_and_stand_in_the_row():
+    cell = stubbed("ok").model_copy(update={"notes": ("mind this",)})
+    workload = cell.workload.model_copy(update={"prompts": ("a", "b")})
+    cell = cell.model_copy(update={"workload": workload})
+    told = "workload: 2 prompts, but a batch of 1 draws only the first"
+    events = []
+    for _ in range(2):  # measured, then kept
+        (row,) = run_all([cell], "s", launch(), events.append)
+        assert row.notes == ("mind this", told)
+    assert [event.notes for event in events if isinstance(event, SweepStarted)] == [("mind this", told)] * 2
+    assert "notes" not in row.cell
+    assert "mind this" not in (Study.open("s").folder(row.cell_id, row.env_id) / "cell.yaml").read_text()
 
 
 def test_the_same_cell_runs_once_and_is_given_twice():
@@ -219,6 +269,7 @@ def test_a_signal_ends_the_sweep_with_a_row_for_the_running_cell(number):
     with pytest.raises(Interrupted) as caught:
         run_all([stubbed(mode) for mode in ("exit0", "hang", "ok")], "s", launch(), listen)
     assert caught.value.signal == number
+    assert "the same command with study=s goes on" in str(caught.value)
     assert [row.status for row in events[-1].results] == ["crashed", "interrupted"]
     assert events[-1].asked == 3
     assert {row.status for row in Study.open("s").results()} == {"crashed", "interrupted"}

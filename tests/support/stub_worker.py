@@ -32,6 +32,15 @@ def ok():
     leave(json.dumps(row))
 
 
+def noisy():
+    """Not valid the first time, and then valid."""
+    again = folder.parent / "again"
+    metrics = {"latency_s": {"samples": [1.0, 3.0], "median": 2.0, "q1": 1.0, "q3": 3.0}}
+    row = {"status": "ok", "phase": "measure", "valid": again.exists(), "metrics": metrics}
+    again.touch()
+    leave(json.dumps(row | {"reason": None if row["valid"] else "latency varies"}))
+
+
 def start():
     """Finds what the processes before it left in its caches."""
     caches = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])

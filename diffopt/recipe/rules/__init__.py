@@ -7,7 +7,7 @@ memory in ``memory``, what is asked of a model in ``workload``, and what a step 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 
 from diffopt.recipe.cell import Cell
@@ -28,7 +28,12 @@ def problems_of_cell(cell: Cell) -> tuple[Problem, ...]:
 
 def notes_on_cell(cell: Cell) -> tuple[str, ...]:
     """What will work, but not as a newcomer may think."""
-    return tuple(notes_on(Case(cell)))
+    return (*cell.notes, *notes_on(Case(cell)))
+
+
+def notes_on_cells(cells: Iterable[Cell]) -> tuple[str, ...]:
+    """The notes on several cells, each once."""
+    return tuple(dict.fromkeys(note for cell in cells for note in notes_on_cell(cell)))
 
 
 def _other_problems(case: Case) -> tuple[Problem, ...]:

@@ -66,17 +66,19 @@ def _sizes_without_positions(case: Case) -> Iterator[Problem]:
     model, workload = case.cell.recipe.model, case.cell.workload
     for stage, size in zip(model.stages, model.sizes(workload.height, workload.width), strict=True):
         limit = stage.size_limit
-        for side, asked in zip(("height", "width"), size, strict=True) if limit is not None else ():
+        if limit is None:
+            continue
+        for side, asked in zip(("height", "width"), size, strict=True):
             most = getattr(limit, side)
-            if asked > most or (limit.exact and asked != most):
-                words = f"for another {side} than" if limit.exact else f"beyond a {side} of"
-                of = f"workload.{side}={getattr(workload, side)}"
-                remedy = f"use {most}{'' if limit.exact else ' or less'}"
-                if stage is not model:
-                    remedy = "make the first stage's picture smaller"
-                yield Problem(
-                    f"model {stage.name} has no positions {words} {most} pixels", (of, f"model={stage.name}"), remedy
-                )
+            if asked <= most and not (limit.exact and asked != most):
+                continue
+            words = f"for another {side} than" if limit.exact else f"beyond a {side} of"
+            remedy = f"use {most}{'' if limit.exact else ' or less'}"
+            yield Problem(
+                f"model {stage.name} has no positions {words} {most} pixels",
+                (f"workload.{side}={getattr(workload, side)}", f"model={stage.name}"),
+                remedy if stage is model else "make the first stage's picture smaller",
+            )
 
 
 def _bare_embeddings(case: Case) -> Iterator[Problem]:

@@ -44,7 +44,7 @@ def _non_finite_tensor(weight: torch.Tensor) -> str | None:
     import torch
 
     split = hasattr(weight, "__tensor_flatten__")
-    for name in weight.__tensor_flatten__()[0] if split else ("",):  # type: ignore[no-untyped-call]
+    for name in weight.__tensor_flatten__()[0] if split else ("",):  # type: ignore[attr-defined, no-untyped-call]
         part = getattr(weight, name) if split else weight
         if not part.is_floating_point() or part.is_meta:  # offloaded weights are not at hand
             continue
