@@ -65,7 +65,16 @@ def packages(folder: Path, words: Sequence[str]) -> dict[str, Any]:
 def start(study: Path, caches: Path, *words: str) -> Result:
     """One ``diffopt run`` in a process of its own. Raises CalledProcessError where its row is not ok."""
     study.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "diffopt", "run", "measure=quick", f"study={study}", *words]
+    command = [
+        sys.executable,
+        "-m",
+        "diffopt",
+        "run",
+        "measure=quick",
+        "measure.max_variation=10",
+        f"study={study}",
+        *words,
+    ]
     subprocess.run(command, env={**os.environ, **private_compile_caches(caches)}, stdout=subprocess.DEVNULL, check=True)
     (result,) = Study.open(study).results()
     return result

@@ -255,7 +255,7 @@ def test_neither_planning_nor_prefetching_imports_torch(hub: Hub, tmp_path: Path
     assert done.stdout.splitlines()[-1] == "0 []"
 
 
-QUICK = ("measure=quick", "workload.steps=1", "precision=fp32")
+QUICK = ("measure=quick", "measure.max_variation=10", "workload.steps=1", "precision=fp32")
 
 
 def rows(tmp_path: Path, study: str) -> list[dict[str, Any]]:

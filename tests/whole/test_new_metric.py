@@ -22,7 +22,7 @@ def test_it_is_measured_and_has_its_column(tmp_path: Path) -> None:
     copy = copy_repository(tmp_path)
     for path, name, lines in SHOWN:
         insert_into(copy, path, name, lines)
-    words = ("run", "hardware=cpu", "measure=quick", "workload.steps=1", "study=x")
+    words = ("run", "hardware=cpu", "measure=quick", "measure.max_variation=10", "workload.steps=1", "study=x")
     done = python_in(copy, "-m", "diffopt", *words)
     assert done.returncode == 0, done.stdout + done.stderr
     (file,) = copy.glob("studies/x/cells/*/*/result.json")

@@ -18,7 +18,8 @@ import diffopt
 # By name, in an order in which a user would come to them; each piece may use what those before it made.
 USES = {
     "compose": """
-        words = ["hardware=cpu", "measure=quick", "workload.steps=1", "fuse=none,qkv", "precision=fp32,tf32"]
+        words = ["hardware=cpu", "workload.steps=1", "fuse=none,qkv", "precision=fp32,tf32"]
+        words += ["measure=quick", "measure.max_variation=10"]
         cells = diffopt.compose(overrides=words, multirun=True)
         assert [cell.choices["fuse"] for cell in cells] == ["none", "none", "qkv", "qkv"]
         cell = cells[2]
