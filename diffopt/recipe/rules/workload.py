@@ -70,15 +70,14 @@ def _sizes_without_positions(case: Case) -> Iterator[Problem]:
             continue
         for side, asked in zip(("height", "width"), size, strict=True):
             most = getattr(limit, side)
-            if asked <= most and not (limit.exact and asked != most):
+            if asked <= most and (asked == most or not limit.exact):
                 continue
             words = f"for another {side} than" if limit.exact else f"beyond a {side} of"
+            fact = f"model {stage.name} has no positions {words} {most} pixels"
             remedy = f"use {most}{'' if limit.exact else ' or less'}"
-            yield Problem(
-                f"model {stage.name} has no positions {words} {most} pixels",
-                (f"workload.{side}={getattr(workload, side)}", f"model={stage.name}"),
-                remedy if stage is model else "make the first stage's picture smaller",
-            )
+            if stage is not model:
+                remedy = "make the first stage's picture smaller"
+            yield Problem(fact, (f"workload.{side}={getattr(workload, side)}", f"model={stage.name}"), remedy)
 
 
 def _bare_embeddings(case: Case) -> Iterator[Problem]:
