@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from diffopt.errors import UsageError
 from diffopt.models import classes, sizes
 from diffopt.models.classes import Family
 from diffopt.models.families import family_of_pipeline, task_told_by_class_name
+from diffopt.models.fit import check_named_parts, check_stored_weights, classes_that_tell_what_the_unet_takes
 from diffopt.models.index import TEXT_ENCODER, ModelIndex, read_model_json
 from diffopt.models.sampling import sampler_needs_of_model
 from diffopt.models.sizes import NUMBER, head_size_of_vae, head_sizes_of_denoiser
@@ -67,6 +69,9 @@ def read_model_facts(
     """
     _check_parts(index, data)
     name = _denoiser(index, data)
+    check_named_parts(index, data)
+    if data["weights"] == "pretrained":
+        check_stored_weights(index)
     config = read_model_json(index.folder / name / "config.json")
     vae = read_model_json(index.folder / index.vae / "config.json") if index.vae is not None else {}
     given = [name for name in (data["pipelines"] or {}).values() if name]
@@ -133,13 +138,14 @@ def _tasks(source: Source) -> dict[Task, str]:
                 f"for; say it with model.pipelines.txt2img={pipeline}, or another task: {', '.join(TASKS[1:])}"
             )
         return {task: pipeline}
+    classes_of_tasks = classes_that_tell_what_the_unet_takes(source.index, source.config, known)
     channels, latent = source.config.get("in_channels"), source.vae.get("latent_channels")
     if source.denoiser == "unet" and latent is not None and channels != latent:
         # the UNet also reads a mask, a picture or a depth map, which no other class of the family gives it
-        return {task: name for task, name in known.classes.items() if name == pipeline}
+        return {task: name for task, name in classes_of_tasks.items() if name == pipeline}
     if latent is not None and source.denoiser == "unet" and channels != INPAINTED:
-        return {task: name for task, name in known.classes.items() if task != "inpaint"}
-    return known.classes
+        return {task: name for task, name in classes_of_tasks.items() if task != "inpaint"}
+    return classes_of_tasks
 
 
 def _structure(source: Source) -> dict[str, Any]:
@@ -196,8 +202,34 @@ def _sizes(source: Source, uses: Mapping[str, Any]) -> dict[str, Any]:
         "frames": frames,
         "frame_step": temporal if is_video and whole else None,
         "vae_factor": spatial if source.index.vae is not None else None,
+        "size_limit": _size_limit(source, spatial),
         "fps": known.fps if known is not None else None,
     }
+
+
+def _size_limit(source: Source, factor: int | None) -> dict[str, Any] | None:
+    """In pixels, of the denoiser and the ControlNet beside it, whichever is less."""
+    found = []
+    for name in (source.denoiser, "controlnet"):
+        if factor is None or name not in source.index.modules:
+            continue
+        config = source.config if name == source.denoiser else _config(source.index, name)
+        limit = source.read(name, partial(_latent_limit, source, name, config))
+        if limit is not None:
+            found.append({**limit, "height": limit["height"] * factor, "width": limit["width"] * factor})
+    if not found:
+        return None
+    return {**found[0], **{side: min(limit[side] for limit in found) for side in ("height", "width")}}
+
+
+def _latent_limit(source: Source, name: str, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    patch = sizes.patch_size_of_denoiser(config, source.vae)
+    return sizes.largest_size_of_model_class(source.index.components[name].class_name, config, patch)
+
+
+def _config(index: ModelIndex, name: str) -> dict[str, Any]:
+    path = index.folder / name / "config.json"
+    return read_model_json(path) if path.is_file() else {}
 
 
 def _customary_size(source: Source, factor: int | None) -> tuple[int | None, int | None]:

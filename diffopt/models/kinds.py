@@ -11,7 +11,6 @@ import functools
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -21,6 +20,7 @@ from diffopt.machine.files import write_json
 from diffopt.machine.paths import user_cache
 
 Kind = Literal["tokenizer", "scheduler", "processor", "guider", "module"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 PROCESSOR_FILES = frozenset({"processor_config.json", "preprocessor_config.json"})
 TOKENIZER_FILES = frozenset(
     {"tokenizer_config.json", "tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json"}
@@ -68,18 +68,22 @@ def kind_told_by_library(module: str, class_name: str) -> Kind:
     library = module.partition(".")[0]
     key = f"{library} {_version(library)} {module}.{class_name}"
     memory = _memory()
-    known = None if memory is None else _recall(memory).get(key)
-    if known not in get_args(Kind):
-        known = _asked(module, class_name)
-        if known not in get_args(Kind):
-            raise UsageError(
-                f"{module}.{class_name} is neither a model nor a tokenizer, a scheduler, a processor or a guider of "
-                f"the {library} that is here ({_version(library) or 'none'}); install the version that saved the model"
-            )
-        if memory is not None:
-            _quietly(lambda: write_json(memory, {**_recall(memory), key: known}))
-    kind: Kind = known
-    return kind
+    known = _kind(None if memory is None else _recall(memory).get(key))
+    if known is not None:
+        return known
+    told = _kind(_asked(module, class_name))
+    if told is None:
+        raise UsageError(
+            f"{module}.{class_name} is neither a model nor a tokenizer, a scheduler, a processor or a guider of "
+            f"the {library} that is here ({_version(library) or 'none'}); install the version that saved the model"
+        )
+    if memory is not None:
+        _remember(memory, {**_recall(memory), key: told})
+    return told
+
+
+def _kind(answer: Any) -> Kind | None:
+    return next((kind for kind in KINDS if kind == answer), None)
 
 
 def _asked(module: str, class_name: str) -> Any:
@@ -118,10 +122,10 @@ def _recall(memory: Path) -> dict[str, Any]:
     return known if isinstance(known, dict) else {}
 
 
-def _quietly(write: Callable[[], None]) -> None:
-    """A place that takes no files costs time and nothing else."""
+def _remember(memory: Path, known: dict[str, Any]) -> None:
+    """Replace the memory. A place that takes no files costs time and nothing else."""
     try:
-        user_cache().mkdir(parents=True, exist_ok=True)
-        write()
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        write_json(memory, known)
     except (OSError, ValueError):
         return

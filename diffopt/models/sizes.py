@@ -133,3 +133,31 @@ def model_sample_size(config: Mapping[str, Any]) -> tuple[int, int] | None:
         raise UsageError("sample_size must be one number, or [height, width], in latent pixels")
     height, width = sides
     return height, width
+
+
+def largest_size_of_model_class(class_name: str, config: Mapping[str, Any], patch: int) -> dict[str, Any] | None:
+    """Height and width in latent pixels that its table of positions has places for, and whether others fit too.
+
+    None where any size does, or where it is not known. Raises UsageError for what is no length of a table.
+    """
+    positions = classes.denoiser_class_record(class_name).positions
+    if positions is None:
+        return None
+    counted, told = positions
+    found: Any = config.get(told) if isinstance(told, str) else told
+    sides = [config.get("sample_height"), config.get("sample_width")]
+    if found is None or (counted == "learned" and (not found or None in sides)):
+        return None
+    if counted == "learned":
+        return _largest(sides, exact=True)
+    if counted == "axes":
+        return _largest([side * patch for side in found[-2:]], exact=False)
+    if not is_size_in_model_config(found):
+        raise UsageError(f"{told} must be a positive number")
+    return _largest([patch * (math.isqrt(found) if counted == "area" else found)] * 2, exact=False)
+
+
+def _largest(sides: list[Any], *, exact: bool) -> dict[str, Any]:
+    if len(sides) != 2 or not all(map(is_size_in_model_config, sides)):
+        raise UsageError("the lengths of its tables of positions must be positive numbers")
+    return {"height": sides[0], "width": sides[1], "exact": exact}

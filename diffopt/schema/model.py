@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from diffopt.schema.record import Descriptive, Frozen
 
@@ -66,6 +66,14 @@ class Call(Frozen):
     noise_level: Annotated[int, Field(ge=0)] | None = None  # noise put on the picture that is scaled up
     frame_rate: Positive | None = None  # frames per second that the model is told
     text_encoder_out_layers: tuple[int, ...] | None = None  # hidden states that are concatenated
+
+
+class SizeLimit(Frozen):
+    """The pictures, in pixels, that the denoiser's table of positions has places for."""
+
+    height: Positive
+    width: Positive
+    exact: bool  # smaller ones have none either
 
 
 class Parameters(Frozen):
@@ -136,6 +144,7 @@ class Model(Frozen):
     frame_step: Positive | None = None  # the VAE's factor in time: a video has a multiple of it and one frame more
     vae_factor: Annotated[Positive | None, Descriptive()] = None  # pixels along a side of one latent pixel
     sampler_needs: Annotated[tuple[str, ...], Descriptive()] = ()  # key=value of what any sampler must take over
+    size_limit: Annotated[SizeLimit | None, Descriptive()] = None  # None: draws any size, or not known
     fps: Annotated[Positive | None, Descriptive()] = None  # frames per second of the saved video
     guidance_argument: Literal["guidance_scale", "true_cfg_scale"] = "guidance_scale"
     embedded_guidance: bool = False  # the denoiser is told the scale; no second batch, and no negative prompt is read
@@ -148,6 +157,14 @@ class Model(Frozen):
     activations: Annotated[Activations, Descriptive()] = Activations()
     takes: Literal["previous", "first"] = "previous"  # as a later stage of a cascade: whose picture it scales up
     cascade: tuple[Model, ...] = ()  # the stages after this one; in YAML, names of model options
+
+    @model_serializer(mode="wrap")
+    def _without_a_limit_that_there_is_not(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Most models have none, and their recipes stay what they were."""
+        data: dict[str, Any] = handler(self)
+        if self.size_limit is None:
+            data.pop("size_limit", None)
+        return data
 
     @property
     def guides_by_negative_prompt(self) -> bool:

@@ -10,6 +10,10 @@ from typing import Literal
 # What a denoiser was trained to undo, which a sampler's formulas must be for: noise added to a picture that is scaled
 # down (variance preserving), a straight line between picture and noise, or noise added as Karras et al. do.
 Process = Literal["diffusion", "flow", "edm"]
+# A table of positions, beyond which a picture fails: what is counted, and the config's key for it, or the number that
+# the class has: patches along a side, in an area, along each axis with height and width at the end, or the one size
+# that was learned, where the key is set.
+Positions = tuple[Literal["side", "area", "axes", "learned"], str | int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +53,14 @@ class Denoiser:
     # Numbers stored for one weight where torchao pads the inputs of Linears to multiples of 1024: the least of the
     # models that are here.
     int4_padded: float
+    positions: Positions | None  # None: for any size, or not known
     attention: Attention
     caches: Caches
 
 
+_PATCHES: Positions = ("side", "pos_embed_max_size")
+_LEARNED: Positions = ("learned", "use_learned_positional_embeddings")
+_TURNS: Positions = ("side", "rope_max_seq_len")
 _PLAIN = Attention(masks=None, separate=False, stock=False)
 _UNCACHED = Caches(enabled=False, one_sequence_later=False, frames=None, magnitudes=False)
 _CACHED = replace(_UNCACHED, enabled=True)
@@ -64,6 +72,7 @@ UNKNOWN_DENOISER = Denoiser(
     guides_apart=False,
     keeps_float32=False,
     int4_padded=1.6,  # the most of all: 45 % of bfloat16 in groups of 64
+    positions=None,
     attention=_PLAIN,
     caches=replace(_UNCACHED, enabled=None),
 )
@@ -72,9 +81,9 @@ UNKNOWN_UNET = replace(UNKNOWN_DENOISER, process="diffusion", heads=None, caches
 UNKNOWN_OTHER_UNET = replace(UNKNOWN_UNET, heads="stated")
 
 
-def _repeats(*blocks: str) -> Denoiser:
-    """Of which nothing is known but the blocks."""
-    return replace(UNKNOWN_DENOISER, repeated_blocks=blocks)
+def _repeats(*blocks: str, positions: Positions | None = None) -> Denoiser:
+    """Of which nothing is known but the blocks and the positions."""
+    return replace(UNKNOWN_DENOISER, repeated_blocks=blocks, positions=positions)
 
 
 # Each answers everything.
@@ -87,6 +96,7 @@ _KNOWN = {
         guides_apart=False,
         keeps_float32=False,
         int4_padded=1.14,
+        positions=_LEARNED,
         attention=_PLAIN,
         caches=replace(_CACHED, frames="BFCHW"),
     ),
@@ -98,6 +108,7 @@ _KNOWN = {
         guides_apart=True,
         keeps_float32=False,
         int4_padded=1.0,
+        positions=None,
         attention=_PLAIN,
         caches=replace(_CACHED, one_sequence_later=True),
     ),
@@ -109,6 +120,7 @@ _KNOWN = {
         guides_apart=True,
         keeps_float32=False,
         int4_padded=1.0,
+        positions=None,
         attention=_PLAIN,
         caches=replace(_CACHED, magnitudes=True),
     ),
@@ -120,6 +132,7 @@ _KNOWN = {
         guides_apart=True,
         keeps_float32=False,
         int4_padded=1.0,
+        positions=None,
         attention=replace(_PLAIN, masks="text"),
         caches=_CACHED,
     ),
@@ -131,6 +144,7 @@ _KNOWN = {
         guides_apart=False,
         keeps_float32=False,
         int4_padded=1.0,
+        positions=None,
         attention=Attention(masks="text", separate=True, stock=False),
         caches=_CACHED,
     ),
@@ -142,6 +156,7 @@ _KNOWN = {
         guides_apart=False,
         keeps_float32=False,
         int4_padded=1.6,
+        positions=None,
         attention=Attention(masks="text", separate=False, stock=True),
         caches=_UNCACHED,
     ),
@@ -153,6 +168,7 @@ _KNOWN = {
         guides_apart=True,
         keeps_float32=False,
         int4_padded=1.0,
+        positions=None,
         attention=Attention(masks="uneven_prompts", separate=True, stock=False),
         caches=_CACHED,
     ),
@@ -164,6 +180,7 @@ _KNOWN = {
         guides_apart=False,
         keeps_float32=False,
         int4_padded=1.21,
+        positions=_PATCHES,
         attention=_PLAIN,
         caches=_UNCACHED,
     ),
@@ -175,6 +192,7 @@ _KNOWN = {
         guides_apart=False,
         keeps_float32=False,
         int4_padded=1.37,
+        positions=None,
         attention=replace(_PLAIN, masks="text"),
         caches=_UNCACHED,
     ),
@@ -186,6 +204,7 @@ _KNOWN = {
         guides_apart=False,
         keeps_float32=False,
         int4_padded=1.16,
+        positions=None,
         attention=replace(_PLAIN, stock=True),
         caches=_UNCACHED,
     ),
@@ -197,6 +216,7 @@ _KNOWN = {
         guides_apart=True,
         keeps_float32=True,
         int4_padded=1.24,
+        positions=_TURNS,
         attention=_PLAIN,
         caches=_CACHED,
     ),
@@ -208,33 +228,45 @@ _KNOWN = {
         guides_apart=False,
         keeps_float32=False,
         int4_padded=1.11,
+        positions=("axes", "axes_lens"),
         attention=Attention(masks="uneven_prompts_and_negative", separate=True, stock=False),
         caches=_UNCACHED,
     ),
 }
 _STOCK = replace(UNKNOWN_DENOISER, attention=replace(_PLAIN, stock=True))
+_KEPT = replace(UNKNOWN_DENOISER, keeps_float32=True)
 _KEEPING = (
-    "AnyFlowFARTransformer3DModel AnyFlowTransformer3DModel ChronoEditTransformer3DModel "
     "Cosmos3OmniTransformer CosmosTransformer3DModel Flux3Transformer2DModel HeliosTransformer3DModel "
-    "JoyImageEditPlusTransformer3DModel JoyImageEditTransformer3DModel Kandinsky5Transformer3DModel "
-    "Kandinsky6SRTransformer3DModel Kandinsky6Transformer3DModel Krea2Transformer2DModel "
-    "MiniMaxH3Transformer3DModel RFD4ProteinaTransformer SkyReelsV2Transformer3DModel "
-    "WanAnimate2Transformer3DModel WanAnimateTransformer3DModel WanVACETransformer3DModel"
+    "JoyImageEditPlusTransformer3DModel JoyImageEditTransformer3DModel Kandinsky6SRTransformer3DModel "
+    "Kandinsky6Transformer3DModel Krea2Transformer2DModel MiniMaxH3Transformer3DModel RFD4ProteinaTransformer "
+    "WanAnimate2Transformer3DModel"
+)
+_TURNING = (
+    "AnyFlowFARTransformer3DModel AnyFlowTransformer3DModel ChronoEditTransformer3DModel SkyReelsV2Transformer3DModel "
+    "WanAnimateTransformer3DModel WanVACETransformer3DModel"
 )
 # Each is like an unknown one but for what is said here.
 _PARTLY_KNOWN = {
     "AllegroTransformer3DModel": _repeats("AllegroTransformerBlock"),
-    "AuraFlowTransformer2DModel": _repeats("AuraFlowJointTransformerBlock", "AuraFlowSingleTransformerBlock"),
-    "CogView3PlusTransformer2DModel": _repeats("CogView3PlusTransformerBlock"),
+    "AuraFlowTransformer2DModel": _repeats(
+        "AuraFlowJointTransformerBlock", "AuraFlowSingleTransformerBlock", positions=("area", "pos_embed_max_size")
+    ),
+    "CogView3PlusTransformer2DModel": _repeats("CogView3PlusTransformerBlock", positions=_PATCHES),
     "CogView4Transformer2DModel": _repeats("CogView4TransformerBlock"),
     "EasyAnimateTransformer3DModel": _repeats("EasyAnimateTransformerBlock"),
     "HiDreamImageTransformer2DModel": _repeats("HiDreamBlock"),
-    "Lumina2Transformer2DModel": _repeats("Lumina2TransformerBlock"),
+    "Lumina2Transformer2DModel": _repeats("Lumina2TransformerBlock", positions=("axes", "axes_lens")),
     "MochiTransformer3DModel": _repeats("MochiTransformerBlock"),
-    "OmniGenTransformer2DModel": _repeats("OmniGenBlock"),
+    "OmniGenTransformer2DModel": _repeats("OmniGenBlock", positions=_PATCHES),
     "PRXTransformer2DModel": _repeats("PRXBlock"),
     "DiTTransformer2DModel": _STOCK,
     "Transformer2DModel": _STOCK,
-    **dict.fromkeys(_KEEPING.split(), replace(UNKNOWN_DENOISER, keeps_float32=True)),
+    "BriaFibo2Transformer2DModel": replace(UNKNOWN_DENOISER, positions=("axes", "axes_lens")),
+    "ConsisIDTransformer3DModel": replace(UNKNOWN_DENOISER, positions=_LEARNED),
+    "SanaVideoTransformer3DModel": replace(UNKNOWN_DENOISER, positions=_TURNS),
+    "SD3ControlNetModel": replace(UNKNOWN_DENOISER, positions=_PATCHES),  # no denoiser, but beside one in every step
+    **dict.fromkeys(_KEEPING.split(), _KEPT),
+    **dict.fromkeys(_TURNING.split(), replace(_KEPT, positions=_TURNS)),
+    "Kandinsky5Transformer3DModel": replace(_KEPT, positions=("side", 128)),
 }
 DENOISERS: Mapping[str, Denoiser] = MappingProxyType(_KNOWN | _PARTLY_KNOWN)

@@ -49,6 +49,9 @@ class Family(NamedTuple):
     scale: Literal["guidance_scale", "true_cfg_scale"] = "guidance_scale"  # the argument that guidance is given by
     upcasts: bool = False  # looks at force_upcast in the VAE's config, and decodes in float32
     embeds: bool = False  # guidance is an input of the denoiser: no second batch, and no negative prompt is read
+    # Draws from the embeddings of a prompt and of a negative one, and needs no pooled ones or masks beside them.
+    embeddings: bool = False
+    scores: tuple[Task, ...] = ()  # tasks whose class tells the UNet an aesthetic score, where it was trained with one
     pictures: Parts = ()  # parts that read a picture, which other families have for adapters and checkers alone
     packages: Parts = ()  # Python packages without which the classes fail, though diffusers can be imported without
 
@@ -62,22 +65,31 @@ def _trio(stem: str) -> dict[Task, str]:
 
 
 FAMILIES: dict[str, Family] = {
-    "stable-diffusion": Family(_trio("StableDiffusion"), UNET, 50, 7.5),
-    "stable-diffusion-pag": Family(_trio("StableDiffusionPAG"), UNET, 50, 7.5),
-    "stable-diffusion-controlnet": Family({"controlnet": "StableDiffusionControlNet"}, (*UNET, "controlnet"), 50, 7.5),
+    "stable-diffusion": Family(_trio("StableDiffusion"), UNET, 50, 7.5, embeddings=True),
+    "stable-diffusion-pag": Family(_trio("StableDiffusionPAG"), UNET, 50, 7.5, embeddings=True),
+    "stable-diffusion-controlnet": Family(
+        {"controlnet": "StableDiffusionControlNet"}, (*UNET, "controlnet"), 50, 7.5, embeddings=True
+    ),
     "stable-diffusion-controlnet-pag": Family(
-        {"controlnet": "StableDiffusionControlNetPAG"}, (*UNET, "controlnet"), 50, 7.5
+        {"controlnet": "StableDiffusionControlNetPAG"}, (*UNET, "controlnet"), 50, 7.5, embeddings=True
     ),
     "stable-diffusion-depth": Family(
-        {"img2img": "StableDiffusionDepth2Img"}, (*UNET, "depth_estimator"), 50, 7.5, pictures=("feature_extractor",)
+        {"img2img": "StableDiffusionDepth2Img"},
+        (*UNET, "depth_estimator"),
+        50,
+        7.5,
+        embeddings=True,
+        pictures=("feature_extractor",),
     ),
-    "stable-diffusion-instruct": Family({"edit": "StableDiffusionInstructPix2Pix"}, UNET, 100, 7.5),
+    "stable-diffusion-instruct": Family({"edit": "StableDiffusionInstructPix2Pix"}, UNET, 100, 7.5, embeddings=True),
     "stable-diffusion-upscale": Family(
-        {"upscale": "StableDiffusionUpscale"}, (*UNET, "low_res_scheduler"), 75, 9.0, upcasts=True
+        {"upscale": "StableDiffusionUpscale"}, (*UNET, "low_res_scheduler"), 75, 9.0, upcasts=True, embeddings=True
     ),
     "stable-diffusion-latent-upscale": Family({"upscale": "StableDiffusionLatentUpscale"}, UNET, 75, 9.0, multiple=64),
-    "stable-diffusion-xl": Family(_trio("StableDiffusionXL"), XL, 50, 5.0, upcasts=True),
-    "stable-diffusion-xl-pag": Family(_trio("StableDiffusionXLPAG"), XL, 50, 5.0, upcasts=True),
+    "stable-diffusion-xl": Family(_trio("StableDiffusionXL"), XL, 50, 5.0, upcasts=True, scores=("img2img", "inpaint")),
+    "stable-diffusion-xl-pag": Family(
+        _trio("StableDiffusionXLPAG"), XL, 50, 5.0, upcasts=True, scores=("img2img", "inpaint")
+    ),
     "stable-diffusion-xl-controlnet": Family(
         {"controlnet": "StableDiffusionXLControlNet"}, (*XL, "controlnet"), 50, 5.0, upcasts=True
     ),
@@ -88,9 +100,11 @@ FAMILIES: dict[str, Family] = {
     "lcm": Family({"txt2img": "LatentConsistencyModel", "img2img": "LatentConsistencyModelImg2Img"}, UNET, 4, 8.5),
     "kolors": Family({"txt2img": "Kolors", "img2img": "KolorsImg2Img"}, UNET, 50, 5.0, upcasts=True),
     "kolors-pag": Family({"txt2img": "KolorsPAG"}, UNET, 50, 5.0, upcasts=True),
-    "if": Family({"txt2img": "IF", "img2img": "IFImg2Img", "inpaint": "IFInpainting"}, IF, 100, 7.0, call=PLAIN),
+    "if": Family(
+        {"txt2img": "IF", "img2img": "IFImg2Img", "inpaint": "IFInpainting"}, IF, 100, 7.0, call=PLAIN, embeddings=True
+    ),
     "if-super-resolution": Family(
-        {"upscale": "IFSuperResolution"}, (*IF, "image_noising_scheduler"), 50, 4.0, call=PLAIN
+        {"upscale": "IFSuperResolution"}, (*IF, "image_noising_scheduler"), 50, 4.0, call=PLAIN, embeddings=True
     ),
     "kandinsky": Family(
         {"txt2img": "KandinskyCombined", "img2img": "KandinskyImg2ImgCombined"},

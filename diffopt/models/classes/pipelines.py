@@ -14,6 +14,10 @@ class SamplerCalls:
 
     sigmas: Literal["never", "always", "unless_flow"]  # gives it some; unless_flow: not where use_flow_sigmas is set
     generator: bool  # gives each step the generator, without which its noise follows no seed
+    # What not every sampler has: ``denoised``, the second value of a step being the denoised latents, and arguments of
+    # set_timesteps by their names; with one step alone, more.
+    asks: tuple[str, ...]
+    asks_in_one_step: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +41,10 @@ class Pipeline:
 
 UNKNOWN_PIPELINE = Pipeline(sampler=None, denoiser=None, loras=None, upscales=None)
 
-_PLAIN = SamplerCalls(sigmas="never", generator=False)
-_SEEDED = SamplerCalls(sigmas="never", generator=True)
-_SIGMAS = SamplerCalls(sigmas="always", generator=False)
-_SPARING = SamplerCalls(sigmas="unless_flow", generator=False)
+_PLAIN = SamplerCalls(sigmas="never", generator=False, asks=(), asks_in_one_step=())
+_SEEDED = replace(_PLAIN, generator=True)
+_SIGMAS = replace(_PLAIN, sigmas="always")
+_SPARING = replace(_PLAIN, sigmas="unless_flow")
 _NOTHING = DenoiserCalls(context=False, time=False, step=False)
 _TIME = DenoiserCalls(context=False, time=True, step=False)
 _BOTH = DenoiserCalls(context=True, time=True, step=False)
@@ -49,6 +53,15 @@ _ALL = DenoiserCalls(context=True, time=True, step=True)
 _SD = Pipeline(sampler=_SEEDED, denoiser=_NOTHING, loras=True, upscales=None)
 _SD3 = Pipeline(sampler=_PLAIN, denoiser=_NOTHING, loras=True, upscales=None)
 _PIXART = Pipeline(sampler=_SEEDED, denoiser=_NOTHING, loras=False, upscales=None)
+_LCM = Pipeline(
+    sampler=replace(_SEEDED, asks=("denoised", "original_inference_steps")),
+    denoiser=_NOTHING,
+    loras=True,
+    upscales=None,
+)
+_SPRINT = replace(
+    _LCM, sampler=replace(_SEEDED, asks=("denoised", "max_timesteps", "intermediate_timesteps"))
+)  # diffusers' SCMScheduler alone
 _FLUX = Pipeline(sampler=_SPARING, denoiser=_BOTH, loras=True, upscales=None)
 _FLUX_PICTURE = Pipeline(sampler=_SIGMAS, denoiser=_NOTHING, loras=True, upscales=None)
 _KONTEXT = Pipeline(sampler=_SIGMAS, denoiser=_TIME, loras=True, upscales=None)
@@ -69,12 +82,16 @@ PIPELINES: Mapping[str, Pipeline] = MappingProxyType(
         "IFSuperResolutionPipeline": replace(_SD, upscales=4),
         "LTXImageToVideoPipeline": _QWEN,
         "LTXPipeline": _QWEN,
-        "PixArtAlphaPipeline": _PIXART,
+        "LatentConsistencyModelImg2ImgPipeline": _LCM,
+        "LatentConsistencyModelPipeline": _LCM,
+        "PixArtAlphaPipeline": replace(_PIXART, sampler=replace(_SEEDED, asks_in_one_step=("denoised",))),
         "PixArtSigmaPipeline": _PIXART,
         "QwenImageImg2ImgPipeline": _QWEN,
         "QwenImageInpaintPipeline": _QWEN,
         "QwenImagePipeline": _QWEN,
         "SanaPipeline": _SD,
+        "SanaSprintImg2ImgPipeline": _SPRINT,
+        "SanaSprintPipeline": _SPRINT,
         "StableDiffusion3Img2ImgPipeline": _SD3,
         "StableDiffusion3InpaintPipeline": _SD3,
         "StableDiffusion3Pipeline": _SD3,

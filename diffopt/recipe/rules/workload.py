@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from diffopt.models.families import family_of_pipeline
 from diffopt.recipe.planned import Problem
 from diffopt.recipe.rules.case import Case
 from diffopt.schema.model import TASKS, Model
@@ -17,6 +18,8 @@ IMG2IMG_EVIDENCE = "diffusers 0.42, get_timesteps of the img2img pipelines of FL
 def rule_on_workload(case: Case) -> Iterator[Problem]:
     """The task, the sizes, the pictures, the words or the later stages of the workload are not for this model."""
     yield from _odd_sizes(case)
+    yield from _sizes_without_positions(case)
+    yield from _bare_embeddings(case)
     yield from _not_taken(case)
     model, workload = case.cell.recipe.model, case.cell.workload
     if workload.task not in model.pipelines.tasks:
@@ -56,6 +59,37 @@ def _odd_sizes(case: Case) -> Iterator[Problem]:
         low = (frames - 1) // step * step + 1
         fact = f"model {model.name} makes videos of a multiple of {step} frames and one more"
         yield Problem(fact, (f"workload.frames={frames}",), f"use {low} or {low + step}")
+
+
+def _sizes_without_positions(case: Case) -> Iterator[Problem]:
+    """A size beyond a table of positions, where the denoiser would fail in its first step."""
+    model, workload = case.cell.recipe.model, case.cell.workload
+    for stage, size in zip(model.stages, model.sizes(workload.height, workload.width), strict=True):
+        limit = stage.size_limit
+        if limit is None:
+            continue
+        for side, asked in zip(("height", "width"), size, strict=True):
+            most = getattr(limit, side)
+            if asked <= most and (asked == most or not limit.exact):
+                continue
+            words = f"for another {side} than" if limit.exact else f"beyond a {side} of"
+            fact = f"model {stage.name} has no positions {words} {most} pixels"
+            remedy = f"use {most}{'' if limit.exact else ' or less'}"
+            if stage is not model:
+                remedy = "make the first stage's picture smaller"
+            yield Problem(fact, (f"workload.{side}={getattr(workload, side)}", f"model={stage.name}"), remedy)
+
+
+def _bare_embeddings(case: Case) -> Iterator[Problem]:
+    """Random embeddings in place of the text encoders, for a class that asks for more than those of the prompts."""
+    for stage in case.cell.recipe.model.stages:
+        task = case.cell.workload.task if stage is case.cell.recipe.model else stage.task
+        pipeline = str(getattr(stage.pipelines, task))
+        family = family_of_pipeline(pipeline)
+        if stage.embeddings is not None and family is not None and not family.embeddings:
+            fact = f"{pipeline} asks for more than the embeddings of the prompts, such as pooled ones or masks"
+            remedy = "set model.embeddings=null, and its text encoders make them"
+            yield Problem(fact, ("model.embeddings", f"model={stage.name}"), remedy)
 
 
 def _not_taken(case: Case) -> Iterator[Problem]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
@@ -23,6 +24,7 @@ from diffopt.steps.scheduler.support import (
     SAMPLERS,
     SPACINGS,
     Known,
+    sampler_lacks_in_words,
     scheduler_process_of_config,
     scheduler_process_of_model,
 )
@@ -86,7 +88,7 @@ class Sampler(Step):
         task = site.model.task if site.workload is None else site.workload.task
         pipeline = getattr(site.model.pipelines, task) or getattr(site.model.pipelines, site.model.task)
         process, calls = scheduler_process_of_model(site), classes.pipeline_class_record(str(pipeline)).sampler
-        return self._reasons(process, str(pipeline), calls, site.model.sampler_needs)
+        return self._reasons(process, str(pipeline), _calls_of_site(calls, site), site.model.sampler_needs)
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         old: Any = pipe.scheduler
@@ -94,8 +96,9 @@ class Sampler(Step):
         process = scheduler_process_of_config(name, old.config)
         calls = classes.pipeline_class_record(pipeline).sampler
         if calls is None:  # sigmas that it gives after all are refused when it does
-            calls = SamplerCalls(sigmas="never", generator=hasattr(pipe, "prepare_extra_step_kwargs"))
-        if reasons := self._reasons(process, pipeline, calls, sampler_needs_of_model(old.config)):
+            seeded = hasattr(pipe, "prepare_extra_step_kwargs")
+            calls = SamplerCalls(sigmas="never", generator=seeded, asks=(), asks_in_one_step=())
+        if reasons := self._reasons(process, pipeline, _calls_of_site(calls, site), sampler_needs_of_model(old.config)):
             raise Refusal("; ".join(reasons))
         cls = self._class(old, process)
         arguments = self._arguments(old.config, _constructor_parameters(cls), process)
@@ -195,6 +198,8 @@ class Sampler(Step):
             yield f"{said}: {pipeline} gives its sampler sigmas, which this one does not take"
         if self._noisy and not calls.generator:
             yield f"{said}: it draws noise in every step, and {pipeline} gives it no generator, so that no seed holds"
+        if lacking := [asked for asked in calls.asks if asked not in known.gives]:
+            yield f"{said}: {pipeline} {sampler_lacks_in_words(lacking, calls)}"
 
     def _broken_promises(self, known: Known) -> Iterator[str]:
         said = f"scheduler.sync_free=true: {self.class_name}"
@@ -254,6 +259,13 @@ class Sampler(Step):
         choices = get_args(inspect.get_annotations(cls.__init__, eval_str=True).get("prediction_type"))
         if prediction is not None and choices and prediction not in choices:
             raise Refusal(f"{said}: it cannot sample {prediction} prediction")
+
+
+def _calls_of_site(calls: SamplerCalls | None, site: Site) -> SamplerCalls | None:
+    """How the pipeline calls its sampler with the workload's number of steps."""
+    if calls is None or site.workload is None or site.workload.steps > 1:
+        return calls
+    return replace(calls, asks=(*calls.asks, *calls.asks_in_one_step))
 
 
 def _constructor_parameters(cls: Any) -> Mapping[str, Any]:

@@ -6,12 +6,12 @@ names are known: they are let through here and looked at when the sampler is put
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from diffopt.models import classes
-from diffopt.models.classes import Process
+from diffopt.models.classes import Process, SamplerCalls
 
 if TYPE_CHECKING:
     from diffopt.schema.step import Site
@@ -34,6 +34,7 @@ class Known:
     waits: bool = False  # every step waits for the device, wherever its schedule lies
     pipelines: str = ""  # made for these alone: the beginning of their names
     packages: tuple[str, ...] = ()
+    gives: frozenset[str] = frozenset()  # of what pipelines ask for (SamplerCalls.asks)
 
     @property
     def solves_both(self) -> bool:
@@ -54,40 +55,50 @@ _LAST = frozenset({"final_sigmas_type"})
 _COGVIDEOX = _CLIPS | _ZERO_SNR | {"snr_shift_scale"}
 _SHIFTS = _SPACED | {"invert_sigmas", "shift", "shift_terminal", "use_dynamic_shifting"}
 _DPM = ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver")
+_DENOISED = frozenset({"denoised"})
+_SPARSE = frozenset({"original_inference_steps"})
 SAMPLERS = {
-    "CogVideoXDDIMScheduler": Known(takes=_COGVIDEOX, ignores=("clip_sample",), pipelines="CogVideoX"),
-    "CogVideoXDPMScheduler": Known(takes=_COGVIDEOX, ignores=("clip_sample",), pipelines="CogVideoX", noise=True),
-    "DDIMParallelScheduler": Known(takes=_CLIPS | _ZERO_SNR),
-    "DDIMScheduler": Known(takes=_CLIPS | _ZERO_SNR),
-    "DDPMScheduler": Known(takes=_CLIPS | _ZERO_SNR | {"variance_type"}, noise=True),
+    "CogVideoXDDIMScheduler": Known(takes=_COGVIDEOX, ignores=("clip_sample",), pipelines="CogVideoX", gives=_DENOISED),
+    "CogVideoXDPMScheduler": Known(
+        takes=_COGVIDEOX, ignores=("clip_sample",), pipelines="CogVideoX", noise=True, gives=_DENOISED
+    ),
+    "DDIMParallelScheduler": Known(takes=_CLIPS | _ZERO_SNR, gives=_DENOISED),
+    "DDIMScheduler": Known(takes=_CLIPS | _ZERO_SNR, gives=_DENOISED),
+    "DDPMScheduler": Known(takes=_CLIPS | _ZERO_SNR | {"variance_type"}, noise=True, gives=_DENOISED),
     "DEISMultistepScheduler": Known(takes=_SOLVER | _ORDERS, algorithms=("deis",), process=_BOTH),
     "DPMSolverMultistepScheduler": Known(
         takes=_SOLVER | _ORDERS | _LAST | _ZERO_SNR | {"variance_type"}, algorithms=_DPM, process=_BOTH
     ),
-    "DPMSolverSDEScheduler": Known(takes=_BETAS | _SPACED, noise=True, twice=True, packages=("torchsde",)),
+    "DPMSolverSDEScheduler": Known(
+        takes=_BETAS | _SPACED, noise=True, twice=True, packages=("torchsde",), gives=_DENOISED
+    ),
     "DPMSolverSinglestepScheduler": Known(
         takes=(_SOLVER | _ORDERS | _LAST | {"variance_type"}) - {"timestep_spacing"}, algorithms=_DPM[:3], process=_BOTH
     ),
     "EDMDPMSolverMultistepScheduler": Known(
         takes=_LAST | {"algorithm_type", "solver_order"}, algorithms=_DPM[:2], process=_EDM
     ),
-    "EDMEulerScheduler": Known(takes=_LAST, process=_EDM, sigmas=True),
-    "EulerAncestralDiscreteScheduler": Known(takes=_BETAS | _ZERO_SNR, noise=True),
-    "EulerDiscreteScheduler": Known(takes=_BETAS | _SPACED | _LAST | _ZERO_SNR, sigmas=True),
+    "EDMEulerScheduler": Known(takes=_LAST, process=_EDM, sigmas=True, gives=_DENOISED),
+    "EulerAncestralDiscreteScheduler": Known(takes=_BETAS | _ZERO_SNR, noise=True, gives=_DENOISED),
+    "EulerDiscreteScheduler": Known(takes=_BETAS | _SPACED | _LAST | _ZERO_SNR, sigmas=True, gives=_DENOISED),
     "FlowMatchEulerDiscreteScheduler": Known(takes=_SHIFTS, process=_FLOW, sigmas=True),
     "FlowMatchHeunDiscreteScheduler": Known(takes=frozenset({"shift"}), process=_FLOW, twice=True),
     "FlowMatchLCMScheduler": Known(takes=_SHIFTS, process=_FLOW, sigmas=True, noise=True),
-    "HeunDiscreteScheduler": Known(takes=_CLIPS | _SPACED, twice=True),
-    "KDPM2AncestralDiscreteScheduler": Known(takes=_BETAS | _SPACED, noise=True, twice=True),
-    "KDPM2DiscreteScheduler": Known(takes=_BETAS | _SPACED, twice=True),
-    "LCMScheduler": Known(takes=_CLIPS | _ZERO_SNR, ignores=("timestep_spacing",), noise=True),
-    "LMSDiscreteScheduler": Known(takes=_BETAS | _SPACED, packages=("scipy",)),
+    "HeunDiscreteScheduler": Known(takes=_CLIPS | _SPACED, twice=True, gives=_DENOISED),
+    "KDPM2AncestralDiscreteScheduler": Known(takes=_BETAS | _SPACED, noise=True, twice=True, gives=_DENOISED),
+    "KDPM2DiscreteScheduler": Known(takes=_BETAS | _SPACED, twice=True, gives=_DENOISED),
+    "LCMScheduler": Known(
+        takes=_CLIPS | _ZERO_SNR, ignores=("timestep_spacing",), noise=True, gives=_DENOISED | _SPARSE
+    ),
+    "LMSDiscreteScheduler": Known(takes=_BETAS | _SPACED, packages=("scipy",), gives=_DENOISED),
     "LTXEulerAncestralRFScheduler": Known(takes=frozenset(), process=_FLOW, sigmas=True, noise=True, waits=True),
     "PNDMScheduler": Known(takes=_BETAS | {"skip_prk_steps"}),
     "SASolverScheduler": Known(
         takes=_SOLVER | {"variance_type"}, algorithms=("data_prediction", "noise_prediction"), process=_BOTH, noise=True
     ),
-    "TCDScheduler": Known(takes=_CLIPS | _ZERO_SNR, ignores=("clip_sample", "timestep_spacing"), noise=True),
+    "TCDScheduler": Known(
+        takes=_CLIPS | _ZERO_SNR, ignores=("clip_sample", "timestep_spacing"), noise=True, gives=_SPARSE
+    ),
     # copies sigmas to the device and solves a small linear system there
     "UniPCMultistepScheduler": Known(
         takes=(_SOLVER | _ORDERS | _LAST | _ZERO_SNR | {"shift_terminal"}) - {"algorithm_type"},
@@ -127,6 +138,15 @@ OTHERS = frozenset(
         "VQDiffusionScheduler",
     }
 )
+
+
+def sampler_lacks_in_words(lacking: Sequence[str], calls: SamplerCalls) -> str:
+    """What a pipeline asks of its sampler in vain, and which samplers have it."""
+    able = [name for name, known in SAMPLERS.items() if known.gives.issuperset(calls.asks)]
+    words = ["draws the denoised latents of a step, which this one does not give"] if "denoised" in lacking else []
+    if arguments := [asked for asked in lacking if asked != "denoised"]:
+        words.append(f"gives its sampler {' and '.join(arguments)}, which this one does not take")
+    return f"{' and '.join(words)}; {', '.join(able) or 'only its own sampler'} does"
 
 
 def scheduler_process_of_model(site: Site) -> Process | None:
