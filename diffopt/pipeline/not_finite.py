@@ -107,15 +107,15 @@ def _watching(stages: Sequence[Stage], tell: Callable[[str], None]) -> Iterator[
     with ExitStack() as stack:
         for stage in stages:
             of = "" if len(stages) == 1 else f" of {stage.name}"
-            step = _checked("from denoising step {done}" + of + " on", tell)
+            step = _looking_at_values("from denoising step {done}" + of + " on", tell)
             stack.enter_context(replaced_method(stage.pipe.scheduler, "step", step))
             if stage.model.vae is not None:
-                decode = _checked("after decoding" + of, tell)
+                decode = _looking_at_values("after decoding" + of, tell)
                 stack.enter_context(replaced_method(getattr(stage.pipe, stage.model.vae), "decode", decode))
         yield
 
 
-def _checked(where: str, tell: Callable[[str], None]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def _looking_at_values(where: str, tell: Callable[[str], None]) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """A wrapper that looks at what is returned first; ``done`` in ``where`` is how often it was called."""
 
     def wrap(inner: Callable[..., Any]) -> Callable[..., Any]:

@@ -96,7 +96,7 @@ def quantize(step: Selection, pipe: DiffusionPipeline, site: Site, config: Any, 
         if (spoiled := first_non_finite_weight(taken)) is not None:  # its scale would spoil a whole row
             raise Refusal(f"quant={step.kind}: {name}.{spoiled} before it is quantized; mend the model's files")
         quantize_(module, config, filter_fn=chosen)
-        mend_zero_scales(part.weight for part in taken.values())
+        mend_zero_scales(taken.values())
         setattr(module, _CONFIG, config)
 
 

@@ -14,17 +14,18 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-# What a row of inputs counts as having for its largest value, at least: times the smallest number of float16, in which
-# torchao computes the scale of inputs in float16, over 448. Inputs that are smaller are still told apart.
+# A row of inputs counts as having this for its largest value, at least. Over 448 it is the smallest number of float16,
+# in which torchao computes the scale of float16 inputs. Inputs that are smaller are still told apart.
 SMALLEST_LARGEST = 448 * 2.0**-24
 
 
-def mend_zero_scales(weights: Iterable[torch.Tensor]) -> None:
+def mend_zero_scales(layers: Iterable[nn.Module]) -> None:
     """Make rows of torchao's float8 weights that have no scale zeros, in place; what they had is at most 1e-5."""
     import torch
     from torchao.quantization import Float8Tensor
 
-    for weight in weights:
+    for layer in layers:
+        weight = layer.weight
         if isinstance(weight, Float8Tensor) and bool((none := weight.scale == 0).any()):
             weight.qdata.view(torch.uint8).masked_fill_(none, 0)  # bits: few operations take float8
             weight.scale.masked_fill_(none, 1)
@@ -44,7 +45,7 @@ def _non_finite_tensor(weight: torch.Tensor) -> str | None:
     import torch
 
     split = hasattr(weight, "__tensor_flatten__")
-    for name in weight.__tensor_flatten__()[0] if split else ("",):  # type: ignore[attr-defined, no-untyped-call]
+    for name in weight.__tensor_flatten__()[0] if split else ("",):  # type: ignore[attr-defined,no-untyped-call]
         part = getattr(weight, name) if split else weight
         if not part.is_floating_point() or part.is_meta:  # offloaded weights are not at hand
             continue
