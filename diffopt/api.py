@@ -154,7 +154,8 @@ def run(cell: Cell, *, study: str | Path | Study | None = None) -> Result:
 
     Args:
         cell: one of those that :func:`compose` gives.
-        study: name or directory of the study that keeps it; a fresh one without.
+        study: name or directory of the study that keeps it; a fresh one without. Where there is none yet, a cell
+            that is refused before it could start makes none.
 
     Returns:
         The row, whatever its status; nothing is raised for a cell that fails.

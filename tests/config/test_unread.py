@@ -40,7 +40,7 @@ def test_it_is_noted_in_a_plan_and_named_where_the_option_is_looked_for(cli: Cli
     reason = said.partition(": ")[2]
     assert "is not read: " in err
     assert reason in err
-    code, _, err = cli("ls", "quant")
+    code, _, err = cli("ls", "launch")
     assert code == 0
     assert said in err
 
