@@ -198,7 +198,7 @@ def test_a_precision_that_is_chosen_and_there_is_applied() -> None:
     again = xl_pipeline(torch.bfloat16)
     diffopt.optimize(again, overrides=["hardware=cpu", "precision.vae=bfloat16"])
     assert again.diffopt.precision.vae == "bfloat16"
-    with pytest.raises(diffopt.Refusal, match=r"precision=bf16 is chosen.*vae was to be float32"):
+    with pytest.raises(diffopt.Refusal, match=r"precision=bf16 \(changed: vae\) is chosen.*vae was to be float32"):
         diffopt.optimize(xl_pipeline(torch.bfloat16), overrides=["hardware=cpu", "precision.vae=float32"])
 
 
@@ -228,7 +228,7 @@ def test_the_same_facts_as_from_a_folder(name: str, tmp_path: Path) -> None:
     folder = request.cell.recipe.model.model_dump(mode="json")
     found = json.loads(json.dumps(facts_of_loaded_pipeline(pipe, Composer().compose(["model=local"]).data["model"])))
     own = {"name": type(pipe).__name__, "path": None, "content": found["content"]}
-    assert found == folder | own
+    assert found == {"size_limit": None} | folder | own, "a model without a limit does not say so"
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def kind_told_by_library(module: str, class_name: str) -> Kind:
     known = _kind(None if memory is None else _recall(memory).get(key))
     if known is not None:
         return known
-    told = _kind(_asked(module, class_name))
+    told = _kind(_asked_of_library(module, class_name))
     if told is None:
         raise UsageError(
             f"{module}.{class_name} is neither a model nor a tokenizer, a scheduler, a processor or a guider of "
@@ -86,7 +86,7 @@ def _kind(answer: Any) -> Kind | None:
     return next((kind for kind in KINDS if kind == answer), None)
 
 
-def _asked(module: str, class_name: str) -> Any:
+def _asked_of_library(module: str, class_name: str) -> Any:
     """The answer of a process that imports the library; None where it has none."""
     command = [sys.executable, "-W", "ignore", "-P", "-c", QUESTION, module, class_name]
     try:

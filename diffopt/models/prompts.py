@@ -126,10 +126,10 @@ def _tokenizer(folder: Path) -> tuple[Tokenizer, int] | None:
         return made, 0
     if not (vocabulary.is_file() and merges.is_file() and _is_clip(read_model_json(folder / CONFIG))):
         return None
-    return _clip(vocabulary, merges), ENDS
+    return _clip_tokens(vocabulary, merges), ENDS
 
 
-def _clip(vocabulary: Path, merges: Path) -> Tokenizer:
+def _clip_tokens(vocabulary: Path, merges: Path) -> Tokenizer:
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     model = models.BPE.from_file(str(vocabulary), str(merges), end_of_word_suffix="</w>", unk_token="<|endoftext|>")

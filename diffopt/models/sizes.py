@@ -149,15 +149,15 @@ def largest_size_of_model_class(class_name: str, config: Mapping[str, Any], patc
     if found is None or (counted == "learned" and (not found or None in sides)):
         return None
     if counted == "learned":
-        return _largest(sides, exact=True)
+        return _largest_side(sides, exact=True)
     if counted == "axes":
-        return _largest([side * patch for side in found[-2:]], exact=False)
+        return _largest_side([side * patch for side in found[-2:]], exact=False)
     if not is_size_in_model_config(found):
         raise UsageError(f"{told} must be a positive number")
-    return _largest([patch * (math.isqrt(found) if counted == "area" else found)] * 2, exact=False)
+    return _largest_side([patch * (math.isqrt(found) if counted == "area" else found)] * 2, exact=False)
 
 
-def _largest(sides: list[Any], *, exact: bool) -> dict[str, Any]:
+def _largest_side(sides: list[Any], *, exact: bool) -> dict[str, Any]:
     if len(sides) != 2 or not all(map(is_size_in_model_config, sides)):
         raise UsageError("the lengths of its tables of positions must be positive numbers")
     return {"height": sides[0], "width": sides[1], "exact": exact}

@@ -82,7 +82,7 @@ def test_bars_on_a_terminal(monkeypatch):
     assert "━" in text
     assert "compile=none ok 1.500 s" in text
     assert "measured anew: PATH is not a result. [Again]" in text
-    assert "[bold]quant=none ok (kept)" in text
+    assert "[bold]quant=none ok, not valid (kept)" in text
     assert "4 cells: 2 ok, 1 crashed" in text
 
 

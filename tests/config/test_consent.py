@@ -272,7 +272,10 @@ def recipe_file(cli: Cli, place: Path, words: list[str], change: Callable[[dict[
 LOCKS: dict[str, tuple[list[str], Callable[[dict[str, Any]], object], str]] = {
     "interpreter": (
         CPU,
-        lambda d: d.update(runtime={"name": "evil", "python": "tools/python"}),
+        lambda d: (
+            d.update(runtime={"name": "evil", "python": "tools/python"}),
+            d["choices"].update(runtime="python"),
+        ),
         "runtime.python=tools/python",
     ),
     "kernel": (

@@ -9,7 +9,7 @@ import torch
 
 from diffopt.config import Composer
 from diffopt.config.resolve import compose_requests
-from diffopt.errors import DiffoptError, Refusal
+from diffopt.errors import DiffoptError, Refusal, UsageError
 from diffopt.models.prefetch import Fetched, Target
 from diffopt.models.resolve import PACKAGED, with_model_facts
 from diffopt.models.tiny import with_tiny_model_values
@@ -222,6 +222,11 @@ def test_offline_without_a_cache_is_a_refusal(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("word", ["model.vae=nix", "model.text_encoders=[nix]"])
 def test_a_part_that_the_pipeline_has_not_is_refused(word: str) -> None:
-    (request,) = compose_requests(["model=sd15", "model.weights=tiny", "hardware=cpu", word])
+    words = ["model=sd15", "model.weights=tiny", "hardware=cpu"]
+    with pytest.raises(UsageError, match=r"model.*=nix: .* has no such part; its parts with weights are text_encoder"):
+        compose_requests([*words, word])
+    (request,) = compose_requests(words)
+    key = word.partition(".")[2].partition("=")[0]
+    wrong = request.cell.recipe.model.model_copy(update={key: "nix" if key == "vae" else ("nix",)})
     with pytest.raises(Refusal, match=r"names nix, which StableDiffusionPipeline has not; its parts: .*unet, vae"):
-        load_pipeline(request.cell.recipe.model, "txt2img", device="cpu", dtype=FLOAT32)
+        load_pipeline(wrong, "txt2img", device="cpu", dtype=FLOAT32)

@@ -49,6 +49,7 @@ DESCRIBES = {
         "vae_factor",
         "sampler_needs",
         "activations",
+        "size_limit",
     },
     "hardware": {"match", "sms", "memory_gib", "bandwidth_gb_s", "peak_tflops", "slurm", "ray_accelerator"},
     "attention": {"evidence", "install"},
@@ -105,7 +106,7 @@ def test_what_decides_is_in_the_id_and_what_describes_is_not(group: str, option:
 def test_the_marks_are_where_they_should_be() -> None:
     assert descriptive_fields(Model) == DESCRIBES["model"]
     assert descriptive_fields(Hardware) == DESCRIBES["hardware"]
-    assert descriptive_fields(Cell) == {"choices"}
+    assert descriptive_fields(Cell) == {"choices", "notes"}
 
 
 class Inner(Frozen):

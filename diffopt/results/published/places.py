@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from packaging.version import InvalidVersion, Version
 
 from diffopt.recipe.cell import Cell
-from diffopt.recipe.labels import cell_label_line, cell_labels
+from diffopt.recipe.labels import cell_label_line, cell_labels, option_of_label
 from diffopt.results.published.figures import Figure, is_of_published_family, published_figures
 from diffopt.results.published.layout import COMPILED, PLAIN
 from diffopt.results.published.settings import published_sweep_cells, settings_unlike_published
@@ -150,7 +150,7 @@ def _modes(results: Sequence[Result]) -> list[str]:
     """``no compile`` and ``compile`` as on the page; with several ways to compile, the option's name."""
     kinds = [result.cell["recipe"]["compile"]["kind"] for result in results]
     options = [
-        PLAIN if kind == "none" else result.choices.get("compile", kind)
+        PLAIN if kind == "none" else option_of_label(result.choices.get("compile", kind))
         for result, kind in zip(results, kinds, strict=True)
     ]
     several = len({option for option in options if option != PLAIN}) > 1
