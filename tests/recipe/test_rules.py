@@ -372,3 +372,19 @@ def test_guidance_that_has_no_negative_prompt_to_guide_away_from_is_noted() -> N
     assert note.startswith("workload.guidance=4: model=qwen_image guides only away from a negative prompt")
     assert not noted('workload.negative_prompt=" "')  # the remedy, as the shell hands it on
     assert not noted("workload.guidance=1")
+
+
+@pytest.mark.parametrize(
+    ("words", "noted"),
+    [
+        (("precision=fp32",), True),
+        (("precision=fp32", "model.variant=null"), False),
+        (("precision=fp32", "model.weights=random"), False),
+        (("precision=fp16",), False),
+        (("precision=bf16",), False),
+    ],
+)
+def test_files_in_half_precision_are_no_float32(words: tuple[str, ...], noted: bool) -> None:
+    found = [note for note in plan("model=sd15", "hardware=a100", *words).notes if "are rounded to float16" in note]
+    assert bool(found) is noted
+    assert not noted or "model.variant=null takes those that are not" in found[0]

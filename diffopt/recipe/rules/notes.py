@@ -9,6 +9,7 @@ from diffopt.recipe.rules.hardware import AMPERE
 from diffopt.recipe.rules.memory import note_on_tight_memory
 from diffopt.schema.step import Trait
 
+ROUNDED = {"fp16": "float16", "bf16": "bfloat16"}  # what the weights of a variant of files are, by its usual name
 MIN_SMS = 68  # torch/_inductor/utils.py, is_big_gpu: with fewer, inductor logs a warning and searches no product
 
 
@@ -21,6 +22,7 @@ def notes_on(case: Case) -> Iterator[str]:
     for model in case.cell.recipe.model.stages:
         if not model.pinned:
             yield f"model={model.name}: revision {model.revision or 'main'} is not pinned to a commit"
+    yield from _rounded_weights(case)
     yield from note_on_tight_memory(case)
     yield from _long_compiles(case)
     if case.hardware.device == "cpu":
@@ -41,6 +43,17 @@ def _emulated(case: Case) -> Iterator[str]:
     if parts is not None and (case.hardware.compute_capability or AMPERE) < AMPERE:
         of = "" if case.dtype == "bfloat16" else f", the dtype of {' and '.join(sorted(parts))}"
         yield f"{case.key('precision')}: {case.hardware.name} emulates bfloat16{of}"
+
+
+def _rounded_weights(case: Case) -> Iterator[str]:
+    """Files in half precision, which nothing makes float32 again."""
+    if case.dtype == "float32":
+        for model in case.cell.recipe.model.stages:
+            if model.weights == "pretrained" and model.variant in ROUNDED:
+                yield (
+                    f"{case.key('precision')}: model={model.name} takes the files of model.variant={model.variant}, whose "
+                    f"weights are rounded to {ROUNDED[model.variant]}; model.variant=null takes those that are not"
+                )
 
 
 def _idle_guidance(case: Case) -> Iterator[str]:
