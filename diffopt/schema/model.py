@@ -162,7 +162,7 @@ class Model(Frozen):
     def _without_a_limit_that_there_is_not(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Most models have none, and their recipes stay what they were."""
         data: dict[str, Any] = handler(self)
-        if self.size_limit is None:
+        if isinstance(data, dict) and data.get("size_limit") is None:  # no dict: what was never validated
             data.pop("size_limit", None)
         return data
 

@@ -51,7 +51,7 @@ def _rounded_weights(case: Case) -> Iterator[str]:
         for model in case.cell.recipe.model.stages:
             if model.weights == "pretrained" and model.variant in ROUNDED:
                 yield (
-                    f"{case.key('precision')}: model={model.name} takes the files of model.variant={model.variant}, whose "
+                    f"{case.key('precision')}: model={model.name} takes files of model.variant={model.variant}, whose "
                     f"weights are rounded to {ROUNDED[model.variant]}; model.variant=null takes those that are not"
                 )
 
