@@ -5,7 +5,8 @@ Reads YAML as data and executes nothing of it; imports no torch. May import ``re
 
 from __future__ import annotations
 
-from diffopt.config.composer import Composed, Composer
+from diffopt.config.composed import Composed
+from diffopt.config.composer import Composer
 from diffopt.machine.paths import shipped_conf
 
 __all__ = ["Composed", "Composer", "shipped_conf"]

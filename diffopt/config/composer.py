@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffopt.config import complaints
+from diffopt.config.composed import Composed, KnownOptions
 from diffopt.config.origins import Origin, Origins, note_origin, origin_of_option, origins_of_groups
 from diffopt.config.source import DataSource, StructuredConfigSource, read_option_file
 from diffopt.config.unread import note_on_unread_files, unread_files
@@ -38,29 +39,6 @@ from diffopt.recipe.options import option_names, own_values_of_option
 
 PRIMARY = "config"
 OUTSIDE_THE_CELL = ("launch", "study")  # what a recipe file does not hold
-
-
-@dataclass(frozen=True)
-class FileLabels:
-    """What a recipe file calls the options whose values it has."""
-
-    file: Path
-    changed: Mapping[str, tuple[str, ...]]  # by group: the keys that it says are not the option's
-
-    def without(self, groups: Collection[str]) -> FileLabels:
-        return FileLabels(self.file, {group: keys for group, keys in self.changed.items() if group not in groups})
-
-
-@dataclass(frozen=True)
-class Composed:
-    """One composed config as plain data, and the option that was chosen in each group."""
-
-    data: dict[str, Any]
-    choices: dict[str, str]
-    typed: frozenset[str] = frozenset()  # keys that the command line sets itself, or its matrix
-    chosen: frozenset[str] = frozenset()  # groups whose option the command line, a recipe or a recipe file chose
-    origins: Origins = field(default_factory=dict)  # what files of others than diffopt set
-    labels: FileLabels | None = None  # of a recipe file
 
 
 class Composer:
@@ -89,7 +67,9 @@ class Composer:
         path.append("schema", f"{StructuredConfigSource.scheme()}://")  # Hydra insists on one, last
         self._loader = ConfigLoaderImpl(config_search_path=path)
         self._parser = OverridesParser.create(config_loader=self._loader)
+        self._parsed: dict[str, Override] = {}
         self._skeletons: dict[tuple[str, ...], Composed] = {}
+        self._known = KnownOptions()
         repository = self._loader.repository
         names = sorted(path.name for path in shipped_conf().iterdir() if path.is_dir())
         self._options = {name: repository.get_group_options(name, ObjectType.CONFIG) for name in names}
@@ -160,8 +140,10 @@ class Composer:
 
     def parse(self, overrides: Sequence[str]) -> list[Override]:
         """Parse and check what can be checked before composing: groups, options, quoting."""
-        parsed = []
-        for text in overrides:
+        return [self._parse(text) for text in overrides]
+
+    def _parse(self, text: str) -> Override:
+        if text not in self._parsed:  # the points of a sweep share theirs
             try:
                 (override,) = self._parser.parse_overrides([text])
             except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
@@ -169,8 +151,8 @@ class Composer:
             complaint = complaints.complaint_about_override(override, self.groups, self.options, self._unknown)
             if complaint:
                 raise UsageError(complaint)
-            parsed.append(override)
-        return parsed
+            self._parsed[text] = override
+        return self._parsed[text]
 
     def expand(self, overrides: Sequence[str]) -> list[list[str]]:
         """The points of a sweep as lists of overrides: Hydra's own expansion of ``a,b``, choice, range and glob."""
@@ -219,25 +201,29 @@ class Composer:
         """The data for a choice of options, before values are set: composed once per choice, a sweep reuses it."""
         key = tuple(str(override.input_line) for override in groups)
         if key not in self._skeletons:
-            try:
-                repository = CachingConfigRepository(self._loader.repository)
-                defaults = create_defaults_list(repository, PRIMARY, groups, prepend_hydra=False, skip_missing=False)
-                for group, option in defaults.overrides.known_choices.items():
-                    if option is not None:
-                        self.option_file(group, option)
-                config = self._loader._compose_config_from_defaults_list(defaults.defaults, repository)
-            except MissingConfigException as error:
-                raise UsageError(self._missing(error)) from error
-            except (HydraException, OmegaConfBaseException, ValueError) as error:
-                raise UsageError(complaints.hydra_composition_failure(str(error))) from error
-            except RecursionError:
-                raise UsageError("These options extend each other in a circle (their defaults lists).") from None
-            data = {str(name): value for name, value in _container(config).items()}
-            choices = {group: str(option) for group, option in defaults.overrides.known_choices.items()}
-            chosen = frozenset(defaults.overrides.override_choices)
-            found = Composed(data, choices, chosen=chosen, origins=self._origins(defaults.defaults))
+            found = self._known.find(groups) or self._composed_by_hydra(groups)
+            self._known.keep(groups, found)
             self._skeletons[key] = self._onto_base(found, groups)
         return self._skeletons[key]
+
+    def _composed_by_hydra(self, groups: list[Override]) -> Composed:
+        try:
+            repository = CachingConfigRepository(self._loader.repository)
+            defaults = create_defaults_list(repository, PRIMARY, groups, prepend_hydra=False, skip_missing=False)
+            for group, option in defaults.overrides.known_choices.items():
+                if option is not None:
+                    self.option_file(group, option)
+            config = self._loader._compose_config_from_defaults_list(defaults.defaults, repository)
+        except MissingConfigException as error:
+            raise UsageError(self._missing(error)) from error
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
+            raise UsageError(complaints.hydra_composition_failure(str(error))) from error
+        except RecursionError:
+            raise UsageError("These options extend each other in a circle (their defaults lists).") from None
+        data = {str(name): value for name, value in _container(config).items()}
+        choices = {group: str(option) for group, option in defaults.overrides.known_choices.items()}
+        chosen = frozenset(defaults.overrides.override_choices)
+        return Composed(data, choices, chosen=chosen, origins=self._origins(defaults.defaults))
 
     def _missing(self, error: MissingConfigException) -> str:
         """Which option there is not. Raises UsageError itself where the file of another option extends it."""

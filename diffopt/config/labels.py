@@ -15,7 +15,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from diffopt.config.composer import Composed, Composer, FileLabels
+from diffopt.config.composed import Composed, FileLabels
+from diffopt.config.composer import Composer
 from diffopt.errors import UsageError
 from diffopt.models.tiny import has_tiny, with_tiny_model_values
 from diffopt.recipe.cell import Cell

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,15 @@ def compose_requests(
 
 def make_composer(lock: Path | None, folders: Sequence[Path], trusted: Sequence[Path] = ()) -> Composer:
     """A composer over the shipped options and those in ``folders``, on top of a recipe file where there is one."""
+    if lock is None and not folders and not trusted:
+        return _composer_of_shipped_options()
     return Composer(folders, base=config_of_lock_file(lock) if lock else None, trusted=trusted)
+
+
+@cache
+def _composer_of_shipped_options() -> Composer:
+    """One for the process: what is shipped stays as it is, so what was composed of it once is known."""
+    return Composer()
 
 
 def config_of_lock_file(path: Path) -> Composed:

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from diffopt.config.composer import Composed, Composer
+from diffopt.config.composed import Composed
+from diffopt.config.composer import Composer
 from diffopt.config.origins import Origin
 from diffopt.errors import UsageError
 from diffopt.recipe.explain import explain_invalid_recipe

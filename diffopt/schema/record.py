@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict
@@ -42,6 +43,7 @@ class Descriptive:
     """
 
 
+@cache
 def descriptive_fields(cls: type[Frozen]) -> frozenset[str]:
     """Names of the fields of a record that only describe."""
     fields = cls.model_fields.items()

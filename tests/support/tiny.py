@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from diffopt.config import Composer
+from diffopt.config.resolve import make_composer
 from diffopt.models.resolve import PACKAGED, TINY
 
 
@@ -22,7 +22,7 @@ def tiny(name: str, steps: int | None = 2) -> tuple[str, ...]:
 @cache
 def families() -> tuple[str, ...]:
     """Every model option that has tiny configs."""
-    composer = Composer()
+    composer = make_composer(None, ())
     architectures = {
         name: composer.compose([f"model={name}"]).data["model"]["architecture"] for name in composer.options("model")
     }
@@ -32,7 +32,7 @@ def families() -> tuple[str, ...]:
 @cache
 def every_task() -> tuple[str, ...]:
     """Every family in each of its tasks."""
-    composer, found = Composer(), []
+    composer, found = make_composer(None, ()), []
     for name in families():
         model = composer.compose([f"model={name}"]).data["model"]
         tasks = [task for task, pipeline in model["pipelines"].items() if pipeline]

@@ -1,0 +1,81 @@
+"""A composed config as plain data, and composing one anew out of parts of others."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override, OverrideType
+
+from diffopt.config.origins import Origins, origins_of_groups
+
+DEPENDENT = frozenset({"recipe", "workload"})  # a recipe lays values over its workload: neither stands alone
+Frame = tuple[frozenset[str], tuple[str, ...]]  # the groups whose options stand alone, and the other overrides
+
+
+@dataclass(frozen=True)
+class FileLabels:
+    """What a recipe file calls the options whose values it has."""
+
+    file: Path
+    changed: Mapping[str, tuple[str, ...]]  # by group: the keys that it says are not the option's
+
+    def without(self, groups: Collection[str]) -> FileLabels:
+        return FileLabels(self.file, {group: keys for group, keys in self.changed.items() if group not in groups})
+
+
+@dataclass(frozen=True)
+class Composed:
+    """One composed config as plain data, and the option that was chosen in each group."""
+
+    data: dict[str, Any]
+    choices: dict[str, str]
+    typed: frozenset[str] = frozenset()  # keys that the command line sets itself, or its matrix
+    chosen: frozenset[str] = frozenset()  # groups whose option the command line, a recipe or a recipe file chose
+    origins: Origins = field(default_factory=dict)  # what files of others than diffopt set
+    labels: FileLabels | None = None  # of a recipe file
+
+
+class KnownOptions:
+    """What Hydra composed, by option: the data of most is the same whatever stands beside it.
+
+    So a sweep asks Hydra once per option (some 50 ms), not once per combination of options.
+    """
+
+    def __init__(self) -> None:
+        self._frames: dict[Frame, Composed] = {}
+        self._alone: dict[tuple[str, str], Composed] = {}  # by group and option: that group's part and nothing else
+
+    def keep(self, groups: Sequence[Override], found: Composed) -> None:
+        """``found`` is what these overrides of groups compose to."""
+        self._frames[_frame(groups)] = found
+        for group in found.choices.keys() & found.data.keys() - DEPENDENT:
+            origins = origins_of_groups(found.origins, frozenset({group}))
+            part = Composed({group: found.data[group]}, {group: found.choices[group]}, origins=origins)
+            self._alone[group, found.choices[group]] = part
+
+    def find(self, groups: Sequence[Override]) -> Composed | None:
+        """What these overrides of groups compose to; None where one of their options is new."""
+        frame = self._frames.get(_frame(groups))
+        parts = [self._alone.get((o.key_or_group, str(o.value()))) for o in groups if _stands_alone(o)]
+        if frame is None or None in parts:
+            return None
+        data, choices, origins = dict(frame.data), dict(frame.choices), dict(frame.origins)
+        for part in filter(None, parts):
+            others = frozenset(key.split(".")[0] for key in origins) - part.data.keys()
+            origins = {**origins_of_groups(origins, others), **part.origins}
+            data |= part.data
+            choices |= part.choices
+        return Composed(data, choices, chosen=frame.chosen, origins=origins)
+
+
+def _frame(groups: Sequence[Override]) -> Frame:
+    alone = frozenset(override.key_or_group for override in groups if _stands_alone(override))
+    return alone, tuple(str(override.input_line) for override in groups if not _stands_alone(override))
+
+
+def _stands_alone(override: Override) -> bool:
+    plain = override.type is OverrideType.CHANGE and override.package is None and isinstance(override.value(), str)
+    return plain and override.key_or_group not in DEPENDENT
