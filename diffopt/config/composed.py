@@ -11,7 +11,6 @@ from hydra.core.override_parser.types import Override, OverrideType
 from diffopt.config.origins import Origins, origins_of_groups
 
 DEPENDENT = frozenset({"recipe", "workload"})  # a recipe lays values over its workload: neither stands alone
-Frame = tuple[frozenset[str], tuple[str, ...]]  # the groups whose options stand alone, and the other overrides
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,9 @@ class Composed:
     origins: Origins = field(default_factory=dict)  # what files of others than diffopt set
 
 
+Frame = tuple[frozenset[str], Composed]  # the groups that were named, and what was composed
+
+
 class KnownOptions:
     """What Hydra composed, by option: the data of most is the same whatever stands beside it.
 
@@ -32,12 +34,13 @@ class KnownOptions:
     """
 
     def __init__(self) -> None:
-        self._frames: dict[Frame, Composed] = {}
+        self._frames: dict[tuple[str, ...], list[Frame]] = {}  # by the overrides that do not stand alone
         self._alone: dict[tuple[str, str], Composed] = {}  # by group and option: that group's part and nothing else
 
     def keep(self, groups: Sequence[Override], found: Composed) -> None:
         """``found`` is what these overrides of groups compose to."""
-        self._frames[_frame(groups)] = found
+        if self._frame(groups) is None:
+            self._frames.setdefault(_dependent(groups), []).append((_named(groups), found))
         for group in found.choices.keys() & found.data.keys() - DEPENDENT:
             origins = origins_of_groups(found.origins, frozenset({group}))
             part = Composed({group: found.data[group]}, {group: found.choices[group]}, origins=origins)
@@ -45,7 +48,7 @@ class KnownOptions:
 
     def find(self, groups: Sequence[Override]) -> Composed | None:
         """What these overrides of groups compose to; None where one of their options is new."""
-        frame = self._frames.get(_frame(groups))
+        frame = self._frame(groups)
         parts = [self._alone.get((o.key_or_group, str(o.value()))) for o in groups if _stands_alone(o)]
         if frame is None or None in parts:
             return None
@@ -55,12 +58,21 @@ class KnownOptions:
             origins = {**origins_of_groups(origins, others), **part.origins}
             data |= part.data
             choices |= part.choices
-        return Composed(data, choices, chosen=frame.chosen, origins=origins)
+        chosen = frame.chosen | _named(groups)
+        return Composed(data, choices, chosen=chosen, origins=origins)
+
+    def _frame(self, groups: Sequence[Override]) -> Composed | None:
+        """One whose other groups have the option that they have without a word: these overrides say all that is not."""
+        named, frames = _named(groups), self._frames.get(_dependent(groups), [])
+        return next((found for others, found in frames if others <= named), None)
 
 
-def _frame(groups: Sequence[Override]) -> Frame:
-    alone = frozenset(override.key_or_group for override in groups if _stands_alone(override))
-    return alone, tuple(str(override.input_line) for override in groups if not _stands_alone(override))
+def _named(groups: Sequence[Override]) -> frozenset[str]:
+    return frozenset(override.key_or_group for override in groups)
+
+
+def _dependent(groups: Sequence[Override]) -> tuple[str, ...]:
+    return tuple(str(override.input_line) for override in groups if not _stands_alone(override))
 
 
 def _stands_alone(override: Override) -> bool:
