@@ -10,12 +10,12 @@ from diffopt.config.resolve import Request, compose_requests
 from diffopt.machine.paths import existing_folder, own_folders
 
 
-def cli_config_folders(config_dir: Path | None) -> list[Path]:
+def config_folders_of_arguments(config_dir: Path | None) -> list[Path]:
     """The user's config folders: ``./conf`` when there is one, and ``--config-dir``."""
     return own_folders(() if config_dir is None else (config_dir,), "--config-dir")
 
 
-def cli_trusted_folders(config_dir: Path | None) -> list[Path]:
+def trusted_folders_of_arguments(config_dir: Path | None) -> list[Path]:
     """The folder of ``--trust-config-dir``."""
     return [] if config_dir is None else [existing_folder(config_dir, "--trust-config-dir")]
 
@@ -26,11 +26,13 @@ def requests_of_arguments(args: argparse.Namespace) -> list[Request]:
         args.overrides,
         multirun=getattr(args, "multirun", False),
         lock=args.recipe,
-        folders=cli_config_folders(args.config_dir),
-        trusted=cli_trusted_folders(args.trust_config_dir),
+        folders=config_folders_of_arguments(args.config_dir),
+        trusted=trusted_folders_of_arguments(args.trust_config_dir),
     )
 
 
 def composer_of_arguments(args: argparse.Namespace) -> Composer:
     """A composer over the shipped options and the user's."""
-    return Composer(cli_config_folders(args.config_dir), trusted=cli_trusted_folders(args.trust_config_dir))
+    return Composer(
+        config_folders_of_arguments(args.config_dir), trusted=trusted_folders_of_arguments(args.trust_config_dir)
+    )

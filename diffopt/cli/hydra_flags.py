@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from diffopt.cli.arguments import cli_config_folders, cli_trusted_folders
+from diffopt.cli.arguments import config_folders_of_arguments, trusted_folders_of_arguments
 from diffopt.config import shell
 
 
@@ -18,8 +18,8 @@ def print_hydra_answer(arguments: Sequence[str], verbs: Sequence[str]) -> int:
     own.add_argument("--trust-config-dir", type=Path)
     known, rest = own.parse_known_args(arguments)
     places = [
-        *cli_config_folders(known.config_dir),
-        *cli_trusted_folders(known.trust_config_dir),
+        *config_folders_of_arguments(known.config_dir),
+        *trusted_folders_of_arguments(known.trust_config_dir),
     ]
     if any(word.startswith("query=") for word in rest):
         shell.print_hydra_completions(os.environ.get("COMP_LINE", ""), tuple(verbs), rest, places)

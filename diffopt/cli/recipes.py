@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from diffopt.cli.arguments import cli_config_folders, cli_trusted_folders, requests_of_arguments
+from diffopt.cli.arguments import config_folders_of_arguments, trusted_folders_of_arguments, requests_of_arguments
 from diffopt.config.resolve import compose_requests
 from diffopt.errors import UsageError
 from diffopt.recipe import lock
@@ -27,8 +27,10 @@ def run_diff_verb(args: argparse.Namespace) -> int:
     for side in sides:
         is_file = Path(side).is_file() or side.endswith((".yaml", ".yml"))
         chosen = overrides if is_file else [f"recipe={side}", *overrides]
-        lock_file, own = Path(side) if is_file else None, cli_trusted_folders(args.trust_config_dir)
-        (request,) = compose_requests(chosen, lock=lock_file, folders=cli_config_folders(args.config_dir), trusted=own)
+        lock_file, own = Path(side) if is_file else None, trusted_folders_of_arguments(args.trust_config_dir)
+        (request,) = compose_requests(
+            chosen, lock=lock_file, folders=config_folders_of_arguments(args.config_dir), trusted=own
+        )
         cells.append(request.cell)
     for key, before, after in lock.recipe_differences(*cells):
         print(f"{key}: {value_in_words(before)} -> {value_in_words(after)}")

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from diffopt.cli.arguments import cli_config_folders, cli_trusted_folders, composer_of_arguments
+from diffopt.cli.arguments import config_folders_of_arguments, trusted_folders_of_arguments, composer_of_arguments
 from diffopt.config.resolve import make_composer
 from diffopt.config.smoke import Smoke, Smokes
 from diffopt.errors import UsageError
@@ -62,8 +62,8 @@ def _smokes(args: argparse.Namespace) -> Iterator[Smoke]:
         for file in files:
             composer = make_composer(
                 file,
-                cli_config_folders(args.config_dir),
-                cli_trusted_folders(args.trust_config_dir),
+                config_folders_of_arguments(args.config_dir),
+                trusted_folders_of_arguments(args.trust_config_dir),
             )
             yield Smokes(composer, compile_code=args.compile).make(words, title=str(file))
     else:
