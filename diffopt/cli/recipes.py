@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from diffopt.cli.arguments import config_folders_of_arguments, trusted_folders_of_arguments, requests_of_arguments
+from diffopt.cli.arguments import config_folders_of_arguments, requests_of_arguments, trusted_folders_of_arguments
 from diffopt.config.resolve import compose_requests
 from diffopt.errors import UsageError
 from diffopt.recipe import lock

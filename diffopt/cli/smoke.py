@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from diffopt.cli.arguments import config_folders_of_arguments, trusted_folders_of_arguments, composer_of_arguments
+from diffopt.cli.arguments import composer_of_arguments, config_folders_of_arguments, trusted_folders_of_arguments
 from diffopt.config.resolve import make_composer
 from diffopt.config.smoke import Smoke, Smokes
 from diffopt.errors import UsageError
