@@ -9,8 +9,9 @@ from typing import Any
 from hydra.core.override_parser.types import Override, OverrideType
 
 from diffopt.config.origins import Origins, origins_of_groups
+from diffopt.config.source import OVERLAY_KEYS
 
-DEPENDENT = frozenset({"recipe", "workload"})  # a recipe lays values over its workload: neither stands alone
+DEPENDENT = frozenset({"recipe"} | OVERLAY_KEYS - {"defaults"})  # what a recipe lays values over does not stand alone
 
 
 @dataclass(frozen=True)

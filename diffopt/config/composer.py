@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class Composer:
         path.append("schema", f"{StructuredConfigSource.scheme()}://")  # Hydra insists on one, last
         self._loader = ConfigLoaderImpl(config_search_path=path)
         self._parser = OverridesParser.create(config_loader=self._loader)
-        self._parsed: dict[str, Override] = {}
+        self._parse = lru_cache(maxsize=1024)(self._parse_one)  # the points of a sweep share their words
         self._skeletons: dict[tuple[str, ...], Composed] = {}
         self._known = KnownOptions()
         repository = self._loader.repository
@@ -120,17 +121,15 @@ class Composer:
         """Parse and check what can be checked before composing: groups, options, quoting."""
         return [self._parse(text) for text in overrides]
 
-    def _parse(self, text: str) -> Override:
-        if text not in self._parsed:  # the points of a sweep share theirs
-            try:
-                (override,) = self._parser.parse_overrides([text])
-            except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
-                raise UsageError(complaints.unparsable_override(text, str(error))) from error
-            complaint = complaints.complaint_about_override(override, self.groups, self.options)
-            if complaint:
-                raise UsageError(complaint)
-            self._parsed[text] = override
-        return self._parsed[text]
+    def _parse_one(self, text: str) -> Override:
+        try:
+            (override,) = self._parser.parse_overrides([text])
+        except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
+            raise UsageError(complaints.unparsable_override(text, str(error))) from error
+        complaint = complaints.complaint_about_override(override, self.groups, self.options)
+        if complaint:
+            raise UsageError(complaint)
+        return override
 
     def expand(self, overrides: Sequence[str]) -> list[list[str]]:
         """The points of a sweep as lists of overrides: Hydra's own expansion of ``a,b``, choice, range and glob."""

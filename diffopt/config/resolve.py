@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from diffopt.config.sweep import expand, split_sweep
 from diffopt.config.workload import UNSAID, resolve_workload
 from diffopt.errors import UsageError
 from diffopt.machine import hardware, plain_yaml
-from diffopt.machine.paths import path_of_study, user_path
+from diffopt.machine.paths import path_of_study, shipped_conf, user_path
 from diffopt.models.lora import with_lora_facts
 from diffopt.models.resolve import with_model_facts
 from diffopt.models.tiny import with_tiny_model_values
@@ -93,13 +93,14 @@ def compose_requests(
 def make_composer(lock: Path | None, folders: Sequence[Path], trusted: Sequence[Path] = ()) -> Composer:
     """A composer over the shipped options and those in ``folders``, on top of a recipe file where there is one."""
     if lock is None and not folders and not trusted:
-        return _composer_of_shipped_options()
+        files = sorted(shipped_conf().rglob("*.yaml"))
+        return _composer_of_shipped_options(tuple((str(f), (s := f.stat()).st_mtime_ns, s.st_size) for f in files))
     return Composer(folders, base=config_of_lock_file(lock) if lock else None, trusted=trusted)
 
 
-@cache
-def _composer_of_shipped_options() -> Composer:
-    """One for the process: what is shipped stays as it is, so what was composed of it once is known."""
+@lru_cache(maxsize=1)
+def _composer_of_shipped_options(_version: tuple[tuple[str, int, int], ...]) -> Composer:
+    """One for as long as their files stay as they are (in a checkout they are edited): what it composed is known."""
     return Composer()
 
 
