@@ -31,7 +31,7 @@ Frame = tuple[frozenset[str], Composed]  # the groups that were named, and what 
 class KnownOptions:
     """What Hydra composed, by option: the data of most is the same whatever stands beside it.
 
-    So a sweep asks Hydra once per option (some 50 ms), not once per combination of options.
+    So a sweep asks Hydra once per option, not once per combination of options.
     """
 
     def __init__(self) -> None:
