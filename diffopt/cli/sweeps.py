@@ -10,14 +10,14 @@ from diffopt.cli.progress import progress
 from diffopt.machine.interpreter import interpreters
 from diffopt.results.study import Study
 from diffopt.results.table import results_table
-from diffopt.run.launchers import launcher
+from diffopt.run.launchers import check_launcher
 from diffopt.run.sweep import run_all
 
 
 def run_sweep_verb(args: argparse.Namespace) -> int:
     requests = requests_of_arguments(args)
     name = requests[0].study
-    launcher(requests[0].launch.kind)  # asked before there is a study
+    check_launcher(requests[0].launch.kind)  # asked before there is a study
     with interpreters(request.cell.runtime for request in requests) as others:  # likewise
         study = Study.fresh() if name is None else Study.create(name)
         with progress() as listener:

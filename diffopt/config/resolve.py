@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +192,7 @@ class Resolver:
             )
         if self._auto is None:
             listed = [option for option in self._composer.options("hardware") if option != "auto"]
-            self._auto = hardware.hardware_at_hand({n: self._composer.read_option("hardware", n) for n in listed})
+            self._auto = hardware.hardware_at_hand(listed, partial(self._composer.read_option, "hardware"))
         return self._auto
 
     def _check_backend(self, composed: Composed) -> None:
