@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,9 +29,9 @@ Frame = tuple[frozenset[str], Composed]  # the groups that were named, and what 
 
 
 class KnownOptions:
-    """What Hydra composed, by option: the data of most is the same whatever stands beside it.
+    """What was composed, by option: the data of most is the same whatever stands beside it.
 
-    So a sweep asks Hydra once per option, not once per combination of options.
+    So Hydra is not asked once per combination of options.
     """
 
     def __init__(self) -> None:
@@ -47,10 +47,19 @@ class KnownOptions:
             part = Composed({group: found.data[group]}, {group: found.choices[group]}, origins=origins)
             self._alone[group, found.choices[group]] = part
 
+    def keep_alone(self, group: str, option: str, read: Callable[[], dict[str, Any]]) -> None:
+        """``read`` gives the data of an option that nobody but diffopt had a hand in; asked once."""
+        if (group, option) not in self._alone:
+            self._alone[group, option] = Composed({group: read()}, {group: option})
+
+    def has(self, override: Override) -> bool:
+        """Whether the option that it chooses is known by itself."""
+        return stands_alone(override) and (override.key_or_group, str(override.value())) in self._alone
+
     def find(self, groups: Sequence[Override]) -> Composed | None:
         """What these overrides of groups compose to; None where one of their options is new."""
         frame = self._frame(groups)
-        parts = [self._alone.get((o.key_or_group, str(o.value()))) for o in groups if _stands_alone(o)]
+        parts = [self._alone.get((o.key_or_group, str(o.value()))) for o in groups if stands_alone(o)]
         if frame is None or None in parts:
             return None
         data, choices, origins = dict(frame.data), dict(frame.choices), dict(frame.origins)
@@ -73,9 +82,10 @@ def _named(groups: Sequence[Override]) -> frozenset[str]:
 
 
 def _dependent(groups: Sequence[Override]) -> tuple[str, ...]:
-    return tuple(str(override.input_line) for override in groups if not _stands_alone(override))
+    return tuple(str(override.input_line) for override in groups if not stands_alone(override))
 
 
-def _stands_alone(override: Override) -> bool:
+def stands_alone(override: Override) -> bool:
+    """Whether it chooses an option whose data is the same whatever stands beside it."""
     plain = override.type is OverrideType.CHANGE and override.package is None and isinstance(override.value(), str)
     return plain and override.key_or_group not in DEPENDENT

@@ -92,10 +92,12 @@ def compose_requests(
 
 def make_composer(lock: Path | None, folders: Sequence[Path], trusted: Sequence[Path] = ()) -> Composer:
     """A composer over the shipped options and those in ``folders``, on top of a recipe file where there is one."""
-    if lock is None and not folders and not trusted:
+    if folders or trusted:
+        composer = Composer(folders, trusted=trusted)
+    else:
         files = sorted(shipped_conf().rglob("*.yaml"))
-        return _composer_of_shipped_options(tuple((str(f), (s := f.stat()).st_mtime_ns, s.st_size) for f in files))
-    return Composer(folders, base=config_of_lock_file(lock) if lock else None, trusted=trusted)
+        composer = _composer_of_shipped_options(tuple((str(f), (s := f.stat()).st_mtime_ns, s.st_size) for f in files))
+    return composer if lock is None else composer.onto(config_of_lock_file(lock))
 
 
 @lru_cache(maxsize=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,6 +19,7 @@ from diffopt.config import Composer, shipped_conf
 from diffopt.config.resolve import compose_requests
 from diffopt.config.sweep import expand
 from diffopt.errors import UsageError
+from diffopt.recipe.options import shipped_option
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def hydra() -> Hydra:
     return made
 
 
-def hydras_own(hydra: Hydra, overrides: list[str]) -> object:
+def hydras_own(hydra: Hydra, overrides: list[str]) -> Any:
     """What ``hydra.compose`` gives."""
     composed = hydra.compose_config("config", overrides, RunMode.RUN, from_shell=False, with_log_configuration=False)
     with open_dict(composed):
@@ -52,7 +54,10 @@ ALL_OPTIONS = [
     [pytest.param(g, o, id=f"{g}={o}") for g, o in ALL_OPTIONS],
 )
 def test_every_option_composes_as_hydra_composes_it(composer: Composer, hydra: Hydra, group: str, option: str) -> None:
-    assert composer.compose([f"{group}={option}"]).data == hydras_own(hydra, [f"{group}={option}"])
+    expected = hydras_own(hydra, [f"{group}={option}"])
+    assert composer.compose([f"{group}={option}"]).data == expected
+    if group != "recipe":
+        assert shipped_option(group, option) == expected[group], "as it is read without Hydra"
 
 
 @pytest.mark.parametrize(
