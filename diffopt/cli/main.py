@@ -18,6 +18,7 @@ from pathlib import Path
 
 from diffopt.cli.streams import standard_streams
 from diffopt.errors import DiffoptError, Interrupted, UsageError
+from diffopt.machine.garbage import no_garbage_collection
 from diffopt.schema.words import did_you_mean
 from diffopt.version import __version__
 
@@ -229,7 +230,9 @@ def _dispatch(arguments: list[str]) -> int:
 def _function(place: str) -> Callable[..., int]:
     """The function at MODULE:FUNCTION; each verb pays for its own imports, and ``--help`` for none."""
     module, _, name = place.partition(":")
-    found: Callable[..., int] = getattr(import_module(f"diffopt.cli.{module}"), name)
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for them reads every installed package
+    with no_garbage_collection():
+        found: Callable[..., int] = getattr(import_module(f"diffopt.cli.{module}"), name)
     return found
 
 

@@ -9,13 +9,13 @@ from diffopt import api
 from diffopt.cli import printing
 from diffopt.cli.arguments import requests_of_arguments
 from diffopt.config.loaded_code import loaded_code
-from diffopt.run.launchers import launcher
+from diffopt.run.launchers import check_launcher
 
 
 def run_plan_verb(args: argparse.Namespace) -> int:
     """Exit code 0: a plan that lists refusals has done its work."""
     requests = requests_of_arguments(args)
-    launcher(requests[0].launch.kind)  # as `run` would complain
+    check_launcher(requests[0].launch.kind)  # as `run` would complain
     plans = [api.plan(request.cell) for request in requests]
     code = [loaded_code(request) for request in requests]
     if args.json:

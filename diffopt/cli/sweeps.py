@@ -10,7 +10,7 @@ from diffopt.cli.progress import progress
 from diffopt.machine.interpreter import interpreters
 from diffopt.results.study import Study
 from diffopt.results.table import results_table
-from diffopt.run.launchers import launcher
+from diffopt.run.launchers import check_launcher
 from diffopt.run.sweep import run_all, run_single
 
 
@@ -19,7 +19,7 @@ def run_sweep_verb(args: argparse.Namespace) -> int:
     requests = requests_of_arguments(args)
     name, launch = requests[0].study, requests[0].launch
     cells = [request.cell for request in requests]
-    launcher(launch.kind)  # asked before there is a study
+    check_launcher(launch.kind)  # asked before there is a study
     with interpreters(cell.runtime for cell in cells) as others:  # likewise
         study: Study | None
         if args.multirun:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,9 @@ from typing import Any
 from hydra.core.override_parser.types import Override, OverrideType
 
 from diffopt.config.origins import Origins, origins_of_groups
+from diffopt.config.source import OVERLAY_KEYS
 
-DEPENDENT = frozenset({"recipe", "workload"})  # a recipe lays values over its workload: neither stands alone
-Frame = tuple[frozenset[str], tuple[str, ...]]  # the groups whose options stand alone, and the other overrides
+DEPENDENT = frozenset({"recipe"} | OVERLAY_KEYS - {"defaults"})  # what a recipe lays values over does not stand alone
 
 
 @dataclass(frozen=True)
@@ -38,28 +38,41 @@ class Composed:
     labels: FileLabels | None = None  # of a recipe file
 
 
-class KnownOptions:
-    """What Hydra composed, by option: the data of most is the same whatever stands beside it.
+Frame = tuple[frozenset[str], Composed]  # the groups that were named, and what was composed
 
-    So a sweep asks Hydra once per option (some 50 ms), not once per combination of options.
+
+class KnownOptions:
+    """What was composed, by option: the data of most is the same whatever stands beside it.
+
+    So Hydra is not asked once per combination of options.
     """
 
     def __init__(self) -> None:
-        self._frames: dict[Frame, Composed] = {}
+        self._frames: dict[tuple[str, ...], list[Frame]] = {}  # by the overrides that do not stand alone
         self._alone: dict[tuple[str, str], Composed] = {}  # by group and option: that group's part and nothing else
 
     def keep(self, groups: Sequence[Override], found: Composed) -> None:
         """``found`` is what these overrides of groups compose to."""
-        self._frames[_frame(groups)] = found
+        if self._frame(groups) is None:
+            self._frames.setdefault(_dependent(groups), []).append((_named(groups), found))
         for group in found.choices.keys() & found.data.keys() - DEPENDENT:
             origins = origins_of_groups(found.origins, frozenset({group}))
             part = Composed({group: found.data[group]}, {group: found.choices[group]}, origins=origins)
             self._alone[group, found.choices[group]] = part
 
+    def keep_alone(self, group: str, option: str, read: Callable[[], dict[str, Any]]) -> None:
+        """``read`` gives the data of an option that nobody but diffopt had a hand in; asked once."""
+        if (group, option) not in self._alone:
+            self._alone[group, option] = Composed({group: read()}, {group: option})
+
+    def has(self, override: Override) -> bool:
+        """Whether the option that it chooses is known by itself."""
+        return stands_alone(override) and (override.key_or_group, str(override.value())) in self._alone
+
     def find(self, groups: Sequence[Override]) -> Composed | None:
         """What these overrides of groups compose to; None where one of their options is new."""
-        frame = self._frames.get(_frame(groups))
-        parts = [self._alone.get((o.key_or_group, str(o.value()))) for o in groups if _stands_alone(o)]
+        frame = self._frame(groups)
+        parts = [self._alone.get((o.key_or_group, str(o.value()))) for o in groups if stands_alone(o)]
         if frame is None or None in parts:
             return None
         data, choices, origins = dict(frame.data), dict(frame.choices), dict(frame.origins)
@@ -68,14 +81,24 @@ class KnownOptions:
             origins = {**origins_of_groups(origins, others), **part.origins}
             data |= part.data
             choices |= part.choices
-        return Composed(data, choices, chosen=frame.chosen, origins=origins)
+        chosen = frame.chosen | _named(groups)
+        return Composed(data, choices, chosen=chosen, origins=origins)
+
+    def _frame(self, groups: Sequence[Override]) -> Composed | None:
+        """One whose other groups have the option that they have without a word: these overrides say all that is not."""
+        named, frames = _named(groups), self._frames.get(_dependent(groups), [])
+        return next((found for others, found in frames if others <= named), None)
 
 
-def _frame(groups: Sequence[Override]) -> Frame:
-    alone = frozenset(override.key_or_group for override in groups if _stands_alone(override))
-    return alone, tuple(str(override.input_line) for override in groups if not _stands_alone(override))
+def _named(groups: Sequence[Override]) -> frozenset[str]:
+    return frozenset(override.key_or_group for override in groups)
 
 
-def _stands_alone(override: Override) -> bool:
+def _dependent(groups: Sequence[Override]) -> tuple[str, ...]:
+    return tuple(str(override.input_line) for override in groups if not stands_alone(override))
+
+
+def stands_alone(override: Override) -> bool:
+    """Whether it chooses an option whose data is the same whatever stands beside it."""
     plain = override.type is OverrideType.CHANGE and override.package is None and isinstance(override.value(), str)
     return plain and override.key_or_group not in DEPENDENT

@@ -10,6 +10,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,13 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffopt.config import complaints
-from diffopt.config.composed import Composed, KnownOptions
+from diffopt.config.composed import Composed, KnownOptions, stands_alone
 from diffopt.config.origins import Origin, Origins, note_origin, origin_of_option, origins_of_groups
 from diffopt.config.source import DataSource, StructuredConfigSource, read_option_file
 from diffopt.config.unread import note_on_unread_files, unread_files
 from diffopt.errors import UsageError
 from diffopt.machine.paths import shipped_conf
-from diffopt.recipe.options import option_names, own_values_of_option
+from diffopt.recipe.options import merged_option, option_names, own_values_of_option
 
 PRIMARY = "config"
 OUTSIDE_THE_CELL = ("launch", "study")  # what a recipe file does not hold
@@ -47,13 +48,10 @@ class Composer:
     Args:
         folders: config folders, of whomever; those that do not exist are left out by the caller.
         trusted: config folders of the user's own, which may name code and any file; searched before the others.
-        base: a recipe file's data; then only what the overrides name is composed, the rest is the file's.
     """
 
-    def __init__(
-        self, folders: Sequence[Path] = (), base: Composed | None = None, *, trusted: Sequence[Path] = ()
-    ) -> None:
-        self._base = base
+    def __init__(self, folders: Sequence[Path] = (), *, trusted: Sequence[Path] = ()) -> None:
+        self._base: Composed | None = None
         for source in (DataSource, StructuredConfigSource):
             SourcesRegistry.instance().register(source)
         own = shipped_conf().resolve()
@@ -67,7 +65,7 @@ class Composer:
         path.append("schema", f"{StructuredConfigSource.scheme()}://")  # Hydra insists on one, last
         self._loader = ConfigLoaderImpl(config_search_path=path)
         self._parser = OverridesParser.create(config_loader=self._loader)
-        self._parsed: dict[str, Override] = {}
+        self._parse = lru_cache(maxsize=1024)(self._parse_one)  # the points of a sweep share their words
         self._skeletons: dict[tuple[str, ...], Composed] = {}
         self._known = KnownOptions()
         repository = self._loader.repository
@@ -142,17 +140,15 @@ class Composer:
         """Parse and check what can be checked before composing: groups, options, quoting."""
         return [self._parse(text) for text in overrides]
 
-    def _parse(self, text: str) -> Override:
-        if text not in self._parsed:  # the points of a sweep share theirs
-            try:
-                (override,) = self._parser.parse_overrides([text])
-            except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
-                raise UsageError(complaints.unparsable_override(text, str(error))) from error
-            complaint = complaints.complaint_about_override(override, self.groups, self.options, self._unknown)
-            if complaint:
-                raise UsageError(complaint)
-            self._parsed[text] = override
-        return self._parsed[text]
+    def _parse_one(self, text: str) -> Override:
+        try:
+            (override,) = self._parser.parse_overrides([text])
+        except (HydraException, OmegaConfBaseException, ValueError, RecursionError) as error:
+            raise UsageError(complaints.unparsable_override(text, str(error))) from error
+        complaint = complaints.complaint_about_override(override, self.groups, self.options, self._unknown)
+        if complaint:
+            raise UsageError(complaint)
+        return override
 
     def expand(self, overrides: Sequence[str]) -> list[list[str]]:
         """The points of a sweep as lists of overrides: Hydra's own expansion of ``a,b``, choice, range and glob."""
@@ -197,22 +193,41 @@ class Composer:
             return []
         return [option for option in option_names(group) if leaf in own_values_of_option(group, option)]
 
+    def onto(self, base: Composed) -> Composer:
+        """The same options on top of a recipe file's data: what the overrides do not name is the file's."""
+        other = copy.copy(self)
+        other._base, other._skeletons = base, {}
+        return other
+
     def _skeleton(self, groups: list[Override]) -> Composed:
         """The data for a choice of options, before values are set: composed once per choice, a sweep reuses it."""
         key = tuple(str(override.input_line) for override in groups)
         if key not in self._skeletons:
-            found = self._known.find(groups) or self._composed_by_hydra(groups)
-            self._known.keep(groups, found)
+            found = self._composed(groups)
+            for group, option in found.choices.items():
+                self.option_file(group, option)
             self._skeletons[key] = self._onto_base(found, groups)
         return self._skeletons[key]
+
+    def _composed(self, groups: list[Override]) -> Composed:
+        """Hydra is asked for a recipe, and for options of the user's own; a shipped one is what its file says."""
+        for override in filter(stands_alone, groups):
+            self._learn(str(override.key_or_group), str(override.value()))
+        if (found := self._known.find(groups)) is None:
+            new = [override for override in groups if not self._known.has(override)]
+            self._known.keep(new, self._composed_by_hydra(new))
+            found = self._known.find(groups)
+            assert found is not None
+        return found
+
+    def _learn(self, group: str, option: str) -> None:
+        if option in self.options(group) and self.own_file(group, option) is None:
+            self._known.keep_alone(group, option, lambda: merged_option(partial(self.read_option, group), option))
 
     def _composed_by_hydra(self, groups: list[Override]) -> Composed:
         try:
             repository = CachingConfigRepository(self._loader.repository)
             defaults = create_defaults_list(repository, PRIMARY, groups, prepend_hydra=False, skip_missing=False)
-            for group, option in defaults.overrides.known_choices.items():
-                if option is not None:
-                    self.option_file(group, option)
             config = self._loader._compose_config_from_defaults_list(defaults.defaults, repository)
         except MissingConfigException as error:
             raise UsageError(self._missing(error)) from error

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from diffopt.config.sweep import expand, split_sweep
 from diffopt.config.workload import UNSAID, note_on_recipe_file, open_workload, resolve_workload
 from diffopt.errors import UsageError
 from diffopt.machine import hardware, plain_yaml
-from diffopt.machine.paths import path_of_study, user_path
+from diffopt.machine.paths import path_of_study, shipped_conf, user_path
 from diffopt.models.lora import with_lora_facts
 from diffopt.models.pictures import notes_on_pictures
 from diffopt.models.prompts import notes_on_prompts
@@ -95,14 +95,17 @@ def compose_requests(
 
 def make_composer(lock: Path | None, folders: Sequence[Path], trusted: Sequence[Path] = ()) -> Composer:
     """A composer over the shipped options and those in ``folders``, on top of a recipe file where there is one."""
-    if lock is None and not folders and not trusted:
-        return _composer_of_shipped_options()
-    return Composer(folders, base=config_of_lock_file(lock) if lock else None, trusted=trusted)
+    if folders or trusted:
+        composer = Composer(folders, trusted=trusted)
+    else:
+        files = sorted(shipped_conf().rglob("*.yaml"))
+        composer = _composer_of_shipped_options(tuple((str(f), (s := f.stat()).st_mtime_ns, s.st_size) for f in files))
+    return composer if lock is None else composer.onto(config_of_lock_file(lock))
 
 
-@cache
-def _composer_of_shipped_options() -> Composer:
-    """One for the process: what is shipped stays as it is, so what was composed of it once is known."""
+@lru_cache(maxsize=1)
+def _composer_of_shipped_options(_version: tuple[tuple[str, int, int], ...]) -> Composer:
+    """One for as long as their files stay as they are (in a checkout they are edited): what it composed is known."""
     return Composer()
 
 
@@ -210,7 +213,7 @@ class Resolver:
             )
         if self._auto is None:
             listed = [option for option in self._composer.options("hardware") if option != "auto"]
-            self._auto = hardware.hardware_at_hand({n: self._composer.read_option("hardware", n) for n in listed})
+            self._auto = hardware.hardware_at_hand(listed, partial(self._composer.read_option, "hardware"))
         return self._auto
 
     def _check_backend(self, composed: Composed) -> None:

@@ -1,4 +1,4 @@
-"""What is here: paths, files, GPUs, the CPU, installed packages, other interpreters, compile caches.
+"""What is here: paths, files, processes, GPUs, the CPU, installed packages, other interpreters, compile caches.
 
 Knows no recipe. May import ``schema``, ``errors`` and ``version``; torch only inside functions that a worker calls.
 """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -28,15 +28,16 @@ def gpu_name_match(names: Iterable[str], gpu_name: str) -> int:
     return max(map(len, found), default=0)
 
 
-def hardware_at_hand(options: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Plain data of the hardware option that is this machine's: ``options`` are the group's YAMLs by name.
+def hardware_at_hand(names: Sequence[str], read: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    """Plain data of the hardware option that is this machine's: of ``names``, whose YAMLs ``read`` gives.
 
-    The option whose ``match`` fits the first GPU best, ``cpu`` without a GPU, else a record of what NVML tells, with
-    unknown peaks.
+    The option whose ``match`` fits the first GPU best, ``cpu`` without a GPU (the others are not read then), else a
+    record of what NVML tells, with unknown peaks.
     """
     gpus = nvml.detect_gpus()
     if not gpus:
-        return deepcopy(options["cpu"])
+        return deepcopy(read("cpu"))
+    options = {name: read(name) for name in names}
     lengths = {name: gpu_name_match(option["match"], gpus[0].name) for name, option in options.items()}
     best = max(lengths, key=lengths.__getitem__)
     return deepcopy(options[best]) if lengths[best] else _probed(gpus[0])

@@ -7,6 +7,7 @@ Whatever it prints goes to the row's log. When the process that started it dies,
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import signal
@@ -22,6 +23,7 @@ from diffopt.errors import Refusal
 from diffopt.machine import packages
 from diffopt.machine.compile_cache import Artifact, load_compile_cache_artifact, save_compile_cache_artifact
 from diffopt.machine.files import write_json
+from diffopt.machine.garbage import no_garbage_collection
 from diffopt.machine.nvml import Device, gpu_device
 from diffopt.machine.others import OtherProcesses
 from diffopt.pipeline.build import build_pipelines, verify_steps
@@ -243,12 +245,17 @@ def _plan(file: Path) -> Plan:
 
 
 def _import_libraries(cell: Cell) -> None:
-    """Import what every cell of this pipeline needs, before the clock of ``load_s`` starts."""
-    import diffusers
+    """Import what every cell of this pipeline needs, before the clock of ``load_s`` starts.
 
+    What was imported is searched for garbage at no later time either, so no call that is measured waits for that.
+    """
     tasks = (cell.workload.task, *(later.task for later in cell.recipe.model.cascade))
-    for model, task in zip(cell.recipe.model.stages, tasks, strict=True):
-        getattr(diffusers, str(getattr(model.pipelines, task)), None)  # loading says what is wrong with a name
+    with no_garbage_collection():
+        import diffusers
+
+        for model, task in zip(cell.recipe.model.stages, tasks, strict=True):
+            getattr(diffusers, str(getattr(model.pipelines, task)), None)  # loading says what is wrong with a name
+        gc.freeze()
 
 
 if __name__ == "__main__":

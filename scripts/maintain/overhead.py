@@ -44,6 +44,7 @@ MATRIX = (
     "model=sd15,sdxl", "hardware=a100,v100,t4,rtx3090,rtx4090", "workload.batch_size=1,4,16",
     "compile=none,max_autotune", "precision=fp16,bf16", "quant=none,fp8_dynamic",
 )  # fmt: skip
+SWEEP = ("attention=auto,sdpa,math", "fuse=none,qkv")
 VERBS: dict[str, tuple[str, ...]] = {
     "--help": ("--help",),
     "ls": ("ls",),
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench_overhead", description=__doc__)
     parser.add_argument("--pairs", type=int, default=7, help="alternating pairs of (a)")
     parser.add_argument("--repeats", type=int, default=7, help="runs of each verb in (b) and of the plans in (c)")
+    parser.add_argument("--matrix", nargs="+", default=SWEEP, help="the sweep of (d), as words of `diffopt run -m`")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     options = parser.parse_args(argv)
     os.environ["OMP_NUM_THREADS"] = "1"  # more threads on tiny tensors measure the scheduler of the host
@@ -66,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         found["speed"] = speed(options.pairs)
         found["verbs_s"] = {name: statistics.median(times(words, options.repeats)) for name, words in VERBS.items()}
         found["planning"] = planning(options.repeats)
-        found["sweep"] = sweep()
+        found["sweep"] = sweep(options.matrix)
     text = json.dumps(found, indent=2)
     print(text)
     if options.output:
@@ -126,12 +128,12 @@ def planning(repeats: int) -> dict[str, float]:
     return {"cells": 240, "seconds": many, "ms_per_cell": 1000 * (many - one) / 239}
 
 
-def sweep() -> dict[str, float]:
+def sweep(matrix: Sequence[str]) -> dict[str, float]:
     """(d) Wall time of a sweep beyond what its pipelines spend loading and running, per cell.
 
     Most of it is a fresh Python importing torch and diffusers, which is the price of a process per cell.
     """
-    words = ("attention=auto,sdpa,math", "fuse=none,qkv", "measure=quick", "study=./sweep")
+    words = (*matrix, "measure=quick", "study=./sweep")
     begin = time.perf_counter()
     diffopt("run", "-m", *words)
     wall = time.perf_counter() - begin

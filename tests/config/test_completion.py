@@ -13,12 +13,14 @@ import pytest
 SCRIPT = """
 eval "$(diffopt -sc install=bash)"
 complete -p diffopt >/dev/null || exit 3
-COMP_LINE="$1"; COMP_POINT=${#COMP_LINE}
-read -ra COMP_WORDS <<< "$COMP_LINE"
-[[ "$COMP_LINE" == *" " ]] && COMP_WORDS+=("")
-COMP_CWORD=$(( ${#COMP_WORDS[@]} - 1 ))
-hydra_bash_completion
-printf '%s\\n' "${COMPREPLY[@]}"
+for COMP_LINE in "$@"; do
+    COMP_POINT=${#COMP_LINE}
+    read -ra COMP_WORDS <<< "$COMP_LINE"
+    [[ "$COMP_LINE" == *" " ]] && COMP_WORDS+=("")
+    COMP_CWORD=$(( ${#COMP_WORDS[@]} - 1 ))
+    hydra_bash_completion
+    echo "${COMPREPLY[@]}"
+done
 """
 
 CASES = {
@@ -33,10 +35,9 @@ CASES = {
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
-@pytest.mark.parametrize("line", CASES)
-def test_completion_in_bash(line: str, tmp_path: Path) -> None:
+def test_completion_in_bash(tmp_path: Path) -> None:
     done = subprocess.run(
-        ["bash", "--norc", "-c", SCRIPT, "bash", line],
+        ["bash", "--norc", "-c", SCRIPT, "bash", *CASES],
         cwd=tmp_path,
         env={**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
         capture_output=True,
@@ -44,4 +45,5 @@ def test_completion_in_bash(line: str, tmp_path: Path) -> None:
         timeout=60,
         check=True,
     )
-    assert set(done.stdout.split()) == CASES[line], done.stderr
+    found = [set(line.split()) for line in done.stdout.splitlines()]
+    assert dict(zip(CASES, found, strict=True)) == CASES, done.stderr

@@ -5,16 +5,21 @@ from __future__ import annotations
 import copy
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from hydra import initialize_config_dir
+from hydra._internal.hydra import Hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.types import RunMode
+from omegaconf import OmegaConf, open_dict
 
 from diffopt.config import Composer, shipped_conf
 from diffopt.config.resolve import compose_requests
 from diffopt.config.sweep import expand
 from diffopt.errors import UsageError
+from diffopt.recipe.options import shipped_option
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +27,21 @@ def composer() -> Composer:
     return Composer()
 
 
-def hydras_own(overrides: list[str]) -> object:
+@pytest.fixture(scope="module")
+def hydra() -> Hydra:
+    """As an application has it, over the shipped options; asked without its global state."""
     with initialize_config_dir(version_base="1.3", config_dir=str(shipped_conf())):
-        return OmegaConf.to_container(compose("config", overrides), resolve=False)
+        made = GlobalHydra.instance().hydra
+    assert made is not None
+    return made
+
+
+def hydras_own(hydra: Hydra, overrides: list[str]) -> Any:
+    """What ``hydra.compose`` gives."""
+    composed = hydra.compose_config("config", overrides, RunMode.RUN, from_shell=False, with_log_configuration=False)
+    with open_dict(composed):
+        del composed["hydra"]
+    return OmegaConf.to_container(composed, resolve=False)
 
 
 ALL_OPTIONS = [
@@ -36,8 +53,11 @@ ALL_OPTIONS = [
     ("group", "option"),
     [pytest.param(g, o, id=f"{g}={o}") for g, o in ALL_OPTIONS],
 )
-def test_every_option_composes_as_hydra_composes_it(composer: Composer, group: str, option: str) -> None:
-    assert composer.compose([f"{group}={option}"]).data == hydras_own([f"{group}={option}"])
+def test_every_option_composes_as_hydra_composes_it(composer: Composer, hydra: Hydra, group: str, option: str) -> None:
+    expected = hydras_own(hydra, [f"{group}={option}"])
+    assert composer.compose([f"{group}={option}"]).data == expected
+    if group != "recipe":
+        assert shipped_option(group, option) == expected[group], "as it is read without Hydra"
 
 
 @pytest.mark.parametrize(
@@ -49,11 +69,11 @@ def test_every_option_composes_as_hydra_composes_it(composer: Composer, group: s
         ["quant=glob(int8*)", "precision=bf16", "compile.fullgraph=true,false", "compile=default"],
     ],
 )
-def test_our_sweep_equals_hydras(composer: Composer, arguments: list[str]) -> None:
+def test_our_sweep_equals_hydras(composer: Composer, hydra: Hydra, arguments: list[str]) -> None:
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 
     (points,) = BasicSweeper.split_arguments(composer.parse(arguments), max_batch_size=None)
-    assert [composed.data for composed in expand(composer, arguments)] == [hydras_own(point) for point in points]
+    assert [composed.data for composed in expand(composer, arguments)] == [hydras_own(hydra, point) for point in points]
 
 
 def test_an_interpolated_order_of_overrides_does_not_matter(composer: Composer) -> None:
@@ -125,8 +145,6 @@ def test_a_bad_matrix_is_explained(tmp_path: Path, text: str, said: str) -> None
 
 
 def test_composing_leaves_no_global_hydra_behind(composer: Composer) -> None:
-    from hydra.core.global_hydra import GlobalHydra
-
     composer.compose(["compile=default"])
     assert not GlobalHydra.instance().is_initialized()
 

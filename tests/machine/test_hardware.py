@@ -90,7 +90,7 @@ def test_nvml_is_closed_whatever_it_answers(machine, monkeypatch, fails):
 def test_no_driver_is_no_gpu(machine, error):
     machine(init_error=error)
     assert nvml.detect_gpus() == ()
-    assert hardware.hardware_at_hand(OPTIONS) == OPTIONS["cpu"]
+    assert hardware.hardware_at_hand(list(OPTIONS), OPTIONS.__getitem__) == OPTIONS["cpu"]
 
 
 def test_a_broken_driver_is_not_a_cpu(machine):
@@ -149,7 +149,7 @@ def test_a_mig_slice_is_refused(machine, monkeypatch):
 )
 def test_auto_finds_the_option_of_a_gpu(machine, name, option):
     machine(name)
-    assert hardware.hardware_at_hand(OPTIONS) == OPTIONS[option]
+    assert hardware.hardware_at_hand(list(OPTIONS), OPTIONS.__getitem__) == OPTIONS[option]
     assert hardware.why_hardware_is_not_here(as_hardware(option)) is None
 
 
@@ -165,7 +165,7 @@ def test_auto_finds_the_option_of_a_gpu(machine, name, option):
 )
 def test_auto_probes_an_unlisted_gpu(machine, name, slug):
     machine(name)
-    probed = Hardware.from_plain(hardware.hardware_at_hand(OPTIONS))
+    probed = Hardware.from_plain(hardware.hardware_at_hand(list(OPTIONS), OPTIONS.__getitem__))
     assert (probed.name, probed.device, probed.compute_capability, probed.memory_gib) == (slug, "cuda", (8, 9), 48.0)
     assert set(probed.peak_tflops.model_dump().values()) == {None}
     assert hardware.why_hardware_is_not_here(probed) is None
@@ -174,12 +174,12 @@ def test_auto_probes_an_unlisted_gpu(machine, name, slug):
 def test_the_longest_match_wins(machine):
     machine("NVIDIA A100 80GB PCIe")
     options = {"cpu": OPTIONS["cpu"], "any": {"match": ["A100"]}, "pcie": {"match": ["A100 80GB PCIe"]}}
-    assert hardware.hardware_at_hand(options) == options["pcie"]
+    assert hardware.hardware_at_hand(list(options), options.__getitem__) == options["pcie"]
 
 
 def test_auto_returns_a_copy(machine):
     machine()
-    hardware.hardware_at_hand(OPTIONS)["peak_tflops"]["fp32"] = 1.0
+    hardware.hardware_at_hand(list(OPTIONS), OPTIONS.__getitem__)["peak_tflops"]["fp32"] = 1.0
     assert OPTIONS["cpu"]["peak_tflops"]["fp32"] is None
 
 

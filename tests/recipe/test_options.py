@@ -1,4 +1,7 @@
-"""diffopt.recipe.options: shipped options read without Hydra are what Hydra composes."""
+"""diffopt.recipe.options: what is read without Hydra is what Hydra makes of it.
+
+Every shipped option is compared in tests/config/test_compose.py.
+"""
 
 from __future__ import annotations
 
@@ -12,32 +15,14 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from support.places import CONF
 
-from diffopt.config import Composer
 from diffopt.errors import UsageError
 from diffopt.recipe.options import (
     customary_options,
     merged_option,
-    option_names,
     own_values_of_option,
     shipped_option,
     shipped_step,
 )
-
-NOT_OPTIONS = ("recipe", "sweep")  # overlays, which choose options, and matrices of them: nothing is merged
-GROUPS = sorted(path.name for path in CONF.iterdir() if path.is_dir() and path.name not in NOT_OPTIONS)
-
-
-@pytest.fixture(scope="module")
-def composer() -> Composer:
-    return Composer()
-
-
-@pytest.mark.parametrize("group", GROUPS)
-def test_every_option_is_what_hydra_composes(composer: Composer, group: str) -> None:
-    names = option_names(group)
-    assert names
-    for name in names:
-        assert shipped_option(group, name) == composer.compose([f"{group}={name}"]).data[group]
 
 
 def test_what_is_customary_is_what_hydra_chooses() -> None:

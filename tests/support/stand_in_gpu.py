@@ -8,7 +8,7 @@ asynchronous copies, how much memory is really used, compiled code.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from unittest import mock
 
@@ -17,6 +17,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
+DEVICE, IS_CUDA = torch.Tensor.device.__get__, torch.Tensor.is_cuda.__get__
+SET_DATA = torch.Tensor.data.__set__
+TREES = (tuple, list, dict)
 AS_THEY_ARE = (torch.device, torch._C._nn._parse_to, torch._has_compatible_shallow_copy_type)
 MIXING = (  # what takes tensors of two devices on a GPU, too
     torch.Tensor.to,
@@ -74,26 +77,40 @@ def call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     """``func`` on the CPU, with results that are where a GPU would have them."""
     if func in AS_THEY_ARE:
         return func(*args, **kwargs)
-    if func == torch.Tensor.device.__get__:
+    if func == DEVICE:
         return _place(args[0])
-    if func == torch.Tensor.is_cuda.__get__:
+    if func == IS_CUDA:
         return _place(args[0]) == GPU
-    if func == torch.Tensor.data.__set__:
+    if func == SET_DATA:
         func(*args)
         args[0].place = _place(args[1])
         return None
-    tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    tensors = _tensors((*args, *kwargs.values()))
     places = {_place(tensor) for tensor in tensors if tensor.dim()}  # numbers may come from the host
     if len(places) > 1 and func not in MIXING:
         raise RuntimeError(f"{func.__name__}: expected all tensors on one device, found {sorted(map(str, places))}")
     if func is torch.Tensor.numpy and GPU in places:
         raise TypeError("can't convert cuda:0 device type tensor to numpy")
     place = _asked(func, args, kwargs) or _place(max(tensors, key=torch.Tensor.dim, default=torch.empty(0)))
-    out = func(*tree_map(_on_cpu, args), **tree_map(_on_cpu, kwargs))
+    out = func(*(_each(_on_cpu, arg) for arg in args), **{key: _each(_on_cpu, arg) for key, arg in kwargs.items()})
     if place == CPU and not any(isinstance(tensor, Placed) for tensor in tensors):
         return out
     given = {id(tensor) for tensor in tensors}
-    return tree_map(lambda leaf: _placed(leaf, place, is_given=id(leaf) in given), out)
+    return _each(lambda leaf: _placed(leaf, place, is_given=id(leaf) in given), out)
+
+
+def _tensors(values: Iterable[Any]) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            found.append(value)
+        elif isinstance(value, TREES):
+            found += (leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor))
+    return found
+
+
+def _each(change: Callable[[Any], Any], value: Any) -> Any:
+    return tree_map(change, value) if isinstance(value, TREES) else change(value)  # the former is slow
 
 
 def _place(tensor: torch.Tensor) -> torch.device:

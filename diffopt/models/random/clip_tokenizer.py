@@ -8,8 +8,10 @@ is of course another matter, which random weights do not notice.
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -48,24 +50,41 @@ def learn_bpe_merges(spelled: Iterable[Sequence[str]], limit: int) -> list[tuple
     words = [list(word) for word in spelled]
     holders: dict[tuple[str, str], set[int]] = {}  # which words have, or once had, this pair
     counts: Counter[tuple[str, str]] = Counter()
+    ranked: list[tuple[int, tuple[str, str]]] = []  # a heap; entries with a count of before are passed over
 
-    def count(i: int) -> None:
-        for pair in _pairs(words[i]):
-            counts[pair] += 1
-            holders.setdefault(pair, set()).add(i)
+    def count(changed: Iterable[int], sign: int) -> set[tuple[str, str]]:
+        found = set()
+        for i in changed:
+            for pair in _pairs(words[i]):
+                counts[pair] += sign
+                holders.setdefault(pair, set()).add(i)
+                found.add(pair)
+        return found
 
-    for i in range(len(words)):
-        count(i)
+    def rank(pairs: Iterable[tuple[str, str]]) -> None:
+        for pair in pairs:
+            heapq.heappush(ranked, (-counts[pair], pair))
+
+    rank(count(range(len(words)), 1))
     merges: list[tuple[str, str]] = []
-    while counts and len(merges) < limit:
-        best = min(counts, key=lambda pair: (-counts[pair], pair))
+    while ranked and len(merges) < limit:
+        negative, best = heapq.heappop(ranked)
+        if negative == 0 or -negative != counts[best]:
+            continue
         merges.append(best)
-        for i in holders.pop(best):
-            counts.subtract(_pairs(words[i]))
+        changed = holders.pop(best)
+        touched = count(changed, -1)
+        for i in changed:
             words[i] = _merge(words[i], best)
-            count(i)
-        counts = +counts  # without those that are gone
+        rank(touched | count(changed, 1))
     return merges
+
+
+@cache
+def _merges_of_text() -> tuple[tuple[str, str], ...]:
+    """As many as there are: a smaller vocabulary has the first of them."""
+    words = [[*word[:-1], word[-1] + WORD_END] for word in dict.fromkeys(TEXT.split())]
+    return tuple(learn_bpe_merges(words, limit=10**6))
 
 
 def _pairs(word: list[str]) -> list[tuple[str, str]]:
@@ -92,8 +111,7 @@ def build_tokenizer(vocab_size: int, *, pad_token: str = END, max_length: int = 
     letters = byte_tokens()
     if vocab_size < 2 * len(letters) + 2:
         raise ValueError(f"vocab_size={vocab_size}: a byte-level vocabulary has at least {2 * len(letters) + 2} tokens")
-    words = ([*word[:-1], word[-1] + WORD_END] for word in dict.fromkeys(TEXT.split()))
-    merges = learn_bpe_merges(words, limit=vocab_size - 2 * len(letters) - 2)
+    merges = list(_merges_of_text()[: vocab_size - 2 * len(letters) - 2])
     tokens = [*letters, *(letter + WORD_END for letter in letters), *dict.fromkeys(a + b for a, b in merges)]
     unused = (f"<|unused_{i}|>" for i in range(vocab_size - 2 - len(tokens)))
     vocab = {token: i for i, token in enumerate([*tokens, *unused, START, END])}

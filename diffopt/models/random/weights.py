@@ -101,17 +101,18 @@ def _empty_module(part: IndexEntry, folder: Path, *, buffers: Literal["real", "m
     """The module with parameters on the meta device. Real buffers are computed here, as position ids are not drawn."""
     import diffusers
     from accelerate import init_empty_weights
+    from transformers.initialization import no_init_weights  # of torch's modules too
 
     cls = _class_of_part(part)
     if issubclass(cls, diffusers.ModelMixin):
         config = cls.load_config(folder, local_files_only=True)
-        with init_empty_weights(include_buffers=buffers == "meta"):
+        with no_init_weights(), init_empty_weights(include_buffers=buffers == "meta"):
             module = cls.from_config(config)
     else:
         config = cls.config_class.from_pretrained(folder, local_files_only=True)
         for one in filter(None, [config, *(getattr(config, key) for key in config.sub_configs)]):
             one.dtype = None  # else parts that have a config of their own would be made in what it says
-        with init_empty_weights(include_buffers=buffers == "meta"):
+        with no_init_weights(), init_empty_weights(include_buffers=buffers == "meta"):
             module = cls(config)
         module.tie_weights()  # init_empty_weights gives each name a parameter of its own
     empty: nn.Module = module

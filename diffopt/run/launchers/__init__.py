@@ -9,13 +9,15 @@ from __future__ import annotations
 import pkgutil
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from diffopt.errors import UsageError
-from diffopt.recipe.cell import Cell
-from diffopt.results.result import Result
-from diffopt.run.runner import Runner
 from diffopt.schema.words import did_you_mean
+
+if TYPE_CHECKING:
+    from diffopt.recipe.cell import Cell
+    from diffopt.results.result import Result
+    from diffopt.run.runner import Runner
 
 
 class Launcher(Protocol):
@@ -30,11 +32,16 @@ class Launcher(Protocol):
         """
 
 
-def launcher(kind: str) -> Launcher:
-    """Find the launcher of a kind. Raises UsageError where there is none."""
+def check_launcher(kind: str) -> None:
+    """Raises UsageError where there is no launcher of that kind. Imports none."""
     known = sorted(module.name for module in pkgutil.iter_modules(__path__))
     if kind not in known:
         raise UsageError(
             f"launch.kind={kind}: there is no such launcher.{did_you_mean(kind, known)} There is {', '.join(known)}."
         )
+
+
+def launcher(kind: str) -> Launcher:
+    """Find the launcher of a kind. Raises UsageError where there is none."""
+    check_launcher(kind)
     return cast(Launcher, import_module(f"{__name__}.{kind}"))
