@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 import time
-import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +13,6 @@ from importlib import metadata
 from pathlib import Path
 from shlex import quote
 
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 from pydantic import ValidationError
 
 from diffopt.errors import UsageError
@@ -56,7 +53,7 @@ class Interpreter:
 
     def installed(self, distribution: str) -> str | None:
         """The version of a distribution there, or None."""
-        return self.distributions.get(canonicalize_name(distribution))
+        return self.distributions.get(_canonical_name(distribution))
 
     @property
     def markers(self) -> dict[str, str]:
@@ -120,7 +117,7 @@ def ask_interpreter(runtime: Runtime, variables: Mapping[str, str]) -> Interpret
         raise UsageError(f"runtime={runtime.name}: {python} is no Python 3.11 or newer that works{why}.") from error
     distributions: dict[str, str] = {}
     for name, version in answer.found:
-        distributions.setdefault(canonicalize_name(name), version)
+        distributions.setdefault(_canonical_name(name), version)
     return Interpreter(runtime.name, python, answer.python, distributions, variables)
 
 
@@ -137,9 +134,25 @@ def packages_for_workers() -> tuple[str, ...]:
     if (package / "conf").is_dir():
         texts = metadata.requires(DISTRIBUTION) or []
     else:
+        import tomllib
+
         project = tomllib.loads((package.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         texts = project["dependencies"]
-    return tuple(text for text in texts if canonicalize_name(Requirement(text).name) not in NOT_FOR_WORKERS)
+    return tuple(text for text in texts if _name_of_requirement(text) not in NOT_FOR_WORKERS)
+
+
+def _canonical_name(distribution: str) -> str:
+    """As the packages' index spells it. Imported here, for a plan seldom asks."""
+    from packaging.utils import canonicalize_name
+
+    return canonicalize_name(distribution)
+
+
+def _name_of_requirement(text: str) -> str:
+    """The canonical name of the distribution that a PEP 508 requirement is of."""
+    from packaging.requirements import Requirement
+
+    return _canonical_name(Requirement(text).name)
 
 
 def interpreter_path(text: str) -> str | None:

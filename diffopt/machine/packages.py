@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
-from packaging.requirements import Requirement
-
 if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
     from diffopt.machine.interpreter import Interpreter
     from diffopt.schema.step import Requirements
 
@@ -25,6 +25,8 @@ def installed_version(name: str, there: Interpreter | None = None) -> str | None
 
 def unmet_packages(requirements: Iterable[str], there: Interpreter | None = None) -> tuple[str, ...]:
     """Those of the PEP 508 requirements that this environment does not meet, in their order, each once."""
+    from packaging.requirements import Requirement  # a start of its own, of which most plans need nothing
+
     return tuple(dict.fromkeys(text for text in requirements if not _met(Requirement(text), there)))
 
 
