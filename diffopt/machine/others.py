@@ -9,6 +9,7 @@ from pathlib import Path
 
 LEAST = 0.1  # of one core, below which a process is not worth a word
 MOST = 3  # names that are told
+SHORTEST = 0.1  # s, ten ticks: over less than that a share says nothing
 PROC = Path("/proc")
 
 
@@ -23,7 +24,7 @@ class OtherProcesses:
 
     def shares(self) -> dict[str, float]:
         """Cores that processes of each name have used since, the busiest first; those that have ended are not seen."""
-        seconds = max(time.monotonic() - self._begin, 1e-3)
+        seconds = max(time.monotonic() - self._begin, SHORTEST)
         used = Counter[str]()
         for process, ticks in _ticks().items():
             used[process[0]] += ticks - self._before.get(process, 0)

@@ -29,7 +29,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Any], li
     names: list[str] = []
 
     def answering(answer: Any) -> list[str]:
-        monkeypatch.setattr(kinds, "_asked", lambda module, name: names.append(f"{module}.{name}") or answer)
+        monkeypatch.setattr(kinds, "_asked_of_library", lambda module, name: names.append(f"{module}.{name}") or answer)
         return names
 
     return answering
@@ -91,10 +91,10 @@ def test_a_class_that_the_library_has_not_is_told(asked: Callable[[Any], list[st
 @pytest.mark.slow
 def test_the_library_answers() -> None:
     """A process of its own imports it."""
-    assert kinds._asked("transformers", "TokenizersBackend") == "tokenizer"
-    assert kinds._asked("transformers", "T5EncoderModel") == "module"
-    assert kinds._asked("transformers", "CLIPImageProcessorPil") == "processor"
-    assert kinds._asked("transformers", "NoSuchThing") is None
-    assert kinds._asked("diffusers", "LCMScheduler") == "scheduler"
-    assert kinds._asked("diffusers", "AutoencoderKL") == "module"
-    assert kinds._asked("no_such_library", "Thing") is None
+    assert kinds._asked_of_library("transformers", "TokenizersBackend") == "tokenizer"
+    assert kinds._asked_of_library("transformers", "T5EncoderModel") == "module"
+    assert kinds._asked_of_library("transformers", "CLIPImageProcessorPil") == "processor"
+    assert kinds._asked_of_library("transformers", "NoSuchThing") is None
+    assert kinds._asked_of_library("diffusers", "LCMScheduler") == "scheduler"
+    assert kinds._asked_of_library("diffusers", "AutoencoderKL") == "module"
+    assert kinds._asked_of_library("no_such_library", "Thing") is None
