@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from support.places import FAULTY_STEPS
 from support.processes import STUB, gone, launch
 from support.rows import ENVIRONMENT, a_cell, a_result, stubbed
@@ -34,7 +35,7 @@ def program(path, *lines):
 
 
 def named(requirement):
-    return packages.Requirement(requirement).name
+    return Requirement(requirement).name
 
 
 def another(path, **versions):
