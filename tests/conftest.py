@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What the libraries made stays: to search it for garbage again and again is a tenth of the tests' time."""
+    """What the libraries made stays; it need not be searched for garbage again and again."""
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
     gc.enable()

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Nothing is searched for garbage inside. With torch and diffusers the search is a sixth of the imports' time."""
+    """Nothing is searched for garbage inside: each search goes through all that torch and diffusers have made so far."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -18,7 +18,7 @@ PLAIN = (str, int, float, bool, type(None))
 
 
 class _Loader(get_yaml_loader()):  # type: ignore[misc]
-    """OmegaConf's loader, with libyaml as its scanner: it takes an eighth of the time of the one in Python.
+    """OmegaConf's loader, with libyaml as its scanner, which is many times as fast as the one in Python.
 
     What the scanned events become is made in Python still, so that every check stays and deep nesting is an error.
     """
