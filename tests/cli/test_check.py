@@ -62,6 +62,7 @@ def test_the_step_that_does_nothing_is_named_and_those_after_it_are_not_tried(
     assert "scheduler=ddim" not in done.stdout
 
 
+@pytest.mark.slow
 def test_values_that_are_not_finite_fail_and_name_the_step(diffopt: Run, tmp_path: Path) -> None:
     (tmp_path / "conf" / "layout").mkdir(parents=True)
     (tmp_path / "conf" / "layout" / "faulty.yaml").write_text("kind: spoils\n")

@@ -24,7 +24,7 @@ WORDS = (
     "quant=int8_weight",
     "layout=channels_last",
     "scheduler=ddim",
-    "workload.steps=2",
+    "workload.steps=1",
 )
 
 
