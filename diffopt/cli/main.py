@@ -61,6 +61,10 @@ FLAGS: dict[str, dict[str, object]] = {
     },
     "--json": {"action": "store_true", "help": "print JSON"},
     "--pictures": {"metavar": "FILE", "type": Path, "help": "write a contact sheet of the pictures instead (PNG)"},
+    "--reference": {
+        "metavar": "ROW",
+        "help": "what speed-ups are over: recipe:NAME, cell:ID, first, plain (not optimized) or auto (a plain one or the first)",
+    },
     "--csv": {"action": "store_true", "help": "print CSV with every column"},
     "--like": {
         "metavar": "PAGE",
@@ -141,7 +145,7 @@ VERBS: dict[str, Verb] = {
     "report": Verb(
         "a study as a table, also beside published figures",
         "reports:run_report_verb",
-        ("--csv", "--pictures", "--like", "--published", "--charts", "--gpu"),
+        ("--reference", "--csv", "--pictures", "--like", "--published", "--charts", "--gpu"),
         words="study",
         example="diffopt report first --csv > first.csv; diffopt report --published pytorch2 --charts .",
     ),

@@ -22,10 +22,16 @@ if TYPE_CHECKING:
 
 
 def print_table(shown: Table) -> None:
-    """A table to stdout."""
-    if not sys.stdout.isatty():
+    """A table to stdout, and the lines below it."""
+    if sys.stdout.isatty():
+        _draw_table(shown)
+    else:
         print(shown.text(), end="")
-        return
+    for line in shown.foot:
+        print(line)
+
+
+def _draw_table(shown: Table) -> None:
     from rich.console import Console
     from rich.table import Table as Drawn
     from rich.text import Text

@@ -16,7 +16,8 @@ from diffopt.results.published.pages import page_layout_of, published_page
 from diffopt.results.result import Result
 from diffopt.results.sheet import contact_sheet
 from diffopt.results.study import Study
-from diffopt.results.table import results_table, values_table
+from diffopt.results.table import Table, results_table, values_table
+from diffopt.schema.reference import AUTO, Reference
 
 
 def run_report_verb(args: argparse.Namespace) -> int:
@@ -29,11 +30,17 @@ def run_report_verb(args: argparse.Namespace) -> int:
     results = _rows(study, args.study[0])
     if args.like is not None:
         return _print_parts(page_layout_of(args.like)(results, args.charts, args.gpu, _sweep))
+    reference = Reference.from_text(args.reference or AUTO, "--reference")
     if args.pictures is not None:
         _write_sheet(study, results, args.pictures)
     else:
-        print(values_table(results).csv() if args.csv else results_table(results).markdown(), end="")
+        print(values_table(results).csv() if args.csv else _with_foot(results_table(results, reference)), end="")
     return 0
+
+
+def _with_foot(shown: Table) -> str:
+    """In Markdown, the lines below it a paragraph each."""
+    return shown.markdown() + "".join(f"\n{line}\n" for line in shown.foot)
 
 
 def _rows(study: Study, name: str, on_lost: Callable[[str], None] = lambda text: None) -> tuple[Result, ...]:
@@ -112,6 +119,8 @@ def _check_report(args: argparse.Namespace) -> None:
     drawn = [f"--{flag}" for flag in ("charts", "gpu") if getattr(args, flag) is not None]
     if drawn and args.like is None and args.published is None:
         raise UsageError(f"{' and '.join(drawn)}: the charts are those of --like and --published.")
+    if args.reference is not None and given:
+        raise UsageError(f"--reference is for the table with speed-ups, which {given[0]} does not print.")
     if args.like is not None:
         page_layout_of(args.like)
 

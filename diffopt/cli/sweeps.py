@@ -32,7 +32,7 @@ def run_sweep_verb(args: argparse.Namespace) -> int:
                     cells[0], study=name, launch=launch, listener=listener, others=others, anew=args.force
                 )
             results = [result]
-    printing.print_table(results_table(results))
+    printing.print_table(results_table(results, requests[0].reference))
     if study is not None:
         printing.print_study_folder(study, results)
         printing.print_rest(name or study.name, results, launch.minutes)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from diffopt.config import Composed
 
 NOT_OF_A_CELL = {  # keys of a command line that say how cells are run and kept
+    "reference": "it is for the table of a command",
     "study": "diffopt.run(cell, study=…) says where a row is kept",
     "launch": "diffopt.run launches its cells as launch=local does",
 }

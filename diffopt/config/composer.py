@@ -39,7 +39,7 @@ from diffopt.machine.paths import shipped_conf
 from diffopt.recipe.options import merged_option, option_names, own_values_of_option
 
 PRIMARY = "config"
-OUTSIDE_THE_CELL = ("launch", "study")  # what a recipe file does not hold
+OUTSIDE_THE_CELL = ("launch", "study", "reference")  # what a recipe file does not hold
 
 
 class Composer:

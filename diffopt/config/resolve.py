@@ -19,7 +19,7 @@ from diffopt.config import Composed, Composer
 from diffopt.config.consent import config_with_consent, config_with_files_located
 from diffopt.config.labels import Labels, check_ids_of_file, labels_of_file
 from diffopt.config.origins import note_origin, origin_of_recipe_file
-from diffopt.config.sweep import expand, split_sweep
+from diffopt.config.sweep import expand, on_recipe, split_sweep
 from diffopt.config.workload import UNSAID, note_on_recipe_file, open_workload, resolve_workload
 from diffopt.errors import UsageError
 from diffopt.machine import hardware, plain_yaml
@@ -34,6 +34,7 @@ from diffopt.recipe.explain import explain_invalid_recipe, groups_of_invalid_rec
 from diffopt.recipe.launch import Launch, make_launch
 from diffopt.recipe.options import option_names, shipped_option
 from diffopt.recipe.recipe import Recipe
+from diffopt.schema.reference import AUTO, Reference
 from diffopt.schema.runtime import CURRENT, check_runtime_names, resolve_runtime
 
 ResolveModel = Callable[[dict[str, Any], Path], dict[str, Any]]
@@ -47,6 +48,7 @@ class Request:
     cell: Cell
     launch: Launch
     study: str | None
+    reference: Reference = AUTO
 
 
 def compose_requests(
@@ -82,8 +84,11 @@ def compose_requests(
         composed = [composer.compose(overrides)]
     resolver = Resolver(composer, resolve_model)
     found = [resolver.request(point) for point in composed]
-    if any((request.study, request.launch) != (found[0].study, found[0].launch) for request in found):
-        raise UsageError("study and launch are the same for a whole sweep: give each of them one value.")
+    outside = [(request.study, request.launch, request.reference) for request in found]
+    if any(each != outside[0] for each in outside):
+        raise UsageError("study, launch and reference are the same for a whole sweep: give each of them one value.")
+    if multirun:
+        found = _reference_first(composer, resolver, composed, found)
     if found[0].launch.compile_artifact.load is not None and any(request.cell.measure.starts for request in found):
         raise UsageError(
             "measure.starts=true begins with empty compile caches, and launch.compile_artifact.load fills them: choose "
@@ -91,6 +96,28 @@ def compose_requests(
         )
     check_runtime_names(request.cell.runtime for request in found)
     return list({request.cell.id: request for request in reversed(found)}.values())[::-1]
+
+
+def _reference_first(
+    composer: Composer, resolver: Resolver, points: Sequence[Composed], found: Sequence[Request]
+) -> list[Request]:
+    """The cells that others are compared with before these; those of a recipe also where nobody asked for them."""
+    reference, first = found[0].reference, []
+    if reference.kind == "recipe":
+        alike: list[tuple[Any, ...]] = []
+        for point, request in zip(points, found, strict=True):
+            if (asked := _asked_alike(request.cell)) not in alike:
+                alike.append(asked)
+                first.append(resolver.request(on_recipe(composer, point, reference.name)))
+    elif reference.kind == "cell":
+        first = [request for request in found if request.cell.id == reference.name]
+    there = {request.cell.id for request in first}
+    return [*first, *(request for request in found if request.cell.id not in there)]
+
+
+def _asked_alike(cell: Cell) -> tuple[Any, ...]:
+    """What a cell and its reference have in common."""
+    return (cell.recipe.model, cell.recipe.hardware, cell.workload, cell.measure, cell.runtime)
 
 
 def make_composer(lock: Path | None, folders: Sequence[Path], trusted: Sequence[Path] = ()) -> Composer:
@@ -171,7 +198,8 @@ class Resolver:
         cell = self._labels.label(cell, composed)
         notes = tuple(self._notes(composed, cell, recipe["model"], workload))
         cell = cell.model_copy(update={"notes": notes}) if notes else cell
-        return Request(cell=cell, launch=make_launch(data["launch"]), study=study)
+        reference = Reference.from_text(data["reference"])
+        return Request(cell=cell, launch=make_launch(data["launch"]), study=study, reference=reference)
 
     def _notes(self, composed: Composed, cell: Cell, model: dict[str, Any], workload: dict[str, Any]) -> Iterator[str]:
         """What only composing knows of a cell: where its values come from, and what the files say that it names."""

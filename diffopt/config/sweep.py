@@ -10,9 +10,10 @@ from pydantic import Field, ValidationError
 
 from diffopt.config.composed import Composed
 from diffopt.config.composer import Composer
-from diffopt.config.origins import Origin
+from diffopt.config.origins import Origin, origins_of_groups
 from diffopt.errors import UsageError
 from diffopt.recipe.explain import explain_invalid_recipe
+from diffopt.recipe.recipe import STEP_GROUPS
 from diffopt.schema.record import Frozen
 from diffopt.schema.words import hydra_literal
 
@@ -106,6 +107,21 @@ def expand(composer: Composer, overrides: Sequence[str]) -> list[Composed]:
     if not kept:
         raise UsageError(f"sweep={name} leaves no cell: its exclude rules match all {len(composed)} points.")
     return kept
+
+
+def on_recipe(composer: Composer, point: Composed, name: str) -> Composed:
+    """A recipe where a point has its own: on the same model and machine, with the same workload, measured alike."""
+    steps = frozenset(STEP_GROUPS)
+    kept = frozenset(point.data) - steps
+    words = [f"{group}={point.choices[group]}" for group in sorted(kept & point.choices.keys() - {"workload"})]
+    found = composer.compose([f"recipe={name}", *words])
+    return Composed(
+        {**found.data, **{section: point.data[section] for section in kept}},
+        {**found.choices, **{group: point.choices[group] for group in kept & point.choices.keys()}},
+        typed=frozenset(key for key in point.typed if key.split(".")[0] in kept),
+        chosen=found.chosen | (point.chosen & kept),
+        origins={**origins_of_groups(found.origins, steps), **origins_of_groups(point.origins, kept)},
+    )
 
 
 def _point(

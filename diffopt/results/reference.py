@@ -15,6 +15,7 @@ from diffopt.results.result import REMEDY, Result
 from diffopt.schema.hardware import Hardware
 from diffopt.schema.model import Model
 from diffopt.schema.record import descriptive_fields, record_identity
+from diffopt.schema.reference import AUTO, FIRST, PLAIN, Reference
 from diffopt.schema.runtime import CURRENT
 from diffopt.schema.workload import PICTURES
 
@@ -22,31 +23,43 @@ _DESCRIBED = {"model": descriptive_fields(Model), "hardware": descriptive_fields
 _SHARED = ("precision", "memory", "scheduler", "lora")  # groups of which a reference has an option too
 
 
-def reference_row_of(result: Result, results: Sequence[Result]) -> Result | None:
-    """The cell of the same study that an optimized one is compared with, or None.
+def reference_row_of(result: Result, results: Sequence[Result], reference: Reference = AUTO) -> Result | None:
+    """The row of the same study that an optimized one is compared with, the first that may be; or None.
 
-    Valid, same model, workload, sampler and hardware, measured alike in the same environment by the same interpreter,
-    customary dtype (the VAE as the model needs it), no other optimization. What only describes a model or a GPU may
-    differ.
+    Valid, same model, workload and hardware, measured alike in the same environment by the same interpreter. A plain
+    one has besides the same sampler and LoRA, the customary dtype (the VAE as the model needs it), and no other
+    optimization. ``auto`` is a plain one or else the first. What only describes a model or a GPU may differ.
     """
-    for other in results:
-        recipe, mine = other.cell["recipe"], result.cell["recipe"]
-        if (
-            other.status == "ok"
-            and other.valid
-            and other.env_id == result.env_id
-            and runtime_of_row(other.cell) == runtime_of_row(result.cell)
-            and other.cell["measure"] == result.cell["measure"]
-            and _workload(other.cell["workload"]) == _workload(result.cell["workload"])
-            and _deciding(recipe) == _deciding(mine)
-            and recipe["precision"].get("dtype") == mine["model"]["dtype"]
-            and not recipe["precision"].get("tf32")
-            and recipe["precision"].get("vae") == "auto"
-            and recipe["memory"]["kind"] == "resident"
-            and all(recipe[group]["kind"] == "none" for group in STEP_GROUPS if group not in _SHARED)
-        ):
-            return other
-    return None
+    if reference.kind == "auto":
+        return reference_row_of(result, results, PLAIN) or reference_row_of(result, results, FIRST)
+    plain = reference.kind == "plain"
+    may = (other for other in results if _is_measured_alike(other, result, plain) and _is(reference, other))
+    return next(may, None)
+
+
+def _is_measured_alike(other: Result, result: Result, plain: bool) -> bool:
+    return (
+        other.status == "ok"
+        and other.valid
+        and other.env_id == result.env_id
+        and runtime_of_row(other.cell) == runtime_of_row(result.cell)
+        and other.cell["measure"] == result.cell["measure"]
+        and _workload(other.cell["workload"]) == _workload(result.cell["workload"])
+        and _deciding(other.cell["recipe"], plain) == _deciding(result.cell["recipe"], plain)
+    )
+
+
+def _is(reference: Reference, row: Result) -> bool:
+    recipe = row.cell["recipe"]
+    if reference.kind != "plain":
+        return reference.may_be(row.choices, row.cell_id)
+    return bool(
+        recipe["precision"].get("dtype") == recipe["model"]["dtype"]
+        and not recipe["precision"].get("tf32")
+        and recipe["precision"].get("vae") == "auto"
+        and recipe["memory"]["kind"] == "resident"
+        and all(recipe[group]["kind"] == "none" for group in STEP_GROUPS if group not in _SHARED)
+    )
 
 
 def runtime_of_row(cell: Mapping[str, Any]) -> str:
@@ -74,7 +87,7 @@ def _workload(workload: Mapping[str, Any]) -> dict[str, Any]:
     return {**workload, **pictures}
 
 
-def _deciding(recipe: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-    """What a cell shares with its reference."""
-    told = _DESCRIBED | {group: frozenset[str]() for group in ("scheduler", "lora")}
+def _deciding(recipe: Mapping[str, Any], plain: bool) -> tuple[dict[str, Any], ...]:
+    """What a cell shares with its reference, a plain one or another."""
+    told = _DESCRIBED | {group: frozenset[str]() for group in (("scheduler", "lora") if plain else ())}
     return tuple({k: v for k, v in recipe[part].items() if k not in told[part]} for part in told)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from diffopt.recipe.labels import cell_labels
-from diffopt.results.reference import reference_row_of
 from diffopt.results.result import Column, Metrics, Result
+from diffopt.results.speed_up import speed_ups
+from diffopt.schema.reference import AUTO, Reference
 from diffopt.schema.words import flatten_to_dotted_keys, value_in_words
 
 MIB = 1024**2
@@ -20,11 +21,12 @@ MIB = 1024**2
 
 @dataclass(frozen=True)
 class Table:
-    """Headers and rows of text, and their faces; ``right`` tells which columns are figures."""
+    """Headers and rows of text, and their faces; ``right`` tells which columns are figures, ``foot`` what to know."""
 
     headers: tuple[str, ...]  # () where there are none
     rows: tuple[tuple[str, ...], ...]
     right: frozenset[int] = frozenset()
+    foot: tuple[str, ...] = ()  # lines below it
 
     def markdown(self) -> str:
         """In Markdown, columns aligned for reading as plain text too."""
@@ -90,12 +92,12 @@ def _markdown(head: Sequence[Sequence[str]], rule: str = "", body: Sequence[Sequ
     return "\n".join(lines) + "\n"
 
 
-def results_table(results: Sequence[Result]) -> Table:
+def results_table(results: Sequence[Result], reference: Reference = AUTO) -> Table:
     """The table that a person reads: what tells the cells apart, then the figures, then the reason.
 
     "first call s" is followed by ``(warm)`` where inductor took every graph from its cache on disk, else by ``(cold)``;
     by nothing where it compiled nothing. "peak MiB" is memory allocated while steady; where CUDA graphs were recorded,
-    memory reserved, since a replay's activations are not allocated.
+    memory reserved, since a replay's activations are not allocated. "speed-up" is over the row of ``reference``.
     """
     results = useful_rows(results)
     names = cell_labels([result.point for result in results])
@@ -107,12 +109,14 @@ def results_table(results: Sequence[Result]) -> Table:
     columns = _columns_of_metrics(results)
     more = [column.header for column in columns.values()]
     figures = ("status", "latency s", "it/s", *more, "speed-up", "first call s", "peak MiB", "reason")
+    found = speed_ups(results, reference)
     rows = [
-        (result.cell_id, *(name.get(key, "") for key in keys), *_figures(result, results, columns))
-        for result, name in zip(results, names, strict=True)
+        (result.cell_id, *(name.get(key, "") for key in keys), *_figures(result, columns, speed_up))
+        for result, name, speed_up in zip(results, names, found.words, strict=True)
     ]
     first = 1 + len(keys)
-    return Table(("cell", *keys, *figures), tuple(rows), frozenset(range(first + 1, first + len(figures) - 1)))
+    right = frozenset(range(first + 1, first + len(figures) - 1))
+    return Table(("cell", *keys, *figures), tuple(rows), right, found.notes)
 
 
 def useful_rows(results: Sequence[Result]) -> list[Result]:
@@ -144,21 +148,17 @@ def _columns_of_metrics(results: Sequence[Result]) -> dict[str, Column]:
     }
 
 
-def _figures(result: Result, results: Sequence[Result], columns: Mapping[str, Column]) -> tuple[str, ...]:
+def _figures(result: Result, columns: Mapping[str, Column], speed_up: str) -> tuple[str, ...]:
     metrics = result.metrics
     status = result.status if result.status != "ok" or result.valid else "ok, not valid"
     latency = metrics.latency_s.median if metrics.latency_s else None
-    reference = reference_row_of(result, results)
-    speed_up = None
-    if latency and reference and reference.metrics.latency_s:
-        speed_up = reference.metrics.latency_s.median / latency
     memory = peak_memory_of_row(result)
     return (
         status,
         _number(latency, ".4g"),
         " / ".join(_number(stage.iterations_per_second, ".4g") for stage in metrics.stages),
         *(_number(getattr(metrics, name), column.form) for name, column in columns.items()),
-        f"{speed_up:.2f}x" if speed_up is not None else "",
+        speed_up,
         _first_call(metrics),
         _number(memory / MIB if memory else None, ".0f"),
         _reason(result),

@@ -32,6 +32,7 @@ from diffopt.results.result import (
 from diffopt.results.sheet import GAP, SIDE, contact_sheet
 from diffopt.results.study import Study
 from diffopt.results.table import Table, results_table, values_table
+from diffopt.schema.reference import PLAIN
 
 
 def row(*overrides: str, seconds: float | None = None, **changes: Any) -> Result:
@@ -64,7 +65,7 @@ def test_the_table_says_what_differs_how_fast_and_why_not() -> None:
     found = cells(results_table(STUDY).markdown().replace("\\|", "/"))
     assert [line["compile"] for line in found] == ["none", "default", "regional", "dynamic"]
     assert "model" not in found[0], "what all rows share is left out"
-    assert [line["speed-up"] for line in found] == ["1.00x", "2.00x", "", "0.50x"]
+    assert [line["speed-up"] for line in found] == ["reference", "2.00x", "", "0.50x"]
     assert [line["status"] for line in found] == ["ok", "ok", "oom", "ok, not valid"]
     assert found[2]["reason"] == "compile: out / of memory"
     assert (found[1]["latency s"], found[1]["it/s"], found[1]["peak MiB"]) == ("0.5", "16", "512")
@@ -81,7 +82,7 @@ def test_the_reference_has_the_customary_dtype_and_no_other_optimization() -> No
         row(seconds=1.0, env_id="0" * 12),
         row(status="error", valid=False),
     ):
-        assert reference_row_of(fast, [fast, unlike]) is None
+        assert reference_row_of(fast, [fast, unlike], PLAIN) is None
 
 
 @pytest.mark.parametrize(
@@ -93,7 +94,7 @@ def test_the_reference_has_the_customary_dtype_and_no_other_optimization() -> No
     ],
 )
 def test_a_reference_is_valid_measured_alike_and_has_the_customary_vae(unlike: Result) -> None:
-    assert reference_row_of(STUDY[1], [unlike]) is None
+    assert reference_row_of(STUDY[1], [unlike], PLAIN) is None
 
 
 def test_a_corrected_data_sheet_does_not_part_a_cell_from_its_reference() -> None:
@@ -152,7 +153,7 @@ def test_two_environments_are_told_apart() -> None:
     shown = results_table([STUDY[0], elsewhere])
     assert "device" in shown.headers
     assert ENVIRONMENT.id in " ".join(shown.rows[0])
-    assert [line[shown.headers.index("speed-up")] for line in shown.rows] == ["1.00x", "1.00x"]
+    assert [line[shown.headers.index("speed-up")] for line in shown.rows] == ["", ""], "each is by itself"
 
 
 def test_csv_has_every_value_and_reads_back() -> None:
