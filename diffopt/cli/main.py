@@ -63,7 +63,7 @@ FLAGS: dict[str, dict[str, object]] = {
     "--pictures": {"metavar": "FILE", "type": Path, "help": "write a contact sheet of the pictures instead (PNG)"},
     "--reference": {
         "metavar": "ROW",
-        "help": "what speed-ups are over: recipe:NAME, cell:ID, first, plain (not optimized) or auto (a plain one or the first)",
+        "help": "what speed-ups are over: recipe:NAME, cell:ID, first, plain (not optimized), auto (plain, else first)",
     },
     "--csv": {"action": "store_true", "help": "print CSV with every column"},
     "--like": {

@@ -31,18 +31,11 @@ def test_a_recipe_that_nobody_asked_for_is_measured_first_once_for_each_workload
 
 
 def test_a_recipe_keeps_the_model_and_how_it_is_measured() -> None:
-    first, *_ = asked(
-        "reference=recipe:flux",
-        "model=sd15",
-        "measure=quick",
-        "workload.steps=7",
-        "fuse=qkv,none",
-        "model.weights=random",
-    )
-    cell = first.cell
+    words = ("model=sd15", "model.weights=random", "measure=quick", "workload.steps=7", "quant=int8_weight,none")
+    cell = asked(*words, "reference=recipe:flux")[0].cell
     assert (cell.recipe.model.name, cell.recipe.model.weights, cell.workload.steps) == ("sd15", "random", 7)
     assert cell.choices["measure"] == "quick"
-    assert (cell.choices["fuse"], cell.recipe.fuse.kind) == ("none", "none")
+    assert (cell.choices["quant"], cell.recipe.quant.kind) == ("fp8_dynamic", "fp8_dynamic")
 
 
 def test_one_that_is_there_comes_first_and_only_once() -> None:
