@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """Nothing is searched for garbage inside: each search goes through all that torch and diffusers have made so far."""
+    """Nothing is searched for garbage inside; each search would go through all that torch and diffusers have made."""
     was_on = gc.isenabled()
     gc.disable()
     try:
