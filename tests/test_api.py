@@ -182,8 +182,8 @@ def test_with_nothing_chosen_it_draws_bit_for_bit_what_the_plain_one_draws(name:
 @pytest.mark.parametrize(("dtype", "own"), [("float32", "fp32"), ("bfloat16", "bf16"), ("float16", "fp16")])
 def test_the_precision_of_the_weights_is_taken(make: Any, dtype: str, own: str) -> None:
     """Also SDXL in float16 as everybody loads it, whose VAE is widened within each call."""
+    before = drawn(make(getattr(torch, dtype)), num_inference_steps=1)
     pipe, other = make(getattr(torch, dtype)), {"fp32": "bf16", "bf16": "fp16", "fp16": "fp32"}[own]
-    before = drawn(pipe, num_inference_steps=1)
     with pytest.raises(diffopt.Refusal, match=f"precision={other} is chosen.*loaded as precision={own}"):
         diffopt.optimize(pipe, overrides=["hardware=cpu", f"precision={other}"])
     diffopt.optimize(pipe, overrides=["hardware=cpu"])

@@ -177,6 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     A reader that goes away (``| head``) changes nothing, not even the exit code: under ``pipefail`` it is no failure,
     and a gate that fails has failed unread. Output that a device does not take is an error of verbs that make no more.
     """
+    if argv is None:  # the process is ours: no plugin has a hand in records, and none is looked for in every package
+        os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     arguments = list(sys.argv[1:] if argv is None else argv)
     with standard_streams() as loss:
         code = _answer(arguments)
@@ -234,7 +236,6 @@ def _dispatch(arguments: list[str]) -> int:
 def _function(place: str) -> Callable[..., int]:
     """The function at MODULE:FUNCTION; each verb pays for its own imports, and ``--help`` for none."""
     module, _, name = place.partition(":")
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # looking for them reads every installed package
     with no_garbage_collection():
         found: Callable[..., int] = getattr(import_module(f"diffopt.cli.{module}"), name)
     return found

@@ -60,14 +60,10 @@ class KnownOptions:
             part = Composed({group: found.data[group]}, {group: found.choices[group]}, origins=origins)
             self._alone[group, found.choices[group]] = part
 
-    def keep_alone(self, group: str, option: str, read: Callable[[], dict[str, Any]]) -> None:
+    def keep_alone(self, group: str, option: str, read: Callable[[str, str], dict[str, Any]]) -> None:
         """``read`` gives the data of an option that nobody but diffopt had a hand in; asked once."""
         if (group, option) not in self._alone:
-            self._alone[group, option] = Composed({group: read()}, {group: option})
-
-    def has(self, override: Override) -> bool:
-        """Whether the option that it chooses is known by itself."""
-        return stands_alone(override) and (override.key_or_group, str(override.value())) in self._alone
+            self._alone[group, option] = Composed({group: read(group, option)}, {group: option})
 
     def find(self, groups: Sequence[Override]) -> Composed | None:
         """What these overrides of groups compose to; None where one of their options is new."""

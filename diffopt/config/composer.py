@@ -10,7 +10,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -210,19 +210,30 @@ class Composer:
         return self._skeletons[key]
 
     def _composed(self, groups: list[Override]) -> Composed:
-        """Hydra is asked for a recipe, and for options of the user's own; a shipped one is what its file says."""
+        """What is known already, of shipped options what their files say; the rest by Hydra."""
+        if not all(self._is_shipped(override) for override in groups):
+            if (known := self._known.find(groups)) is not None:
+                return known
+            self._known.keep(groups, found := self._composed_by_hydra(groups))
+            return found
         for override in filter(stands_alone, groups):
-            self._learn(str(override.key_or_group), str(override.value()))
-        if (found := self._known.find(groups)) is None:
-            new = [override for override in groups if not self._known.has(override)]
-            self._known.keep(new, self._composed_by_hydra(new))
-            found = self._known.find(groups)
-            assert found is not None
-        return found
+            self._known.keep_alone(str(override.key_or_group), str(override.value()), self._read_shipped)
+        if (known := self._known.find(groups)) is not None:
+            return known
+        others = [override for override in groups if not stands_alone(override)]
+        self._known.keep(others, self._composed_by_hydra(others))
+        return self._composed(groups)
 
-    def _learn(self, group: str, option: str) -> None:
-        if option in self.options(group) and self.own_file(group, option) is None:
-            self._known.keep_alone(group, option, lambda: merged_option(partial(self.read_option, group), option))
+    def _is_shipped(self, override: Override) -> bool:
+        """Whether it chooses an option of diffopt's own, with no file of that name beside it."""
+        group, option = str(override.key_or_group), str(override.value())
+        return option in self.options(group) and self.own_file(group, option) is None
+
+    def _read_shipped(self, group: str, option: str) -> dict[str, Any]:
+        def read(name: str) -> dict[str, Any]:
+            return copy.deepcopy(read_option_file(shipped_conf() / group / f"{name}.yaml", f"{group}/{name}.yaml"))
+
+        return merged_option(read, option)
 
     def _composed_by_hydra(self, groups: list[Override]) -> Composed:
         try:

@@ -1,4 +1,4 @@
-"""YAML files as data: what is refused, and that it makes no difference whether libyaml or Python scans them."""
+"""YAML files as data: what is refused, and that shipped files are the same whether libyaml or Python scans them."""
 
 from __future__ import annotations
 
