@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from diffopt.errors import UsageError
 
@@ -58,6 +58,18 @@ def existing_folder(folder: str | Path, key: str) -> Path:
     if not path.is_dir():
         raise UsageError(f"{key} {folder}: there is no such folder.")
     return path
+
+
+def source_in_words(filename: str) -> str:
+    """A source file from its package on, without the folders of this machine; by its name where it is in none."""
+    parts = PurePath(filename).parts
+    for root in ("site-packages", "dist-packages"):
+        if root in parts:
+            return "/".join(parts[parts.index(root) + 1 :])
+    package = PurePath(__file__).parents[1]
+    if PurePath(filename).is_relative_to(package):
+        return PurePath(filename).relative_to(package.parent).as_posix()
+    return parts[-1] if parts else filename
 
 
 STUDIES = Path("studies")  # of named studies, in the working directory

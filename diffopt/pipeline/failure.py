@@ -10,6 +10,7 @@ from pathlib import PurePath
 from typing import Literal
 
 from diffopt.errors import DiffoptError, NoEffect, Refusal
+from diffopt.machine.paths import source_in_words
 
 LONGEST_REASON = 600  # characters of an exception's text; the whole of it is in the log
 OUT_OF_MEMORY = re.compile(
@@ -33,7 +34,7 @@ def describe_pipeline_error(error: BaseException) -> str:
     doing = "".join(f"{note}: " for note in reversed(getattr(error, "__notes__", [])))
     recompile = RECOMPILE.search(str(error))
     if recompile:
-        place = f"{_short_path(recompile['file'])}:{recompile['line']} in {recompile['name']}"
+        place = f"{source_in_words(recompile['file'])}:{recompile['line']} in {recompile['name']}"
         return f"{doing}torch.compile recompiled in the timed part, at {place}; the log has the guard that failed."
     if isinstance(error, DiffoptError):
         return doing + (f"no effect: {error}" if isinstance(error, NoEffect) else str(error))
@@ -61,18 +62,12 @@ def _first_paragraph(text: str) -> str:
 
 def _place_of_error(error: BaseException) -> str:
     """The innermost frame outside of torch: what lies inside of it says little about what was asked of it."""
-    frames = traceback.extract_tb(error.__traceback__)
-    telling = [frame for frame in frames if "torch" not in PurePath(frame.filename).parts]
-    return f" (at {_short_path(telling[-1].filename)}:{telling[-1].lineno} in {telling[-1].name})" if telling else ""
+    telling = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_of_torch(frame.filename)]
+    return (
+        f" (at {source_in_words(telling[-1].filename)}:{telling[-1].lineno} in {telling[-1].name})" if telling else ""
+    )
 
 
-def _short_path(filename: str) -> str:
-    """A source file from its package on, without the folders of this machine."""
-    parts = PurePath(filename).parts
-    for root in ("site-packages", "dist-packages"):
-        if root in parts:
-            return "/".join(parts[parts.index(root) + 1 :])
-    if "diffopt" in parts:
-        last = len(parts) - 1 - parts[::-1].index("diffopt")
-        return "/".join(parts[last:])
-    return parts[-1]
+def _is_of_torch(filename: str) -> bool:
+    torch = sys.modules.get("torch")
+    return torch is not None and PurePath(filename).is_relative_to(PurePath(str(torch.__file__)).parent)

@@ -3,6 +3,8 @@
 import pytest
 
 from diffopt.errors import NoEffect, Refusal
+from diffopt.machine.paths import source_in_words
+from diffopt.pipeline import failure
 from diffopt.pipeline.failure import describe_pipeline_error, status_of_pipeline_error
 
 CPU_OOM = "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
@@ -52,6 +54,26 @@ def test_frames_inside_torch_are_left_out():
     with pytest.raises(RuntimeError) as caught:
         torch.nn.Linear(2, 2)(torch.ones(3))
     assert "(at test_failure.py:" in describe_pipeline_error(caught.value)
+
+
+@pytest.mark.parametrize("folder", ["diffopt", "torch", "site-package"])
+def test_a_place_is_the_same_in_a_folder_of_any_name(folder, tmp_path):
+    """Such as a clone in a folder called diffopt, or one's own code in one called torch."""
+    path = tmp_path / folder / "mine.py"
+    path.parent.mkdir()
+    path.write_text("def fails():\n    raise KeyError('conv_in')\n")
+    space = {}
+    exec(compile(path.read_text(), str(path), "exec"), space)
+    with pytest.raises(KeyError) as caught:
+        space["fails"]()
+    assert describe_pipeline_error(caught.value) == "KeyError: 'conv_in' (at mine.py:2 in fails)"
+
+
+def test_a_source_is_told_from_its_package_on():
+    assert source_in_words(failure.__file__) == "diffopt/pipeline/failure.py"
+    assert source_in_words("/x/lib/python3.12/site-packages/diffusers/models/unet.py") == "diffusers/models/unet.py"
+    assert source_in_words("/home/someone/diffopt/mine.py") == "mine.py"
+    assert source_in_words("<string>") == "<string>"
 
 
 def test_ours_need_no_type_and_no_place():

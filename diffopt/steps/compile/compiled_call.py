@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import NoEffect
+from diffopt.machine.paths import source_in_words
 from diffopt.schema.step import Effect
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def _place_of_break(reason: GraphCompileReason) -> str:
     if not reason.user_stack:
         return what
     frame = reason.user_stack[-1]
-    return f"{frame.filename.rpartition('/site-packages/')[2]}:{frame.lineno}: {what}"
+    return f"{source_in_words(frame.filename)}:{frame.lineno}: {what}"
 
 
 def count_recorded_cuda_graphs() -> int:
