@@ -79,9 +79,9 @@ def plain(pipes: list[Any], asked: Cell, **more: Any) -> np.ndarray:
     ):
         taken = outputs[0 if model.takes == "first" else -1][:1]
         words = embeddings(model, asked.workload.seed) if model.embeddings else {"prompt": asked.workload.prompts[0]}
-        side = taken.shape[-1] * model.upscale_factor
+        height, width = (side * model.upscale_factor for side in taken.shape[-2:])
         accepted = inspect.signature(type(pipe).__call__).parameters
-        sizes = {"height": side, "width": side} if "height" in accepted else {}
+        sizes = {"height": height, "width": width} if "height" in accepted else {}
         if model.vae is not None:  # such pipelines take tensors from 0 to 1, those in pixel space from -1 to 1
             taken = (taken / 2 + 0.5).clamp(0, 1)
         arguments = customary(model, called.steps, called.guidance) | words | sizes | kind
@@ -123,6 +123,16 @@ def test_a_negative_prompt_is_the_plain_call_with_it(option: str) -> None:
     if asked.recipe.model.embeddings is not None:
         pytest.skip("random embeddings stand for the prompts of the first stage")
     assert apart(option, "workload.negative_prompt=blurred", negative_prompt="blurred") == 0
+
+
+@pytest.mark.parametrize("option", EVERY)
+def test_a_prompt_and_a_size_of_ones_own_are_the_plain_call_with_them(option: str) -> None:
+    """Twice as wide, where the model has places for that."""
+    words = ("workload.prompt='two red squares'", f"workload.width={2 * quick(option).workload.width}")
+    if refused := make_plan(quick(option, *words)).reasons:
+        assert all("workload.width=" in reason for reason in refused)
+        words = words[:1]
+    assert apart(option, *words) == 0
 
 
 @pytest.mark.parametrize("words", [(), ("workload.negative_prompt=blurred",)], ids=["none", "blurred"])
