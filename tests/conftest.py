@@ -29,7 +29,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure() -> None:
     """Warnings are errors; one that torch gives once a process would be the error of whichever test comes first."""
-    gc.disable()  # until all is imported
+    gc.set_threshold(100_000, 50, 50)  # until all is imported
     import torch
 
     torch.set_warn_always(True)
@@ -47,7 +47,6 @@ def pytest_collection_finish() -> None:
     """What the libraries made stays; it need not be searched for garbage again and again."""
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
-    gc.enable()
 
 
 @pytest.fixture

@@ -11,7 +11,9 @@ from hydra.core.override_parser.types import Override, OverrideType
 
 from diffopt.config.origins import Origins, origins_of_groups
 from diffopt.config.source import OVERLAY_KEYS
+from diffopt.errors import UsageError
 
+OUTSIDE_THE_CELL = ("launch", "study", "reference")  # what a recipe file does not hold
 DEPENDENT = frozenset({"recipe"} | OVERLAY_KEYS - {"defaults"})  # what a recipe lays values over does not stand alone
 
 
@@ -36,6 +38,22 @@ class Composed:
     chosen: frozenset[str] = frozenset()  # groups whose option the command line, a recipe or a recipe file chose
     origins: Origins = field(default_factory=dict)  # what files of others than diffopt set
     labels: FileLabels | None = None  # of a recipe file
+
+
+def onto_recipe_file(file: Composed, composed: Composed, groups: Sequence[Override]) -> Composed:
+    """A recipe file stands for all that was composed, but for the groups that the command line chooses anew."""
+    named = {override.key_or_group for override in groups}
+    if "recipe" in named:
+        raise UsageError("recipe=NAME composes a recipe, --recipe FILE is one; give one of the two.")
+    anew = frozenset(map(str, (*OUTSIDE_THE_CELL, *named)))
+    # a group that the file lacks stays absent: the model knows if it may
+    data = {**file.data, **{key: composed.data[key] for key in anew}}
+    choices = {**composed.choices, **{g: o for g, o in file.choices.items() if g not in named}}
+    kept = origins_of_groups(file.origins, frozenset(file.data) - anew)
+    origins = {**origins_of_groups(composed.origins, anew), **kept}
+    chosen = composed.chosen | file.choices.keys()
+    labels = file.labels and file.labels.without(anew)
+    return Composed(data, choices, chosen=chosen, origins=origins, labels=labels)
 
 
 Frame = tuple[frozenset[str], Composed]  # the groups that were named, and what was composed

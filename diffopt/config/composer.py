@@ -30,8 +30,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffopt.config import complaints
-from diffopt.config.composed import Composed, KnownOptions, stands_alone
-from diffopt.config.origins import Origin, Origins, note_origin, origin_of_option, origins_of_groups
+from diffopt.config.composed import Composed, KnownOptions, onto_recipe_file, stands_alone
+from diffopt.config.origins import Origin, Origins, note_origin, origin_of_option
 from diffopt.config.source import DataSource, StructuredConfigSource, read_option_file
 from diffopt.config.unread import note_on_unread_files, unread_files
 from diffopt.errors import UsageError
@@ -39,7 +39,6 @@ from diffopt.machine.paths import shipped_conf
 from diffopt.recipe.options import merged_option, option_names, own_values_of_option
 
 PRIMARY = "config"
-OUTSIDE_THE_CELL = ("launch", "study", "reference")  # what a recipe file does not hold
 
 
 class Composer:
@@ -206,7 +205,7 @@ class Composer:
             found = self._composed(groups)
             for group, option in found.choices.items():
                 self.option_file(group, option)
-            self._skeletons[key] = self._onto_base(found, groups)
+            self._skeletons[key] = found if self._base is None else onto_recipe_file(self._base, found, groups)
         return self._skeletons[key]
 
     def _composed(self, groups: list[Override]) -> Composed:
@@ -268,23 +267,6 @@ class Composer:
                 folder = next(folder for folder in self.folders if (folder / name).is_file())
                 note_origin(origins, entry.package or "", read_option_file(folder / name, name), origin)
         return origins
-
-    def _onto_base(self, composed: Composed, groups: list[Override]) -> Composed:
-        """A recipe file stands for all that was composed, but for the groups that the command line chooses anew."""
-        if self._base is None:
-            return composed
-        named = {override.key_or_group for override in groups}
-        if "recipe" in named:
-            raise UsageError("recipe=NAME composes a recipe, --recipe FILE is one; give one of the two.")
-        anew = frozenset(map(str, (*OUTSIDE_THE_CELL, *named)))
-        data = {key: composed.data[key] for key in anew}
-        data = {**self._base.data, **data}  # a group that the file lacks stays absent: the model knows if it may
-        choices = {**composed.choices, **{g: o for g, o in self._base.choices.items() if g not in anew}}
-        kept = origins_of_groups(self._base.origins, frozenset(self._base.data) - anew)
-        chosen = composed.chosen | self._base.choices.keys()
-        labels = self._base.labels and self._base.labels.without(anew)
-        origins = {**origins_of_groups(composed.origins, anew), **kept}
-        return Composed(data, choices, chosen=chosen, origins=origins, labels=labels)
 
 
 def _values(override: Override) -> list[str]:

@@ -1,7 +1,7 @@
 """YAML as data and nothing else: mappings, lists, texts, numbers, true, false and null.
 
-Aliases are refused (they can blow a small file up to any size, or make it contain itself), and so are tags, duplicate
-keys, and texts that are not UTF-8.
+Aliases are refused (they can blow a small file up to any size, or make it contain itself), and so are tags that make
+anything else, duplicate keys, and texts that are not UTF-8.
 """
 
 from __future__ import annotations
@@ -33,8 +33,12 @@ class _Loader(get_yaml_loader()):  # type: ignore[misc]
                 setattr(self, call, getattr(events, call))
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        event: Any = self.peek_event()
+        line = event.start_mark.line + 1
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1}: write the value out, not an alias (*)")
+            raise yaml.YAMLError(f"line {line}: write the value out, not an alias (*)")
+        if event.tag == "!":  # it makes a text of nothing with libyaml, null with the scanner in Python
+            raise yaml.YAMLError(f"line {line}: write the value without a tag (!)")
         return super().compose_node(parent, index)
 
 

@@ -63,9 +63,10 @@ def _first_paragraph(text: str) -> str:
 def _place_of_error(error: BaseException) -> str:
     """The innermost frame outside of torch: what lies inside of it says little about what was asked of it."""
     telling = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_of_torch(frame.filename)]
-    return (
-        f" (at {source_in_words(telling[-1].filename)}:{telling[-1].lineno} in {telling[-1].name})" if telling else ""
-    )
+    if not telling:
+        return ""
+    innermost = telling[-1]
+    return f" (at {source_in_words(innermost.filename)}:{innermost.lineno} in {innermost.name})"
 
 
 def _is_of_torch(filename: str) -> bool:

@@ -88,7 +88,9 @@ def test_hydra_is_asked_once_for_all_shipped_options_and_once_for_each_recipe(mo
     assert asked_of_hydra(Composer(), recipes, monkeypatch) == 2
 
 
-def test_hydra_is_asked_once_for_each_option_of_the_users_own(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hydra_is_asked_for_options_of_the_users_own_and_not_for_each_combination(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     points = [[f"quant={q}", f"attention={a}"] for q in ("mine", "plain") for a in ("math", "vanilla", "sdpa")]
     assert asked_of_hydra(Composer([own]), points, monkeypatch) == 2 + 2  # and for each attention beside the first
 

@@ -72,6 +72,8 @@ def test_values(tmp_path, scanner):
         ("a: &x 1\nb: *x\n", r"line 2: write the value out, not an alias \(\*\)"),
         ("a: 1\na: 2\n", "duplicate key a"),
         ("a: !!python/object:os.system x\n", "python/object:os.system"),
+        ("a: !own [1]\n", "'!own'"),
+        ("a: 1\nb: !\n", r"line 2: write the value without a tag \(!\)"),
         ("\ta: 1\n", "line 1, column 1"),
         ("a: b: c\n", "line 1, column 5"),
         ('a: "open\n', "unexpected end of stream"),
