@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from diffopt.results.result import Result
     from diffopt.results.study import Study
 
+PROSE = 24  # letters: a column of longer cells with spaces in them is written in words
+
 
 def print_table(shown: Table) -> None:
     """A table to stdout, and the lines below it."""
@@ -32,16 +34,34 @@ def print_table(shown: Table) -> None:
 
 
 def _draw_table(shown: Table) -> None:
+    """As wide as the terminal, with only what is written in words on several lines; else a block for each row."""
     from rich.console import Console
     from rich.table import Table as Drawn
     from rich.text import Text
 
+    console = Console()
+    least, words = _least_widths(shown)
+    if sum(least) + 2 * len(least) > console.width and shown.headers:
+        for row in shown.rows:
+            lines = [f"  {header}: {cell}" for header, cell in zip(shown.headers[1:], row[1:], strict=True) if cell]
+            console.print(Text("\n".join([row[0], *lines])), soft_wrap=True)
+        return
     drawn = Drawn(box=None, pad_edge=False, header_style="bold")
     for index, header in enumerate(shown.headers):
-        drawn.add_column(header, justify="right" if index in shown.right else "left", overflow="fold")
+        side, prose = "right" if index in shown.right else "left", index in words
+        drawn.add_column(header, justify=side, no_wrap=not prose, min_width=least[index])  # type: ignore[arg-type]
     for row in shown.rows:
         drawn.add_row(*(Text(cell) for cell in row))
-    Console().print(drawn)
+    console.print(drawn)
+
+
+def _least_widths(shown: Table) -> tuple[list[int], frozenset[int]]:
+    """Of each column, with no name or id broken; and which are written in words, on several lines where they must."""
+    columns = [list(column) for column in zip(shown.headers, *shown.rows, strict=True)]
+    longest = [max(map(len, column)) for column in columns]
+    words = frozenset(i for i, column in enumerate(columns) if longest[i] > PROSE and any(" " in c for c in column))
+    parts = [max(len(word) for cell in column for word in cell.split() or [""]) for column in columns]
+    return [max(parts[i], min(longest[i], PROSE)) if i in words else longest[i] for i in range(len(columns))], words
 
 
 def many_plans_in_words(plans: Sequence[Plan], code: Sequence[Sequence[Code]] = ()) -> str:

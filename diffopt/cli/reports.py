@@ -22,6 +22,7 @@ from diffopt.schema.reference import AUTO, Reference
 
 def run_report_verb(args: argparse.Namespace) -> int:
     _check_report(args)
+    reference = Reference.from_text(args.reference or AUTO, "--reference")
     if args.published is not None:
         return _print_parts(published_page(args.published, args.charts, args.gpu))
     if len(args.study) != 1:
@@ -30,7 +31,6 @@ def run_report_verb(args: argparse.Namespace) -> int:
     results = _rows(study, args.study[0])
     if args.like is not None:
         return _print_parts(page_layout_of(args.like)(results, args.charts, args.gpu, _sweep))
-    reference = Reference.from_text(args.reference or AUTO, "--reference")
     if args.pictures is not None:
         _write_sheet(study, results, args.pictures)
     else:

@@ -14,9 +14,9 @@ from diffopt.config import Composed, Composer
 from diffopt.config.resolve import Resolver
 from diffopt.errors import UsageError
 from diffopt.machine import hardware, nvml, packages
-from diffopt.machine.environment import host_memory_bytes
-from diffopt.machine.hardware import GIB
+from diffopt.machine.hardware import GIB, host_memory_bytes
 from diffopt.machine.interpreter import why_interpreter_is_absent
+from diffopt.recipe.cell import Cell
 from diffopt.recipe.explain import explain_invalid_recipe
 from diffopt.recipe.options import merged_option, shipped_step
 from diffopt.recipe.plan import make_plan
@@ -75,6 +75,8 @@ def _row(composer: Composer, resolver: Resolver, group: str, option: str) -> Row
             return _hardware_row(composer, resolver, option, says)
         if group == "model":
             return _model_row(composer, resolver, option, says)
+        if group == "recipe":
+            return _recipe_row(composer, resolver, option, says)
         if group == "runtime":
             data = merged_option(partial(composer.read_option, "runtime"), option)
             return Row(option, says, "", _runtime_here(data, option))
@@ -86,12 +88,24 @@ def _row(composer: Composer, resolver: Resolver, group: str, option: str) -> Row
 def _step_row(composer: Composer, resolver: Resolver, group: str, option: str, says: str) -> Row:
     request = resolver.request(composer.compose([f'{group}="{option}"']))
     step: Step = getattr(request.cell.recipe, group)
-    key = f"{group}={option}"
-    lacking = packages.reason_of_lacking([step.requires()])
-    place = f"hardware={request.cell.recipe.hardware.name}"
-    reasons = [p.fact for p in make_plan(request.cell).problems if {key, place} <= set(p.keys)]
-    reasons += [lacking] if lacking else []
-    return Row(option, says, describe_option_requirements(step.requires()), "; ".join(dict.fromkeys(reasons)) or "yes")
+    reasons = _reasons_of_machine(request.cell, [step], f"{group}={option}")
+    return Row(option, says, describe_option_requirements(step.requires()), "; ".join(reasons) or "yes")
+
+
+def _recipe_row(composer: Composer, resolver: Resolver, option: str, says: str) -> Row:
+    """A recipe on this machine, whichever model it is for; its options need what `ls` of their groups says."""
+    cell = resolver.request(composer.compose([f'recipe="{option}"'])).cell
+    reasons = _reasons_of_machine(cell, [step for _, step in cell.recipe.steps])
+    return Row(option, says, "", f"no: {'; '.join(reasons)}" if reasons else "yes")
+
+
+def _reasons_of_machine(cell: Cell, steps: Sequence[Step], key: str | None = None) -> list[str]:
+    """Why these steps cannot work on this machine; of its plan's problems those that name it, and ``key``."""
+    place = f"hardware={cell.recipe.hardware.name}"
+    named = [p for p in make_plan(cell).problems if place in p.keys and (key is None or key in p.keys)]
+    facts = [p.fact if key else f"{', '.join(k for k in p.keys if k != place)}: {p.fact}" for p in named]
+    lacking = packages.reason_of_lacking([step.requires() for step in steps])
+    return list(dict.fromkeys([*facts, *([lacking] if lacking else [])]))
 
 
 def _hardware_row(composer: Composer, resolver: Resolver, option: str, says: str) -> Row:

@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override, QuotedString
 
+from diffopt.config.meant import is_model_itself
 from diffopt.models.resolve import OLD_TINY
 from diffopt.schema.words import did_you_mean
 
@@ -24,6 +25,11 @@ def unknown_option(group: str, option: str, options: Sequence[str]) -> str:
     family = option.removeprefix(OLD_TINY)
     if group == "model" and family != option and family in options:
         return f"model={option}: it is model={family} model.weights=tiny now."
+    if group == "model" and "/" in option:
+        return (
+            f"model={option}: that is no folder with a model_index.json, and no ORG/NAME of the hub. diffopt ls model "
+            "lists the models that are known by name."
+        )
     return (
         f"{group}={option}: the group '{group}' has no option '{option}'.{did_you_mean(option, options)} "
         f"Its options are {', '.join(options)} (diffopt ls {group} says what each does)."
@@ -68,7 +74,7 @@ def complaint_about_override(
             return f"{key}=null: null is not an option.{none} Its options are {', '.join(options(key))}."
         if isinstance(text, (dict, list)):
             return f"{override.input_line}: choose an option by its name. They are {', '.join(options(key))}."
-        if str(text) not in options(key):
+        if str(text) not in options(key) and not (key == "model" and is_model_itself(str(text))):
             return unknown(key, str(text))
     return None
 

@@ -48,7 +48,7 @@ def onto_recipe_file(file: Composed, composed: Composed, groups: Sequence[Overri
     anew = frozenset(map(str, (*OUTSIDE_THE_CELL, *named)))
     # a group that the file lacks stays absent: the model knows if it may
     data = {**file.data, **{key: composed.data[key] for key in anew}}
-    choices = {**composed.choices, **{g: o for g, o in file.choices.items() if g not in named}}
+    choices = {**composed.choices, **{g: o for g, o in file.choices.items() if g not in anew}}
     kept = origins_of_groups(file.origins, frozenset(file.data) - anew)
     origins = {**origins_of_groups(composed.origins, anew), **kept}
     chosen = composed.chosen | file.choices.keys()

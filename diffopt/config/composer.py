@@ -31,6 +31,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from diffopt.config import complaints
 from diffopt.config.composed import Composed, KnownOptions, onto_recipe_file, stands_alone
+from diffopt.config.meant import with_models_as_options
 from diffopt.config.origins import Origin, Origins, note_origin, origin_of_option
 from diffopt.config.source import DataSource, StructuredConfigSource, read_option_file
 from diffopt.config.unread import note_on_unread_files, unread_files
@@ -166,6 +167,7 @@ class Composer:
             given: overrides of a matrix, which those of the command line beat.
             origin: where the matrix comes from.
         """
+        given, typed = (with_models_as_options(words, self.options("model")) for words in (given, typed))
         parsed = self.parse([*given, *typed])
         try:
             self._loader.validate_sweep_overrides_legal(parsed, run_mode=RunMode.RUN, from_shell=True)

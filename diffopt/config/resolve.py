@@ -234,6 +234,8 @@ class Resolver:
 
     def _hardware(self, data: dict[str, Any], typed: frozenset[str]) -> dict[str, Any]:
         if data.get("name") != "auto":
+            if data.get("device") == "cpu" and data.get("memory_gib") and "hardware.memory_gib" not in typed:
+                return {**data, "memory_gib": hardware.host_memory_gib()}  # a recipe file's is another machine's
             return data
         if values := sorted(key for key in typed if key.startswith("hardware.")):
             raise UsageError(

@@ -11,7 +11,7 @@ import subprocess
 from typing import Any, Literal
 
 from diffopt.machine import nvml, packages
-from diffopt.machine.hardware import cpu_model
+from diffopt.machine.hardware import cpu_model, host_memory_bytes
 from diffopt.machine.interpreter import DISTRIBUTION, Interpreter
 from diffopt.machine.nvml import Device
 from diffopt.schema.record import Frozen, record_digest
@@ -99,10 +99,6 @@ def installed_versions(there: Interpreter | None = None) -> dict[str, str]:
     for package in PACKAGES:
         found[package] = __version__ if package == DISTRIBUTION else packages.installed_version(package, there)
     return {name: version for name, version in found.items() if version is not None}
-
-
-def host_memory_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def cpu_device() -> Device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -31,16 +32,25 @@ def gpu_name_match(names: Iterable[str], gpu_name: str) -> int:
 def hardware_at_hand(names: Sequence[str], read: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
     """Plain data of the hardware option that is this machine's: of ``names``, whose YAMLs ``read`` gives.
 
-    The option whose ``match`` fits the first GPU best, ``cpu`` without a GPU (the others are not read then), else a
-    record of what NVML tells, with unknown peaks.
+    The option whose ``match`` fits the first GPU best, ``cpu`` with this machine's memory without a GPU (the others
+    are not read then), else a record of what NVML tells, with unknown peaks.
     """
     gpus = nvml.detect_gpus()
     if not gpus:
-        return deepcopy(read("cpu"))
+        return {**deepcopy(read("cpu")), "memory_gib": host_memory_gib()}
     options = {name: read(name) for name in names}
     lengths = {name: gpu_name_match(option["match"], gpus[0].name) for name, option in options.items()}
     best = max(lengths, key=lengths.__getitem__)
     return deepcopy(options[best]) if lengths[best] else _probed(gpus[0])
+
+
+def host_memory_gib() -> float:
+    """This machine's main memory, which is what a pipeline on the CPU has."""
+    return round(host_memory_bytes() / GIB, 1)
+
+
+def host_memory_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _probed(gpu: Gpu) -> dict[str, Any]:

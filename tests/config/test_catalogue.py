@@ -52,6 +52,15 @@ def test_needs_and_fit_on_a_gpu(composer: Composer) -> None:
     assert not [row for row in found.values() if "broken" in row.here]
 
 
+def test_a_recipe_says_whether_its_options_work_on_this_machine(
+    composer: Composer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvml, "detect_gpus", lambda: ())
+    found = {row.option: row.here for row in list_options(composer, "recipe")}
+    assert found["baseline"] == found["pytorch2"] == "yes"
+    assert found["flux"].startswith("no: quant=fp8_dynamic: works on cuda only; attention=flash3: works on cuda only")
+
+
 def test_fit_on_the_cpu_counts_its_own_memory(composer: Composer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvml, "detect_gpus", lambda: ())
     pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 64 * GIB // 4096}

@@ -80,4 +80,4 @@ def test_a_plan_and_a_report_take_it(cli: Callable[..., tuple[int, str, str]]) -
     assert "3 cells: 2 ok, 1 refused" in out
     code, out, err = cli("report", "x", "--reference", "fastest")
     assert code == 2
-    assert "There is no study" in err or "--reference=fastest" in err
+    assert "--reference=fastest: write recipe:NAME" in err
