@@ -90,7 +90,9 @@ def test_nvml_is_closed_whatever_it_answers(machine, monkeypatch, fails):
 def test_no_driver_is_no_gpu(machine, error):
     machine(init_error=error)
     assert nvml.detect_gpus() == ()
-    assert hardware.hardware_at_hand(list(OPTIONS), OPTIONS.__getitem__) == OPTIONS["cpu"]
+    assert hardware.hardware_at_hand(list(OPTIONS), OPTIONS.__getitem__) == OPTIONS["cpu"] | {
+        "memory_gib": hardware.host_memory_gib()
+    }
 
 
 def test_a_broken_driver_is_not_a_cpu(machine):

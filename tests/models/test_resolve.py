@@ -360,7 +360,7 @@ def mutations(path):
         yield from ({**data, key: value} for value in ODD)
 
 
-@pytest.mark.parametrize("weights", ["pretrained", "random"])
+@pytest.mark.parametrize("weights", ["pretrained", pytest.param("random", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", sorted(str(path.relative_to(TINY)) for path in TINY.rglob("*.json")))
 def test_whatever_a_json_says_only_usage_errors_come_out(name, weights, folder):
     problems = []

@@ -417,7 +417,9 @@ def family_site(option: str) -> Site:
     return request.cell.sites[0]
 
 
-@pytest.mark.parametrize("name", ["dpmpp_2m", "deis", "unipc", "dpmpp_single"])
+@pytest.mark.parametrize(
+    "name", ["dpmpp_2m", *(pytest.param(name, marks=pytest.mark.slow) for name in ("deis", "unipc", "dpmpp_single"))]
+)
 @pytest.mark.parametrize("steps", [2, 3, 4, 5, 16])
 def test_an_order_that_is_never_reached_changes_nothing_and_is_found_out(name, steps):
     """Against the pictures: with too few steps a solver of order 3 draws what one of order 2 does."""
