@@ -7,6 +7,7 @@ import argparse
 from diffopt.cli import printing
 from diffopt.cli.arguments import requests_of_arguments
 from diffopt.cli.progress import progress
+from diffopt.machine.compile_cache import compile_caches_of_user
 from diffopt.machine.interpreter import interpreters
 from diffopt.results.study import Study
 from diffopt.results.table import results_table
@@ -20,6 +21,7 @@ def run_sweep_verb(args: argparse.Namespace) -> int:
     name, launch = requests[0].study, requests[0].launch
     cells = [request.cell for request in requests]
     check_launcher(launch.kind)  # asked before there is a study
+    compile_caches_of_user()  # likewise
     with interpreters(cell.runtime for cell in cells) as others:  # likewise
         study: Study | None
         if args.multirun:

@@ -23,21 +23,68 @@ from pydantic import Field, ValidationError
 
 from diffopt.errors import Refusal, UsageError
 from diffopt.machine.environment import installed_versions
-from diffopt.machine.files import write_bytes
+from diffopt.machine.files import make_private_folders, write_bytes
 from diffopt.machine.hardware import cpu_model
+from diffopt.machine.own_folder import own_folder
 from diffopt.machine.paths import user_cache
 from diffopt.schema.record import Frozen
 
 MAPS = Path("/proc/self/maps")  # what Linux tells a process of the files that it has mapped
 MANIFEST, TORCH, KERNELS = "manifest.json", "torch.bin", "kernels/"
+# by the variable that says where it lies, and what it is called below a folder that has them all
+CACHES = {
+    "TORCHINDUCTOR_CACHE_DIR": "inductor",
+    "TRITON_CACHE_DIR": "triton",
+    "CUDA_CACHE_PATH": "cuda",  # the driver's, of kernels that it compiles from PTX
+}
+ROOT = "DIFFOPT_CACHE_DIR"
 # of these, what was compiled with another version is not found again, or not loaded
 DECISIVE = ("python", "torch", "triton", "diffusers", "transformers", "torchao", "diffopt-toolkit")
 
 
 def compile_cache_root() -> Path:
     """diffopt's own cache: ``DIFFOPT_CACHE_DIR``, else ``diffopt`` in the user's cache folder (``XDG_CACHE_HOME``)."""
-    own = os.environ.get("DIFFOPT_CACHE_DIR")
+    own = os.environ.get(ROOT)
     return Path(own) if own else user_cache()
+
+
+def own_compile_cache_root() -> Path:
+    """The same, which is this user's alone. Raises Refusal where it is not, or cannot be."""
+    try:
+        root = compile_cache_root()
+    except RuntimeError:
+        raise Refusal(
+            f"This user has no home for diffopt's caches: name a folder of your own, {ROOT}=/a/folder."
+        ) from None
+    return own_folder(root, ROOT)
+
+
+def compile_caches_of_user() -> dict[str, str]:
+    """Environment variables of a process whose compile caches are this user's alone.
+
+    What the user names is as named, what not lies below diffopt's own cache: torch's folder in a temporary one that all
+    users share could be made by anybody beforehand.
+
+    Raises:
+        Refusal: one of them belongs to another user, others may write to it, or it cannot be made.
+    """
+    root = own_compile_cache_root()
+    places = {name: Path(os.environ.get(name) or root / place) for name, place in CACHES.items()}
+    return {ROOT: str(root), **{name: str(own_folder(place, name)) for name, place in places.items()}}
+
+
+def check_compile_caches_of_process() -> None:
+    """Raises Refusal where what this process compiles would come from a folder that is not this user's alone.
+
+    Nothing is set: the folders stay those that torch takes, but inductor's is made here, before anybody else can.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    first, *others = CACHES
+    own_folder(Path(os.environ.get(first, default_cache_dir())), first)
+    for name in others:  # by default below inductor's folder, and in the user's home
+        if named := os.environ.get(name):
+            own_folder(Path(named), name)
 
 
 def private_compile_caches(folder: Path) -> dict[str, str]:
@@ -45,13 +92,7 @@ def private_compile_caches(folder: Path) -> dict[str, str]:
 
     With an empty folder it starts cold, with the folder of an earlier process warm.
     """
-    kept = {
-        "TORCHINDUCTOR_CACHE_DIR": "inductor",
-        "TRITON_CACHE_DIR": "triton",
-        "CUDA_CACHE_PATH": "cuda",  # the driver's, of kernels that it compiles from PTX
-        "DIFFOPT_CACHE_DIR": "diffopt",
-    }
-    return {name: str(folder / place) for name, place in kept.items()}
+    return {name: str(folder / place) for name, place in {**CACHES, ROOT: "diffopt"}.items()}
 
 
 class Conditions(Frozen):
@@ -115,7 +156,7 @@ def save_compile_cache_artifact(path: Path, device: Literal["cuda", "cpu"]) -> A
         file.writestr(TORCH, content)
         for name, kernel in kernels.items():
             file.write(kernel, KERNELS + name)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private_folders(path.parent)
     write_bytes(path, packed.getvalue())
     digest = hashlib.sha256(packed.getvalue()).hexdigest()
     return Artifact(path, digest, len(packed.getvalue()), manifest.entries, manifest.kernels)
@@ -126,10 +167,12 @@ def load_compile_cache_artifact(path: Path, sha256: str, device: Literal["cuda",
 
     Raises:
         UsageError: there is no such file, it is not the one with this SHA-256, or it is no artifact.
-        Refusal: it was made for another place, where nothing of it would be found again.
+        Refusal: it was made for another place, where nothing of it would be found again; or this process's caches are
+            not this user's alone.
     """
     import torch
 
+    check_compile_caches_of_process()
     content = _pinned(path, sha256)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as file:
@@ -141,7 +184,7 @@ def load_compile_cache_artifact(path: Path, sha256: str, device: Literal["cuda",
         raise UsageError(f"{path} is not an artifact that diffopt saved: {error}.") from error
     for name, kernel in kernels.items():
         target = _kernel_path(path, name.removeprefix(KERNELS))
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_private_folders(target.parent)
         write_bytes(target, kernel)
     if torch.compiler.load_cache_artifacts(entries) is None:
         raise Refusal(f"{path}: torch {torch.__version__} cannot read its part of the artifact; see the log")

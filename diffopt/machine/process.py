@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+from diffopt.machine.files import read_regular_file
+
 LONGEST_LINE = 4096  # bytes; what a worker reports of itself is far shorter
 READ = 65536  # bytes at once, what a pipe of Linux holds
 
@@ -168,7 +170,8 @@ def how_process_ended(code: int) -> str:
 
 def last_words_of_log(log: Path) -> str | None:
     """The end of a log, which is often the only witness: of a crash the Python frame, else the last line."""
-    said = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
+    text = read_regular_file(log).decode("utf-8", errors="replace")
+    said = [line.strip() for line in text.split("\n") if line.strip()]
     crash = next((i for i, line in enumerate(said) if line.endswith("(most recent call first):")), None)
     last = said[crash + 1 : crash + 2] if crash is not None else said[-1:]
     return last[0][:200] if last else None

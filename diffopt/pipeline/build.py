@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from diffopt.machine.compile_cache import check_compile_caches_of_process
 from diffopt.pipeline import load
 from diffopt.recipe.planned import Plan
 from diffopt.results.result import Phase, StepEffect
@@ -45,8 +46,13 @@ def load_pipelines(plan: Plan) -> tuple[DiffusionPipeline, ...]:
 
 
 def apply_steps(pipe: DiffusionPipeline, steps: Iterable[tuple[str, Step]], site: Site) -> None:
-    """Apply steps in the order given. Raises Refusal where one cannot work on this pipeline."""
+    """Apply steps in the order given.
+
+    Raises Refusal where one cannot work on this pipeline, or compiles and this process's caches are not this user's.
+    """
     for group, step in steps:
+        if Trait.TRACES in step.traits:
+            check_compile_caches_of_process()
         with _naming(f"applying {group} ({step.kind})"):
             step.apply(pipe, site)
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from diffopt.machine.compile_cache import compile_caches_of_user
 from diffopt.machine.process import Child, how_process_ended, last_words_of_log
 from diffopt.recipe.planned import Plan
 from diffopt.run.process import FALSIFYING, OF_WORKERS
@@ -61,7 +62,8 @@ def _start(plans: Sequence[Plan], waiting: Sequence[int], folder: Path) -> Child
     cells = [{"number": number, "cell": plans[number].cell.model_dump(mode="json")} for number in waiting]
     file = folder / "cells.json"
     file.write_text(json.dumps(cells), encoding="utf-8")
-    environment = {name: value for name, value in os.environ.items() if name not in FALSIFYING} | OF_WORKERS
+    inherited = {name: value for name, value in os.environ.items() if name not in FALSIFYING}
+    environment = inherited | OF_WORKERS | compile_caches_of_user()
     if all(plan.cell.recipe.hardware.device == "cpu" for plan in plans):
         environment["CUDA_VISIBLE_DEVICES"] = ""
     # -P: a file in the user's directory must not stand in for a library

@@ -18,6 +18,8 @@ from typing import Literal, get_args
 
 from pydantic import ValidationError
 
+from diffopt.machine.compile_cache import compile_caches_of_user
+from diffopt.machine.files import open_new_file, read_regular_file
 from diffopt.machine.interpreter import Interpreter
 from diffopt.machine.oom_killer import kernel_oom_kills
 from diffopt.machine.process import Child, Silence, how_process_ended, kill_process_group, last_words_of_log
@@ -114,14 +116,15 @@ def run_worker_process(
         gpu: NVML uuid of the only GPU that the worker sees; None for the CPU.
         on_phase: called with each phase as it begins.
         interpreter: what runs the worker; None: the Python that runs this.
-        caches: environment variables that say where compile caches lie; None: where they always do.
+        caches: environment variables that say where compile caches lie; None: the user's.
         start_only: end after the first call.
     """
     kills = kernel_oom_kills()
     python = sys.executable if interpreter is None else interpreter.python
     more = ["--start-only"] if start_only else []
-    variables = {**(interpreter.variables if interpreter is not None else {}), **(caches or {})}
-    with open(folder / "log.txt", "wb") as log:
+    kept = compile_caches_of_user() if caches is None else caches
+    variables = {**(interpreter.variables if interpreter is not None else {}), **kept}
+    with open_new_file(folder / "log.txt") as log:
         worker = Child(
             lambda progress: _command(folder, progress, launch, gpu, python) + more,
             log,
@@ -197,11 +200,10 @@ def _verdict(folder: Path, cause: Cause, phase: Phase, code: int, launch: Launch
         return Verdict("timeout", phase, f"more than {seconds:g} s in phase {phase} (launch.deadlines.{phase})")
     if cause == "garbage":
         return Verdict("crashed", phase, f"the worker's reports cannot be read{_last_words(folder)}")
-    report = folder / OUTCOME
-    if report.exists():
+    if os.path.lexists(folder / OUTCOME):
         try:
-            outcome = Outcome.model_validate_json(report.read_bytes())
-        except ValidationError:
+            outcome = Outcome.model_validate_json(read_regular_file(folder / OUTCOME))
+        except (OSError, ValidationError):
             return Verdict("crashed", phase, f"the worker's outcome cannot be read{_last_words(folder)}")
         return Verdict(outcome.status, outcome.phase, outcome.reason, outcome)
     if code == -signal.SIGKILL and killed_by_kernel:

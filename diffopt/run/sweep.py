@@ -9,6 +9,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from diffopt.errors import Interrupted
+from diffopt.machine.compile_cache import compile_caches_of_user
 from diffopt.machine.interpreter import Interpreter, interpreters
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.labels import cell_label_line, cell_labels
@@ -59,6 +60,7 @@ def run_single(
             if refused is not None:
                 _tell_refused(refused, listener)
                 return refused, None
+        compile_caches_of_user()  # asked before there is a study
         study = _study(study)
         (result,) = run_all([cell], study, launch, listener, found, anew=anew)
     return result, study
@@ -88,11 +90,13 @@ def run_all(
     Raises:
         Interrupted: SIGINT or SIGTERM came. The rows so far, those of the interrupted cells among them, are kept.
         UsageError: the launcher or the study cannot be used, or a cell's interpreter.
+        Refusal: the compile caches are not this user's alone.
     """
     if launch is None:
         launch = default_launch()
     budget = Budget(launch)
     launch_cells = launcher(launch.kind).run
+    compile_caches_of_user()  # likewise asked before there is a study
     distinct = list({cell.id: cell for cell in cells}.values())
     asking = interpreters(cell.runtime for cell in cells) if others is None else nullcontext(others)
     with asking as found, _stopping(budget.end) as stop:

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from diffopt.machine.files import file_that_appears_whole, write_bytes, write_json, write_text
+from diffopt.machine.files import (
+    file_that_appears_whole,
+    first_link,
+    links_below,
+    make_private_folders,
+    open_new_file,
+    read_regular_file,
+    write_bytes,
+    write_json,
+    write_text,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,13 +65,56 @@ def test_what_is_no_json_or_no_text_leaves_nothing(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_the_mode_follows_the_umask(tmp_path):
-    before = os.umask(0o027)
+def test_what_is_made_is_for_its_user_whatever_the_umask_and_what_was_there_keeps_its_mode(tmp_path):
+    (tmp_path / "shared").touch()
+    (tmp_path / "shared").chmod(0o664)
+    before = os.umask(0)
     try:
         write_text(tmp_path / "text", "")
+        write_text(tmp_path / "shared", "")
+        open_new_file(tmp_path / "log").close()
+        make_private_folders(tmp_path / "a" / "b")
     finally:
         os.umask(before)
-    assert (tmp_path / "text").stat().st_mode & 0o777 == 0o640
+    modes = {name: (tmp_path / name).stat().st_mode & 0o777 for name in ("text", "shared", "log", "a", "a/b")}
+    assert modes == {"text": 0o600, "shared": 0o664, "log": 0o600, "a": 0o700, "a/b": 0o700}
+
+
+@pytest.mark.parametrize("write", [lambda path: write_text(path, "new"), lambda path: open_new_file(path).close()])
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path, write, link):
+    (tmp_path / "canary").write_text("alive")
+    link(tmp_path / "name", tmp_path / "canary")
+    write(tmp_path / "name")
+    assert (tmp_path / "canary").read_text() == "alive"
+    assert not (tmp_path / "name").is_symlink()
+    assert (tmp_path / "name").read_text() in ("new", "")
+
+
+def test_only_a_file_is_read_and_nothing_is_waited_for(tmp_path):
+    (tmp_path / "file").write_bytes(b"content")
+    assert read_regular_file(tmp_path / "file") == b"content"
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name, why in {"link": "symbolic link", "folder": "no file", "pipe": "no file", "none": "No such file"}.items():
+        with pytest.raises(OSError, match=why):
+            read_regular_file(tmp_path / name)
+    with pytest.raises(OSError, match="no file"):
+        read_regular_file(Path("/dev/zero"))
+
+
+def test_links_are_found_and_not_followed(tmp_path):
+    root = tmp_path / "root"
+    (root / "a" / "b").mkdir(parents=True)
+    (tmp_path / "entry").symlink_to(root)
+    assert first_link(tmp_path / "entry", tmp_path / "entry/a/b/none") is None, "the root may be one"
+    assert list(links_below(root)) == []
+    (root / "a" / "up").symlink_to(tmp_path)
+    (root / "a" / "b" / "gone").symlink_to("nothing")
+    assert sorted(links_below(root)) == [root / "a/b/gone", root / "a/up"]
+    assert first_link(root, root / "a/up/root/a") == root / "a/up"
+    assert first_link(root, root / "a/b/gone") == root / "a/b/gone"
 
 
 def test_nothing_else_replaces_files():

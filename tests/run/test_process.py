@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 
@@ -9,6 +10,7 @@ import pytest
 from support.processes import gone, launch, use_stub
 from support.rows import stubbed
 
+from diffopt.errors import Refusal
 from diffopt.machine import oom_killer
 from diffopt.recipe.launch import CompileArtifact
 from diffopt.recipe.lock import recipe_to_yaml
@@ -147,11 +149,36 @@ def test_a_worker_sees_its_gpu_only_and_no_remote_code(printed):
 
 def test_nothing_that_falsifies_a_recipe_is_inherited(printed, monkeypatch):
     switches = ("NVIDIA_TF32_OVERRIDE", "DIFFUSERS_ATTN_BACKEND", "TORCH_COMPILE_DISABLE", "TORCHDYNAMO_DISABLE")
-    for name in (*switches, "TORCHINDUCTOR_CACHE_DIR"):
+    for name in (*switches, "TORCHINDUCTOR_FORCE_DISABLE_CACHES"):
         monkeypatch.setenv(name, "1")
     seen = {line.split("=")[0] for line in printed(None)}
     assert not seen & {*switches}
-    assert "TORCHINDUCTOR_CACHE_DIR" in seen
+    assert "TORCHINDUCTOR_FORCE_DISABLE_CACHES" in seen
+
+
+def test_a_worker_has_compile_caches_of_its_user(printed, monkeypatch, tmp_path):
+    monkeypatch.setenv("DIFFOPT_CACHE_DIR", str(tmp_path / "own"))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "named"))
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    log = printed(None)
+    assert f"TORCHINDUCTOR_CACHE_DIR={tmp_path}/named" in log
+    assert f"TRITON_CACHE_DIR={tmp_path}/own/triton" in log
+    (tmp_path / "named").chmod(0o777)
+    with pytest.raises(Refusal, match="named can be written to by others"):
+        printed(None)
+
+
+def test_an_outcome_that_is_a_link_is_not_read(monkeypatch, tmp_path):
+    (tmp_path / "elsewhere").write_text('{"status": "ok", "phase": "measure", "valid": true}')
+    text = "import os, sys; os.symlink(sys.argv[2], sys.argv[1] + '/outcome.json')"
+    command = [sys.executable, "-c", text]
+    monkeypatch.setattr(process, "_command", lambda folder, *rest: [*command, str(folder), str(tmp_path / "elsewhere")])
+    stop, folder = Stop(), tmp_path / "row"
+    folder.mkdir()
+    verdict = run_worker_process(folder, launch(), stop, gpu=None, on_phase=lambda phase: None)
+    stop.close()
+    assert (verdict.status, verdict.outcome) == ("crashed", None)
+    assert "outcome cannot be read" in verdict.reason
 
 
 def test_no_descriptor_is_left_open(run):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from diffopt.machine.compile_cache import compile_cache_root, compile_conditions_here
+from diffopt.machine.compile_cache import compile_conditions_here, own_compile_cache_root
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
 from diffopt.steps.compile.whole import Divisible, GraphFreeMode, Inductor, compile_step_traits, inductor_options
 from diffopt.steps.components import missing, modules
@@ -37,7 +37,7 @@ class Ahead(Step):
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from diffopt.steps.compile.packaged_call import PackagedCall  # which imports torch
 
-        settings = inductor_options(self.mode, self.options) or {}
+        settings, packages = inductor_options(self.mode, self.options) or {}, own_compile_cache_root() / "aot"
         for name, module in modules(pipe, site, self.components, "compile.components").items():
             identity = {
                 "recipe": site.code_id,
@@ -45,9 +45,7 @@ class Ahead(Step):
                 "settings": settings,
                 "place": compile_conditions_here(site.hardware.device).model_dump(),
             }
-            module._compiled_call_impl = PackagedCall(
-                module, compile_cache_root() / "aot", identity=identity, settings=settings
-            )
+            module._compiled_call_impl = PackagedCall(module, packages, identity=identity, settings=settings)
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         from diffopt.steps.compile.packaged_call import proof_of_compiled_packages  # likewise

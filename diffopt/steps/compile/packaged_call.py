@@ -29,6 +29,9 @@ from torch.export.graph_signature import InputKind
 from torch.utils._pytree import TreeSpec, tree_flatten
 
 from diffopt.errors import NoEffect, Refusal
+from diffopt.machine.compile_cache import ROOT
+from diffopt.machine.files import make_private_folders
+from diffopt.machine.own_folder import check_own_folder
 from diffopt.schema.step import Effect
 from diffopt.steps.compile.fingerprint import Constants, compiled_constants, fingerprint_of_compiled_module
 
@@ -107,7 +110,7 @@ class PackagedCall:
     def _compile(self, folder: Path, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Make a package beside ``folder`` and rename it, so that others see it whole or not at all."""
         partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-        partial.mkdir(parents=True)
+        make_private_folders(partial)
         call, self.module._compiled_call_impl = self.module._compiled_call_impl, None  # export calls the module
         try:
             self.module(*args, **kwargs)  # what it computes once and keeps, export would refuse to see assigned
@@ -126,6 +129,7 @@ class PackagedCall:
             shutil.rmtree(partial, ignore_errors=True)
 
     def _load(self, folder: Path, *, compiled: bool) -> Package:
+        check_own_folder(folder.resolve(), ROOT, str(folder))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             run = torch._inductor.aoti_load_package(str(folder / PACKAGE))

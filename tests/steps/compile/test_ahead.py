@@ -129,6 +129,16 @@ def test_the_first_process_compiles_and_the_next_one_loads(inductor, tmp_path):
     assert inductor.settings["aot_inductor.package_constants_in_so"] is False
 
 
+def test_a_package_that_others_may_have_written_is_not_loaded(inductor, tmp_path, monkeypatch):
+    called(Toy(), tmp_path).module(*INPUTS)
+    (package,) = tmp_path.iterdir()
+    assert package.stat().st_mode & 0o777 == 0o700
+    package.chmod(0o777)
+    monkeypatch.setattr(torch._inductor, "aoti_load_package", lambda path: pytest.fail("its code was loaded"))
+    with pytest.raises(Refusal, match=rf"{package} can be written to by others.*DIFFOPT_CACHE_DIR=/a/folder"):
+        called(Toy(), tmp_path).module(*INPUTS)
+
+
 def test_a_package_serves_other_weights(inductor, tmp_path):
     called(Toy(), tmp_path).module(*INPUTS)
     other = Toy(seed=1)
