@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffopt.machine.files import file_that_appears_whole
+
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
@@ -74,7 +76,8 @@ def _save_png(picture: Any, path: Path, about: dict[str, str]) -> None:
     info = PngInfo()
     for key, value in about.items():
         info.add_text(key, value)
-    picture.save(path, pnginfo=info)
+    with file_that_appears_whole(path) as file:
+        picture.save(file, "PNG", pnginfo=info)
 
 
 def _save_gif(frames: list[Image], path: Path, about: dict[str, str], fps: int) -> None:
@@ -82,11 +85,13 @@ def _save_gif(frames: list[Image], path: Path, about: dict[str, str], fps: int) 
     ends = [round(100 * (index + 1) / fps) for index in range(len(frames))]
     shown = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]  # centiseconds
     first, *others = (frame.convert("RGB") for frame in frames)
-    first.save(
-        path,
-        save_all=True,
-        append_images=others,
-        duration=[10 * max(LEAST_CENTISECONDS, centiseconds) for centiseconds in shown],
-        loop=0,
-        comment=" ".join(f"{key}={value}" for key, value in about.items()).encode(),
-    )
+    with file_that_appears_whole(path) as file:
+        first.save(
+            file,
+            "GIF",
+            save_all=True,
+            append_images=others,
+            duration=[10 * max(LEAST_CENTISECONDS, centiseconds) for centiseconds in shown],
+            loop=0,
+            comment=" ".join(f"{key}={value}" for key, value in about.items()).encode(),
+        )

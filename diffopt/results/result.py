@@ -11,6 +11,7 @@ from pydantic import AliasChoices, Field, ValidationError
 
 from diffopt.errors import UsageError
 from diffopt.machine.environment import Environment
+from diffopt.machine.files import read_regular_file
 from diffopt.machine.nvml import Device
 from diffopt.recipe.recipe import STEP_GROUPS, Recipe
 from diffopt.schema.record import Frozen
@@ -205,7 +206,7 @@ def _lacks(cell: dict[str, Any]) -> str | None:
 def read_result(path: Path) -> Result:
     """Read a ``result.json``. Raises UsageError when it is not one, or one of another schema version."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_regular_file(path).decode("utf-8")
         data = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read as a result: {error}. {REMEDY}") from error

@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import struct
 import textwrap
-from collections.abc import Sequence
-from pathlib import Path
+import warnings
+from collections.abc import Callable, Sequence
+from typing import BinaryIO
 
 from PIL import Image, ImageDraw, ImageFont
 
+from diffopt.errors import UsageError
 from diffopt.recipe.labels import cell_label_line, cell_labels
 from diffopt.results.result import Result
 from diffopt.results.study import Study
+from diffopt.schema.words import one_line
 
+FORMATS = ("PNG", "GIF")  # what a row keeps; Pillow has others for which it starts programs
 SIDE = 256  # pixels of each picture on the sheet; smaller ones are enlarged without smoothing, to show their pixels
 GAP = 12
 CAPTION_LINES = 3
 LINE = 18
+_BOMBS = (Image.DecompressionBombError, Image.DecompressionBombWarning)
 
 
-def contact_sheet(study: Study, results: Sequence[Result], *, columns: int = 4) -> Image.Image:
+def contact_sheet(
+    study: Study,
+    results: Sequence[Result],
+    *,
+    columns: int = 4,
+    on_unreadable: Callable[[UsageError], None] | None = None,
+) -> Image.Image:
     """One tile per row: the first picture of the batch, or why there is none, above what tells the cell apart.
 
     A video is shown by its middle frame.
+
+    Args:
+        on_unreadable: told of each picture that is none, or lies elsewhere than in its row's folder.
+
+    Raises:
+        UsageError: for such a picture, when there is nobody to tell.
     """
     names = cell_labels([result.point for result in results])
     across = min(columns, len(results))
@@ -32,7 +50,7 @@ def contact_sheet(study: Study, results: Sequence[Result], *, columns: int = 4) 
     draw = ImageDraw.Draw(sheet)
     for index, (result, name) in enumerate(zip(results, names, strict=True)):
         left, top = GAP + index % across * tile[0], GAP + index // across * tile[1]
-        picture = _picture(study, result)
+        picture = _picture(study, result, on_unreadable)
         if picture is None:
             draw.rectangle((left, top, left + SIDE, top + SIDE), outline="gray")
             draw.multiline_text((left + 8, top + 8), _wrapped(f"{result.status} at {result.phase}"), "gray", font)
@@ -42,11 +60,26 @@ def contact_sheet(study: Study, results: Sequence[Result], *, columns: int = 4) 
     return sheet
 
 
-def _picture(study: Study, result: Result) -> Image.Image | None:
+def _picture(study: Study, result: Result, on_unreadable: Callable[[UsageError], None] | None) -> Image.Image | None:
     if not result.artifacts.pictures:
         return None
-    path: Path = study.folder(result.cell_id, result.env_id) / result.artifacts.pictures[0]
-    with Image.open(path) as opened:
+    name = result.artifacts.pictures[0]
+    try:
+        with study.open_file(result, name) as file, warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return _tile(file)
+    except UsageError as error:
+        unreadable = error
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, *_BOMBS) as error:  # what Pillow meets in a file
+        unreadable = UsageError(f"{name} of cell {result.cell_id} cannot be read as a picture: {one_line(error)}.")
+    if on_unreadable is None:
+        raise unreadable
+    on_unreadable(unreadable)
+    return None
+
+
+def _tile(file: BinaryIO) -> Image.Image:
+    with Image.open(file, formats=FORMATS) as opened:
         opened.seek(getattr(opened, "n_frames", 1) // 2)
         scale = SIDE / max(opened.size)
         size = (max(1, round(opened.width * scale)), max(1, round(opened.height * scale)))

@@ -4,24 +4,38 @@
 
 Each row is its own folder and each file appears whole, so processes on many machines may write different cells of one
 study at once. There is no index and nothing shared: what the directory holds is the state.
+
+A study may come from anybody: below its own path no symbolic link is followed, to read or to write, and what a row
+names is a file in its own folder. New folders and files are for their user alone.
 """
 
 from __future__ import annotations
 
 import fcntl
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from diffopt.errors import UsageError
-from diffopt.machine.files import write_json
+from diffopt.machine.files import (
+    FOLDER_FOR_ITS_USER,
+    FOR_ITS_USER,
+    first_link,
+    links_below,
+    make_private_folders,
+    open_regular_file,
+    write_json,
+)
 from diffopt.machine.paths import STUDIES, path_of_study
 from diffopt.results.result import Result, read_result
 
 CLAIM_POLL_S = 0.5
+_LINK = "{} is a symbolic link; below a study none is followed, to read or to write. Remove it, or put a copy there."
 
 
 @dataclass(frozen=True)
@@ -34,7 +48,8 @@ class Study:
     def open(cls, name_or_path: str | Path) -> Study:
         """A study to read. Raises UsageError when there is none, naming those that there are."""
         study = cls(path_of_study(name_or_path))
-        if not (study.path / "cells").is_dir():
+        study._refuse_link(study._cells)
+        if not study._cells.is_dir():
             there = sorted(path.parent.name for path in STUDIES.glob("*/cells") if path.is_dir())
             known = f" {STUDIES}/ has {', '.join(there)}." if there else f" There is none in {STUDIES}/ yet."
             raise UsageError(f"study={name_or_path}: {study.path} is not a study.{known}")
@@ -47,16 +62,23 @@ class Study:
 
     @classmethod
     def create(cls, name_or_path: str | Path) -> Study:
-        """A study to write: a new one, or one that continues where it stopped."""
+        """A study to write: a new one, or one that continues where it stopped.
+
+        Raises UsageError for what can be none, and where a link lies in it: a run deletes and writes files there.
+        """
         study = cls(path_of_study(name_or_path))
-        if study.path.is_dir() and not (study.path / "cells").is_dir() and any(study.path.iterdir()):
+        study._refuse_link(study._cells)
+        if study.path.is_dir() and not study._cells.is_dir() and any(study.path.iterdir()):
             raise UsageError(f"study={name_or_path}: {study.path} has other files in it and is no study.")
         try:
-            (study.path / "cells").mkdir(parents=True, exist_ok=True)
+            make_private_folders(study._cells)
+            link = next(links_below(study._cells), None)
         except OSError as error:
             raise UsageError(
                 f"study={name_or_path}: {study.path} cannot be made into a study: {error.strerror}."
             ) from error
+        if link is not None:
+            raise UsageError(_LINK.format(link))
         return study
 
     @classmethod
@@ -64,8 +86,8 @@ class Study:
         """A new study under a name that nobody else has: the time, and a suffix for runs of the same second."""
         path = STUDIES / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
         try:
-            STUDIES.mkdir(exist_ok=True)
-            path.mkdir(exist_ok=False)
+            make_private_folders(STUDIES)
+            path.mkdir(FOLDER_FOR_ITS_USER, exist_ok=False)
         except OSError as error:
             raise UsageError(
                 f"{path} cannot be made here: {error.strerror}. Say where results go with study=/a/path."
@@ -83,13 +105,27 @@ class Study:
 
     def folder(self, cell_id: str, env_id: str) -> Path:
         """Where the row of a cell in an environment lies; it need not exist."""
-        return self.path / "cells" / cell_id / env_id
+        return self._cells / cell_id / env_id
+
+    def open_file(self, result: Result, name: str) -> BinaryIO:
+        """A file beside a row, such as a picture, by the name that the row has of it, to read.
+
+        Raises UsageError for what is not a file in the row's folder.
+        """
+        if not all(map(_is_plain_name, (result.cell_id, result.env_id, name))):
+            raise UsageError(f"The row of cell {result.cell_id} names {name}, which is no file in its own folder.")
+        path = self.folder(result.cell_id, result.env_id) / name
+        self._refuse_link(path)
+        try:
+            return open_regular_file(path)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
 
     def results(self, on_unreadable: Callable[[UsageError], None] | None = None) -> tuple[Result, ...]:
         """All rows, ordered by id.
 
         Args:
-            on_unreadable: told of each file that is not a result, which is then left out.
+            on_unreadable: told of each file that is not a result, or not reached without a link, and is then left out.
 
         Raises:
             UsageError: for such a file, when there is nobody to tell.
@@ -97,6 +133,7 @@ class Study:
         found = []
         for path in sorted(self.path.glob("cells/*/*/result.json")):
             try:
+                self._refuse_link(path)
                 found.append(read_result(path))
             except UsageError as error:
                 if on_unreadable is None:
@@ -106,8 +143,13 @@ class Study:
 
     def unfinished(self) -> tuple[str, ...]:
         """Ids of cells that were begun and have no row anywhere: they run now, or were cut off with their parent."""
-        begun = {path.parent.parent.name for path in self.path.glob("cells/*/*/cell.yaml")}
-        return tuple(sorted(begun - {path.parent.parent.name for path in self.path.glob("cells/*/*/result.json")}))
+        begun, ended = (self._cells_with(name) for name in ("cell.yaml", "result.json"))
+        return tuple(sorted(begun - ended))
+
+    def _cells_with(self, name: str) -> set[str]:
+        """Ids of cells that have a file of that name; none is read."""
+        found = self.path.glob(f"cells/*/*/{name}")
+        return {path.parent.parent.name for path in found if first_link(self.path, path) is None}
 
     @contextmanager
     def claim(self, cell_id: str, env_id: str, wait: Callable[[float], bool]) -> Iterator[bool]:
@@ -120,10 +162,13 @@ class Study:
 
         Yields:
             Whether the cell is claimed; False when the waiting was ended.
+
+        Raises:
+            UsageError: a symbolic link lies in the cell's way.
         """
-        folder = self.folder(cell_id, env_id)
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / ".claim", "w", encoding="utf-8") as file:
+        claim = self._folder_to_write(cell_id, env_id) / ".claim"
+        self._refuse_link(claim)
+        with open(os.open(claim, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, FOR_ITS_USER), "rb") as file:
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -140,10 +185,29 @@ class Study:
         Raises UsageError when there is a row that cannot be read.
         """
         path = self.folder(cell_id, env_id) / "result.json"
+        self._refuse_link(path)
         return read_result(path) if path.exists() else None
 
     def keep(self, result: Result) -> None:
         """Write a row; it is there whole or not at all."""
-        folder = self.folder(result.cell_id, result.env_id)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self._folder_to_write(result.cell_id, result.env_id)
         write_json(folder / "result.json", result.model_dump(mode="json"))
+
+    @property
+    def _cells(self) -> Path:
+        return self.path / "cells"
+
+    def _folder_to_write(self, cell_id: str, env_id: str) -> Path:
+        folder = self.folder(cell_id, env_id)
+        self._refuse_link(folder)
+        make_private_folders(folder)
+        return folder
+
+    def _refuse_link(self, path: Path) -> None:
+        """Raises UsageError where a link lies between the study's path and one below it."""
+        if (link := first_link(self.path, path)) is not None:
+            raise UsageError(_LINK.format(link))
+
+
+def _is_plain_name(name: str) -> bool:
+    return name not in ("", ".", "..") and not {"/", "\0"} & {*name}

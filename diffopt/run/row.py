@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from diffopt.machine.environment import Environment
-from diffopt.machine.files import write_text
+from diffopt.machine.files import make_private_folders, write_text
 from diffopt.recipe import lock
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.named_files import files_named_by_recipe
@@ -17,7 +17,7 @@ from diffopt.run.process import OUTCOME, PLAN, Verdict
 
 def prepare_folder_for_run(folder: Path, cell: Cell) -> None:
     """The folder of a row, with the cell in it, as ``show`` prints it, and nothing of an earlier try."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private_folders(folder)
     for pattern in ("result.json", PLAN, OUTCOME, "log.txt", "*.png", "*.gif", "*.zip", ".*.tmp"):
         for stale in folder.glob(pattern):
             stale.unlink()

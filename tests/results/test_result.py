@@ -2,7 +2,6 @@
 
 import json
 import os
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -124,12 +123,3 @@ def test_nan_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         write_json(tmp_path / "result.json", {"latency": float("nan")})
     assert list(tmp_path.iterdir()) == []
-
-
-def test_the_mode_follows_the_umask(tmp_path):
-    before = os.umask(0o027)
-    try:
-        write_json(tmp_path / "result.json", {})
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((tmp_path / "result.json").stat().st_mode) == 0o640

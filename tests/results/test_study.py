@@ -1,5 +1,6 @@
 """A study is its directory: what lies there is the state."""
 
+import os
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -138,6 +139,20 @@ def test_a_claimed_cell_is_waited_for(tmp_path):
     assert len(waits) == 3
     with study.claim("a" * 12, "b" * 12, wait) as again:
         assert again
+
+
+def test_a_study_is_its_users_alone(tmp_path):
+    before = os.umask(0)
+    try:
+        study = Study.create("mine")
+        with study.claim("a" * 12, "b" * 12, lambda seconds: False):
+            study.keep(a_result())
+    finally:
+        os.umask(before)
+    made = [tmp_path / "studies", *(tmp_path / "studies").rglob("*")]
+    assert {path.stat().st_mode & 0o777 for path in made if path.is_dir()} == {0o700}
+    assert [path.name for path in made if path.is_file()] != []
+    assert {path.stat().st_mode & 0o777 for path in made if path.is_file()} == {0o600}
 
 
 def test_cells_that_were_begun_and_have_no_row(tmp_path):
