@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from diffopt.cli.streams import standard_streams
+from diffopt.cli.streams import say, standard_streams
 from diffopt.errors import DiffoptError, Interrupted, UsageError
 from diffopt.machine.garbage import no_garbage_collection
 from diffopt.schema.words import did_you_mean
@@ -209,7 +209,7 @@ def _answer(arguments: list[str]) -> int:
 
 
 def _say(text: str, code: int) -> int:
-    print(f"diffopt: {text}", file=sys.stderr)
+    say(text)
     return code
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
 from diffopt.cli import printing
 from diffopt.cli.arguments import composer_of_arguments
+from diffopt.cli.streams import say
 from diffopt.config import catalogue
 from diffopt.errors import UsageError
 
@@ -16,7 +16,7 @@ def run_ls_verb(args: argparse.Namespace) -> int:
         raise UsageError("ls takes one group, or none to list the groups.")
     composer = composer_of_arguments(args)
     for note in composer.notes:
-        print(f"diffopt: note: {note}", file=sys.stderr)
+        say(f"note: {note}")
     if args.group:
         printing.print_options(args.group[0], catalogue.list_options(composer, args.group[0]))
     else:

@@ -7,9 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from diffopt.cli.streams import drawing_stream, print_line
 from diffopt.machine.hardware import GIB
 from diffopt.recipe.labels import cell_label_line, cell_labels
 from diffopt.results.table import Table
+from diffopt.schema.words import harmless_line
 
 if TYPE_CHECKING:
     from diffopt.config.catalogue import Row
@@ -30,7 +32,7 @@ def print_table(shown: Table) -> None:
     else:
         print(shown.text(), end="")
     for line in shown.foot:
-        print(line)
+        print_line(line)
 
 
 def _draw_table(shown: Table) -> None:
@@ -39,7 +41,7 @@ def _draw_table(shown: Table) -> None:
     from rich.table import Table as Drawn
     from rich.text import Text
 
-    console = Console()
+    console, shown = Console(file=drawing_stream(sys.stdout)), shown.harmless()
     least, words = _least_widths(shown)
     if sum(least) + 2 * len(least) > console.width and shown.headers:
         for row in shown.rows:
@@ -76,7 +78,7 @@ def many_plans_in_words(plans: Sequence[Plan], code: Sequence[Sequence[Code]] = 
         lines.append(f"note: {note}")
     counts = Counter(plan.status for plan in plans)
     lines.append(f"{len(plans)} cells: {counts['ok']} ok, {counts['refused']} refused")
-    return "\n".join(lines)
+    return "\n".join(map(harmless_line, lines))
 
 
 def print_rest(study: str, results: Sequence[Result], minutes: float | None) -> None:
@@ -84,8 +86,9 @@ def print_rest(study: str, results: Sequence[Result], minutes: float | None) -> 
     rows = {result.cell_id: result for result in results}.values()
     left = sum(not row.final and row.status != "refused" for row in rows)
     if minutes is not None and left:
-        print(
-            f"\nlaunch.minutes={minutes:g}: {left} of {len(rows)} cells have no final row. "
+        print()
+        print_line(
+            f"launch.minutes={minutes:g}: {left} of {len(rows)} cells have no final row. "
             f"The same command with study={study} goes on."
         )
 
@@ -115,10 +118,11 @@ def print_environment(here: Environment, gpus: Sequence[Device], options: Mappin
 
 def print_study_folder(study: Study, results: Sequence[Result]) -> None:
     """Where the rows and the pictures of a run are."""
-    print(f"\nstudy {study.name}: {study.path}")
+    print()
+    print_line(f"study {study.name}: {study.path}")
     for result in results:
         folder = study.folder(result.cell_id, result.env_id)
         if result.artifacts.pictures:
-            print(f"  {result.cell_id}  {folder / result.artifacts.pictures[0]}")
+            print_line(f"  {result.cell_id}  {folder / result.artifacts.pictures[0]}")
         elif result.artifacts.log:
-            print(f"  {result.cell_id}  {folder / result.artifacts.log}")
+            print_line(f"  {result.cell_id}  {folder / result.artifacts.log}")

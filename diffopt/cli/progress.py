@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO, get_args
 
+from diffopt.cli.streams import drawing_stream
 from diffopt.results.result import Phase, Result
 from diffopt.run.events import (
     CellFinished,
@@ -20,6 +21,7 @@ from diffopt.run.events import (
     SweepFinished,
     SweepStarted,
 )
+from diffopt.schema.words import harmless_line
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -71,7 +73,9 @@ def progress(stream: TextIO | None = None) -> Iterator[Listener]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(file=stream)) as bars:
+    console = Console(file=drawing_stream(stream))
+    # what else is printed meanwhile goes the way of all output, not through rich, which lets colours pass
+    with Progress(*columns, console=console, redirect_stdout=False, redirect_stderr=False) as bars:
         yield _Bars(bars)
 
 
@@ -105,7 +109,7 @@ class _Lines:
                 self._say(progress_line_of_summary(event))
 
     def _say(self, text: str) -> None:
-        print(text, file=self._stream, flush=True)
+        print(harmless_line(text), file=self._stream, flush=True)
 
 
 class _Bars:
@@ -128,7 +132,7 @@ class _Bars:
             case NotBegun():
                 self._print(progress_line_of_not_begun(event))
             case CellStarted(cell_id, label):
-                self._running[cell_id] = self._bars.add_task(label, total=len(PHASES))
+                self._running[cell_id] = self._bars.add_task(harmless_line(label), total=len(PHASES))
             case PhaseStarted(cell_id, phase):
                 self._bars.update(self._running[cell_id], completed=PHASES.index(phase))
             case CellFinished(result):
@@ -145,4 +149,4 @@ class _Bars:
         self._print(progress_line_of_outcome(event))
 
     def _print(self, line: str) -> None:
-        self._bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        self._bars.console.print(harmless_line(line), markup=False, highlight=False, soft_wrap=True)

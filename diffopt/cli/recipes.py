@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from diffopt.cli.arguments import config_folders_of_arguments, requests_of_arguments, trusted_folders_of_arguments
+from diffopt.cli.streams import print_line
 from diffopt.config.resolve import compose_requests
 from diffopt.errors import UsageError
 from diffopt.recipe import lock
@@ -33,5 +34,5 @@ def run_diff_verb(args: argparse.Namespace) -> int:
         )
         cells.append(request.cell)
     for key, before, after in lock.recipe_differences(*cells):
-        print(f"{key}: {value_in_words(before)} -> {value_in_words(after)}")
+        print_line(f"{key}: {value_in_words(before)} -> {value_in_words(after)}")
     return 0

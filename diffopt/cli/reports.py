@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from diffopt.cli.streams import print_line, say
 from diffopt.errors import UsageError
 from diffopt.recipe.cell import Cell
 from diffopt.results import comparison, sides
@@ -18,6 +18,7 @@ from diffopt.results.sheet import contact_sheet
 from diffopt.results.study import Study
 from diffopt.results.table import Table, results_table, values_table
 from diffopt.schema.reference import AUTO, Reference
+from diffopt.schema.words import harmless_line
 
 
 def run_report_verb(args: argparse.Namespace) -> int:
@@ -40,7 +41,7 @@ def run_report_verb(args: argparse.Namespace) -> int:
 
 def _with_foot(shown: Table) -> str:
     """In Markdown, the lines below it a paragraph each."""
-    return shown.markdown() + "".join(f"\n{line}\n" for line in shown.foot)
+    return shown.markdown() + "".join(f"\n{harmless_line(line)}\n" for line in shown.foot)
 
 
 def _rows(study: Study, name: str, on_lost: Callable[[str], None] = lambda text: None) -> tuple[Result, ...]:
@@ -61,7 +62,7 @@ def _rows(study: Study, name: str, on_lost: Callable[[str], None] = lambda text:
             f"again ({', '.join(unfinished)})"
         )
     for text in said:
-        print(f"diffopt: {text}", file=sys.stderr)
+        say(text)
         on_lost(text)
     if not results:
         raise UsageError(f"The study {name} has no result{' that can be read' if unreadable else ' yet'}.")
@@ -90,10 +91,11 @@ def run_compare_verb(args: argparse.Namespace) -> int:
             )
         )
     else:
-        print("".join(f"{line}\n" for line in changes), end="")
+        for line in changes:
+            print_line(line)
         print(comparison.comparison_table(found).markdown(), end="")
     if more:
-        print(f"diffopt: {len(more)} cells of B have no counterpart in A: {', '.join(more)}", file=sys.stderr)
+        say(f"{len(more)} cells of B have no counterpart in A: {', '.join(more)}")
     return 0 if args.slower is None else _gate(found, args.slower, lost)
 
 
@@ -104,7 +106,7 @@ def _gate(found: Sequence[Comparison], percent: float, lost: Sequence[str]) -> i
     if all(each.ratio is None for each in found):
         said += ["no cell has a figure on both sides, so nothing was judged"]
     for text in said:
-        print(f"diffopt: --slower {percent:g}: {text}", file=sys.stderr)
+        say(f"--slower {percent:g}: {text}")
     return 1 if said else 0
 
 
@@ -143,7 +145,7 @@ def _write_sheet(study: Study, results: Sequence[Result], path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise UsageError(f"--pictures {path}: the contact sheet is a PNG; give a name that ends in .png.")
     try:
-        contact_sheet(study, results).save(path)
+        contact_sheet(study, results, on_unreadable=lambda error: say(f"left out: {error}")).save(path)
     except OSError as error:
         raise UsageError(f"--pictures {path}: {error.strerror or error}") from error
-    print(f"{len(results)} cells on {path}")
+    print_line(f"{len(results)} cells on {path}")

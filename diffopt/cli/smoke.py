@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from diffopt.cli.arguments import composer_of_arguments, config_folders_of_arguments, trusted_folders_of_arguments
+from diffopt.cli.streams import print_line
 from diffopt.config.resolve import make_composer
 from diffopt.config.smoke import Smoke, Smokes
 from diffopt.errors import UsageError
@@ -23,7 +24,7 @@ def run_check_verb(args: argparse.Namespace) -> int:
     allowed = [smoke for smoke in smokes if not smoke.refused]
     left_out = [smoke for smoke in smokes if smoke.refused]
     for smoke in left_out:
-        print(f"{smoke.title}: refused by its plan: {smoke.refused[0]}")
+        print_line(f"{smoke.title}: refused by its plan: {smoke.refused[0]}")
     failed, refused, shown = 0, len(left_out), -1
     plans = [smoke.plan for smoke in allowed]
     for answer in run_check_processes(plans, COMPILING if args.compile else DEADLINE):
@@ -35,17 +36,19 @@ def run_check_verb(args: argparse.Namespace) -> int:
             refused += answer.refused
             only = CAPTURED if answer.step.startswith("compile=") and allowed[shown].captured else ""
             word = "ok" if answer.ok else "refused" if answer.refused else "FAILS"
-            print(f"  {word:7}  {answer.step}: {answer.says}{only}", flush=True)
+            print_line(f"  {word:7}  {answer.step}: {answer.says}{only}")
     ok = len(smokes) - failed - refused
-    print(f"{len(smokes)} checked: {ok} ok, {failed} failed, {refused} refused")
+    print_line(f"{len(smokes)} checked: {ok} ok, {failed} failed, {refused} refused")
     return 1 if failed or (refused and not args.all) else 0
 
 
 def _begin(smoke: Smoke) -> None:
     cell = smoke.plan.cell
-    print(f"{smoke.title} ({cell.recipe.model.weights} weights, {cell.workload.task}, {cell.recipe.hardware.name})")
+    print_line(
+        f"{smoke.title} ({cell.recipe.model.weights} weights, {cell.workload.task}, {cell.recipe.hardware.name})"
+    )
     for key, reason in smoke.not_run.items():
-        print(f"  not run  {key}: {reason}", flush=True)
+        print_line(f"  not run  {key}: {reason}")
 
 
 def _smokes(args: argparse.Namespace) -> Iterator[Smoke]:

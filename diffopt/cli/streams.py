@@ -1,4 +1,8 @@
-"""Standard output and error that never fail: what cannot be written is dropped, and whoever asks is told why.
+"""Standard output and error that never fail and obey nobody: what cannot be written is dropped, what a terminal would
+obey is shown as its escape, and whoever asks is told what was lost.
+
+Files of anybody's are shown: rows, options, prompts, names of LoRAs. What a table, an error, a warning or a library
+prints of them goes through here. Whoever draws on a terminal takes :func:`drawing_stream`.
 
 Whoever reads may go away (``| head``), a stream may be closed from the start, a disk be full, a terminal be hung up.
 None of it may end a sweep, and it comes up wherever anything is written: in a print, a bar's thread, a warning, a
@@ -12,9 +16,11 @@ import io
 import os
 import select
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TextIO, TypeGuard
+from typing import TYPE_CHECKING, Any, TextIO, TypeGuard, cast
+
+from diffopt.schema.words import harmless, harmless_line
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -25,12 +31,13 @@ def standard_streams() -> Iterator[Callable[[], OSError | None]]:
     """Make both streams such while this lasts; gives a function that tells why some output was lost.
 
     Its answer is None also where nobody wanted the rest: where stdout was closed, or its reader went away. Signs that
-    a terminal cannot show are written as their escapes. Streams of somebody else's making are left as they are.
+    a terminal cannot show are written as their escapes. Streams of somebody else's making may fail as they do.
     """
     _occupy_descriptors()
     before = sys.stdout, sys.stderr
-    out, sys.stdout = _lasting(sys.stdout)
-    _, sys.stderr = _lasting(sys.stderr)
+    out, stdout = _lasting(sys.stdout)
+    _, stderr = _lasting(sys.stderr)
+    sys.stdout, sys.stderr = (cast(TextIO, _Harmless(stream)) for stream in (stdout, stderr))
 
     def reason_of_loss() -> OSError | None:
         sys.stdout.flush()
@@ -42,6 +49,39 @@ def standard_streams() -> Iterator[Callable[[], OSError | None]]:
         sys.stdout.flush()
         sys.stderr.flush()
         sys.stdout, sys.stderr = before
+
+
+def drawing_stream(stream: TextIO) -> TextIO:
+    """The stream as a terminal has it, for what moves its cursor and colours it, and shows harmless text only."""
+    return stream.stream if isinstance(stream, _Harmless) else stream
+
+
+def print_line(text: str, *, to_stderr: bool = False) -> None:
+    """One line at once, whatever is in it."""
+    print(harmless_line(text), file=sys.stderr if to_stderr else sys.stdout, flush=True)
+
+
+def say(text: str) -> None:
+    """One paragraph beside the product of a verb: an error, or what was left out of it."""
+    print_line(f"diffopt: {text}", to_stderr=True)
+
+
+class _Harmless:
+    """A stream, but for what a terminal would obey."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(harmless(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def _occupy_descriptors() -> None:

@@ -24,6 +24,7 @@ from diffopt.machine.nvml import Gpu, driver_cuda
 from diffopt.machine.process import Child, how_process_ended, last_words_of_log
 from diffopt.run.process import clean_environment
 from diffopt.schema.record import Frozen
+from diffopt.schema.words import harmless_line
 
 DEADLINE_S = 180.0  # of a check; importing torch takes seconds, compiling a small function up to a minute
 NAME_WIDTH = 21  # of the longest name of a check
@@ -148,9 +149,10 @@ def machine_works(found: Sequence[Finding]) -> bool:
 def print_doctor_finding(finding: Finding) -> None:
     """One line to stdout, and one more with the remedy where there is one."""
     seconds = "" if finding.seconds is None else f"{finding.seconds:.1f} s"
-    print(f"{finding.status:8}  {finding.check:{NAME_WIDTH}}  {seconds:>7}  {finding.says}", flush=True)
+    lines = [f"{finding.status:8}  {finding.check:{NAME_WIDTH}}  {seconds:>7}  {finding.says}"]
     if finding.remedy is not None:
-        print(f"{'':8}  {'':{NAME_WIDTH}}  {'':7}  -> {finding.remedy}", flush=True)
+        lines.append(f"{'':8}  {'':{NAME_WIDTH}}  {'':7}  -> {finding.remedy}")
+    print("\n".join(map(harmless_line, lines)), flush=True)
 
 
 def summarize_findings(found: Sequence[Finding]) -> str:

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from diffopt.recipe.recipe import GROUP_ORDER
-from diffopt.schema.words import flatten_to_dotted_keys, value_in_words
+from diffopt.schema.words import flatten_to_dotted_keys, harmless_line, value_in_words
 from diffopt.schema.workload import PICTURES
 
 # What explains a value that a file decides: its name tells the content, and the content tells the rest. A model's
@@ -84,7 +84,7 @@ def _short_label(key: str, value: Any) -> str:
 
 def cell_label_line(label: Mapping[str, str]) -> str:
     """``compile=default attention=sdpa``."""
-    return " ".join(f"{key}={value}" for key, value in label.items())
+    return harmless_line(" ".join(f"{key}={value}" for key, value in label.items()))
 
 
 def _unexplained(key: str, chosen: Sequence[Choices], flat: Sequence[Mapping[str, Any]]) -> bool:

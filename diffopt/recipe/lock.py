@@ -9,7 +9,7 @@ import yaml
 
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.named_files import files_named_by_recipe, is_inside_recipe_folder, recipe_file_additions
-from diffopt.schema.words import flatten_to_dotted_keys
+from diffopt.schema.words import OBEYED, flatten_to_dotted_keys, harmless_line
 
 
 def recipe_to_yaml(cell: Cell, base: Path | None = None) -> str:
@@ -24,11 +24,27 @@ def recipe_to_yaml(cell: Cell, base: Path | None = None) -> str:
         if base is not None and is_inside_recipe_folder(path := Path(place.path), base):
             place.holder[place.key] = f"./{path.resolve().relative_to(base.resolve())}"
     command = " ".join(["diffopt run --recipe THIS_FILE", *recipe_file_additions(cell, sections)])
-    header = f"# diffopt recipe {cell.recipe.id}, cell {cell.id}\n# Read it back with: {command}\n"
+    comments = [f"diffopt recipe {cell.recipe.id}, cell {cell.id}", f"Read it back with: {command}"]
     if not cell.recipe.model.pinned:
-        header += f"# model.revision={cell.recipe.model.revision}: not pinned to a commit, its weights may change\n"
+        comments.append(f"model.revision={cell.recipe.model.revision}: not pinned to a commit, its weights may change")
     data["choices"] = dict(sorted(cell.choices.items()))
-    return header + yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120)
+    header = "".join(f"# {harmless_line(comment)}\n" for comment in comments)
+    return header + yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what a terminal would obey as its escape in double quotes, from which it is read back."""
+
+    def analyze_scalar(self, scalar: str) -> Any:
+        found = super().analyze_scalar(scalar)
+        if OBEYED.search(scalar):
+            found.allow_flow_plain = found.allow_block_plain = found.allow_single_quoted = found.allow_block = False
+        return found
+
+    def write_double_quoted(self, text: str, split: bool = True) -> None:
+        before, self.allow_unicode = self.allow_unicode, self.allow_unicode and not OBEYED.search(text)
+        super().write_double_quoted(text, split)
+        self.allow_unicode = before
 
 
 def recipe_differences(before: Cell, after: Cell) -> list[tuple[str, Any, Any]]:

@@ -14,6 +14,7 @@ from diffopt.errors import Refusal
 from diffopt.machine.files import write_json
 from diffopt.recipe.cell import Cell
 from diffopt.schema.step import Step
+from diffopt.schema.words import harmless_line
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Plan:
         lines += [f"runs: {each}" for each in code]
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"refused: {reason}" for reason in self.reasons]
-        return "\n".join(lines)
+        return "\n".join(map(harmless_line, lines))
 
     def choice(self, group: str) -> str:
         """What was chosen in a group of steps, ``GROUP=OPTION``; its kind where the option has no name."""

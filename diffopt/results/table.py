@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from diffopt.recipe.labels import cell_labels
 from diffopt.results.result import Column, Metrics, Result
 from diffopt.results.speed_up import speed_ups
 from diffopt.schema.reference import AUTO, Reference
-from diffopt.schema.words import flatten_to_dotted_keys, value_in_words
+from diffopt.schema.words import flatten_to_dotted_keys, harmless, harmless_line, value_in_words
 
 MIB = 1024**2
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # with which a cell begins that a spreadsheet computes
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
+TAG = re.compile(r"<(?!br>)(?=[A-Za-z/!?])")  # a table of a page breaks its headers
 
 
 @dataclass(frozen=True)
@@ -48,16 +52,25 @@ class Table:
 
     def text(self) -> str:
         """Plain lines: columns padded to their widest cell, but for the last one."""
-        lines = [self.headers, *self.rows] if self.headers else self.rows
+        shown = self.harmless()
+        lines = [shown.headers, *shown.rows] if shown.headers else shown.rows
         widths = _widths(lines)
         padded = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
         return "".join(f"{line}\n" for line in padded)
 
     def csv(self) -> str:
-        """Comma-separated values, with the headers."""
+        """Comma-separated values, with the headers.
+
+        A cell that a spreadsheet would take for a formula has an apostrophe before it.
+        """
         out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([self.headers, *self.rows])
+        csv.writer(out, lineterminator="\n").writerows([*map(_no_formula, line)] for line in (self.headers, *self.rows))
         return out.getvalue()
+
+    def harmless(self) -> Table:
+        """The same with every cell in one line, and nothing in it that a terminal would obey."""
+        head, *rows = (tuple(map(harmless_line, line)) for line in (self.headers, *self.rows))
+        return replace(self, headers=head, rows=tuple(rows))
 
     def wrapped(self, width: int = 120) -> Table:
         """In lines that fit side by side into ``width`` columns; the first and the last column keep theirs.
@@ -76,10 +89,21 @@ class Table:
         return Table(self.headers, tuple(rows), self.right)
 
     def _escaped(self) -> list[list[str]]:
-        return [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in (self.headers, *self.rows)]
+        return [[_in_markdown(cell) for cell in line] for line in (self.headers, *self.rows)]
 
     def _pad(self, column: int, cell: str, width: int) -> str:
         return cell.rjust(width) if column in self.right else cell.ljust(width)
+
+
+def _in_markdown(cell: str) -> str:
+    """A cell as text and nothing else: no column of its own, no HTML tag, no link and no picture from elsewhere."""
+    text = " ".join(harmless(cell).split()).replace("|", "\\|")
+    return TAG.sub(r"\<", text).replace("](", "]\\(")
+
+
+def _no_formula(cell: str) -> str:
+    quote = "'" if cell.startswith(FORMULA) and not NUMBER.fullmatch(cell) else ""
+    return quote + harmless(cell)  # a carriage return would end the row
 
 
 def _widths(lines: Sequence[Sequence[str]]) -> list[int]:
@@ -178,9 +202,11 @@ def _first_call(metrics: Metrics) -> str:
 
 
 def _reason(result: Result) -> str:
+    """In one line; one that a plan refuses for several reasons has a line for each."""
+    reason = " ".join((result.reason or "").split("\n"))
     if result.status == "ok":
-        return result.reason or ""
-    return f"{result.phase}: {result.reason}" if result.reason else result.phase
+        return reason
+    return f"{result.phase}: {reason}" if reason else result.phase
 
 
 def _number(value: float | None, form: str) -> str:

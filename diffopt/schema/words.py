@@ -1,4 +1,4 @@
-"""Words: the near miss of a misspelled one, values as text, an error in one line."""
+"""Words: the near miss of a misspelled one, values as text, an error in one line, text that does nothing when shown."""
 
 from __future__ import annotations
 
@@ -35,6 +35,27 @@ def hydra_literal(value: str | int | float | bool) -> str:
 def shell_word(key: str, value: str | int | float | bool) -> str:
     """``KEY=VALUE`` as a shell takes it."""
     return shlex.quote(f"{key}={hydra_literal(value)}")
+
+
+# What a terminal obeys (C0 but for tab and line feed, DEL, C1), and what turns or breaks the lines around it: marks,
+# embeddings, overrides and isolates of text that runs from right to left, and the separators of lines and paragraphs.
+OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+_IN_A_LINE = re.compile(rf"[\t\n]|{OBEYED.pattern}")
+_NAMED = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
+
+
+def harmless(text: str) -> str:
+    """A text as it may be shown: what a terminal would obey is written as its escape. JSON stays JSON of the same."""
+    return OBEYED.sub(_escape, text)
+
+
+def harmless_line(text: str) -> str:
+    """The same of what is one line, or a part of one: line ends and tabs are escaped too."""
+    return _IN_A_LINE.sub(_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    return _NAMED.get(found[0], f"\\u{ord(found[0]):04x}")
 
 
 def one_line(error: BaseException) -> str:
