@@ -114,8 +114,8 @@ def _unclear(asked: DryCall, attempt: Attempt, error: BaseException) -> DryAnswe
     said = describe_pipeline_error(error)
     if isinstance(error, WANTING) or WITHOUT_VALUES.search(str(error)) or _is_ours(error):
         return DryAnswer(outcome="unclear", says=said, lasting=not isinstance(error, MemoryError))
-    absent = any(files.cached for files in asked.files) and isinstance(error, OSError)
-    if attempt.loading and (absent or isinstance(error, ImportError | Refusal)):
+    cached = any(files.cached for files in asked.files)  # where some may be missing, whatever the library says of it
+    if attempt.loading and (cached or isinstance(error, ImportError | Refusal)):
         return DryAnswer(outcome="unclear", says=said, lasting=False)
     return None
 
@@ -146,7 +146,7 @@ def _failed(asked: DryCall, attempt: Attempt, error: BaseException) -> DryAnswer
 
 def _blamed(asked: DryCall) -> tuple[tuple[str, ...], str] | None:
     """What of the cell the failure comes of, and what would do instead: the first change with which the call works."""
-    for keys, remedy, attempt in _changes(asked):
+    for keys, remedy, attempt in _changes_to_try(asked):
         try:
             attempt.make()
         except Exception:  # not this one
@@ -155,7 +155,7 @@ def _blamed(asked: DryCall) -> tuple[tuple[str, ...], str] | None:
     return None
 
 
-def _changes(asked: DryCall) -> Iterator[tuple[tuple[str, ...], str, Attempt]]:
+def _changes_to_try(asked: DryCall) -> Iterator[tuple[tuple[str, ...], str, Attempt]]:
     """What a user may have chosen, the model's own in its place: keys, what it would mean, the call to try."""
     cell, model, workload = asked.cell, asked.cell.recipe.model, asked.cell.workload
     if cell.recipe.scheduler.kind != "none":
@@ -178,7 +178,7 @@ def _changes(asked: DryCall) -> Iterator[tuple[tuple[str, ...], str, Attempt]]:
             yield keys, f"with {words} it works", Attempt(asked, changed)
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def answer_dry_calls(arguments: Sequence[str] | None = None) -> None:
     """Answer each call and leave; never returns to the caller."""
     parser = argparse.ArgumentParser(prog="python -m diffopt.pipeline.dry_call", description="Calls without weights.")
     parser.add_argument("calls", type=Path)
@@ -195,4 +195,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    answer_dry_calls()

@@ -27,6 +27,7 @@ SHARED = ("modeling_utils", "loading_utils")  # modules of what every network of
 TIMES = ("timestep", "timesteps", "t")  # arguments whose values change from step to step, and nothing's shape with them
 CPU, META = torch.device("cpu"), torch.device("meta")
 ATEN = torch.ops.aten
+INDEXING = (ATEN.index.Tensor, ATEN.index_put.default, ATEN.index_put_.default)
 
 
 class TooLarge(Exception):
@@ -52,6 +53,8 @@ class WithoutValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         if func is ATEN.embedding.default:
             _check_ids(*args[:2])
+        if func in INDEXING:
+            args = (args[0], _places(args[1]), *args[2:])
         shapes, settings = tree_map(_shape_alone, (args, kwargs))
         made = func(*shapes, **settings)
         return args[0] if func._schema.is_mutable and isinstance(made, torch.Tensor) else made  # it stays where it is
@@ -78,6 +81,15 @@ def _check_ids(table: torch.Tensor, ids: torch.Tensor) -> None:
     """Raise IndexError as a table with values does."""
     if not ids.is_meta and ids.numel() and (most := int(ids.max())) >= len(table):
         raise IndexError(f"index out of range in self: {most} is looked up in a table of {len(table)} rows")
+
+
+def _places(indices: Any) -> list[Any]:
+    """Masks as the places that they let through: how many these are, only their values tell."""
+    found: list[Any] = []
+    for index in indices:
+        mask = isinstance(index, torch.Tensor) and index.dtype == torch.bool and not index.is_meta
+        found += index.nonzero(as_tuple=True) if mask else [index]
+    return found
 
 
 def made_of_zeros(value: Any) -> Any:
@@ -141,13 +153,13 @@ class Networks:
         def call(network: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if self._inside:
                 return function(network, *args, **kwargs)
-            arguments = signature.bind(network, *args, **kwargs).arguments
+            arguments = _named_arguments(signature, args, kwargs)
             self._inside = True
             try:
                 made = self._made((component, name), arguments, lambda: function(network, *args, **kwargs))
                 return tree_map(made_of_zeros, made)
             except Exception:
-                self.failed = NetworkCall(component, network, name, dict(list(arguments.items())[1:]))
+                self.failed = NetworkCall(component, network, name, arguments)
                 raise
             finally:
                 self._inside = False
@@ -156,13 +168,22 @@ class Networks:
 
     def _made(self, called: tuple[str, str], arguments: Mapping[str, Any], work: Callable[[], Any]) -> Any:
         """What a call gives; the same call again, as in each step, gives the same shapes."""
-        key = _key(called, arguments)
+        key = _key_of_network_call(called, arguments)
         if key is not None and key in self._known:
             return self._known[key]
         made = work()
         if key is not None and any(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(made)):
             self._known[key] = made
         return made
+
+
+def _named_arguments(signature: inspect.Signature, args: Any, kwargs: Any) -> Mapping[str, Any]:
+    """What a method is given, itself left out; by its place where a decorator takes more than the method says."""
+    try:
+        bound = signature.bind(None, *args, **kwargs).arguments
+    except TypeError:
+        return {**{str(place): value for place, value in enumerate(args)}, **kwargs}
+    return dict(list(bound.items())[1:])
 
 
 def _methods(cls: type) -> Iterator[tuple[str, Callable[..., Any]]]:
@@ -176,9 +197,9 @@ def _methods(cls: type) -> Iterator[tuple[str, Callable[..., Any]]]:
             yield name, function
 
 
-def _key(called: tuple[str, str], arguments: Mapping[str, Any]) -> Any:
+def _key_of_network_call(called: tuple[str, str], arguments: Mapping[str, Any]) -> Any:
     """What decides the shapes that a call gives; None where it is not known."""
-    named = {name: value for name, value in list(arguments.items())[1:] if name not in TIMES}
+    named = {name: value for name, value in arguments.items() if name not in TIMES}
     leaves, tree = tree_flatten(named)
     parts = [_part_of_key(leaf) for leaf in leaves]
     return None if None in parts else (called, str(tree), tuple(parts))

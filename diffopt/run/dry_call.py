@@ -46,7 +46,7 @@ UNTOLD = frozenset({"name", "id", "revision", "variant", "content", "limits", "q
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedCall:
     """A call to make, and what its answer is kept by."""
 
     cell: Cell
@@ -90,7 +90,7 @@ def _interpreters(
 def _answers(cells: Sequence[Cell], others: Mapping[str, Interpreter]) -> list[DryAnswer]:
     """The answer for each cell, remembered or found now; cells that ask for the same call have the same."""
     asked = [_ask(cell, others.get(cell.runtime.name)) for cell in cells]
-    calls = {each.key: each for each in asked if isinstance(each, Asked)}
+    calls = {each.key: each for each in asked if isinstance(each, AskedCall)}
     known = {key: answer for key in calls if (answer := _recall(key)) is not None}
     for runtime in dict.fromkeys(call.cell.runtime.name for key, call in calls.items() if key not in known):
         waiting = [call for key, call in calls.items() if key not in known and call.cell.runtime.name == runtime]
@@ -98,10 +98,10 @@ def _answers(cells: Sequence[Cell], others: Mapping[str, Interpreter]) -> list[D
             known[call.key] = answer
             if answer.lasting:
                 _remember(call.key, answer)
-    return [known[each.key] if isinstance(each, Asked) else each for each in asked]
+    return [known[each.key] if isinstance(each, AskedCall) else each for each in asked]
 
 
-def _ask(cell: Cell, there: Interpreter | None) -> Asked | DryAnswer:
+def _ask(cell: Cell, there: Interpreter | None) -> AskedCall | DryAnswer:
     """The call that a cell asks for; an answer where its files are not at hand."""
     files, contents = [], []
     for stage in cell.recipe.model.stages:
@@ -111,7 +111,7 @@ def _ask(cell: Cell, there: Interpreter | None) -> Asked | DryAnswer:
             return DryAnswer(outcome="unclear", says=says, lasting=False)
         files.append(found[0])
         contents.append(found[1])
-    return Asked(cell, tuple(files), _key(cell, contents, there))
+    return AskedCall(cell, tuple(files), _key_of_call(cell, files, contents, there))
 
 
 def _files_of_stage(model: Model) -> tuple[StageFiles, str] | None:
@@ -140,12 +140,13 @@ def _files_of_stage(model: Model) -> tuple[StageFiles, str] | None:
     return StageFiles(pipeline=str(folder), controlnet=None if extra is None else str(extra), cached=cached), content
 
 
-def _key(cell: Cell, contents: Sequence[str], there: Interpreter | None) -> str:
+def _key_of_call(cell: Cell, files: Sequence[StageFiles], contents: Sequence[str], there: Interpreter | None) -> str:
     """A hash of all that decides the call."""
     workload = record_identity(cell.workload)
     models = [record_identity(stage) for stage in cell.recipe.model.stages]
     data = {
         "contents": list(contents),
+        "cached": [each.cached for each in files],
         "models": [{key: value for key, value in model.items() if key not in UNTOLD} for model in models],
         "workload": {key: value for key, value in workload.items() if key != "seed"},
         "scheduler": cell.recipe.scheduler.model_dump(mode="json"),
@@ -155,7 +156,7 @@ def _key(cell: Cell, contents: Sequence[str], there: Interpreter | None) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _made_in_processes(calls: Sequence[Asked], there: Interpreter | None) -> Iterator[tuple[Asked, DryAnswer]]:
+def _made_in_processes(calls: Sequence[AskedCall], there: Interpreter | None) -> Iterator[tuple[AskedCall, DryAnswer]]:
     """An answer for each call, from one process; from another one after it where it dies or does not answer."""
     waiting = list(range(len(calls)))
     while waiting:
@@ -166,7 +167,7 @@ def _made_in_processes(calls: Sequence[Asked], there: Interpreter | None) -> Ite
 
 
 def _made_in_process(
-    calls: Sequence[Asked], waiting: Sequence[int], folder: Path, there: Interpreter | None
+    calls: Sequence[AskedCall], waiting: Sequence[int], folder: Path, there: Interpreter | None
 ) -> Iterator[tuple[int, DryAnswer]]:
     """Those of one process until it ends; where it ends too early, one for the call that it was at."""
     done = 0
@@ -183,7 +184,7 @@ def _made_in_process(
         yield waiting[done], DryAnswer(outcome="unclear", says=says, lasting=False)
 
 
-def _start(calls: Sequence[Asked], waiting: Sequence[int], folder: Path, there: Interpreter | None) -> Child:
+def _start(calls: Sequence[AskedCall], waiting: Sequence[int], folder: Path, there: Interpreter | None) -> Child:
     asked = [DryCall(number=number, cell=calls[number].cell, files=calls[number].files) for number in waiting]
     file = folder / "calls.json"
     file.write_text(json.dumps([call.model_dump(mode="json") for call in asked]), encoding="utf-8")

@@ -39,7 +39,7 @@ def test_verbs_and_their_flags() -> None:
         "ls": ("--config-dir", "--trust-config-dir"),
         "show": ("--recipe", "--config-dir", "--trust-config-dir"),
         "diff": ("--config-dir", "--trust-config-dir"),
-        "report": ("--csv", "--pictures", "--like", "--published", "--charts", "--gpu"),
+        "report": ("--reference", "--csv", "--pictures", "--like", "--published", "--charts", "--gpu"),
         "check": ("--recipes", "--all", "--compile", "--config-dir", "--trust-config-dir"),
         "prefetch": ("--multirun", "--recipe", "--config-dir", "--trust-config-dir"),
         "compare": ("--slower", "--json"),

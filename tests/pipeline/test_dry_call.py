@@ -141,6 +141,7 @@ def test_values_decide_where_no_weight_has_touched_them() -> None:
         read = torch.nn.functional.embedding(ids, table)
         assert (read.is_meta, tuple(read.shape)) == (True, (1, 3, 4))
         assert (read + torch.ones(1, 3, 1)).is_meta
+        assert tuple(read[mask].shape) == (2, 4)
         assert torch.equal(read.cpu(), torch.zeros(1, 3, 4))
         with pytest.raises(IndexError, match="9 is looked up in a table of 8 rows"):
             torch.nn.functional.embedding(torch.tensor([9]), table)
