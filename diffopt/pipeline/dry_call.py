@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from diffopt.errors import DiffoptError, Refusal
+from diffopt.machine import packages
 from diffopt.models import calls
 from diffopt.models.index import IndexEntry
 from diffopt.models.random.weights import weightless_component, weightless_pipeline
@@ -100,6 +101,8 @@ def _sampler_of_cell(cell: Cell) -> list[tuple[str, Step]]:
 
 def answer_dry_call(asked: DryCall) -> DryAnswer:
     """Make one call; whatever it raises becomes the answer."""
+    if (lacking := packages.reason_of_lacking([asked.cell.recipe.scheduler.requires()])) is not None:
+        return DryAnswer(outcome="unclear", says=lacking, lasting=False)
     attempt = Attempt(asked, asked.cell)
     try:
         attempt.make()
@@ -112,12 +115,20 @@ def answer_dry_call(asked: DryCall) -> DryAnswer:
 def _unclear(asked: DryCall, attempt: Attempt, error: BaseException) -> DryAnswer | None:
     """The answer where the error says nothing of the model: for want of values, files, packages or memory."""
     said = describe_pipeline_error(error)
-    if isinstance(error, WANTING) or WITHOUT_VALUES.search(str(error)) or _is_ours(error):
+    if any(isinstance(each, WANTING) or WITHOUT_VALUES.search(str(each)) for each in _chain(error)) or _is_ours(error):
         return DryAnswer(outcome="unclear", says=said, lasting=not isinstance(error, MemoryError))
     cached = any(files.cached for files in asked.files)  # where some may be missing, whatever the library says of it
-    if attempt.loading and (cached or isinstance(error, ImportError | Refusal)):
+    absent = isinstance(error, ImportError | NameError)  # diffusers leaves out the import of what is not here
+    if absent or (attempt.loading and (cached or isinstance(error, Refusal))):
         return DryAnswer(outcome="unclear", says=said, lasting=False)
     return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The exception and those that it was raised for."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def _is_ours(error: BaseException) -> bool:
