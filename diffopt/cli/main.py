@@ -40,6 +40,11 @@ class Verb:
 FLAGS: dict[str, dict[str, object]] = {
     "--multirun": {"short": "-m", "action": "store_true", "help": "run every combination of a,b values; sweep=NAME"},
     "--force": {"action": "store_true", "help": "measure anew what the study has a row of; the row is replaced"},
+    "--deep": {
+        "action": "store_true",
+        "help": "call the pipeline of model=local or model=hub once without weights, in a process of its own",
+    },
+    "--no-deep": {"dest": "deep", "action": "store_false", "help": "do not call it once without weights beforehand"},
     "--recipe": {"metavar": "FILE", "type": Path, "help": "start from a file that `diffopt show` printed"},
     "--recipes": {
         "flag": "--recipe",
@@ -99,14 +104,14 @@ VERBS: dict[str, Verb] = {
     "run": Verb(
         "compose, build, prove and measure; -m sweeps",
         "sweeps:run_sweep_verb",
-        ("--multirun", "--force", "--recipe", "--config-dir", "--trust-config-dir"),
+        ("--multirun", "--force", "--no-deep", "--recipe", "--config-dir", "--trust-config-dir"),
         example="diffopt run -m compile=none,regional attention=vanilla,sdpa measure=quick study=first",
         keeps=True,
     ),
     "plan": Verb(
         "the cells, their steps in order, what is refused and why; needs no GPU",
         "plans:run_plan_verb",
-        ("--multirun", "--recipe", "--config-dir", "--trust-config-dir", "--json"),
+        ("--multirun", "--deep", "--recipe", "--config-dir", "--trust-config-dir", "--json"),
         example="diffopt plan -m model=sd15,sdxl hardware=a100,t4 precision=fp16,bf16 compile=none,max_autotune",
     ),
     "check": Verb(

@@ -75,7 +75,9 @@ def many_plans_in_words(plans: Sequence[Plan], code: Sequence[Sequence[Code]] = 
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
         lines.append(f"note: {note}")
     counts = Counter(plan.status for plan in plans)
-    lines.append(f"{len(plans)} cells: {counts['ok']} ok, {counts['refused']} refused")
+    called = sum(plan.called for plan in plans)
+    said = f"; {called} called once without weights" if called else ""
+    lines.append(f"{len(plans)} cells: {counts['ok']} ok, {counts['refused']} refused{said}")
     return "\n".join(lines)
 
 

@@ -75,6 +75,10 @@ class ModelIndex:
         kept = {name: part for name, part in self.components.items() if name not in dropped}
         return replace(self, components=kept, absent=self.absent | dropped)
 
+    def config_paths(self, component: str) -> list[Path]:
+        """The small files that a component is loaded from."""
+        return sorted(path for path in (self.folder / component).glob("*") if path.suffix in CONFIG_SUFFIXES)
+
     def names(self, component: str) -> frozenset[str]:
         """Names of the files right in a component's folder; of the top folder for ``""``."""
         return _names_in_folder(self.folder, self.files, component)

@@ -16,7 +16,7 @@ from diffopt.machine.content import sha256_of_folder
 from diffopt.machine.paths import user_path
 from diffopt.models import hub
 from diffopt.models.facts import VIDEOS, read_model_facts
-from diffopt.models.index import CONFIG_SUFFIXES, ModelIndex, check_model_files, read_model_index
+from diffopt.models.index import ModelIndex, check_model_files, read_model_index
 from diffopt.models.weights import find_weights, read_weights
 from diffopt.schema.model import Limits, Model, Parameters
 from diffopt.schema.record import Frozen
@@ -203,8 +203,7 @@ def _content_of_model(index: ModelIndex, weights: dict[str, tuple[Path, ...]], d
     """SHA-256 over names and bytes of the files that make the model: its configs, and the weights that are loaded."""
     paths = [index.folder / "model_index.json"]
     for name in sorted(index.components):
-        configs = [path for path in (index.folder / name).glob("*") if path.suffix in CONFIG_SUFFIXES]
-        paths += sorted({*configs, *weights.get(name, ())})
+        paths += sorted({*index.config_paths(name), *weights.get(name, ())})
     content = sha256_of_folder(index.folder, paths)
     if data["content"] not in (None, content):
         raise UsageError(

@@ -39,6 +39,7 @@ class Plan:
     steps: tuple[tuple[str, Step], ...]  # (group, step), in the order they touch the pipeline
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
+    called: bool = False  # once without weights, and nothing was against it
 
     def __str__(self) -> str:
         return self.text()
@@ -59,6 +60,7 @@ class Plan:
         ]
         for group, step in self.steps:
             lines.append(f"  {step.order.name.lower():10} {self.choice(group)}")
+        lines += ["called once without weights: ok"] if self.called else []
         lines += [f"runs: {each}" for each in code]
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"refused: {reason}" for reason in self.reasons]
@@ -84,6 +86,7 @@ class Plan:
             "status": self.status,
             "reasons": self.reasons,
             "notes": list(self.notes),
+            "called": self.called,
             "steps": _in_order(self.cell),
         }
 
@@ -106,7 +109,7 @@ def read_plan_file(path: Path) -> Plan:
             f"{path.name} is of cell {data['cell_id']}, and this process reads cell {cell.id} out of it, or other "
             "steps: the same diffopt has to plan a cell and to run it"
         )
-    return Plan(cell=cell, steps=cell.recipe.steps, problems=(), notes=tuple(data["notes"]))
+    return Plan(cell=cell, steps=cell.recipe.steps, problems=(), notes=tuple(data["notes"]), called=data["called"])
 
 
 def _in_order(cell: Cell) -> list[dict[str, str]]:

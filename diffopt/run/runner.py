@@ -14,7 +14,6 @@ from diffopt.machine.interpreter import Interpreter, packages_for_workers, packa
 from diffopt.machine.nvml import Gpu
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.launch import Launch
-from diffopt.recipe.plan import make_plan
 from diffopt.recipe.planned import Plan
 from diffopt.results.result import Phase, Result
 from diffopt.results.study import Study
@@ -35,6 +34,7 @@ class Runner:
     listener: Listener
     stop: Stop
     budget: Budget
+    plans: Mapping[str, Plan]  # of the cells, by id
     names: Mapping[str, str]  # what the progress calls each cell, by id
     others: Mapping[str, Interpreter]  # by the runtime's name; the Python that runs this is not among them
     anew: bool = False  # measure also what the study has a final row of
@@ -53,8 +53,7 @@ class Runner:
         Args:
             gpu: where it runs; None: on the CPU, or nowhere, for want of a device.
         """
-        plan = make_plan(cell)
-        unreadable = None
+        plan, unreadable = self.plans[cell.id], None
         try:
             where = self._where(cell, gpu)
         except Refusal as error:  # the GPU was there when the sweep began
@@ -137,17 +136,16 @@ class Runner:
             self.listener(event)
 
 
-def row_of_refused_cell(cell: Cell, there: Interpreter | None) -> Result | None:
+def row_of_refused_cell(plan: Plan, there: Interpreter | None) -> Result | None:
     """The row of a cell of which it is known without a worker that it cannot run here; None where it may.
 
     Args:
         there: the interpreter that is to run it, where it is another one than this.
     """
-    plan = make_plan(cell)
     if (verdict := _refusal(plan, there)) is None:
         return None
-    where = detect_environment(cell.recipe.hardware.device, git=git_state(), interpreter=there)
-    return row.row_of_ended_run(None, cell, where, verdict)
+    where = detect_environment(plan.cell.recipe.hardware.device, git=git_state(), interpreter=there)
+    return row.row_of_ended_run(None, plan.cell, where, verdict)
 
 
 def _refusal(plan: Plan, there: Interpreter | None) -> Verdict | None:

@@ -172,6 +172,11 @@ class Model(Frozen):
         return self.guidance_argument == "true_cfg_scale"
 
     @property
+    def told_by_its_files(self) -> bool:
+        """Whether all that is known of it was read from its own files, a folder's or any repository's of the hub."""
+        return self.architecture is None
+
+    @property
     def pinned(self) -> bool:
         """Whether the same recipe will load the same weights for ever."""
         return self.content is not None or (self.revision is not None and len(self.revision) == 40)
