@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from diffopt.machine.hardware import GIB
 from diffopt.recipe.labels import cell_label_line, cell_labels
+from diffopt.recipe.planned import measured_in_rounds
 from diffopt.results.table import Table
 
 if TYPE_CHECKING:
@@ -38,7 +39,13 @@ def _draw_table(shown: Table) -> None:
 
     drawn = Drawn(box=None, pad_edge=False, header_style="bold")
     for index, header in enumerate(shown.headers):
-        drawn.add_column(header, justify="right" if index in shown.right else "left", overflow="fold")
+        figure = index in shown.right
+        drawn.add_column(
+            header.replace(" ", "\n") if figure else header,
+            justify="right" if figure else "left",
+            overflow="fold",
+            no_wrap=figure,
+        )
     for row in shown.rows:
         drawn.add_row(*(Text(cell) for cell in row))
     Console().print(drawn)
@@ -56,6 +63,7 @@ def many_plans_in_words(plans: Sequence[Plan], code: Sequence[Sequence[Code]] = 
         lines.append(f"note: {note}")
     counts = Counter(plan.status for plan in plans)
     lines.append(f"{len(plans)} cells: {counts['ok']} ok, {counts['refused']} refused")
+    lines += measured_in_rounds(plans)
     return "\n".join(lines)
 
 
