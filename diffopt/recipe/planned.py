@@ -6,7 +6,7 @@ A plan is made once, by ``make_plan``; it travels to the worker as a file. Whoev
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +56,7 @@ class Plan:
                 f"then {later.name}, {later.task}, {call.steps} steps"
                 for later, call in zip(model.cascade, workload.later_stages, strict=False)
             ),
+            *measured_in_rounds([self]),
             f"steps, in the order they touch {'each' if model.cascade else 'the'} pipeline:",
         ]
         for group, step in self.steps:
@@ -93,6 +94,17 @@ class Plan:
     def write(self, path: Path) -> None:
         """For :func:`read_plan_file`: the plan as it is listed, with the whole cell."""
         write_json(path, {**self.to_json(), "cell": self.cell.model_dump(mode="json")})
+
+
+def measured_in_rounds(plans: Sequence[Plan]) -> list[str]:
+    """How many processes the cells that can work take, where some are measured in several rounds."""
+    protocols = [plan.cell.measure for plan in plans if not plan.problems]
+    rounds = sorted({protocol.rounds for protocol in protocols})
+    if max(rounds, default=1) == 1:
+        return []
+    words, processes = " or ".join(map(str, rounds)), sum(protocol.processes for protocol in protocols)
+    every = "" if len(plans) == 1 else ", every cell once before any again"
+    return [f"measured in {words} rounds{every}: {processes} processes"]
 
 
 def read_plan_file(path: Path) -> Plan:

@@ -13,6 +13,7 @@ from diffopt.errors import UsageError
 from diffopt.machine.environment import Environment
 from diffopt.machine.nvml import Device
 from diffopt.recipe.recipe import STEP_GROUPS, Recipe
+from diffopt.results.samples import Sample
 from diffopt.schema.record import Frozen
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -25,10 +26,15 @@ Phase = Literal["plan", "load", "optimize", "compile", "warmup", "measure", "qua
 class Latency(Frozen):
     """End to end, from the prompts to pictures on the host, of one batch; seconds."""
 
-    samples: tuple[float, ...]  # as they came
+    samples: tuple[float, ...]  # as they came, those of all rounds together
     median: float
     q1: float
     q3: float
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the quartiles, over the median."""
+        return (self.q3 - self.q1) / 2 / self.median if self.median > 0 else 0.0
 
 
 class StageSpeed(Frozen):
@@ -117,6 +123,19 @@ class Metrics(Frozen):
     starts: Starts | None = None  # where measure.starts asks for them
 
 
+class Round(Frozen):
+    """One of the processes of a row with ``measure.rounds``, from loading on, and what it had by itself."""
+
+    seconds: float  # wall clock
+    samples: int  # how many of the row's are its own; they stand in the order of the rounds
+    load_s: float | None
+    first_call_s: float | None
+    warmup_s: float | None
+    compile_cache: CompileCache | None
+    peak_memory_bytes: PeakMemory
+    peak_reserved_bytes: PeakReserved
+
+
 class StepEffect(Frozen):
     """The proof of one step."""
 
@@ -144,7 +163,8 @@ class Outcome(Frozen):
     reason: str | None = None
     valid: bool = False
     effects: tuple[StepEffect, ...] = ()
-    metrics: Metrics = Metrics()
+    metrics: Metrics = Metrics()  # of the samples of earlier rounds too
+    samples: tuple[Sample, ...] = ()  # its own
     pictures: tuple[str, ...] = ()
     compile_cache: str | None = None
     compile_cache_sha256: str | None = None
@@ -169,6 +189,7 @@ class Result(Frozen):
     environment: Environment
     artifacts: Artifacts = Artifacts()
     seconds: float | None = None  # wall clock of its processes, from start to end; None: none was started
+    rounds: tuple[Round, ...] = ()  # those that ended well, where measure.rounds asks for several
     notes: tuple[str, ...] = ()  # of its plan: what works, but not as one may think
 
     @property

@@ -1,4 +1,4 @@
-"""The worker processes of one cell: the one that measures it, and before it those that tell how long a start takes."""
+"""The worker processes of a round of a cell: the one that measures it, and before it those that time a start."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from diffopt.machine.interpreter import Interpreter
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.launch import CompileArtifact, Launch
 from diffopt.results.result import Metrics, Phase, Start, Starts
+from diffopt.results.rounds import ROUNDS
 from diffopt.run.process import OUTCOME, Stop, Verdict, run_worker_process
 
 _NO_ARTIFACT = CompileArtifact(save=False, load=None, sha256=None)
@@ -27,16 +28,20 @@ def run_cell_workers(
     on_phase: Callable[[Phase], None],
     interpreter: Interpreter | None = None,
 ) -> Verdict:
-    """One cell's worker; where ``measure.starts`` asks for it, a cold and a warm start before it.
+    """One round of a cell: its worker; where ``measure.starts`` asks for it, before the first a cold and a warm start.
 
     All three share compile caches of their own, which are empty at first. Where a start does not end well, that is how
-    the cell ended.
+    the cell ended. What compiling left behind is saved in the first round, which had to compile most.
     """
+    later = (folder / ROUNDS).exists()
+    if later:
+        artifact = launch.compile_artifact.model_copy(update={"save": False})
+        launch = launch.model_copy(update={"compile_artifact": artifact})
 
     def child(launch: Launch = launch, **starting: Any) -> Verdict:
         return run_worker_process(folder, launch, stop, gpu=gpu, on_phase=on_phase, interpreter=interpreter, **starting)
 
-    if not cell.measure.starts:
+    if later or not cell.measure.starts:
         return child()
     with tempfile.TemporaryDirectory(prefix="diffopt-") as place:
         caches = private_compile_caches(Path(place))

@@ -20,7 +20,7 @@ from diffopt.results.study import Study
 from diffopt.run.budget import Budget
 from diffopt.run.dry_call import plan_cells
 from diffopt.run.events import CellFinished, Listener, SweepFinished, SweepStarted, silent_listener
-from diffopt.run.launchers import launcher
+from diffopt.run.launchers import Launcher, launcher
 from diffopt.run.process import Stop
 from diffopt.run.runner import Runner, row_of_refused_cell
 
@@ -79,7 +79,9 @@ def run_all(
     anew: bool = False,
     deep: bool = True,
 ) -> list[Result]:
-    """Measure each distinct cell once, skip those whose row the study keeps, and return the rows in the order asked.
+    """Measure each distinct cell, skip those whose row the study keeps, and return the rows in the order asked.
+
+    With ``measure.rounds`` the first round of every cell comes before the second of any.
 
     With ``launch.minutes`` cells begin in the order of :meth:`Budget.in_order`. One that cannot begin, or not end, for
     want of time has a row as well, ``interrupted``; one that has a row already keeps that.
@@ -116,18 +118,29 @@ def _run_plans(
     """The rows of distinct cells, in their order; see :func:`run_all`."""
     launch = default_launch() if launch is None else launch
     budget = Budget(launch)
-    launch_cells = launcher(launch.kind).run
+    by = launcher(launch.kind)
     distinct, by_id = [plan.cell for plan in plans], {plan.cell.id: plan for plan in plans}
     with _stopping(budget.end) as stop:
         study = _study(study)
         budget.learn(study)
         runner = Runner(study, launch, listener, stop, budget, by_id, _names(distinct), others, anew)
         runner.tell(SweepStarted(len(distinct), launch.minutes, notes_on_cells(distinct)))
-        rows = {row.cell_id: row for row in launch_cells(budget.in_order(distinct), runner)}
+        rows = _rows_of_rounds(by, budget.in_order(distinct), runner)
         runner.tell(SweepFinished(tuple(rows[cell.id] for cell in distinct if cell.id in rows), asked=len(distinct)))
     if stop.signal is not None:
         raise Interrupted(stop.signal, study.asked_for)
     return [rows[cell.id] for cell in distinct]
+
+
+def _rows_of_rounds(launch: Launcher, cells: Sequence[Cell], runner: Runner) -> dict[str, Result]:
+    """The first round of every cell, then the second of those that have one: the machine's drift meets all alike."""
+    rows: dict[str, Result] = {}
+    for number in range(1, max((cell.measure.rounds for cell in cells), default=0) + 1):
+        runner.round = number
+        waiting = [cell for cell in cells if cell.id not in rows]
+        if waiting and not runner.stopped:
+            rows |= {row.cell_id: row for row in launch.run(waiting, runner)}
+    return rows
 
 
 def _study(given: str | Path | Study | None) -> Study:
