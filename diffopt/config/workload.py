@@ -20,7 +20,7 @@ PLAIN = ("task", "height", "width", "steps", "guidance")  # a model has a custom
 CUSTOMARY = (*PLAIN, "prompts", "later_stages", *ASKED_FOR)  # what a model has a customary value for
 SAID = (*PLAIN, "frames", "later_stages")  # of these what a person would not look for in a recipe file
 UNSAID: dict[str, Any] = {"prompt": None, "prompts_file": None} | {
-    name: None for name, field in Workload.model_fields.items() if not field.is_required()
+    name: field.default or None for name, field in Workload.model_fields.items() if not field.is_required()
 }
 
 
