@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from diffopt.recipe import lock
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.named_files import files_named_by_recipe
 from diffopt.recipe.rules import notes_on_cell
+from diffopt.results.frames import frame_folders
 from diffopt.results.result import Artifacts, Outcome, Result
 from diffopt.run.process import OUTCOME, PLAN, Verdict
 
@@ -18,9 +20,11 @@ from diffopt.run.process import OUTCOME, PLAN, Verdict
 def prepare_folder_for_run(folder: Path, cell: Cell) -> None:
     """The folder of a row, with the cell in it, as ``show`` prints it, and nothing of an earlier try."""
     folder.mkdir(parents=True, exist_ok=True)
-    for pattern in ("result.json", PLAN, OUTCOME, "log.txt", "*.png", "*.gif", "*.zip", ".*.tmp"):
+    for pattern in ("result.json", PLAN, OUTCOME, "log.txt", "*.png", "*.gif", "*.mp4", "*.zip", ".*.tmp"):
         for stale in folder.glob(pattern):
             stale.unlink()
+    for frames in frame_folders(folder):
+        shutil.rmtree(frames)
     write_text(folder / "cell.yaml", lock.recipe_to_yaml(cell))
 
 
