@@ -9,7 +9,7 @@ from diffopt.cli.arguments import config_folders_of_arguments, requests_of_argum
 from diffopt.config.resolve import compose_requests
 from diffopt.errors import UsageError
 from diffopt.recipe import lock
-from diffopt.schema.words import value_in_words
+from diffopt.schema.words import escape_controls, value_in_words
 
 
 def run_show_verb(args: argparse.Namespace) -> int:
@@ -33,5 +33,5 @@ def run_diff_verb(args: argparse.Namespace) -> int:
         )
         cells.append(request.cell)
     for key, before, after in lock.recipe_differences(*cells):
-        print(f"{key}: {value_in_words(before)} -> {value_in_words(after)}")
+        print(escape_controls(f"{key}: {value_in_words(before)} -> {value_in_words(after)}"))
     return 0

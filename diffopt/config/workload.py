@@ -20,7 +20,7 @@ PLAIN = ("task", "height", "width", "steps", "guidance")  # a model has a custom
 CUSTOMARY = (*PLAIN, "prompts", "later_stages", *ASKED_FOR)  # what a model has a customary value for
 SAID = (*PLAIN, "frames", "later_stages")  # of these what a person would not look for in a recipe file
 UNSAID: dict[str, Any] = {"prompt": None, "prompts_file": None} | {
-    name: None for name, field in Workload.model_fields.items() if not field.is_required()
+    name: field.default or None for name, field in Workload.model_fields.items() if not field.is_required()
 }
 
 
@@ -47,6 +47,26 @@ def resolve_workload(data: Mapping[str, Any], model: Mapping[str, Any], typed: f
     return workload
 
 
+def written_workload_keys(data: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, str]:
+    """By the key of the resolved workload, the key that its value was written at, where that is another one.
+
+    Args:
+        data: the composed ``workload``, as :func:`resolve_workload` takes it; ``model`` likewise.
+    """
+    found = {f"workload.{key}": f"model.{key}" for key in (*PLAIN, "frames") if data.get(key) is None}
+    if data.get("prompt") is not None:
+        found |= {"workload.prompts": "workload.prompt", "workload.prompts.0": "workload.prompt"}
+    elif data.get("prompts") is None:
+        found["workload.prompts.0"] = "model.prompt"
+    if data.get("later_stages") in (None, []):
+        for index, _ in enumerate(model.get("cascade") or []):
+            stage = f"model.cascade.{index}"
+            found[f"workload.later_stages.{index}.guidance"] = f"{stage}.guidance"
+            steps = f"{stage}.steps" if data.get("steps") is None else "workload.steps"
+            found[f"workload.later_stages.{index}.steps"] = steps
+    return found
+
+
 def _prompts(data: Mapping[str, Any], model: Mapping[str, Any], typed: frozenset[str]) -> dict[str, list[Any]]:
     """Of ``prompt`` and ``prompts_file`` the one on the command line counts; of two in YAML, the file."""
     prompt, file = data.get("prompt"), data.get("prompts_file")
@@ -60,6 +80,8 @@ def _prompts(data: Mapping[str, Any], model: Mapping[str, Any], typed: frozenset
 
 
 def _read_prompts(name: Any) -> list[str]:
+    if isinstance(name, list | dict | bool):
+        raise UsageError(f"workload.prompts_file={value_in_words(name)}: give the path of one text file.")
     path = user_path(str(name), "workload.prompts_file")
     if not path.exists() or path.is_dir():
         raise UsageError(f"workload.prompts_file={name}: there is no such file.")

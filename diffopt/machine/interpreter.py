@@ -24,7 +24,8 @@ from diffopt.schema.step import Step
 from diffopt.schema.words import value_in_words
 
 DISTRIBUTION = "diffopt-toolkit"
-NOT_FOR_WORKERS = frozenset({"hydra-core", "rich"})  # what only the command line imports
+# what only the command line imports, and what only some samplers do, which ask for it themselves
+NOT_FOR_WORKERS = frozenset({"hydra-core", "rich", "scipy"})
 ANSWER_S = 60.0  # a Python on a slow network disk starts in seconds
 LONGEST_ANSWER = 2**22  # bytes; a distribution takes about thirty
 # `metadata[…]` of a broken distribution, without a name, is deprecated; `get` is not

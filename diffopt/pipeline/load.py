@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import DiffoptError, Refusal
+from diffopt.machine.packages import how_to_install, unmet_packages
 from diffopt.models.families import family_of_pipeline
 from diffopt.models.hub import hub_repository_in_words
 from diffopt.models.index import read_model_index
@@ -48,8 +48,8 @@ def load_pipeline(model: Model, task: str, *, device: str, dtype: Mapping[str, t
 def check_packages_of_pipeline(cls: Any) -> None:
     """Raise Refusal where packages are not here that a pipeline class takes for granted."""
     known = family_of_pipeline(cls.__name__)
-    if lacking := [name for name in (known.packages if known is not None else ()) if find_spec(name) is None]:
-        raise Refusal(f"{cls.__name__} needs packages that are not here: pip install {' '.join(lacking)}")
+    if lacking := unmet_packages(known.packages if known is not None else ()):  # as diffusers looks for them
+        raise Refusal(f"{cls.__name__} {how_to_install(lacking)}")
 
 
 def refuse_unknown_parts(model: Model, pipe: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
@@ -10,15 +11,20 @@ from diffopt.recipe.recipe import STEP_GROUPS
 from diffopt.schema.words import did_you_mean, value_in_words
 
 
-def explain_invalid_recipe(error: ValidationError, *, prefix: str = "") -> str:
+def explain_invalid_recipe(
+    error: ValidationError, *, prefix: str = "", written: Mapping[str, str] | None = None
+) -> str:
     """One paragraph: every offending key, its value, what is valid.
 
     Keys are those of the command line: ``recipe.`` and the tags of unions are left out, ``prefix`` is put before.
+
+    Args:
+        written: by the key of the record, the key that somebody wrote its value at, where that is another.
     """
     details = error.errors(include_url=False)
     inner = {detail["loc"][:-1] for detail in details}  # a list whose items are wrong also counts as too short
     kept = [detail for detail in details if not (detail["type"] == "too_short" and detail["loc"] in inner)]
-    return " ".join(dict.fromkeys(_one(dict(detail), prefix) for detail in kept))
+    return " ".join(dict.fromkeys(_one(dict(detail), prefix, written or {}) for detail in kept))
 
 
 def groups_of_invalid_recipe(error: ValidationError) -> list[str]:
@@ -26,9 +32,10 @@ def groups_of_invalid_recipe(error: ValidationError) -> list[str]:
     return list(dict.fromkeys(_key(detail["loc"]).split(".")[0] for detail in error.errors(include_url=False)))
 
 
-def _one(detail: dict[str, Any], prefix: str) -> str:
+def _one(detail: dict[str, Any], prefix: str, written: Mapping[str, str]) -> str:
     kind, context, value = detail["type"], detail.get("ctx", {}), detail["input"]
     key = _key((*([prefix] if prefix else []), *detail["loc"]))
+    key = written.get(key, key)
     if kind == "value_error":
         return f"{context['error']}."
     if kind == "extra_forbidden":
@@ -45,6 +52,11 @@ def _one(detail: dict[str, Any], prefix: str) -> str:
         return f"{key}={_short_text(value)}: must be {context['expected']}."
     if kind == "tuple_type":
         return f"{key}={_short_text(value)}: must be a list, such as [{'' if value is None else _short_text(value)}]."
+    if kind == "string_type":
+        scalar = isinstance(value, bool | int | float)  # which YAML and Hydra read where nothing is quoted
+        return f"{key}={_short_text(value)}: must be a text{'; put it in quotes' if scalar else ''}."
+    if kind == "too_short" and not value:
+        return f"{key}={_short_text(value)}: must not be empty."
     return f"{key}={_short_text(value)}: {detail['msg'][0].lower()}{detail['msg'][1:]}."
 
 

@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from diffopt.recipe.recipe import GROUP_ORDER
-from diffopt.schema.words import flatten_to_dotted_keys, value_in_words
+from diffopt.schema.words import escape_controls, flatten_to_dotted_keys, value_in_words
 from diffopt.schema.workload import PICTURES
 
 # What explains a value that a file decides: its name tells the content, and the content tells the rest. A model's
@@ -79,7 +79,8 @@ def _short_label(key: str, value: Any) -> str:
     """A value as a label: a hash by its beginning, a picture or a LoRA by its file's name."""
     if key.endswith("content"):
         return value_in_words(value)[:12]
-    return PurePath(value).name if key in _FILES.values() and value is not None else value_in_words(value)
+    named = PurePath(value).name if key in _FILES.values() and value is not None else value_in_words(value)
+    return escape_controls(named)
 
 
 def cell_label_line(label: Mapping[str, str]) -> str:

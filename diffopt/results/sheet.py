@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
 from diffopt.recipe.labels import cell_label_line, cell_labels
+from diffopt.results.frames import lossless_pictures
 from diffopt.results.result import Result
 from diffopt.results.study import Study
 
@@ -45,9 +45,10 @@ def contact_sheet(study: Study, results: Sequence[Result], *, columns: int = 4) 
 def _picture(study: Study, result: Result) -> Image.Image | None:
     if not result.artifacts.pictures:
         return None
-    path: Path = study.folder(result.cell_id, result.env_id) / result.artifacts.pictures[0]
-    with Image.open(path) as opened:
-        opened.seek(getattr(opened, "n_frames", 1) // 2)
+    folder, shown = study.folder(result.cell_id, result.env_id), result.artifacts.pictures[0]
+    drawn = lossless_pictures(folder, shown)
+    with Image.open(drawn[len(drawn) // 2] if drawn else folder / shown) as opened:
+        opened.seek(getattr(opened, "n_frames", 1) // 2)  # of a GIF from before frames were kept
         scale = SIDE / max(opened.size)
         size = (max(1, round(opened.width * scale)), max(1, round(opened.height * scale)))
         smooth = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS

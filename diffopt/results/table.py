@@ -15,7 +15,7 @@ from diffopt.results.result import Column, Metrics, Result
 from diffopt.results.speed_up import speed_ups
 from diffopt.results.spread import notes_on_spread, spread_in_words
 from diffopt.schema.reference import AUTO, Reference
-from diffopt.schema.words import flatten_to_dotted_keys, value_in_words
+from diffopt.schema.words import escape_controls, flatten_to_dotted_keys, value_in_words
 
 MIB = 1024**2
 
@@ -49,7 +49,8 @@ class Table:
 
     def text(self) -> str:
         """Plain lines: columns padded to their widest cell, but for the last one."""
-        lines = [self.headers, *self.rows] if self.headers else self.rows
+        every = [self.headers, *self.rows] if self.headers else self.rows
+        lines = [[escape_controls(" ".join(cell.splitlines())) for cell in line] for line in every]
         widths = _widths(lines)
         padded = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
         return "".join(f"{line}\n" for line in padded)
@@ -77,7 +78,8 @@ class Table:
         return Table(self.headers, tuple(rows), self.right)
 
     def _escaped(self) -> list[list[str]]:
-        return [[" ".join(cell.split()).replace("|", "\\|") for cell in line] for line in (self.headers, *self.rows)]
+        lines = (self.headers, *self.rows)
+        return [[escape_controls(" ".join(cell.split())).replace("|", "\\|") for cell in line] for line in lines]
 
     def _pad(self, column: int, cell: str, width: int) -> str:
         return cell.rjust(width) if column in self.right else cell.ljust(width)

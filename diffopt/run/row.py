@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,12 @@ from diffopt.recipe import lock
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.named_files import files_named_by_recipe
 from diffopt.recipe.rules import notes_on_cell
+from diffopt.results.frames import frame_folders
 from diffopt.results.result import Artifacts, Outcome, Result
 from diffopt.results.rounds import ROUNDS, EndedRound, outcome_of_rounds, write_ended_rounds
 from diffopt.run.process import OUTCOME, PLAN, Verdict
 
-OF_ONE_ROUND = ("result.json", PLAN, OUTCOME, "log.txt", "*.png", "*.gif", ".*.tmp")
+OF_ONE_ROUND = ("result.json", PLAN, OUTCOME, "log.txt", "*.png", "*.gif", "*.mp4", ".*.tmp")
 OF_ALL_ROUNDS = (ROUNDS, "log-*.txt", "*.zip")
 
 
@@ -31,6 +33,8 @@ def prepare_folder_for_run(folder: Path, cell: Cell, ended: Sequence[EndedRound]
     for pattern in OF_ONE_ROUND if ended else (*OF_ONE_ROUND, *OF_ALL_ROUNDS):
         for stale in folder.glob(pattern):
             stale.unlink()
+    for frames in frame_folders(folder):
+        shutil.rmtree(frames)
     write_text(folder / "cell.yaml", lock.recipe_to_yaml(cell))
 
 

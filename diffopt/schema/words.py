@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
+from unicodedata import category
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
@@ -35,6 +36,11 @@ def hydra_literal(value: str | int | float | bool) -> str:
 def shell_word(key: str, value: str | int | float | bool) -> str:
     """``KEY=VALUE`` as a shell takes it."""
     return shlex.quote(f"{key}={hydra_literal(value)}")
+
+
+def escape_controls(text: str) -> str:
+    """The text with the escapes of its line ends and of what else would steer a terminal: ``a\\nb``."""
+    return "".join(repr(sign)[1:-1] if category(sign) == "Cc" else sign for sign in text)
 
 
 def one_line(error: BaseException) -> str:

@@ -298,6 +298,16 @@ def test_a_picture_is_named_by_its_file_and_a_copy_of_it_has_the_same_reference(
 FACES = Table(("name", "s", "why"), (("a", "1.5", "x | y"), ("long one", "10", "")), right=frozenset({1}))
 
 
+def test_a_prompt_with_a_line_end_stays_in_its_line() -> None:
+    rows = [row(seconds=1.0), row('workload.prompt="a\nb\x1b[31m"', seconds=1.0, reason="one\ntwo")]
+    shown = results_table(rows)
+    for face in (shown.text(), shown.markdown(), shown.compact()):
+        (line,) = [line for line in face.splitlines() if "31m" in line]
+        assert r"a\nb\x1b[31m" in line
+        assert "one two" in line
+        assert "\x1b" not in face
+
+
 def test_the_faces_of_a_table() -> None:
     assert FACES.markdown() == (
         "| name     |   s | why    |\n"

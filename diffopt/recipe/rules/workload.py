@@ -9,8 +9,9 @@ from diffopt.recipe.planned import Problem
 from diffopt.recipe.rules.case import Case
 from diffopt.schema.model import TASKS, Model
 from diffopt.schema.words import value_in_words
-from diffopt.schema.workload import ASKED_FOR, NEEDS, PICTURES
+from diffopt.schema.workload import ASKED_FOR, NEEDS, PICTURES, Workload
 
+RESIZING = ("resample", "resize_mode")  # how a picture comes to its size
 EPSILON = 1e-6  # for 5 * (1 - 0.8), which floating point makes a little less than 1
 IMG2IMG_EVIDENCE = "diffusers 0.42, get_timesteps of the img2img pipelines of FLUX.1, SD3, Qwen-Image and Z-Image"
 
@@ -106,6 +107,11 @@ def _not_taken(case: Case) -> Iterator[Problem]:
             remedy = f"leave it out (null): model {model.name} has no pipeline for {' or '.join(takers)}"
         shown = given.path if key in PICTURES else value_in_words(given)
         yield Problem(f"workload={workload.task} takes no {key}", (f"workload.{key}={shown}",), remedy)
+    for key in RESIZING if not set(PICTURES) & set(NEEDS[workload.task]) else ():
+        given, usual = getattr(workload, key), Workload.model_fields[key].default
+        if given != usual:
+            fact = f"workload={workload.task} is given no picture that could be resized"
+            yield Problem(fact, (f"workload.{key}={given}",), f"leave it out ({value_in_words(usual)})")
 
 
 def _no_step(case: Case) -> Iterator[Problem]:

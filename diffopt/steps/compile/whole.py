@@ -78,13 +78,8 @@ class Full(Step):
 
     @property
     def traits(self) -> frozenset[Trait]:
-        claims = {
-            Trait.CUDA_GRAPHS: self.backend == "inductor" and self.mode in _WITH_CUDA_GRAPHS,
-            Trait.WHOLE_DENOISER: "denoiser" in self.components,
-        }
-        return compile_step_traits(self.backend, self.mode, fullgraph=self.fullgraph) | {
-            trait for trait, holds in claims.items() if holds
-        }
+        whole = {Trait.WHOLE_DENOISER} if "denoiser" in self.components else set()
+        return compile_step_traits(self.backend, self.mode, fullgraph=self.fullgraph) | whole
 
     def problems(self, site: Site) -> tuple[str, ...]:
         return missing(site, self.components, "compile.components")
@@ -148,6 +143,7 @@ def compile_step_traits(backend: CompileBackend, mode: Mode, *, fullgraph: bool)
     claims = {
         Trait.TRACES: True,
         Trait.GENERATES_CODE: backend == "inductor",
+        Trait.CUDA_GRAPHS: backend == "inductor" and mode in _WITH_CUDA_GRAPHS,
         Trait.FULLGRAPH: fullgraph,
         Trait.SEARCHES_GEMM: mode in _SEARCHING,
     }

@@ -8,6 +8,7 @@ import inspect
 import json
 import re
 import textwrap
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import yaml
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionImg2ImgPipeline, UniPCMultistepScheduler
 from pydantic import ValidationError
 from support.option_steps import CONF, step, values
+from support.places import REPO
 from support.tiny import tiny
 from support.tiny_pipelines import SIZE, picture, pipeline, site
 
@@ -461,6 +463,22 @@ def test_a_prediction_type_that_it_cannot_sample_is_refused():
 def test_sigmas_are_spaced_in_one_way():
     with pytest.raises(ValidationError, match="choose one"):
         step("scheduler", "euler", use_karras_sigmas=True, use_exponential_sigmas=True)
+
+
+def test_every_package_that_a_shipped_sampler_needs_comes_with_diffopt():
+    project = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    brought = {re.split(r"[^\w-]", text)[0] for text in project["dependencies"]}
+    needed = {package for name in OPTIONS for package in step("scheduler", name).requires().packages}
+    assert needed == {"scipy"}  # of lms; beta sigmas are a setting of others
+    assert needed <= brought
+
+
+@pytest.mark.skipif(bool(unmet_packages(["scipy"])), reason="scipy is not here")
+def test_beta_sigmas_are_those_of_the_plain_sampler():
+    pipe, plain = pipeline(), pipeline()
+    step("scheduler", "euler", use_beta_sigmas=True).apply(pipe, site())
+    plain.scheduler = diffusers.EulerDiscreteScheduler.from_config(plain.scheduler.config, use_beta_sigmas=True)
+    np.testing.assert_array_equal(picture(pipe, 4), picture(plain, 4))
 
 
 def test_what_needs_scipy_says_so():
