@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from typing import Any
@@ -398,6 +399,14 @@ def test_float8_storage_leaves_what_the_step_and_the_model_name():
     plain = {path.rpartition(".")[0] for path, dtype in stored(pipe.unet).items() if dtype == torch.float32}
     expected = {path for path in plain if "norm" in path or "attn2.to_q" in path}
     assert plain == {*expected, "time_embedding.linear_1", "time_embedding.linear_2", "conv_out"}
+
+
+def test_a_pipeline_that_is_stored_in_float8_is_not_copied():
+    """diffusers' hooks would widen the weights of the original for the copy's products."""
+    pipe = pipeline()
+    step("quant", "fp8_storage").apply(pipe, site())
+    with pytest.raises(Refusal, match="quant=fp8_storage: .* load the pipeline once more instead of copying it"):
+        copy.deepcopy(pipe)
 
 
 def test_a_layer_that_was_widened_for_good_is_found():

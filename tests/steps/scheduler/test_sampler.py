@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import copy
 import functools
 import inspect
 import json
+import pickle
 import re
 import textwrap
 from pathlib import Path
@@ -116,6 +118,32 @@ def test_image_to_image_begins_where_the_pipeline_says(name):
     numbers = chosen.verify(pipe, site()).numbers
     assert numbers["steps"] == 6
     assert numbers["iterations"] == {"heun": 5, "kdpm2": 5, "pndm": 4}.get(name, 3)
+
+
+def pickled(scheduler: Any) -> Any:
+    return pickle.loads(pickle.dumps(scheduler))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "unipc"])
+def test_a_copied_sampler_runs_a_schedule_of_its_own(name, copied):
+    """As each thread of a server has one, around the same weights; here one call begins and ends within the other."""
+    pipe, other, chosen = pipeline(), pipeline(), step("scheduler", name)
+    chosen.apply(pipe, site())
+    alone = {steps: picture(pipe, steps) for steps in (4, 7)}
+    other.scheduler = copied(pipe.scheduler)
+    within = []
+
+    def interrupt(_pipe, index, _timestep, _tensors):
+        if index == 2:
+            within.append(picture(other, 7))
+        return {}
+
+    outer = picture(pipe, 4, callback_on_step_end=interrupt)
+    np.testing.assert_array_equal(within[0], alone[7])
+    np.testing.assert_array_equal(outer, alone[4])
+    assert chosen.verify(pipe, site()).numbers["steps"] == 4
+    assert chosen.verify(other, site()).numbers["steps"] == 7
 
 
 @pytest.mark.parametrize("option", ["sd15 img2img", "sd15 inpaint", "sdxl img2img"])
