@@ -49,6 +49,18 @@ def test_weights_become_the_right_tensors(name, kind):
     assert quantized > 20
 
 
+@pytest.mark.parametrize("name", ["int8_weight", "int8_dynamic", "fp8_weight"])
+def test_inference_mode_changes_nothing_neither_while_quantizing_nor_while_drawing(name):
+    outside, inside, chosen = pipeline(), pipeline(), step("quant", name)
+    chosen.apply(outside, site())
+    with torch.inference_mode():
+        chosen.apply(inside, site())
+        within = [picture(inside), picture(outside)]
+    for drawn in (*within, picture(inside)):
+        np.testing.assert_array_equal(drawn, picture(outside))
+    chosen.verify(inside, site())
+
+
 def test_one_scheme_is_not_taken_for_another():
     pipe = pipeline()
     step("quant", "int8_weight").apply(pipe, site())

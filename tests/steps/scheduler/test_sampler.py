@@ -146,6 +146,19 @@ def test_a_copied_sampler_runs_a_schedule_of_its_own(name, copied):
     assert chosen.verify(other, site()).numbers["steps"] == 7
 
 
+@pytest.mark.parametrize("name", [name for name in DIFFUSION if SAMPLERS[step("scheduler", name).class_name].noise])
+def test_a_picture_of_a_batch_is_the_one_that_its_seed_draws_alone(name):
+    """Also of samplers that draw noise in every step: each picture has a generator of its own."""
+    pipe, chosen = pipeline(), step("scheduler", name)
+    chosen.apply(pipe, site())
+    call = {"num_inference_steps": 3, "height": SIZE, "width": SIZE, "output_type": "np"}
+    seeds = [[torch.Generator("cpu").manual_seed(seed)] for seed in (3, 4)]
+    alone = [pipe(["a fox"], generator=seed, **call).images[0] for seed in seeds]
+    both = pipe(["a fox"] * 2, generator=[torch.Generator("cpu").manual_seed(seed) for seed in (3, 4)], **call).images
+    assert np.abs(both - np.stack(alone)).max() <= 1e-4
+    assert np.abs(alone[0] - alone[1]).max() > 0.1
+
+
 @pytest.mark.parametrize("option", ["sd15 img2img", "sd15 inpaint", "sdxl img2img"])
 @pytest.mark.parametrize("name", ["ddim", "pndm", "euler", "heun"])
 def test_pictures_are_the_same_with_and_without_the_promise(option, name):
@@ -366,6 +379,21 @@ def test_deepfloyds_samplers_split_the_predicted_variance():
 def test_a_setting_that_the_class_lacks_is_refused():
     with pytest.raises(Refusal, match=r"scheduler\.solver_order=2: EulerDiscreteScheduler has no such argument"):
         step("scheduler", "euler", solver_order=2).apply(pipeline(), site())
+
+
+@pytest.mark.parametrize("name", ["lcm", "tcd"])
+def test_more_steps_than_a_distilled_schedule_has_are_refused(name):
+    def reasons(steps: int) -> list[str]:
+        (request,) = compose_requests(["model=tiny", "hardware=cpu", f"scheduler={name}", f"workload.steps={steps}"])
+        return make_plan(request.cell).reasons
+
+    assert reasons(50) == []
+    assert "takes its steps out of the 50 that a model was distilled from" in reasons(51)[0]
+    chosen = step("scheduler", name)
+    sampler = getattr(diffusers, chosen.class_name).from_config(pipeline().scheduler.config)
+    sampler.set_timesteps(50)
+    with pytest.raises(ValueError, match="original"):
+        sampler.set_timesteps(51)
 
 
 def test_an_incompatible_class_is_refused():
