@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -40,6 +41,7 @@ def resolve_workload(data: Mapping[str, Any], model: Mapping[str, Any], typed: f
     """
     workload = {key: value for key, value in data.items() if key not in ("prompt", "prompts_file")}
     workload |= _prompts(data, model, typed)
+    _checked_text(data.get("negative_prompt"), "workload.negative_prompt")
     workload |= {key: model[key] for key in PLAIN if key in workload and workload[key] is None}
     workload["later_stages"] = _later_stages(data, model)
     if workload.get("task") in TASKS:
@@ -75,7 +77,7 @@ def _prompts(data: Mapping[str, Any], model: Mapping[str, Any], typed: frozenset
     if file is not None and "workload.prompt" not in typed:
         return {"prompts": _read_prompts(file)}
     if prompt is not None:
-        return {"prompts": [prompt]}
+        return {"prompts": [_checked_text(prompt, "workload.prompt")]}
     return {"prompts": _customary("prompts", data, model)} if data.get("prompts") is None else {}
 
 
@@ -92,9 +94,25 @@ def _read_prompts(name: Any) -> list[str]:
     prompts = [line.strip() for line in content.split("\n") if line.strip()]
     if not prompts:
         raise UsageError(f"workload.prompts_file={name} has no prompt; it takes one per line.")
-    if odd := [prompt for prompt in prompts if not prompt.replace("\t", " ").isprintable()]:
-        raise UsageError(f"workload.prompts_file={name} has a line that is no text: {odd[0]!r:.60}.")
-    return prompts
+    return [_checked_text(prompt, f"workload.prompts_file={name}") for prompt in prompts]
+
+
+def _checked_text(given: Any, key: str) -> Any:
+    """A text as it is, with whatever people write: spaces of every width, joiners, marks. Anything else too.
+
+    Raises UsageError, naming ``key``, for bytes that are not UTF-8, and for control characters other than line ends
+    and tabs.
+    """
+    for sign in given if isinstance(given, str) else "":
+        match unicodedata.category(sign):
+            case "Cs":  # what Python makes of a byte of the command line that it cannot decode
+                what, remedy = f"a byte that is not UTF-8 (0x{ord(sign) & 0xFF:02x})", "give it in UTF-8"
+            case "Cc" if sign not in "\t\n\r":
+                what, remedy = f"a control character (U+{ord(sign):04X})", "leave it out"
+            case _:
+                continue
+        raise UsageError(f"{key}: {given!r:.60} has {what}; {remedy}.")
+    return given
 
 
 def _later_stages(data: Mapping[str, Any], model: Mapping[str, Any]) -> Any:

@@ -27,7 +27,7 @@ from diffopt.results.result import Outcome, Phase, Status
 # Each makes a pipeline something else than its recipe says, or its times something else than its speed, without a trace
 # in any effect: torch's and cuBLAS's TF32 switches, diffusers' default attention, switches that turn compiling off,
 # replace its backend, hide its errors or change what a compile mode means, and those that make CUDA wait or allocate
-# anew at each call.
+# anew at each call. The last takes docstrings away, which transformers reads when it is imported.
 FALSIFYING = frozenset(
     {
         *("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
@@ -36,7 +36,7 @@ FALSIFYING = frozenset(
         *("TORCH_COMPILE_OVERRIDE_BACKENDS", "TORCHINDUCTOR_CUDAGRAPHS"),
         *("TORCHINDUCTOR_MAX_AUTOTUNE", "TORCHINDUCTOR_MAX_AUTOTUNE_GEMM", "TORCHINDUCTOR_MAX_AUTOTUNE_POINTWISE"),
         *("TORCHINDUCTOR_COORDINATE_DESCENT_TUNING", "TORCHINDUCTOR_FREEZING", "TORCHINDUCTOR_USE_FAST_MATH"),
-        *("CUDA_LAUNCH_BLOCKING", "PYTORCH_NO_CUDA_MEMORY_CACHING"),
+        *("CUDA_LAUNCH_BLOCKING", "PYTORCH_NO_CUDA_MEMORY_CACHING", "PYTHONOPTIMIZE"),
     }
 )
 PLAN, OUTCOME = "plan.json", "outcome.json"  # in the folder of a row, while its worker runs: to it and from it

@@ -246,8 +246,17 @@ def test_config_dir_reaches_hydras_flags_too(cli: Cli, tmp_path: Path) -> None:
     assert cli("show", "--cfg", "job", "+hydra.callbacks.x=1")[0] == 2
 
 
+SPACED = [
+    "赤い星\u3000白い背景",
+    "une étoile\u00a0!",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+    "می\u200cخواهم",
+    "soft\u00adly",
+]
+
+
 @pytest.mark.parametrize(
-    "prompt", ["a cat, a dog", "a cat (in oil)", "100% cat: [one], {two}", "say ${HOME}", "ein Kätzchen"]
+    "prompt", ["a cat, a dog", "a cat (in oil)", "100% cat: [one], {two}", "say ${HOME}", "ein Kätzchen", *SPACED]
 )
 def test_any_prompt_can_be_given_quoted_or_in_a_file(cli: Cli, tmp_path: Path, prompt: str) -> None:
     import yaml
@@ -255,7 +264,7 @@ def test_any_prompt_can_be_given_quoted_or_in_a_file(cli: Cli, tmp_path: Path, p
     code, out, err = cli("show", f'workload.prompt="{prompt}"')
     assert code == 0, err
     assert yaml.safe_load(out)["workload"]["prompts"] == [prompt]
-    (tmp_path / "prompts.txt").write_text(f"{prompt}\n\nanother\n")
+    (tmp_path / "prompts.txt").write_text(f"{prompt}\n\nanother\n", encoding="utf-8")
     code, out, err = cli("show", "workload.prompts_file=prompts.txt")
     assert code == 0, err
     assert yaml.safe_load(out)["workload"]["prompts"] == [prompt, "another"]
@@ -301,3 +310,20 @@ def test_an_error_of_a_recipe_file_names_the_key_that_it_has(tmp_path: Path) -> 
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(data))
     with pytest.raises(UsageError, match="'workload.prompt' is not a key there. .* the list workload.prompts"):
         compose_requests([], lock=tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "sign", "says"),
+    [
+        ("workload.prompt", "\udce9", "a byte that is not UTF-8 (0xe9); give it in UTF-8"),
+        ("workload.negative_prompt", "\udce9", "a byte that is not UTF-8 (0xe9)"),
+        ("workload.prompt", "\x1b", "a control character (U+001B); leave it out"),
+        ("workload.prompts_file", "\x1b", "a control character (U+001B)"),
+    ],
+)
+def test_what_is_no_text_is_told_by_its_key(cli: Cli, tmp_path: Path, key: str, sign: str, says: str) -> None:
+    (tmp_path / "prompts.txt").write_text(f"caf{sign}\n" if key.endswith("file") else "")
+    code, _, err = cli("show", f"{key}=prompts.txt" if key.endswith("file") else f'{key}="caf{sign}"')
+    assert code == 2
+    assert key in err
+    assert says in err

@@ -11,7 +11,7 @@ from diffopt.errors import NoEffect
 from diffopt.schema.record import Frozen
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
 from diffopt.steps.compile.compiled_call import CompiledCall, proof_of_compiled_graphs, proof_with_cuda_graphs
-from diffopt.steps.components import SomeParts, missing, modules
+from diffopt.steps.components import SomeParts, missing, modules, refuse_copies
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -98,6 +98,7 @@ class Full(Step):
         vae: Any
         for vae in modules(pipe, site, _decoded(self.components), "compile.components").values():
             vae.decode = CompiledCall(torch.compile(vae.decode, **settings), cuda_graphs=graphs)
+            refuse_copies(vae, "compile.components=vae_decode")
         module: Any
         for module in modules(pipe, site, _whole(self.components), "compile.components").values():
             if not self.fullgraph:  # the pieces between graph breaks may share their code, as those of hooks do
