@@ -145,7 +145,9 @@ class Model(Frozen):
     vae_factor: Annotated[Positive | None, Descriptive()] = None  # pixels along a side of one latent pixel
     sampler_needs: Annotated[tuple[str, ...], Descriptive()] = ()  # key=value of what any sampler must take over
     size_limit: Annotated[SizeLimit | None, Descriptive()] = None  # None: draws any size, or not known
-    train_timesteps: Annotated[Positive | None, Descriptive()] = None  # of the noise schedule; None: 1000, as nearly all
+    train_timesteps: Annotated[Positive | None, Descriptive()] = (
+        None  # of the noise schedule; None: 1000, as nearly all
+    )
     fps: Annotated[Positive | None, Descriptive()] = None  # frames per second of the saved video
     guidance_argument: Literal["guidance_scale", "true_cfg_scale"] = "guidance_scale"
     embedded_guidance: bool = False  # the denoiser is told the scale; no second batch, and no negative prompt is read

@@ -229,7 +229,13 @@ def test_config_dir_reaches_hydras_flags_too(cli: Cli, tmp_path: Path) -> None:
     assert cli("show", "--cfg", "job", "+hydra.callbacks.x=1")[0] == 2
 
 
-SPACED = ["赤い星\u3000白い背景", "une étoile\u00a0!", "\U0001f468\u200d\U0001f469\u200d\U0001f467", "می\u200cخواهم", "soft\u00adly"]
+SPACED = [
+    "赤い星\u3000白い背景",
+    "une étoile\u00a0!",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+    "می\u200cخواهم",
+    "soft\u00adly",
+]
 
 
 @pytest.mark.parametrize(

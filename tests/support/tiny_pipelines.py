@@ -183,5 +183,12 @@ def picture(
 ) -> np.ndarray:
     """Height x width x 3 in [0, 1], the same noise in each call."""
     noise = torch.Generator("cpu").manual_seed(7)
-    call = {"num_inference_steps": steps, "height": SIZE, "width": SIZE, "generator": noise, "output_type": "np", **more}
+    call = {
+        "num_inference_steps": steps,
+        "height": SIZE,
+        "width": SIZE,
+        "generator": noise,
+        "output_type": "np",
+        **more,
+    }
     return pipe(prompt, **call).images[0]

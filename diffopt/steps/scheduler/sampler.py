@@ -179,7 +179,12 @@ class Sampler(Step):
 
     def _too_many_steps(self, site: Site) -> Iterator[str]:
         known = SAMPLERS.get(self.class_name)
-        if known is not None and known.gives >= SPARSE and site.workload is not None and site.workload.steps > DISTILLED:
+        if (
+            known is not None
+            and known.gives >= SPARSE
+            and site.workload is not None
+            and site.workload.steps > DISTILLED
+        ):
             yield (
                 f"scheduler.class_name={self.class_name}: it takes its steps out of the {DISTILLED} that a model was "
                 f"distilled from, and workload.steps is {site.workload.steps}"

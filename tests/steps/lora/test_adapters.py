@@ -329,7 +329,9 @@ def test_the_scale_is_that_of_the_file_whatever_its_ranks_and_wherever_it_says_i
     low, high = pairs(pipeline().unet, "unet", ("to_q",), rank=2), pairs(pipeline().unet, "unet", ("to_v",), rank=4)
     tensors = low | (high if alpha is None else pairs(pipeline().unet, "unet", ("to_v",), rank=2))
     header = {"r": 2, "lora_alpha": alpha, "target_modules": ["to_q", "to_v"]}
-    metadata = {} if alpha is None else {"lora_adapter_metadata": json.dumps({f"unet.{k}": v for k, v in header.items()})}
+    metadata = (
+        {} if alpha is None else {"lora_adapter_metadata": json.dumps({f"unet.{k}": v for k, v in header.items()})}
+    )
     save_file(tensors, tmp_path / "two.safetensors", metadata={"format": "pt", **metadata})
     pipe, chosen = pipeline(), lora(kind, str(tmp_path / "two.safetensors"))
     chosen.apply(pipe, site())
