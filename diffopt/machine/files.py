@@ -29,6 +29,11 @@ def file_that_appears_whole(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def rename_file(path: Path, to: Path) -> None:
+    """Give a file another name, in the place of the file that has it."""
+    os.replace(path, to)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file that appears whole."""
     with file_that_appears_whole(path) as file:

@@ -35,7 +35,7 @@ def groups_of_invalid_recipe(error: ValidationError) -> list[str]:
 def _one(detail: dict[str, Any], prefix: str, written: Mapping[str, str]) -> str:
     kind, context, value = detail["type"], detail.get("ctx", {}), detail["input"]
     key = _key((*([prefix] if prefix else []), *detail["loc"]))
-    key = written.get(key, key)
+    key = key if kind == "missing" else written.get(key, key)  # what is missing was written nowhere
     if kind == "value_error":
         return f"{context['error']}."
     if kind == "extra_forbidden":

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from diffopt.machine.environment import Environment
-from diffopt.machine.files import write_text
+from diffopt.machine.files import rename_file, write_text
 from diffopt.recipe import lock
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.named_files import files_named_by_recipe
@@ -46,7 +45,7 @@ def tidy_folder_after_run(folder: Path) -> None:
 
 def keep_round(folder: Path, ended: Sequence[EndedRound]) -> None:
     """Keep the rounds of a cell that have ended so far, and the log of the last of them."""
-    os.replace(folder / "log.txt", folder / f"log-{len(ended)}.txt")
+    rename_file(folder / "log.txt", folder / f"log-{len(ended)}.txt")
     write_ended_rounds(folder, ended)
 
 

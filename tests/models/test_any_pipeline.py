@@ -266,6 +266,8 @@ def ftfy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusers.pipelines.wan import pipeline_wan_i2v
 
     (tmp_path / "ftfy.py").touch()
+    (tmp_path / "ftfy-6.3.dist-info").mkdir()
+    (tmp_path / "ftfy-6.3.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: ftfy\nVersion: 6.3\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(pipeline_wan_i2v, "ftfy", SimpleNamespace(fix_text=str), raising=False)
 

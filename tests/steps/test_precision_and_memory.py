@@ -64,12 +64,12 @@ def test_latents_of_a_wide_vae_come_in_what_the_pictures_came_in():
     given = torch.linspace(-1, 1, 32 * 32 * 3).reshape(1, 3, 32, 32)
     plain = pipe.vae.encode(given.half().float()).latent_dist
     apply(pipe, site(overflows=True), fp16)
-    for narrow, drawn in ((given.half(), torch.float16), (given.half().float(), torch.float32)):
-        found = pipe.vae.encode(narrow).latent_dist
-        assert torch.equal(found.mode(), plain.mode().to(drawn))
+    for taken, dtype in ((given.half(), torch.float16), (given.half().float(), torch.float32)):
+        found = pipe.vae.encode(taken).latent_dist
+        assert torch.equal(found.mode(), plain.mode().to(dtype))
         noise = [torch.Generator().manual_seed(1) for _ in range(2)]
-        assert torch.equal(found.sample(noise[0]), plain.sample(noise[1]).to(drawn))
-        assert found.sample().dtype == drawn
+        assert torch.equal(found.sample(noise[0]), plain.sample(noise[1]).to(dtype))
+        assert found.sample().dtype == dtype
 
 
 WIDE = ["sd15 img2img", "flux_kontext"]

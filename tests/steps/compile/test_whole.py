@@ -19,6 +19,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from PIL import Image
 from pydantic import ValidationError
 from support.option_steps import apply, step
+from support.slow import first_ones
 from support.tiny import tiny
 from support.tiny_pipelines import SIZE, picture, pipeline, site
 from torch._dynamo.utils import counters
@@ -125,7 +126,7 @@ CONTROLLED = site(controlnet=ControlNet(class_name="ControlNetModel", id=None, r
 @pytest.mark.parametrize(
     ("name", "graphs", "regions"),
     [
-        ("default", (1, 1), None),
+        pytest.param("default", (1, 1), None, marks=pytest.mark.slow),
         ("regional", (0, 1), (4, 2)),
         pytest.param("regions", None, (19, 19), marks=pytest.mark.slow),
     ],
@@ -159,7 +160,7 @@ def drawn(name: str, *overrides: str):
     return pipes[0], request.cell.sites[0], request.cell.recipe.compile
 
 
-@pytest.mark.parametrize("name", ["sd35_medium", "sana_1600m", "pixart_sigma", "cogvideox_2b"])
+@pytest.mark.parametrize("name", first_ones(["sana_1600m", "sd35_medium", "pixart_sigma", "cogvideox_2b"], 1))
 def test_a_class_that_declares_no_blocks_has_them_named_in_its_yaml(name):
     pipe, place, chosen = drawn(name, "compile=regional", "compile.backend=eager")
     transformer = pipe.transformer

@@ -56,8 +56,8 @@ def test_inference_mode_changes_nothing_neither_while_quantizing_nor_while_drawi
     with torch.inference_mode():
         chosen.apply(inside, site())
         within = [picture(inside), picture(outside)]
-    for drawn in (*within, picture(inside)):
-        np.testing.assert_array_equal(drawn, picture(outside))
+    for one in (*within, picture(inside)):
+        np.testing.assert_array_equal(one, picture(outside))
     chosen.verify(inside, site())
 
 
