@@ -6,6 +6,7 @@ the weights are stored in. :func:`with_model_facts` fills them in and identifies
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def model_folder(model: Model) -> Path | None:
 
 def packaged_architecture(architecture: str, *, tiny: bool = False) -> Path:
     """The folder of a built-in architecture, or of its tiny configs; UsageError with the known names otherwise."""
-    known = sorted(index.parent.name for index in PACKAGED.glob("*/model_index.json"))
+    known = _packaged_architectures()
     if architecture not in known:
         whole = architecture.removeprefix(OLD_TINY)
         now = f" It is architecture={whole} with model.weights=tiny now." if whole in known else ""
@@ -96,6 +97,11 @@ def packaged_architecture(architecture: str, *, tiny: bool = False) -> Path:
             "model.weights out, or choose another model of `diffopt ls model`"
         )
     return folder / TINY if tiny else folder
+
+
+@functools.cache
+def _packaged_architectures() -> tuple[str, ...]:
+    return tuple(sorted(index.parent.name for index in PACKAGED.glob("*/model_index.json")))
 
 
 def _check_keys(data: dict[str, Any]) -> None:
