@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffopt.errors import UsageError
+from diffopt.machine.reading import MIB, read_file
 from diffopt.models.classes import SEVERAL, Family
 from diffopt.models.families import family_of_pipeline
 from diffopt.models.kinds import Kind, kind_of_component
 
+LONGEST_JSON = 256 * MIB  # of a file; tokenizers with large vocabularies have some 30
 LIBRARIES = ("diffusers", "transformers")
 NEVER_LOADED = frozenset({"safety_checker", "watermarker"})
 # For adapters and safety checkers, except in families that read a picture with them.
@@ -206,10 +208,8 @@ def _check_made_tokenizer(folder: Path, config: dict[str, Any]) -> None:
 
 def read_model_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UsageError where there is none."""
-    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-        raise UsageError(f"{path} is not a file")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_file(path, str(path), LONGEST_JSON))
     except FileNotFoundError:
         raise UsageError(f"{path} is missing: the model's folder is not complete") from None
     except OSError as error:
