@@ -287,7 +287,7 @@ def index(**changes):
         (replaced("unet/config.json", link_to_nothing), r"unet/config\.json is missing"),
         (
             replaced("vae/diffusion_pytorch_model.safetensors", Path.mkdir),
-            r"vae/.*\.safetensors: this is a folder, not a file",
+            r"vae/.*\.safetensors: this is a folder",
         ),
         (replaced("vae/diffusion_pytorch_model.safetensors", link_to_nothing), r"vae/.*No such file.*not complete"),
         (lambda f: link_to_nothing(f / "tokenizer" / "special_tokens_map.json"), r"a link to one that is gone"),
