@@ -24,6 +24,7 @@ LIBRARIES = ("diffusers", "transformers")
 NEVER_LOADED = frozenset({"safety_checker", "watermarker"})
 # For adapters and safety checkers, except in families that read a picture with them.
 LEFT_OUT = NEVER_LOADED | {"feature_extractor", "image_encoder"}
+LONGEST_NAME = 200  # of a library; file systems take 255
 NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)  # of folders and attributes: stays inside of the model's folder
 TEXT_ENCODER = re.compile(r"text_encoder|language|^bert$")  # names of components
 CONFIG_SUFFIXES = (".json", ".txt", ".model", ".jinja")  # of small files that components are loaded from
@@ -231,7 +232,7 @@ def _is_known(library: str) -> bool:
     """Whether components of the library are code of diffusers or transformers: some pipelines bring their own."""
     if library in LIBRARIES:
         return True
-    found = importlib.util.find_spec("diffusers") if _is_name(library) else None
+    found = importlib.util.find_spec("diffusers") if _is_name(library) and len(library) < LONGEST_NAME else None
     places = found.submodule_search_locations if found is not None else None
     return any((Path(place) / "pipelines" / library / "__init__.py").is_file() for place in places or ())
 
