@@ -8,6 +8,7 @@ from typing import Any
 
 from diffopt.errors import UsageError
 from diffopt.machine.paths import user_path
+from diffopt.machine.reading import MIB, read_file
 from diffopt.models.pictures import resolve_picture
 from diffopt.schema.model import TASKS
 from diffopt.schema.words import value_in_words
@@ -16,6 +17,7 @@ from diffopt.schema.workload import ASKED_FOR, NEEDS, PICTURES, Workload
 CUSTOMARY_PICTURES = {"image": "scene", "mask": "mask", "control": "edges"}  # names in diffopt/models/inputs
 CUSTOMARY_STRENGTH = {"img2img": 0.8, "inpaint": 1.0}
 CUSTOMARY_CONTROL_SCALE = 1.0
+LONGEST_PROMPTS = MIB  # of a file; each row has a copy of the prompts
 # Keys that a recipe file may lack, at what they then are: those of the YAML alone, and those added after a release.
 PLAIN = ("task", "height", "width", "steps", "guidance")  # a model has a customary value of the same name
 CUSTOMARY = (*PLAIN, "prompts", "later_stages", *ASKED_FOR)  # what a model has a customary value for
@@ -85,10 +87,10 @@ def _read_prompts(name: Any) -> list[str]:
     if isinstance(name, list | dict | bool):
         raise UsageError(f"workload.prompts_file={value_in_words(name)}: give the path of one text file.")
     path = user_path(str(name), "workload.prompts_file")
-    if not path.exists() or path.is_dir():
+    if not path.exists():
         raise UsageError(f"workload.prompts_file={name}: there is no such file.")
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        content = read_file(path, f"workload.prompts_file={name}", LONGEST_PROMPTS).decode("utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
         raise UsageError(f"workload.prompts_file={name} cannot be read as UTF-8 text: {error}.") from error
     prompts = [line.strip() for line in content.split("\n") if line.strip()]

@@ -26,8 +26,10 @@ from diffopt.machine.environment import installed_versions
 from diffopt.machine.files import write_bytes
 from diffopt.machine.hardware import cpu_model
 from diffopt.machine.paths import user_cache
+from diffopt.machine.reading import MIB, read_file
 from diffopt.schema.record import Frozen
 
+LARGEST = 8 * 1024 * MIB  # of an artifact
 MAPS = Path("/proc/self/maps")  # what Linux tells a process of the files that it has mapped
 MANIFEST, TORCH, KERNELS = "manifest.json", "torch.bin", "kernels/"
 # of these, what was compiled with another version is not found again, or not loaded
@@ -151,7 +153,7 @@ def load_compile_cache_artifact(path: Path, sha256: str, device: Literal["cuda",
 def _pinned(path: Path, sha256: str) -> bytes:
     """The file's content, which nothing has looked into before it is known to be the one that was meant."""
     try:
-        content = path.read_bytes()
+        content = read_file(path, str(path), LARGEST)
     except OSError as error:
         raise UsageError(f"{path} cannot be read as an artifact: {error.strerror}.") from error
     found = hashlib.sha256(content).hexdigest()

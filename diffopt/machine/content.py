@@ -19,8 +19,10 @@ from typing import Any, BinaryIO, NamedTuple
 from diffopt.errors import UsageError
 from diffopt.machine.files import write_json
 from diffopt.machine.paths import user_cache
+from diffopt.machine.reading import MIB, opened_file, read_file
 
-BIG = 64 * 2**20  # bytes; a smaller file is hashed in less than a tenth of a second
+LONGEST = 64 * MIB  # of the memory of hashes
+BIG = 64 * MIB  # bytes; a smaller file is hashed in less than a tenth of a second
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -94,7 +96,7 @@ def _known_digest(entry: Any, stamp: Stamp) -> str | None:
 @functools.cache
 def _digest(path: Path, stamp: Stamp) -> str:
     """SHA-256 of a file, once per process and ``stamp``: a sweep may ask for the same file with each of its models."""
-    with path.open("rb") as file:
+    with opened_file(path, str(path)) as file:
         return sha256_of_opened(file)
 
 
@@ -109,8 +111,8 @@ def _memory() -> Path | None:
 def _recall(memory: Path) -> dict[str, Any]:
     """What is remembered, one entry per path; nothing when the file is missing, unreadable or spoiled."""
     try:
-        known = json.loads(memory.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        known = json.loads(read_file(memory, str(memory), LONGEST))
+    except (OSError, UsageError, ValueError, RecursionError):
         return {}
     return known if isinstance(known, dict) else {}
 

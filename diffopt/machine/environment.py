@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
 from typing import Any, Literal
 
 from diffopt.machine import nvml, packages
+from diffopt.machine.git import Git
 from diffopt.machine.hardware import cpu_model, host_memory_bytes
 from diffopt.machine.interpreter import DISTRIBUTION, Interpreter
 from diffopt.machine.nvml import Device
@@ -23,8 +23,6 @@ PACKAGES = (
     *("xformers", "flash-attn", "flash-attn-3", "sageattention", "kernels"),
 )
 
-GIT_TIMEOUT_S = 5.0
-
 
 class Cpu(Frozen):
     """The host's processor; ``cores`` are those that this process may use, ``threads`` what PyTorch will use."""
@@ -32,13 +30,6 @@ class Cpu(Frozen):
     model: str
     cores: int
     threads: int
-
-
-class Git(Frozen):
-    """The repository of the working directory, where recipes live; ``dirty`` counts tracked files only."""
-
-    commit: str
-    dirty: bool
 
 
 class Environment(Frozen):
@@ -75,7 +66,7 @@ def detect_environment(
     Args:
         device: what the recipe is for.
         gpu: NVML's uuid of the GPU that runs it; None where there is none.
-        git: what :func:`git_state` found; asked for once per command, since it starts processes.
+        git: what :func:`~diffopt.machine.git.git_state` found; asked for once per command, since it starts processes.
         interpreter: what runs the cell, where that is another one than runs diffopt.
 
     Raises:
@@ -108,21 +99,6 @@ def cpu_device() -> Device:
 def absent_gpu() -> Device:
     """For a cell whose GPU this machine lacks: the row says so, and nothing about another device."""
     return Device(kind="cuda", name=None, memory_bytes=None, gpu=None)
-
-
-def git_state() -> Git | None:
-    """Commit of the working directory's repository; None outside of one, without git, or where git is too slow."""
-    commit = _git("rev-parse", "HEAD")
-    changes = _git("status", "--porcelain", "--untracked-files=no") if commit else None
-    return Git(commit=commit, dirty=bool(changes)) if commit and changes is not None else None
-
-
-def _git(*args: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *args], capture_output=True, text=True, timeout=GIT_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
 
 
 def _cores() -> int:

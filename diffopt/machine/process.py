@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 LONGEST_LINE = 4096  # bytes; what a worker reports of itself is far shorter
+END_OF_LOG = 65536  # bytes that are looked at
 READ = 65536  # bytes at once, what a pipe of Linux holds
 
 # why there is no further line: the process has gone or closed its reports, took too long, broke off in a line or wrote
@@ -168,7 +169,9 @@ def how_process_ended(code: int) -> str:
 
 def last_words_of_log(log: Path) -> str | None:
     """The end of a log, which is often the only witness: of a crash the Python frame, else the last line."""
-    said = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").split("\n") if line.strip()]
+    with log.open("rb") as file:
+        file.seek(max(os.fstat(file.fileno()).st_size - END_OF_LOG, 0))
+        said = [line.strip() for line in file.read().decode("utf-8", "replace").split("\n") if line.strip()]
     crash = next((i for i, line in enumerate(said) if line.endswith("(most recent call first):")), None)
     last = said[crash + 1 : crash + 2] if crash is not None else said[-1:]
     return last[0][:200] if last else None

@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffopt.errors import UsageError
+from diffopt.machine.reading import MIB, read_file
 from diffopt.models.classes import SEVERAL, Family
 from diffopt.models.families import family_of_pipeline
 from diffopt.models.kinds import Kind, kind_of_component
 
+LONGEST_JSON = 256 * MIB  # of a file; tokenizers with large vocabularies have some 30
 LIBRARIES = ("diffusers", "transformers")
 NEVER_LOADED = frozenset({"safety_checker", "watermarker"})
 # For adapters and safety checkers, except in families that read a picture with them.
 LEFT_OUT = NEVER_LOADED | {"feature_extractor", "image_encoder"}
+LONGEST_NAME = 200  # of a library; file systems take 255
 NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)  # of folders and attributes: stays inside of the model's folder
 TEXT_ENCODER = re.compile(r"text_encoder|language|^bert$")  # names of components
 CONFIG_SUFFIXES = (".json", ".txt", ".model", ".jinja")  # of small files that components are loaded from
@@ -210,10 +213,8 @@ def _check_made_tokenizer(folder: Path, config: dict[str, Any]) -> None:
 
 def read_model_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UsageError where there is none."""
-    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-        raise UsageError(f"{path} is not a file")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_file(path, str(path), LONGEST_JSON))
     except FileNotFoundError:
         raise UsageError(f"{path} is missing: the model's folder is not complete") from None
     except OSError as error:
@@ -235,7 +236,7 @@ def _is_known(library: str) -> bool:
     """Whether components of the library are code of diffusers or transformers: some pipelines bring their own."""
     if library in LIBRARIES:
         return True
-    found = importlib.util.find_spec("diffusers") if _is_name(library) else None
+    found = importlib.util.find_spec("diffusers") if _is_name(library) and len(library) < LONGEST_NAME else None
     places = found.submodule_search_locations if found is not None else None
     return any((Path(place) / "pipelines" / library / "__init__.py").is_file() for place in places or ())
 

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 from diffopt.errors import UsageError
 from diffopt.machine.files import write_json
 from diffopt.machine.paths import user_cache
+from diffopt.machine.reading import MIB, read_file
 
 Kind = Literal["tokenizer", "scheduler", "processor", "guider", "module"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -26,6 +27,7 @@ TOKENIZER_FILES = frozenset(
     {"tokenizer_config.json", "tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json"}
     | {"spiece.model", "tokenizer.model"}
 )
+LONGEST = 16 * MIB  # of the remembered answers
 ANSWER_S = 300.0  # importing torch takes seconds, on a slow network disk minutes
 # By the names of the classes that it descends from; a processor may be a module too, and is asked for first.
 QUESTION = """
@@ -116,8 +118,8 @@ def _memory() -> Path | None:
 def _recall(memory: Path) -> dict[str, Any]:
     """What is remembered; nothing when the file is missing, unreadable or spoiled."""
     try:
-        known = json.loads(memory.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        known = json.loads(read_file(memory, str(memory), LONGEST))
+    except (OSError, UsageError, ValueError, RecursionError):
         return {}
     return known if isinstance(known, dict) else {}
 

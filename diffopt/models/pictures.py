@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from diffopt.errors import Refusal, UsageError
 from diffopt.machine.content import Stamp, file_stamp, sha256_of_opened
 from diffopt.machine.paths import user_path
+from diffopt.machine.reading import MIB, opened_file
 from diffopt.schema.words import did_you_mean, value_in_words
 from diffopt.schema.workload import PICTURES
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 SHIPPED = Path(__file__).parent / "inputs"  # drawn by scripts/make_inputs
 FORMATS = ("PNG", "JPEG", "WEBP")
 SAME_SHAPE = 1.03  # of two quotients of width and height; sizes are multiples of blocks
+LARGEST = 512 * MIB  # of a picture's file
 MOST_PIXELS = 2**26  # 8192 x 8192; what decodes to more is a mistake, or a bomb
 
 
@@ -118,7 +120,7 @@ def open_picture(
     name = Path(picture.path).name  # no folder of this machine: what is said here goes into a row
     path = Path(picture.path) if is_picture_file(picture.path) else SHIPPED / f"{picture.path}.png"
     try:
-        with path.open("rb") as file:
+        with opened_file(path, f"the picture {name}", LARGEST) as file:
             if sha256_of_opened(file) != picture.content:
                 raise Refusal(f"the picture {name} is not the one that the recipe was made with; compose it again")
             decoded = _decode(file, f"the picture {name}")
@@ -155,9 +157,8 @@ def is_picture_file(name: str) -> bool:
 def _content_of_picture(path: Path, said: str) -> str:
     """SHA-256 of a file that is a picture. Raises UsageError, beginning with ``said``, where it is none."""
     try:
-        if not path.is_file():
-            what = "this is a folder, not a picture" if path.is_dir() else "there is no such file"
-            raise UsageError(f"{said}: {what}.")
+        if not path.exists():
+            raise UsageError(f"{said}: there is no such file.")
         return _checked(path, said, file_stamp(path))[0]
     except OSError as error:
         raise UsageError(f"{said} cannot be read: {error.strerror}.") from error
@@ -166,7 +167,7 @@ def _content_of_picture(path: Path, said: str) -> str:
 @functools.cache
 def _checked(path: Path, said: str, _stamp: Stamp) -> tuple[str, tuple[int, int]]:
     """SHA-256 and size. Once per process and version of the file: all cells of a sweep may have the same."""
-    with path.open("rb") as file:
+    with opened_file(path, said, LARGEST) as file:
         size = _decode(file, said).size
         return sha256_of_opened(file), size
 

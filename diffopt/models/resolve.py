@@ -218,9 +218,10 @@ def _fill(data: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """``data`` with its nulls, also nested ones, replaced by the facts of the same name."""
     filled = dict(data)
     for key, fact in facts.items():
-        if isinstance(fact, dict):
-            filled[key] = _fill(data.get(key) or {}, fact)
-        elif data.get(key) is None:
+        given = data.get(key)
+        if isinstance(fact, dict) and isinstance(given, dict | None):
+            filled[key] = _fill(given or {}, fact)
+        elif given is None:
             filled[key] = fact
     return filled
 

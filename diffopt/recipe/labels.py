@@ -97,7 +97,7 @@ def _unexplained(key: str, chosen: Sequence[Choices], flat: Sequence[Mapping[str
     group = key.split(".")[0]
     seen: dict[tuple[Any, ...], str] = {}
     for choices, data in zip(chosen, flat, strict=True):
-        folder = None if key in (*_ASKED, "model.content") else data.get("model.content")
+        folder = None if key in (*_ASKED, "model.content") else value_in_words(data.get("model.content"))
         file = tuple(_short_label(name, data.get(name)) for name in _FOLLOWS.get(key, ()))
         same = (choices.get(group), choices.get("model"), folder, file)
         value = value_in_words(data.get(key))

@@ -15,6 +15,7 @@ from diffopt.machine.nvml import Device
 from diffopt.recipe.recipe import STEP_GROUPS, Recipe
 from diffopt.results.samples import Sample
 from diffopt.schema.record import Frozen
+from diffopt.schema.workload import PICTURES
 
 SCHEMA_VERSION: Literal[1] = 1
 REMEDY = "Running the cell into this study again replaces it."
@@ -218,9 +219,13 @@ def _lacks(cell: dict[str, Any]) -> str | None:
     ]
     wanted += [(name, cell.get(name)) for name in ("workload", "measure")]
     absent = [name for name, part in wanted if not isinstance(part, dict)]
-    absent += [f"recipe.{group}.kind" for group in STEP_GROUPS if "kind" not in recipe.get(group, {"kind": None})]
-    absent += [] if "dtype" in (recipe.get("model") or {}) else ["recipe.model.dtype"]
-    return absent[0] if absent else None
+    if absent:
+        return absent[0]
+    keys = [(f"recipe.{group}", recipe[group], "kind") for group in STEP_GROUPS if group in recipe]
+    keys += [("recipe.model", recipe["model"], "dtype")]
+    keys += [("runtime", cell["runtime"], "name")] if "runtime" in cell else []
+    keys += [(f"workload.{name}", part, "content") for name in PICTURES if (part := cell["workload"].get(name))]
+    return next((f"{name}.{key}" for name, part, key in keys if not isinstance(part, dict) or key not in part), None)
 
 
 def read_result(path: Path) -> Result:

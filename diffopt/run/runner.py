@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from diffopt.errors import Refusal, UsageError
 from diffopt.machine import hardware, packages
-from diffopt.machine.environment import Environment, Git, detect_environment, git_state
+from diffopt.machine.environment import Environment, detect_environment
+from diffopt.machine.git import Git, git_state
 from diffopt.machine.interpreter import Interpreter, packages_for_workers, packages_of_foreign_steps
 from diffopt.machine.nvml import Gpu
 from diffopt.recipe.cell import Cell

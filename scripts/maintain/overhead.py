@@ -18,8 +18,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from diffopt.machine.environment import detect_environment, git_state
+from diffopt.machine.environment import detect_environment
 from diffopt.machine.files import write_json
+from diffopt.machine.git import git_state
 from diffopt.models.resolve import packaged_architecture
 from diffopt.results.result import read_result
 

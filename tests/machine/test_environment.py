@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from diffopt.errors import Refusal
-from diffopt.machine import environment, nvml
+from diffopt.machine import environment, git, nvml
 from diffopt.machine.nvml import Device, GpuState
 
 
@@ -53,7 +53,7 @@ def fake_pynvml(**answers):
 def test_the_id_is_of_what_decides_speed_only():
     first = environment.detect_environment("cpu")
     assert len(first.id) == 12
-    dirty = first.model_copy(update={"git": environment.Git(commit="0" * 40, dirty=True)})
+    dirty = first.model_copy(update={"git": git.Git(commit="0" * 40, dirty=True)})
     assert dirty.id == first.id
     newer = first.model_copy(update={"versions": {**first.versions, "torch": "9.9"}})
     assert newer.id != first.id
@@ -119,7 +119,7 @@ def test_versions_of_what_is_installed():
 
 def test_nothing_says_whose_machine_it_is(monkeypatch):
     monkeypatch.setenv("A_SECRET", "hf_canary0123456789")
-    text = json.dumps(environment.detect_environment("cpu", git=environment.git_state()).model_dump(mode="json"))
+    text = json.dumps(environment.detect_environment("cpu", git=git.git_state()).model_dump(mode="json"))
     assert "canary" not in text
     assert "/" not in text.replace("w/", "")
     for name in (socket.gethostname(), getpass.getuser()):
@@ -156,43 +156,10 @@ def test_a_gpu_that_tells_little_is_null_not_an_error(monkeypatch):
     assert state.power_limit_w is None
 
 
-@pytest.fixture
-def repository(tmp_path, monkeypatch):
-    def git(*args):
-        who = ["-c", "user.name=t", "-c", "user.email=t@example.com"]
-        subprocess.run(["git", *who, *args], cwd=tmp_path, check=True, capture_output=True)
-
-    git("init", "-q")
-    (tmp_path / "recipe.yaml").write_text("a: 1\n")
-    git("add", ".")
-    git("commit", "-qm", "first")
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-def test_the_commit_and_whether_it_was_changed(repository):
-    clean = environment.git_state()
-    assert clean is not None
-    assert len(clean.commit) == 40
-    assert not clean.dirty
-    (repository / "studies").mkdir()
-    (repository / "studies/row").touch()
-    assert environment.git_state() == clean  # what runs leave behind does not count
-    (repository / "recipe.yaml").write_text("a: 2\n")
-    assert environment.git_state() == environment.Git(commit=clean.commit, dirty=True)
-
-
-def test_no_repository_and_no_git_are_fine(tmp_path, monkeypatch):
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    monkeypatch.chdir(tmp_path)
-    assert environment.git_state() is None
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert environment.git_state() is None
-
-
 def test_no_torch_is_imported():
     code = (
-        "import sys; from diffopt.machine.environment import detect_environment, git_state\n"
+        "import sys; from diffopt.machine.environment import detect_environment\n"
+        "from diffopt.machine.git import git_state\n"
         "detect_environment('cpu', git=git_state()); assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

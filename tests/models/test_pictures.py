@@ -186,7 +186,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def denied(*args: object, **options: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", denied)  # root may read everything
+    monkeypatch.setattr("os.open", denied)  # root may read everything
     with pytest.raises(UsageError, match="cannot be read: Permission denied"):
         resolve_picture(str(file), "workload.image")
     with pytest.raises(Refusal, match="mine.png cannot be read here: Permission denied"):

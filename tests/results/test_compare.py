@@ -12,7 +12,8 @@ from support.rows import ENVIRONMENT, a_result
 
 from diffopt.config.resolve import cell_from_config, compose_requests
 from diffopt.errors import UsageError
-from diffopt.machine.environment import Environment, Git
+from diffopt.machine.environment import Environment
+from diffopt.machine.git import Git
 from diffopt.recipe.recipe import STEP_GROUPS
 from diffopt.results.compare import compare_studies
 from diffopt.results.comparison import comparison_table, environment_changes_between_studies

@@ -1,0 +1,57 @@
+"""Files that somebody names, read so that none of them waits for ever, never ends, or fills the memory."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from diffopt.errors import UsageError
+
+MIB = 1024**2
+KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+}
+
+
+@contextmanager
+def opened_file(path: Path, said: str, most: int | None = None) -> Iterator[io.BufferedReader]:
+    """A file, open for reading bytes.
+
+    Args:
+        said: what the message begins with, such as ``workload.image=NAME``.
+        most: bytes that it may have; any number without.
+
+    Raises:
+        UsageError: it is something else than a file, or larger.
+        OSError: it is not there, or must not be read.
+    """
+    number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)  # a pipe would wait for a writer
+    found = os.fstat(number)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(number)
+        raise UsageError(f"{said}: this is {KINDS.get(stat.S_IFMT(found.st_mode), 'something else')}, not a file.")
+    with os.fdopen(number, "rb") as file:
+        if most is not None and found.st_size > most:
+            raise _too_large(said, f"{found.st_size / MIB:.1f} MiB", most)
+        yield file
+
+
+def read_file(path: Path, said: str, most: int) -> bytes:
+    """The content of a file of at most ``most`` bytes; see :func:`opened_file`."""
+    with opened_file(path, said, most) as file:
+        content = file.read(most + 1)
+    if len(content) > most:  # it grew, or is one of those that say no size, such as those in /proc
+        raise _too_large(said, "more", most)
+    return content
+
+
+def _too_large(said: str, size: str, most: int) -> UsageError:
+    return UsageError(f"{said} is too large: it has {size}, and at most {most / MIB:g} MiB are read.")
