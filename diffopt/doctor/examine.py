@@ -23,6 +23,7 @@ from diffopt.machine.hardware import GIB
 from diffopt.machine.nvml import Gpu, driver_cuda
 from diffopt.machine.process import Child, how_process_ended, last_words_of_log
 from diffopt.machine.temporary import temporary_folder
+from diffopt.machine.tested import tested_versions_in_words
 from diffopt.run.process import clean_environment
 from diffopt.schema.record import Frozen
 
@@ -134,6 +135,8 @@ def examine_machine(
         remedy = "mend the driver: nvidia-smi must answer"
         tell(Finding(check="gpu", status="fails", seconds=None, says=str(broken), remedy=remedy))
         return found
+    versions, tested = tested_versions_in_words()
+    tell(Finding(check="versions", status="ok", seconds=None, says=versions, remedy=tested))
     with Checker(gpu, deadline_s) as checker:
         for todo in _checks(gpu):
             tell(todo if isinstance(todo, Finding) else checker.ask(todo))

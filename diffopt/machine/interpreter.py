@@ -87,7 +87,7 @@ def interpreters(runtimes: Iterable[Runtime]) -> Iterator[Mapping[str, Interpret
         _link_package(place)
         given = os.environ.get("PYTHONPATH")
         # an empty PYTHONHOME is none; the one of this Python would be another's ruin
-        variables = {"PYTHONPATH": f"{place}{os.pathsep}{given}" if given else place, "PYTHONHOME": ""}
+        variables = {"PYTHONPATH": f"{place}{os.pathsep}{given}" if given else str(place), "PYTHONHOME": ""}
         yield {runtime.name: ask_interpreter(runtime, variables) for runtime in others}
 
 
@@ -132,16 +132,21 @@ def packages_of_foreign_steps(steps: Iterable[Step]) -> tuple[str, ...]:
 
 
 def packages_for_workers() -> tuple[str, ...]:
-    """What diffopt needs where a worker runs: the requirements of its own distribution, or of its checkout."""
+    """What diffopt needs where a worker runs."""
+    texts = requirements_of_diffopt()
+    return tuple(text for text in texts if name_of_requirement(text) not in NOT_FOR_WORKERS)
+
+
+def requirements_of_diffopt() -> list[str]:
+    """The requirements of its own distribution, or of its checkout."""
     package = Path(__file__).parents[1]
     if (package / "conf").is_dir():
-        texts = metadata.requires(DISTRIBUTION) or []
-    else:
-        import tomllib
+        return metadata.requires(DISTRIBUTION) or []
+    import tomllib
 
-        project = tomllib.loads((package.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        texts = project["dependencies"]
-    return tuple(text for text in texts if _name_of_requirement(text) not in NOT_FOR_WORKERS)
+    project = tomllib.loads((package.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    texts: list[str] = project["dependencies"]
+    return texts
 
 
 def _canonical_name(distribution: str) -> str:
@@ -151,7 +156,7 @@ def _canonical_name(distribution: str) -> str:
     return canonicalize_name(distribution)
 
 
-def _name_of_requirement(text: str) -> str:
+def name_of_requirement(text: str) -> str:
     """The canonical name of the distribution that a PEP 508 requirement is of."""
     from packaging.requirements import Requirement
 

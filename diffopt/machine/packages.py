@@ -38,7 +38,7 @@ def _entry_points_one_by_one() -> tuple[list[EntryPoint], dict[str, str]]:
     broken: dict[str, str] = {}
     seen: set[str] = set()
     for distribution in distributions():
-        name = str(distribution.metadata.get("Name"))
+        name = distribution.name
         if name in seen:  # hidden by one that comes earlier on the path
             continue
         seen.add(name)

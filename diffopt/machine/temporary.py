@@ -15,10 +15,16 @@ OWNER = ".owner"  # a file in each folder; its owner has it locked, and the syst
 
 
 @contextmanager
-def temporary_folder(purpose: str) -> Iterator[Path]:
-    """A new folder in the system's place for them; removes what killed processes of this user have left there."""
-    _remove_abandoned()
-    folder, lock = _owned_folder(purpose)
+def temporary_folder(purpose: str, place: Path | None = None) -> Iterator[Path]:
+    """A new folder; removes what killed processes of this user have left beside it.
+
+    Args:
+        purpose: a part of its name.
+        place: where it is made, which must be there; None: where the system has such folders.
+    """
+    place = Path(tempfile.gettempdir()) if place is None else place
+    _remove_abandoned(place)
+    folder, lock = _owned_folder(purpose, place)
     try:
         yield folder
     finally:
@@ -26,10 +32,10 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
         os.close(lock)
 
 
-def _owned_folder(purpose: str) -> tuple[Path, int]:
+def _owned_folder(purpose: str, place: Path) -> tuple[Path, int]:
     """A folder and the descriptor of its lock. Whoever clears up may have taken one before it was locked."""
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{purpose}-"))
+        folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{purpose}-", dir=place))
         with suppress(FileNotFoundError):
             lock = os.open(folder / OWNER, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             if _lock(lock) and (folder / OWNER).stat().st_ino == os.fstat(lock).st_ino:
@@ -37,9 +43,9 @@ def _owned_folder(purpose: str) -> tuple[Path, int]:
             os.close(lock)
 
 
-def _remove_abandoned() -> None:
+def _remove_abandoned(place: Path) -> None:
     """Remove the folders of this user whose owner is no more. One without the file was never used: it is empty."""
-    with suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
+    with suppress(OSError), os.scandir(place) as entries:
         for entry in entries:
             if entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False):
                 with suppress(OSError):

@@ -65,6 +65,15 @@ def test_what_a_killed_process_left_goes_with_the_next(place, holder):
         assert list(place.iterdir()) == [folder]
 
 
+def test_it_may_lie_elsewhere_with_what_is_left_there(place):
+    for folder in ("elsewhere/diffopt-aot-left", "diffopt-cell-left"):
+        (place / folder).mkdir(parents=True)
+        (place / folder / OWNER).touch()
+    with temporary_folder("aot", place / "elsewhere") as folder:
+        assert list((place / "elsewhere").iterdir()) == [folder]
+    assert (place / "diffopt-cell-left").exists()
+
+
 def test_nothing_else_is_touched(place):
     elsewhere = place / "elsewhere"
     (elsewhere / "kept").mkdir(parents=True)
