@@ -15,7 +15,7 @@ from shlex import quote
 from pydantic import ValidationError
 
 from diffopt.errors import UsageError
-from diffopt.machine.packages import entry_points_of_plugins
+from diffopt.machine.entry_points import entry_points_of_plugins
 from diffopt.machine.paths import shipped_conf, user_path
 from diffopt.machine.process import lines_of_program
 from diffopt.machine.temporary import temporary_folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib.metadata import EntryPoint, PackageNotFoundError, distributions, entry_points, version
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
     from diffopt.machine.interpreter import Interpreter
     from diffopt.schema.step import Requirements
-
-PLUGINS = "diffopt.steps"  # the group of their entry points
 
 
 def installed_version(name: str, there: Interpreter | None = None) -> str | None:
@@ -23,30 +21,6 @@ def installed_version(name: str, there: Interpreter | None = None) -> str | None
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def entry_points_of_plugins() -> tuple[list[EntryPoint], dict[str, str]]:
-    """What other packages offer, and why that of some cannot be read, by the distribution's name."""
-    try:
-        return list(entry_points(group=PLUGINS)), {}
-    except Exception:  # one damaged file, of whatever distribution, hides those of all: ask each alone
-        return _entry_points_one_by_one()
-
-
-def _entry_points_one_by_one() -> tuple[list[EntryPoint], dict[str, str]]:
-    found: list[EntryPoint] = []
-    broken: dict[str, str] = {}
-    seen: set[str] = set()
-    for distribution in distributions():
-        name = distribution.name
-        if name in seen:  # hidden by one that comes earlier on the path
-            continue
-        seen.add(name)
-        try:
-            found += distribution.entry_points.select(group=PLUGINS)
-        except Exception as error:  # whatever its file makes of the parser
-            broken[name] = f"its entry_points.txt cannot be read: {type(error).__name__}: {error}"
-    return found, broken
 
 
 def unmet_packages(requirements: Iterable[str], there: Interpreter | None = None) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint
 
-from diffopt.machine.packages import PLUGINS, entry_points_of_plugins
+from diffopt.machine.entry_points import PLUGINS, entry_points_of_plugins
 from diffopt.schema.step import all_registered_or_none
 from diffopt.schema.words import one_line
 

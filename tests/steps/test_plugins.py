@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from support.places import REPO
 
-from diffopt.machine import packages
+from diffopt.machine import entry_points
 from diffopt.schema import step
 from diffopt.steps import plugins
 
@@ -102,7 +102,7 @@ def test_an_odd_target_is_no_module(loaded: Callable[[], tuple[list[str], set[st
     said, _ = loaded()
     assert len(said) == 1
     assert "odd" in said[0]
-    assert packages.entry_points_of_plugins()[1] == {}
+    assert entry_points.entry_points_of_plugins()[1] == {}
 
 
 def test_other_recipes_work_and_the_one_that_needs_it_says_why(diffopt: Run, tmp_path: Path) -> None:
