@@ -10,10 +10,13 @@ artifact is saved or loaded.
 
 from __future__ import annotations
 
+import getpass
 import hashlib
 import io
 import json
 import os
+import re
+import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +57,21 @@ def private_compile_caches(folder: Path) -> dict[str, str]:
         "DIFFOPT_CACHE_DIR": "diffopt",
     }
     return {name: str(folder / place) for name, place in kept.items()}
+
+
+def usual_compile_caches() -> dict[str, str]:
+    """Environment variables that keep inductor's cache where it lies by default, in this process's temporary folder.
+
+    For a process that has one of its own, where it would always start cold.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return {}
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = f"uid_{os.getuid()}"
+    folder = "torchinductor_" + re.sub(r'[\\/:*?"<>|]', "_", user)  # as torch calls it
+    return {"TORCHINDUCTOR_CACHE_DIR": os.path.join(tempfile.gettempdir(), folder)}
 
 
 class Conditions(Frozen):

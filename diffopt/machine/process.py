@@ -5,10 +5,12 @@ Never imports torch.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import selectors
 import signal
 import subprocess
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -27,6 +29,9 @@ Silence = Literal["ended", "deadline", "garbage", "stopped"]
 
 class Child:
     """A process that leads a group of its own; when this block ends, nothing of the group is left.
+
+    Nor is it when this process is killed, whatever the child does just then, see :func:`_bind_group_to_pipe`. What has
+    left the group (``setsid``) is beyond both.
 
     It reports in lines on a descriptor that its command names. Its standard input stays open as long as this process
     lives, so that it can know when it is alone.
@@ -59,21 +64,25 @@ class Child:
         self._unfinished = b""
         self._code: int | None = None
         self._reports, write = os.pipe()
+        lifeline, self._alive = os.pipe()  # nothing is ever written to it; it breaks when this process ends
         try:
             self._process = subprocess.Popen(
                 list(command(write)),
                 stdin=subprocess.DEVNULL if plain else subprocess.PIPE,
                 stdout=write if plain else log,
                 stderr=log,
-                pass_fds=() if plain else (write,),
+                pass_fds=(lifeline,) if plain else (lifeline, write),
                 env=environment,
                 start_new_session=True,
             )
+            _bind_group_to_pipe(self._process.pid, lifeline)
         except BaseException:
             os.close(self._reports)
+            os.close(self._alive)
             raise
         finally:
             os.close(write)
+            os.close(lifeline)
         self._exited: int | None = None  # becomes readable when the process exits; stays None but on Linux
         try:
             self._exited = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
@@ -142,10 +151,44 @@ class Child:
             if self._process.stdin is not None:
                 with suppress(BrokenPipeError):  # an unwritten rest
                     self._process.stdin.close()
-            for descriptor in (self._reports, self._exited):
+            for descriptor in (self._reports, self._exited, self._alive):
                 if descriptor is not None:
                     os.close(descriptor)
         return self._code
+
+
+def lines_of_program(
+    command: Sequence[str], environment: Mapping[str, str], seconds: float, *, longest: int = LONGEST_LINE
+) -> tuple[list[bytes], list[str]]:
+    """The lines that a program prints and those that it complains with; nothing of it is left running."""
+    deadline = time.monotonic() + seconds
+    said: list[bytes] = []
+    with tempfile.TemporaryFile() as log:
+        try:
+            child = Child(lambda _: command, log, environment, plain=True, longest=longest)
+        except OSError as error:
+            return [], [error.strerror or str(error)]
+        with child:
+            while isinstance(line := child.line(deadline), bytes):
+                said.append(line)
+        if line == "deadline":
+            return [], [f"it did not answer within {seconds:g} s"]
+        log.seek(0)
+        complaint = log.read().decode("utf-8", errors="replace").splitlines()
+    return said, [line for line in complaint if line.strip()]
+
+
+def _bind_group_to_pipe(group: int, end: int) -> None:
+    """Let the kernel kill the group when the pipe loses its last writer, as long as some process holds this end.
+
+    Asynchronous I/O with SIGKILL for its signal: it needs no thread, so a process that sits in C with Python's lock
+    dies as well, and with it all that it started. PR_SET_PDEATHSIG would reach the process alone, and would also come
+    when only the thread ends that started it. Elsewhere than on Linux a worker has to see it itself.
+    """
+    if hasattr(fcntl, "F_SETSIG"):
+        fcntl.fcntl(end, fcntl.F_SETOWN, -group)
+        fcntl.fcntl(end, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(end, fcntl.F_SETFL, fcntl.fcntl(end, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def _readable(descriptors: Sequence[int | None], seconds: float) -> set[int | None]:

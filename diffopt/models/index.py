@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -126,7 +127,11 @@ def _check_single(path: Path, name: str, class_name: str) -> None:
 
 def _names_in_folder(folder: Path, files: frozenset[str] | None, component: str) -> frozenset[str]:
     if files is None:
-        return frozenset(path.name for path in (folder / component).glob("*"))
+        place = folder / component
+        try:
+            return frozenset(os.listdir(place) if place.is_dir() else ())
+        except OSError as error:
+            raise UsageError(f"{place} cannot be read: {error.strerror}") from None
     start = f"{component}/" if component else ""
     below = (name.removeprefix(start) for name in files if name.startswith(start))
     return frozenset(name for name in below if "/" not in name)

@@ -75,7 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_json(options.outcome, outcome.model_dump(mode="json"))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # all is said; taking torch apart takes seconds, and a crash in it would say nothing of the cell
+    # All is said. Taking torch apart takes seconds, and a crash in it would say nothing of the cell. What was started
+    # on the way ends as well, also where the parent is killed at this very moment and cannot see to it.
+    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def end_worker_with_parent() -> None:

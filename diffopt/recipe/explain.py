@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from diffopt.recipe.recipe import STEP_GROUPS
 from diffopt.schema.words import did_you_mean, value_in_words
+from diffopt.steps.plugins import plugins_left_out
 
 
 def explain_invalid_recipe(
@@ -45,7 +46,9 @@ def _one(detail: dict[str, Any], prefix: str, written: Mapping[str, str]) -> str
     if kind == "union_tag_invalid":
         tags = [tag.strip().strip("'") for tag in str(context["expected_tags"]).split(",")]
         hint = did_you_mean(str(context["tag"]), tags)
-        return f"{key}.kind={context['tag']}: there is no such kind.{hint} Kinds of {key} are {', '.join(tags)}."
+        hint += f" Kinds of {key} are {', '.join(tags)}."
+        hint += "".join(f" It may be another package's: {left}." for left in plugins_left_out())
+        return f"{key}.kind={context['tag']}: there is no such kind.{hint}"
     if kind == "union_tag_not_found":
         return f"'{key}' has no 'kind' that says which step it is."
     if kind == "literal_error":

@@ -89,19 +89,24 @@ class Study:
         """All rows, ordered by id.
 
         Args:
-            on_unreadable: told of each file that is not a result, which is then left out.
+            on_unreadable: told of each file that is not a result, and of each folder that may not be entered; they are
+                left out.
 
         Raises:
-            UsageError: for such a file, when there is nobody to tell.
+            UsageError: for such a file or folder, when there is nobody to tell.
         """
+
+        def tell(error: UsageError) -> None:
+            if on_unreadable is None:
+                raise error
+            on_unreadable(error)
+
         found = []
-        for path in sorted(self.path.glob("cells/*/*/result.json")):
+        for path in _files_of_rows(self.path / "cells", 2, tell):
             try:
                 found.append(read_result(path))
             except UsageError as error:
-                if on_unreadable is None:
-                    raise
-                on_unreadable(error)
+                tell(error)
         return tuple(found)
 
     def unfinished(self) -> tuple[str, ...]:
@@ -147,3 +152,22 @@ class Study:
         folder = self.folder(result.cell_id, result.env_id)
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "result.json", result.model_dump(mode="json"))
+
+
+def _files_of_rows(folder: Path, depth: int, tell: Callable[[UsageError], None]) -> Iterator[Path]:
+    """The files of the rows so many folders below this one, in order; of a folder that may not be entered is told.
+
+    Not by glob, for which such a folder is empty.
+    """
+    try:
+        entries = sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        tell(UsageError(f"{folder} cannot be read: {error.strerror}."))
+        return
+    for entry in entries:
+        if depth:
+            yield from _files_of_rows(entry, depth - 1, tell)
+        elif entry.name == "result.json":
+            yield entry

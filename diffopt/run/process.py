@@ -105,7 +105,7 @@ def run_worker_process(
     gpu: str | None,
     on_phase: Callable[[Phase], None],
     interpreter: Interpreter | None = None,
-    caches: Mapping[str, str] | None = None,
+    places: Mapping[str, str] | None = None,
     start_only: bool = False,
 ) -> Verdict:
     """Run the worker on the plan in ``folder`` until it ends or must be ended; nothing of its group is left behind.
@@ -114,13 +114,13 @@ def run_worker_process(
         gpu: NVML uuid of the only GPU that the worker sees; None for the CPU.
         on_phase: called with each phase as it begins.
         interpreter: what runs the worker; None: the Python that runs this.
-        caches: environment variables that say where compile caches lie; None: where they always do.
+        places: environment variables that say where compile caches and temporary files lie; None: where they always do.
         start_only: end after the first call.
     """
     kills = kernel_oom_kills()
     python = sys.executable if interpreter is None else interpreter.python
     more = ["--start-only"] if start_only else []
-    variables = {**(interpreter.variables if interpreter is not None else {}), **(caches or {})}
+    variables = {**(interpreter.variables if interpreter is not None else {}), **(places or {})}
     with open(folder / "log.txt", "wb") as log:
         worker = Child(
             lambda progress: _command(folder, progress, launch, gpu, python) + more,

@@ -24,7 +24,7 @@ from diffopt.run.launchers import Launcher, launcher
 from diffopt.run.process import Stop
 from diffopt.run.runner import Runner, row_of_refused_cell
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_one(
@@ -95,7 +95,7 @@ def run_all(
         deep: see :func:`plan_cells`.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM came. The rows so far, those of the interrupted cells among them, are kept.
+        Interrupted: SIGINT, SIGTERM or SIGHUP came. The rows so far are kept, with those of the interrupted cells.
         UsageError: the launcher or the study cannot be used, or a cell's interpreter.
     """
     distinct = list({cell.id: cell for cell in cells}.values())
@@ -165,10 +165,14 @@ def _names(cells: Sequence[Cell]) -> dict[str, str]:
 
 @contextmanager
 def _stopping(end: float) -> Iterator[Stop]:
-    """Signals become a request to stop while this lasts. Only the main thread can take them; others stop at the end."""
+    """Signals become a request to stop while this lasts. Only the main thread can take them; others stop at the end.
+
+    SIGHUP, which a terminal sends when it is closed, is left alone where it is ignored: ``nohup`` asks for that.
+    """
     stop = Stop(end)
     main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, stop) for number in SIGNALS} if main else {}
+    heeded = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heeded} if main else {}
     try:
         yield stop
     finally:

@@ -7,6 +7,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -100,6 +101,12 @@ def start():
     cache = {"hits": found, "misses": 0 if found else 1}
     metrics = {"load_s": 1.0, "first_call_s": 2.0, "compile_cache": cache}
     leave(json.dumps({"status": "ok", "phase": "measure", "valid": True, "metrics": metrics}))
+
+
+def litter():
+    """Dies with files of its own in its temporary folder."""
+    print(tempfile.mkdtemp(), os.environ["TORCHINDUCTOR_CACHE_DIR"], flush=True)
+    sigkill()
 
 
 def error():
