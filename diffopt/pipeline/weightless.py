@@ -54,7 +54,7 @@ class WithoutValues(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is ATEN.embedding.default:
             _check_ids(*args[:2])
         if func in INDEXING:
-            args = (args[0], _tensors_by_place(args[1]), *args[2:])
+            args = (args[0], _places_under_masks(args[1]), *args[2:])
         shapes, settings = tree_map(_shape_alone, (args, kwargs))
         made = func(*shapes, **settings)
         return args[0] if func._schema.is_mutable and isinstance(made, torch.Tensor) else made  # it stays where it is
@@ -83,7 +83,7 @@ def _check_ids(table: torch.Tensor, ids: torch.Tensor) -> None:
         raise IndexError(f"index out of range in self: {most} is looked up in a table of {len(table)} rows")
 
 
-def _tensors_by_place(indices: Any) -> list[Any]:
+def _places_under_masks(indices: Any) -> list[Any]:
     """Masks as the places that they let through: how many these are, only their values tell."""
     found: list[Any] = []
     for index in indices:

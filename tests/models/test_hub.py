@@ -306,16 +306,3 @@ def test_what_goes_wrong_while_loading_is_a_row(online: Diffopt, tmp_path: Path)
         assert reason in row["reason"]
         assert "\n" not in row["reason"]
         assert TOKEN not in json.dumps(row)
-
-
-@pytest.mark.slow
-def test_a_call_without_weights_is_made_of_the_cache_alone(
-    hub: Hub, online: Diffopt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    done = online("plan", "--deep", *asked("org/tiny"))
-    assert (done.returncode, "says nothing against it" in done.stdout) == (0, True)
-    assert "tokenizer/tokenizer.json" not in hub.fetched()
-    assert online("prefetch", *asked("org/tiny")).returncode == 0
-    done = online("plan", "--deep", *asked("org/tiny"), offline=True)
-    assert "called once without weights: ok" in done.stdout.splitlines(), done.stdout + done.stderr
