@@ -35,6 +35,7 @@ WHOSE = {
     "torch": {
         *("_buffers", "_modules", "_non_persistent_buffers_set", "_call_impl", "_compiled_call_impl", "_orig_mod"),
         *("_stance", "_cdata", "_config", "_dynamo", "_inductor", "_int_mm", "_scaled_mm"),
+        *("_schema", "_to_copy"),
     },
     "diffusers": {
         *("_attention_backend", "_supports_qkv_fusion", "_HUB_KERNELS_REGISTRY", "_resolve_kernel_attr", "_metadata"),
@@ -46,7 +47,10 @@ WHOSE = {
     "accelerate": {"_hf_hook", "_old_forward"},
     "hydra": {"_compose_config_from_defaults_list", "_value"},
 }
-OURS = {"_base", "_skeletons", "_cache_watch", "_asdict", "_replace", "_exit"}  # or the standard library's
+OURS = {  # or the standard library's
+    *("_base", "_skeletons", "_cache_watch", "_set_timesteps", "_step", "_with_host_timesteps"),
+    *("_asdict", "_replace", "_exit"),
+}
 
 
 def private(name: str) -> bool:
