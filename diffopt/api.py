@@ -11,7 +11,6 @@ from diffopt.config.asked import Asked
 from diffopt.errors import NoEffect, Refusal, UsageError
 from diffopt.machine import hardware, packages
 from diffopt.recipe.cell import Cell
-from diffopt.recipe.plan import make_plan
 from diffopt.recipe.planned import Plan
 from diffopt.schema.step import Order, Site
 
@@ -137,32 +136,35 @@ def compose(
     return [request.cell for request in asked.requests(multirun=multirun)]
 
 
-def plan(cell: Cell) -> Plan:
+def plan(cell: Cell, *, deep: bool = False) -> Plan:
     """What would be done to the cell's pipeline, and every reason why it cannot work; ``print`` shows it.
 
-    Needs no torch and no GPU, and raises nothing for a cell that is refused: ``problems`` and ``reasons`` say why.
+    Needs no GPU and imports no torch, and raises nothing for a cell that is refused: ``problems`` and ``reasons`` say
+    why.
+
+    Args:
+        deep: call the pipeline of ``model=local`` or ``model=hub`` once without weights too, in a process of its own.
     """
-    from diffopt.machine.interpreter import why_interpreter_is_absent  # here for start-up time
+    from diffopt.run.dry_call import plan_cells  # here for start-up time
 
-    found = make_plan(_checked(cell))
-    note = why_interpreter_is_absent(cell.runtime)
-    return found if note is None else replace(found, notes=(*found.notes, note))
+    return plan_cells([_checked(cell)], deep=deep)[0]
 
 
-def run(cell: Cell, *, study: str | Path | Study | None = None) -> Result:
+def run(cell: Cell, *, study: str | Path | Study | None = None, deep: bool = True) -> Result:
     """Measure one cell in a process of its own and keep the row.
 
     Args:
         cell: one of those that :func:`compose` gives.
         study: name or directory of the study that keeps it; a fresh one without. Where there is none yet, a cell
             that is refused before it could start makes none.
+        deep: as for :func:`plan`, before anything is loaded.
 
     Returns:
         The row, whatever its status; nothing is raised for a cell that fails.
     """
     from diffopt.run.sweep import run_one  # here for start-up time
 
-    return run_one(_checked(cell), study=study)
+    return run_one(_checked(cell), study=study, deep=deep)
 
 
 def _adopted(pipe: DiffusionPipeline, asked: Asked) -> tuple[set[str], Request]:

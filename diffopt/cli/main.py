@@ -2,7 +2,7 @@
 
 Exit codes: 0 every row of a sweep is ok or refused; 1 some cell failed, a single run was refused or is not valid,
 launch.minutes were over before each cell had its row, or a comparison is worse than --slower allows; 2 wrong usage;
-130 and 143 after Ctrl-C and SIGTERM.
+129, 130 and 143 after SIGHUP, Ctrl-C and SIGTERM.
 """
 
 from __future__ import annotations
@@ -40,6 +40,11 @@ class Verb:
 FLAGS: dict[str, dict[str, object]] = {
     "--multirun": {"short": "-m", "action": "store_true", "help": "run every combination of a,b values; sweep=NAME"},
     "--force": {"action": "store_true", "help": "measure anew what the study has a row of; the row is replaced"},
+    "--deep": {
+        "action": "store_true",
+        "help": "call the pipeline of model=local or model=hub once without weights, in a process of its own",
+    },
+    "--no-deep": {"dest": "deep", "action": "store_false", "help": "do not call it once without weights beforehand"},
     "--recipe": {"metavar": "FILE", "type": Path, "help": "start from a file that `diffopt show` printed"},
     "--recipes": {
         "flag": "--recipe",
@@ -99,14 +104,14 @@ VERBS: dict[str, Verb] = {
     "run": Verb(
         "compose, build, prove and measure; -m sweeps",
         "sweeps:run_sweep_verb",
-        ("--multirun", "--force", "--recipe", "--config-dir", "--trust-config-dir"),
+        ("--multirun", "--force", "--no-deep", "--recipe", "--config-dir", "--trust-config-dir"),
         example="diffopt run -m compile=none,regional attention=vanilla,sdpa measure=quick study=first",
         keeps=True,
     ),
     "plan": Verb(
         "the cells, their steps in order, what is refused and why; needs no GPU",
         "plans:run_plan_verb",
-        ("--multirun", "--recipe", "--config-dir", "--trust-config-dir", "--json"),
+        ("--multirun", "--deep", "--recipe", "--config-dir", "--trust-config-dir", "--json"),
         example="diffopt plan -m model=sd15,sdxl hardware=a100,t4 precision=fp16,bf16 compile=none,max_autotune",
     ),
     "check": Verb(
@@ -203,9 +208,11 @@ def _answer(arguments: list[str]) -> int:
     except DiffoptError as error:
         return _say(str(error), 2 if isinstance(error, UsageError) else 1)
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno == errno.ENOSPC:
+            return _say(f"{error.filename or 'a file'} cannot be written: {error.strerror}", 1)
+        if error.filename is None:
             raise
-        return _say(f"{error.filename or 'a file'} cannot be written: {error.strerror}", 1)
+        return _say(f"{error.filename}: {error.strerror}", 1)
 
 
 def _say(text: str, code: int) -> int:
@@ -230,7 +237,16 @@ def _dispatch(arguments: list[str]) -> int:
     if name not in VERBS:
         raise UsageError(f"There is no verb '{name}'.{did_you_mean(name, VERBS)} Verbs: {', '.join(VERBS)}.")
     args = build_parser(name).parse_intermixed_args(arguments[1:])
-    return _function(VERBS[name].call)(args)
+    command = _function(VERBS[name].call)
+    _name_plugins_left_out()
+    return command(args)
+
+
+def _name_plugins_left_out() -> None:
+    """Say which steps of other packages are not there; asked only where the verb has loaded any."""
+    plugins = sys.modules.get("diffopt.steps.plugins")
+    for left in () if plugins is None else plugins.plugins_left_out():
+        say(f"note: {left}")
 
 
 def _function(place: str) -> Callable[..., int]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from diffopt.cli.streams import drawing_stream, print_line
 from diffopt.machine.hardware import GIB
 from diffopt.recipe.labels import cell_label_line, cell_labels
+from diffopt.recipe.planned import measured_in_rounds
 from diffopt.results.table import Table
 from diffopt.schema.words import harmless_line
 
@@ -50,8 +51,13 @@ def _draw_table(shown: Table) -> None:
         return
     drawn = Drawn(box=None, pad_edge=False, header_style="bold")
     for index, header in enumerate(shown.headers):
-        side, prose = "right" if index in shown.right else "left", index in words
-        drawn.add_column(header, justify=side, no_wrap=not prose, min_width=least[index])  # type: ignore[arg-type]
+        figure, prose = index in shown.right, index in words
+        drawn.add_column(
+            header.replace(" ", "\n") if figure else header,
+            justify="right" if figure else "left",
+            no_wrap=not prose,
+            min_width=least[index],
+        )
     for row in shown.rows:
         drawn.add_row(*(Text(cell) for cell in row))
     console.print(drawn)
@@ -59,7 +65,8 @@ def _draw_table(shown: Table) -> None:
 
 def _least_widths(shown: Table) -> tuple[list[int], frozenset[int]]:
     """Of each column, with no name or id broken; and which are written in words, on several lines where they must."""
-    columns = [list(column) for column in zip(shown.headers, *shown.rows, strict=True)]
+    heads = [max(h.split(), key=len) if i in shown.right else h for i, h in enumerate(shown.headers)]
+    columns = [list(column) for column in zip(heads, *shown.rows, strict=True)]
     longest = [max(map(len, column)) for column in columns]
     words = frozenset(i for i, column in enumerate(columns) if longest[i] > PROSE and any(" " in c for c in column))
     parts = [max(len(word) for cell in column for word in cell.split() or [""]) for column in columns]
@@ -77,7 +84,10 @@ def many_plans_in_words(plans: Sequence[Plan], code: Sequence[Sequence[Code]] = 
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
         lines.append(f"note: {note}")
     counts = Counter(plan.status for plan in plans)
-    lines.append(f"{len(plans)} cells: {counts['ok']} ok, {counts['refused']} refused")
+    called = sum(plan.called for plan in plans)
+    said = f"; {called} called once without weights" if called else ""
+    lines.append(f"{len(plans)} cells: {counts['ok']} ok, {counts['refused']} refused{said}")
+    lines += measured_in_rounds(plans)
     return "\n".join(map(harmless_line, lines))
 
 

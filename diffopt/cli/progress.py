@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO, get_args
 
 from diffopt.cli.streams import drawing_stream
 from diffopt.results.result import Phase, Result
+from diffopt.results.spread import samples_in_words, spread_in_words
 from diffopt.run.events import (
     CellFinished,
     CellStarted,
@@ -17,6 +18,7 @@ from diffopt.run.events import (
     Listener,
     NotBegun,
     PhaseStarted,
+    RoundFinished,
     RowUnreadable,
     SweepFinished,
     SweepStarted,
@@ -40,16 +42,25 @@ def progress_line_of_not_begun(event: NotBegun) -> str:
 def progress_line_of_outcome(event: CellFinished) -> str:
     """One row in one line: what it is, how it ended, how fast it was or why not."""
     result = event.result
-    latency = result.metrics.latency_s
     ended = "ok" if result.valid else "ok, not valid"
     words = [event.label, ended if result.status == "ok" else f"{result.status} at {result.phase}"]
-    if latency is not None:
-        words.append(f"{latency.median:.3f} s")
+    if (latency := result.metrics.latency_s) is not None:
+        words.append(f"{latency.median:.3f} s {spread_in_words(latency)} ({samples_in_words(result)})")
     if event.kept:
         words.append("(kept)")
     if result.reason:
         words.append(f"- {result.reason.splitlines()[0]}")
     return " ".join(words)
+
+
+def progress_line_of_round(event: RoundFinished) -> str:
+    kept = " (kept)" if event.kept else ""
+    return f"{label_in_round(event)}: {event.median_s:.3f} s{kept}"
+
+
+def label_in_round(event: CellStarted | RoundFinished) -> str:
+    """The label of a cell, with the round where it has several."""
+    return event.label + (f" round {event.round} of {event.rounds}" if event.rounds > 1 else "")
 
 
 def progress_line_of_summary(event: SweepFinished) -> str:
@@ -99,7 +110,10 @@ class _Lines:
             case NotBegun():
                 self._say(progress_line_of_not_begun(event))
             case CellStarted(cell_id, label):
-                self._say(f"{cell_id} {label}" if label != cell_id else cell_id)
+                name = label_in_round(event)
+                self._say(f"{cell_id} {name}" if label != cell_id else name)
+            case RoundFinished():
+                self._say(progress_line_of_round(event))
             case PhaseStarted(cell_id, phase):
                 self._say(f"{cell_id}   {phase}")
             case CellFinished():
@@ -131,22 +145,28 @@ class _Bars:
                 self._print(progress_line_of_unreadable_row(event))
             case NotBegun():
                 self._print(progress_line_of_not_begun(event))
-            case CellStarted(cell_id, label):
-                self._running[cell_id] = self._bars.add_task(harmless_line(label), total=len(PHASES))
+            case CellStarted(cell_id):
+                self._running[cell_id] = self._bars.add_task(harmless_line(label_in_round(event)), total=len(PHASES))
             case PhaseStarted(cell_id, phase):
                 self._bars.update(self._running[cell_id], completed=PHASES.index(phase))
+            case RoundFinished(cell_id):
+                self._end(cell_id)
+                self._print(progress_line_of_round(event))
             case CellFinished(result):
                 self._finish(event, result)
             case SweepFinished():
                 self._bars.console.print(progress_line_of_summary(event), markup=False, highlight=False)
 
     def _finish(self, event: CellFinished, result: Result) -> None:
-        task = self._running.pop(result.cell_id, None)
-        if task is not None:
-            self._bars.remove_task(task)
+        self._end(result.cell_id)
         if self._cells is not None:
             self._bars.advance(self._cells)
         self._print(progress_line_of_outcome(event))
+
+    def _end(self, cell_id: str) -> None:
+        task = self._running.pop(cell_id, None)
+        if task is not None:
+            self._bars.remove_task(task)
 
     def _print(self, line: str) -> None:
         self._bars.console.print(harmless_line(line), markup=False, highlight=False, soft_wrap=True)

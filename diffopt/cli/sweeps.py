@@ -27,11 +27,17 @@ def run_sweep_verb(args: argparse.Namespace) -> int:
         if args.multirun:
             study = Study.fresh() if name is None else Study.create(name)
             with progress() as listener:
-                results = run_all(cells, study, launch, listener, others, anew=args.force)
+                results = run_all(cells, study, launch, listener, others, anew=args.force, deep=args.deep)
         else:
             with progress() as listener:
                 result, study = run_single(
-                    cells[0], study=name, launch=launch, listener=listener, others=others, anew=args.force
+                    cells[0],
+                    study=name,
+                    launch=launch,
+                    listener=listener,
+                    others=others,
+                    anew=args.force,
+                    deep=args.deep,
                 )
             results = [result]
     printing.print_table(results_table(results, requests[0].reference))

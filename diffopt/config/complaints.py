@@ -12,9 +12,22 @@ from hydra.core.override_parser.types import Override, QuotedString
 
 from diffopt.config.meant import is_model_itself
 from diffopt.models.resolve import OLD_TINY
-from diffopt.schema.words import did_you_mean
+from diffopt.schema.words import PRECISION_OF_DTYPE, did_you_mean
 
 TEXTS = ("workload.prompt", "workload.negative_prompt")
+SEVERAL_PROMPTS = "Several prompts stand in a file: workload.prompts_file=FILE."
+# What other words for an option are called here: torch's and those for any GPU.
+OPTION_WORDS = {("precision", dtype): f"precision={name}" for dtype, name in PRECISION_OF_DTYPE.items()}
+OPTION_WORDS |= {("hardware", word): "hardware=auto, which takes the GPU of this machine" for word in ("gpu", "cuda")}
+# What arguments of diffusers are called here.
+KEY_WORDS = {
+    "num_inference_steps": "workload.steps",
+    "guidance_scale": "workload.guidance",
+    "num_images_per_prompt": "workload.batch_size",
+    "num_frames": "workload.frames",
+    "torch_dtype": "precision.dtype",
+    "controlnet_conditioning_scale": "workload.control_scale",
+}
 QUOTING = (
     "Quote it for Hydra inside the shell's quotes, 'workload.prompt=\"a cat, a dog (in oil)\"', or put prompts one per "
     "line into a file and give workload.prompts_file=FILE."
@@ -30,8 +43,10 @@ def unknown_option(group: str, option: str, options: Sequence[str]) -> str:
             f"model={option}: that is no folder with a model_index.json, and no ORG/NAME of the hub. diffopt ls model "
             "lists the models that are known by name."
         )
+    other = OPTION_WORDS.get((group, option.lower()))
+    near = did_you_mean(option, options) if other is None else f" Write {other}."
     return (
-        f"{group}={option}: the group '{group}' has no option '{option}'.{did_you_mean(option, options)} "
+        f"{group}={option}: the group '{group}' has no option '{option}'.{near} "
         f"Its options are {', '.join(options)} (diffopt ls {group} says what each does)."
     )
 
@@ -105,7 +120,7 @@ def _about_text(override: Override) -> str | None:
     if override.is_sweep_override():
         return f"{said}{QUOTING}"
     said += f"Quote it for Hydra inside the shell's quotes, {quoted}."
-    return f"{said} Several prompts stand in a file: workload.prompts_file=FILE." if list in map(type, odd) else said
+    return f"{said} {SEVERAL_PROMPTS}" if list in map(type, odd) else said
 
 
 def unparsable_override(text: str, error: str) -> str:
@@ -140,10 +155,21 @@ def unknown_key(override: Override, data: Mapping[str, Any], *, below: str | Non
             return f"{override.input_line}: '{where}' is a value, there is nothing below it to set."
         if part not in node:
             place, keys = f"'{where}'" if where else "the configuration", [str(key) for key in node]
-            near = did_you_mean(part, keys)
+            elsewhere = _keys_named(part, data)
+            near = f" Did you mean {' or '.join(elsewhere)}?" if elsewhere else did_you_mean(part, keys)
+            near += f" {SEVERAL_PROMPTS}" if part == "prompts" else ""
             return f"{override.input_line}: {place} has no key '{part}'.{near} It has {', '.join(keys)}."
         node = node[part]
     raise ValueError(f"{override.input_line} is known")
+
+
+def _keys_named(name: str, data: Mapping[str, Any]) -> list[str]:
+    """The dotted keys, one group deep, that end in ``name``, or that stand for diffusers' word ``name``."""
+    if name in KEY_WORDS:
+        return [KEY_WORDS[name]]
+    found = [f"{group}.{name}" for group, values in data.items() if isinstance(values, Mapping) and name in values]
+    asked = f"workload.{name}"  # a model has its customary values at the same names
+    return [asked] if asked in found else found
 
 
 def key_of_other_options(override: Override, group: str, option: str, having: Sequence[str]) -> str:

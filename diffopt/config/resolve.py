@@ -20,7 +20,13 @@ from diffopt.config.consent import config_with_consent, config_with_files_locate
 from diffopt.config.labels import Labels, check_ids_of_file, labels_of_file
 from diffopt.config.origins import note_origin, origin_of_recipe_file
 from diffopt.config.sweep import expand, on_recipe, split_sweep
-from diffopt.config.workload import UNSAID, note_on_recipe_file, open_workload, resolve_workload
+from diffopt.config.workload import (
+    UNSAID,
+    note_on_recipe_file,
+    open_workload,
+    resolve_workload,
+    written_workload_keys,
+)
 from diffopt.errors import UsageError
 from diffopt.machine import hardware, plain_yaml
 from diffopt.machine.paths import path_of_study, shipped_conf, user_path
@@ -150,9 +156,11 @@ def config_of_lock_file(path: Path) -> Composed:
             f"{', '.join(LOCK_KEYS)} and no others. An overlay to compose with goes into conf/recipe/ and is chosen "
             f"with recipe=NAME."
         )
-    unknown = [*(set(data["recipe"]) - set(Recipe.model_fields)), *({"prompt", "prompts_file"} & set(data["workload"]))]
+    texts = {"prompt", "prompts_file"} & set(data["workload"])
+    unknown = sorted([*(set(data["recipe"]) - set(Recipe.model_fields)), *(f"workload.{text}" for text in texts)])
     if unknown:
-        raise UsageError(f"--recipe {path}: '{sorted(unknown)[0]}' is not a key there.")
+        prompts = " It has the prompts themselves, as the list workload.prompts." if "prompt" in unknown[0] else ""
+        raise UsageError(f"--recipe {path}: '{unknown[0]}' is not a key there.{prompts}")
     if not all(isinstance(option, str) for option in data["choices"].values()):
         raise UsageError(f"--recipe {path}: 'choices' gives the name of an option for each group.")
     check_ids_of_file(path, text, data)
@@ -194,7 +202,8 @@ class Resolver:
             asked = {"recipe": recipe, "workload": workload, "measure": data["measure"], "runtime": runtime}
             cell = Cell.from_plain({"choices": composed.choices, **asked})
         except ValidationError as error:
-            raise UsageError(f"{explain_invalid_recipe(error)}{self._origin(error, composed.choices)}") from error
+            said = explain_invalid_recipe(error, written=written_workload_keys(data["workload"], recipe["model"]))
+            raise UsageError(f"{said}{self._origin(error, composed.choices)}") from error
         cell = self._labels.label(cell, composed)
         notes = tuple(self._notes(composed, cell, recipe["model"], workload))
         cell = cell.model_copy(update={"notes": notes}) if notes else cell

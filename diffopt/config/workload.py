@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from diffopt.errors import UsageError
 from diffopt.machine.paths import user_path
+from diffopt.machine.reading import MIB, read_file
 from diffopt.models.pictures import resolve_picture
 from diffopt.schema.model import TASKS
 from diffopt.schema.words import value_in_words
@@ -15,12 +17,13 @@ from diffopt.schema.workload import ASKED_FOR, NEEDS, PICTURES, Workload
 CUSTOMARY_PICTURES = {"image": "scene", "mask": "mask", "control": "edges"}  # names in diffopt/models/inputs
 CUSTOMARY_STRENGTH = {"img2img": 0.8, "inpaint": 1.0}
 CUSTOMARY_CONTROL_SCALE = 1.0
+LONGEST_PROMPTS = MIB  # of a file; each row has a copy of the prompts
 # Keys that a recipe file may lack, at what they then are: those of the YAML alone, and those added after a release.
 PLAIN = ("task", "height", "width", "steps", "guidance")  # a model has a customary value of the same name
 CUSTOMARY = (*PLAIN, "prompts", "later_stages", *ASKED_FOR)  # what a model has a customary value for
 SAID = (*PLAIN, "frames", "later_stages")  # of these what a person would not look for in a recipe file
 UNSAID: dict[str, Any] = {"prompt": None, "prompts_file": None} | {
-    name: None for name, field in Workload.model_fields.items() if not field.is_required()
+    name: field.default or None for name, field in Workload.model_fields.items() if not field.is_required()
 }
 
 
@@ -40,11 +43,32 @@ def resolve_workload(data: Mapping[str, Any], model: Mapping[str, Any], typed: f
     """
     workload = {key: value for key, value in data.items() if key not in ("prompt", "prompts_file")}
     workload |= _prompts(data, model, typed)
+    _checked_text(data.get("negative_prompt"), "workload.negative_prompt")
     workload |= {key: model[key] for key in PLAIN if key in workload and workload[key] is None}
     workload["later_stages"] = _later_stages(data, model)
     if workload.get("task") in TASKS:
         workload |= {key: _asked_for(key, data.get(key), workload["task"], model) for key in ASKED_FOR}
     return workload
+
+
+def written_workload_keys(data: Mapping[str, Any], model: Mapping[str, Any]) -> dict[str, str]:
+    """By the key of the resolved workload, the key that its value was written at, where that is another one.
+
+    Args:
+        data: the composed ``workload``, as :func:`resolve_workload` takes it; ``model`` likewise.
+    """
+    found = {f"workload.{key}": f"model.{key}" for key in (*PLAIN, "frames") if data.get(key) is None}
+    if data.get("prompt") is not None:
+        found |= {"workload.prompts": "workload.prompt", "workload.prompts.0": "workload.prompt"}
+    elif data.get("prompts") is None:
+        found["workload.prompts.0"] = "model.prompt"
+    if data.get("later_stages") in (None, []):
+        for index, _ in enumerate(model.get("cascade") or []):
+            stage = f"model.cascade.{index}"
+            found[f"workload.later_stages.{index}.guidance"] = f"{stage}.guidance"
+            steps = f"{stage}.steps" if data.get("steps") is None else "workload.steps"
+            found[f"workload.later_stages.{index}.steps"] = steps
+    return found
 
 
 def _prompts(data: Mapping[str, Any], model: Mapping[str, Any], typed: frozenset[str]) -> dict[str, list[Any]]:
@@ -55,24 +79,42 @@ def _prompts(data: Mapping[str, Any], model: Mapping[str, Any], typed: frozenset
     if file is not None and "workload.prompt" not in typed:
         return {"prompts": _read_prompts(file)}
     if prompt is not None:
-        return {"prompts": [prompt]}
+        return {"prompts": [_checked_text(prompt, "workload.prompt")]}
     return {"prompts": _customary("prompts", data, model)} if data.get("prompts") is None else {}
 
 
 def _read_prompts(name: Any) -> list[str]:
+    if isinstance(name, list | dict | bool):
+        raise UsageError(f"workload.prompts_file={value_in_words(name)}: give the path of one text file.")
     path = user_path(str(name), "workload.prompts_file")
-    if not path.exists() or path.is_dir():
+    if not path.exists():
         raise UsageError(f"workload.prompts_file={name}: there is no such file.")
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        content = read_file(path, f"workload.prompts_file={name}", LONGEST_PROMPTS).decode("utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
         raise UsageError(f"workload.prompts_file={name} cannot be read as UTF-8 text: {error}.") from error
     prompts = [line.strip() for line in content.split("\n") if line.strip()]
     if not prompts:
         raise UsageError(f"workload.prompts_file={name} has no prompt; it takes one per line.")
-    if odd := [prompt for prompt in prompts if not prompt.replace("\t", " ").isprintable()]:
-        raise UsageError(f"workload.prompts_file={name} has a line that is no text: {odd[0]!r:.60}.")
-    return prompts
+    return [_checked_text(prompt, f"workload.prompts_file={name}") for prompt in prompts]
+
+
+def _checked_text(given: Any, key: str) -> Any:
+    """A text as it is, with whatever people write: spaces of every width, joiners, marks. Anything else too.
+
+    Raises UsageError, naming ``key``, for bytes that are not UTF-8, and for control characters other than line ends
+    and tabs.
+    """
+    for sign in given if isinstance(given, str) else "":
+        match unicodedata.category(sign):
+            case "Cs":  # what Python makes of a byte of the command line that it cannot decode
+                what, remedy = f"a byte that is not UTF-8 (0x{ord(sign) & 0xFF:02x})", "give it in UTF-8"
+            case "Cc" if sign not in "\t\n\r":
+                what, remedy = f"a control character (U+{ord(sign):04X})", "leave it out"
+            case _:
+                continue
+        raise UsageError(f"{key}: {given!r:.60} has {what}; {remedy}.")
+    return given
 
 
 def _later_stages(data: Mapping[str, Any], model: Mapping[str, Any]) -> Any:

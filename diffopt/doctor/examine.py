@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,8 @@ from diffopt.machine import hardware, nvml
 from diffopt.machine.hardware import GIB
 from diffopt.machine.nvml import Gpu, driver_cuda
 from diffopt.machine.process import Child, how_process_ended, last_words_of_log
+from diffopt.machine.temporary import temporary_folder
+from diffopt.machine.tested import tested_versions_in_words
 from diffopt.run.process import clean_environment
 from diffopt.schema.record import Frozen
 from diffopt.schema.words import harmless_line
@@ -63,7 +65,8 @@ class Checker:
     def __init__(self, gpu: Gpu | None, deadline_s: float, worker: Sequence[str] = WORKER) -> None:
         self._gpu, self._deadline_s, self._worker = gpu, deadline_s, worker
         self._child: Child | None = None
-        self._folder = tempfile.TemporaryDirectory(prefix="diffopt-doctor-")
+        self._stack = ExitStack()
+        self._folder = self._stack.enter_context(temporary_folder("doctor"))
 
     def __enter__(self) -> Checker:
         return self
@@ -71,7 +74,7 @@ class Checker:
     def __exit__(self, *error: object) -> None:
         if self._child is not None:
             self._child.end()
-        self._folder.cleanup()
+        self._stack.close()
 
     def ask(self, task: CheckTask) -> Finding:
         """The finding of one check, whatever becomes of the process."""
@@ -97,13 +100,13 @@ class Checker:
 
     @property
     def _log(self) -> Path:
-        return Path(self._folder.name) / "log.txt"
+        return self._folder / "log.txt"
 
     def _start(self) -> Child:
-        folder = Path(self._folder.name)
         own = {
-            "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),  # what is compiled is compiled now
-            "TRITON_CACHE_DIR": str(folder / "triton"),
+            "TORCHINDUCTOR_CACHE_DIR": str(self._folder / "inductor"),  # what is compiled is compiled now
+            "TRITON_CACHE_DIR": str(self._folder / "triton"),
+            "TMPDIR": str(self._folder),  # a check that crashes or hangs leaves its own behind
             "TORCHINDUCTOR_COMPILE_THREADS": "1",  # a pool of compiling processes takes longer to start
         }
         command = [sys.executable, "-P", "-X", "faulthandler", *self._worker, "--answers-fd"]
@@ -133,6 +136,8 @@ def examine_machine(
         remedy = "mend the driver: nvidia-smi must answer"
         tell(Finding(check="gpu", status="fails", seconds=None, says=str(broken), remedy=remedy))
         return found
+    versions, tested = tested_versions_in_words()
+    tell(Finding(check="versions", status="ok", seconds=None, says=versions, remedy=tested))
     with Checker(gpu, deadline_s) as checker:
         for todo in _checks(gpu):
             tell(todo if isinstance(todo, Finding) else checker.ask(todo))

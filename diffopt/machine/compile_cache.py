@@ -27,8 +27,10 @@ from diffopt.machine.files import make_private_folders, write_bytes
 from diffopt.machine.hardware import cpu_model
 from diffopt.machine.own_folder import own_folder
 from diffopt.machine.paths import user_cache
+from diffopt.machine.reading import MIB, read_file
 from diffopt.schema.record import Frozen
 
+LARGEST = 8 * 1024 * MIB  # of an artifact
 MAPS = Path("/proc/self/maps")  # what Linux tells a process of the files that it has mapped
 MANIFEST, TORCH, KERNELS = "manifest.json", "torch.bin", "kernels/"
 # by the variable that says where it lies, and what it is called below a folder that has them all
@@ -194,7 +196,7 @@ def load_compile_cache_artifact(path: Path, sha256: str, device: Literal["cuda",
 def _pinned(path: Path, sha256: str) -> bytes:
     """The file's content, which nothing has looked into before it is known to be the one that was meant."""
     try:
-        content = path.read_bytes()
+        content = read_file(path, str(path), LARGEST)
     except OSError as error:
         raise UsageError(f"{path} cannot be read as an artifact: {error.strerror}.") from error
     found = hashlib.sha256(content).hexdigest()

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from diffopt.errors import UsageError
+from diffopt.machine.reading import MIB, opened_file
 from diffopt.machine.remembered import recall_answers, remember_answers, remembered_file
 
-BIG = 64 * 2**20  # bytes; a smaller file is hashed in less than a tenth of a second
+BIG = 64 * MIB  # bytes; a smaller file is hashed in less than a tenth of a second
 SHA256 = re.compile(r"[0-9a-f]{64}")
 MEMORY = "content.json"  # in the user's cache
 
@@ -94,5 +95,5 @@ def _known_digest(entry: Any, stamp: Stamp) -> str | None:
 @functools.cache
 def _digest(path: Path, stamp: Stamp) -> str:
     """SHA-256 of a file, once per process and ``stamp``: a sweep may ask for the same file with each of its models."""
-    with path.open("rb") as file:
+    with opened_file(path, str(path)) as file:
         return sha256_of_opened(file)

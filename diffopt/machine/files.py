@@ -1,22 +1,24 @@
 """Files that appear whole, by a temporary file, fsync and rename; what is made is for its user alone.
 
-And files below a folder that anybody may have filled, such as a study: no link is followed, and only a file is read.
+And links below a folder that anybody may have filled, such as a study: none is followed. See also reading.py.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from diffopt.errors import UsageError
+
 FOR_ITS_USER, FOLDER_FOR_ITS_USER = 0o600, 0o700
-NOT_FOLLOWED = (errno.ELOOP, errno.EMLINK)  # what O_NOFOLLOW makes of a link: Linux and macOS, FreeBSD
+LINK = "{} is a symbolic link; below a study none is followed, to read or to write. Remove it, or put a copy there."
 
 
 @contextmanager
@@ -39,6 +41,11 @@ def file_that_appears_whole(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def rename_file(path: Path, to: Path) -> None:
+    """Give a file another name, in the place of the file that has it."""
+    os.replace(path, to)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -75,24 +82,18 @@ def make_private_folders(folder: Path) -> None:
             raise
 
 
-def open_regular_file(path: Path) -> BinaryIO:
-    """A file to read. Raises OSError for what is none: a link, a folder, a pipe, which is not waited for."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if error.errno in NOT_FOLLOWED:
-            raise OSError(error.errno, "it is a symbolic link", str(path)) from None
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "it is no file", str(path))
-    return open(descriptor, "rb")
+def remove_whatever(path: Path) -> None:
+    """Remove a file, a folder with all that is in it, or a link, but not what it leads to; nothing may be there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
-def read_regular_file(path: Path) -> bytes:
-    """The content of a file. Raises OSError for what is none, see :func:`open_regular_file`."""
-    with open_regular_file(path) as file:
-        return file.read()
+def refuse_link(root: Path, path: Path) -> None:
+    """Raises UsageError where a symbolic link lies between ``root``, which may be one itself, and ``path`` below it."""
+    if (link := first_link(root, path)) is not None:
+        raise UsageError(LINK.format(link))
 
 
 def first_link(root: Path, path: Path) -> Path | None:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,15 +15,18 @@ from shlex import quote
 from pydantic import ValidationError
 
 from diffopt.errors import UsageError
+from diffopt.machine.entry_points import entry_points_of_plugins
 from diffopt.machine.paths import shipped_conf, user_path
-from diffopt.machine.process import Child
+from diffopt.machine.process import lines_of_program
+from diffopt.machine.temporary import temporary_folder
 from diffopt.schema.record import Frozen
 from diffopt.schema.runtime import CURRENT, Runtime, check_runtime_names
 from diffopt.schema.step import Step
 from diffopt.schema.words import value_in_words
 
 DISTRIBUTION = "diffopt-toolkit"
-NOT_FOR_WORKERS = frozenset({"hydra-core", "rich"})  # what only the command line imports
+# what only the command line imports, and what only some samplers do, which ask for it themselves
+NOT_FOR_WORKERS = frozenset({"hydra-core", "rich", "scipy"})
 ANSWER_S = 60.0  # a Python on a slow network disk starts in seconds
 LONGEST_ANSWER = 2**22  # bytes; a distribution takes about thirty
 # `metadata[…]` of a broken distribution, without a name, is deprecated; `get` is not
@@ -82,11 +84,11 @@ def interpreters(runtimes: Iterable[Runtime]) -> Iterator[Mapping[str, Interpret
     if not others:
         yield {}
         return
-    with tempfile.TemporaryDirectory(prefix="diffopt-") as place:
-        _link_package(Path(place))
+    with temporary_folder("package") as place:
+        _link_package(place)
         given = os.environ.get("PYTHONPATH")
         # an empty PYTHONHOME is none; the one of this Python would be another's ruin
-        variables = {"PYTHONPATH": f"{place}{os.pathsep}{given}" if given else place, "PYTHONHOME": ""}
+        variables = {"PYTHONPATH": f"{place}{os.pathsep}{given}" if given else str(place), "PYTHONHOME": ""}
         yield {runtime.name: ask_interpreter(runtime, variables) for runtime in others}
 
 
@@ -109,7 +111,8 @@ def ask_interpreter(runtime: Runtime, variables: Mapping[str, str]) -> Interpret
     check_interpreters_exist([runtime])
     python = interpreter_path(runtime.python or "")
     assert python is not None, "it is present"
-    said, complaint = _run([python, "-P", "-c", QUESTION], {**os.environ, **variables})
+    command = [python, "-P", "-c", QUESTION]
+    said, complaint = lines_of_program(command, {**os.environ, **variables}, ANSWER_S, longest=LONGEST_ANSWER)
     try:
         answer = _Answer.model_validate_json(said[-1] if said else "")
     except ValidationError as error:  # what is older than 3.11 does not know -P
@@ -124,21 +127,27 @@ def ask_interpreter(runtime: Runtime, variables: Mapping[str, str]) -> Interpret
 def packages_of_foreign_steps(steps: Iterable[Step]) -> tuple[str, ...]:
     """The distributions that steps come from which are not diffopt's own; a worker imports them, too."""
     modules = {type(step).__module__.split(".")[0] for step in steps}
-    entries = metadata.entry_points(group="diffopt.steps")
-    return tuple(entry.dist.name for entry in entries if entry.dist and entry.module.split(".")[0] in modules)
+    entries, _ = entry_points_of_plugins()
+    named = {entry.dist.name: re.split("[.:]", entry.value)[0] for entry in entries if entry.dist}
+    return tuple(name for name, module in named.items() if module in modules)
 
 
 def packages_for_workers() -> tuple[str, ...]:
-    """What diffopt needs where a worker runs: the requirements of its own distribution, or of its checkout."""
+    """What diffopt needs where a worker runs."""
+    texts = requirements_of_diffopt()
+    return tuple(text for text in texts if name_of_requirement(text) not in NOT_FOR_WORKERS)
+
+
+def requirements_of_diffopt() -> list[str]:
+    """The requirements of its own distribution, or of its checkout."""
     package = Path(__file__).parents[1]
     if (package / "conf").is_dir():
-        texts = metadata.requires(DISTRIBUTION) or []
-    else:
-        import tomllib
+        return metadata.requires(DISTRIBUTION) or []
+    import tomllib
 
-        project = tomllib.loads((package.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        texts = project["dependencies"]
-    return tuple(text for text in texts if _name_of_requirement(text) not in NOT_FOR_WORKERS)
+    project = tomllib.loads((package.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    texts: list[str] = project["dependencies"]
+    return texts
 
 
 def _canonical_name(distribution: str) -> str:
@@ -148,7 +157,7 @@ def _canonical_name(distribution: str) -> str:
     return canonicalize_name(distribution)
 
 
-def _name_of_requirement(text: str) -> str:
+def name_of_requirement(text: str) -> str:
     """The canonical name of the distribution that a PEP 508 requirement is of."""
     from packaging.requirements import Requirement
 
@@ -170,22 +179,3 @@ def _link_package(folder: Path) -> None:
         if entry.name not in ("conf", "__pycache__"):
             (package / entry.name).symlink_to(entry)
     (package / "conf").symlink_to(shipped_conf().absolute())
-
-
-def _run(command: list[str], environment: Mapping[str, str]) -> tuple[list[bytes], list[str]]:
-    """The lines that a command prints and those that it complains with; nothing of it is left running."""
-    deadline = time.monotonic() + ANSWER_S
-    said: list[bytes] = []
-    with tempfile.TemporaryFile() as log:
-        try:
-            child = Child(lambda _: command, log, environment, plain=True, longest=LONGEST_ANSWER)
-        except OSError as error:
-            return [], [error.strerror or str(error)]
-        with child:
-            while isinstance(line := child.line(deadline), bytes):
-                said.append(line)
-        if line == "deadline":
-            return [], [f"it did not answer within {ANSWER_S:g} s"]
-        log.seek(0)
-        complaint = log.read().decode("utf-8", errors="replace").splitlines()
-    return said, [line for line in complaint if line.strip()]

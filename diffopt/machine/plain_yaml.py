@@ -13,7 +13,9 @@ import yaml
 from omegaconf._utils import get_yaml_loader
 
 from diffopt.errors import UsageError
+from diffopt.machine.reading import MIB, read_file
 
+LONGEST = 8 * MIB  # of a file; a recipe has some KiB
 PLAIN = (str, int, float, bool, type(None))
 
 
@@ -45,7 +47,7 @@ class _Loader(get_yaml_loader()):  # type: ignore[misc]
 def read_plain_yaml(path: Path) -> tuple[dict[str, Any], str]:
     """The content of a YAML file and its text. Raises UsageError when it is not a mapping of plain data."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_file(path, str(path), LONGEST).decode("utf-8-sig").replace("\r\n", "\n")
         data = yaml.load(text, Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:
         raise UsageError(f"{path} is not YAML of plain data: {' '.join(str(error).split())}.") from error

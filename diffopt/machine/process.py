@@ -5,10 +5,12 @@ Never imports torch.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import selectors
 import signal
 import subprocess
+import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -16,9 +18,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Literal
 
-from diffopt.machine.files import read_regular_file
+from diffopt.errors import UsageError
+from diffopt.machine.reading import opened_file
+from diffopt.schema.words import one_line
 
 LONGEST_LINE = 4096  # bytes; what a worker reports of itself is far shorter
+END_OF_LOG = 65536  # bytes that are looked at
 READ = 65536  # bytes at once, what a pipe of Linux holds
 
 # why there is no further line: the process has gone or closed its reports, took too long, broke off in a line or wrote
@@ -28,6 +33,9 @@ Silence = Literal["ended", "deadline", "garbage", "stopped"]
 
 class Child:
     """A process that leads a group of its own; when this block ends, nothing of the group is left.
+
+    Nor is it when this process is killed, whatever the child does just then, see :func:`_bind_group_to_pipe`. What has
+    left the group (``setsid``) is beyond both.
 
     It reports in lines on a descriptor that its command names. Its standard input stays open as long as this process
     lives, so that it can know when it is alone.
@@ -60,21 +68,25 @@ class Child:
         self._unfinished = b""
         self._code: int | None = None
         self._reports, write = os.pipe()
+        lifeline, self._alive = os.pipe()  # nothing is ever written to it; it breaks when this process ends
         try:
             self._process = subprocess.Popen(
                 list(command(write)),
                 stdin=subprocess.DEVNULL if plain else subprocess.PIPE,
                 stdout=write if plain else log,
                 stderr=log,
-                pass_fds=() if plain else (write,),
+                pass_fds=(lifeline,) if plain else (lifeline, write),
                 env=environment,
                 start_new_session=True,
             )
+            _bind_group_to_pipe(self._process.pid, lifeline)
         except BaseException:
             os.close(self._reports)
+            os.close(self._alive)
             raise
         finally:
             os.close(write)
+            os.close(lifeline)
         self._exited: int | None = None  # becomes readable when the process exits; stays None but on Linux
         try:
             self._exited = os.pidfd_open(self.pid) if hasattr(os, "pidfd_open") else None
@@ -143,10 +155,43 @@ class Child:
             if self._process.stdin is not None:
                 with suppress(BrokenPipeError):  # an unwritten rest
                     self._process.stdin.close()
-            for descriptor in (self._reports, self._exited):
+            for descriptor in (self._reports, self._exited, self._alive):
                 if descriptor is not None:
                     os.close(descriptor)
         return self._code
+
+
+def lines_of_program(
+    command: Sequence[str], environment: Mapping[str, str], seconds: float, *, longest: int = LONGEST_LINE
+) -> tuple[list[bytes], list[str]]:
+    """The lines that a program prints and those that it complains with; nothing of it is left running."""
+    deadline = time.monotonic() + seconds
+    said: list[bytes] = []
+    with tempfile.TemporaryFile() as log:
+        try:
+            child = Child(lambda _: command, log, environment, plain=True, longest=longest)
+        except OSError as error:
+            return [], [error.strerror or str(error)]
+        with child:
+            while isinstance(line := child.line(deadline), bytes):
+                said.append(line)
+        if line == "deadline":
+            return [], [f"it did not answer within {seconds:g} s"]
+        complaint = _end_of_log(log).splitlines()
+    return said, [line for line in complaint if line.strip()]
+
+
+def _bind_group_to_pipe(group: int, end: int) -> None:
+    """Let the kernel kill the group when the pipe loses its last writer, as long as some process holds this end.
+
+    Asynchronous I/O with SIGKILL for its signal: it needs no thread, so a process that sits in C with Python's lock
+    dies as well, and with it all that it started. PR_SET_PDEATHSIG would reach the process alone, and would also come
+    when only the thread ends that started it. Elsewhere than on Linux a worker has to see it itself.
+    """
+    if hasattr(fcntl, "F_SETSIG"):
+        fcntl.fcntl(end, fcntl.F_SETOWN, -group)
+        fcntl.fcntl(end, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(end, fcntl.F_SETFL, fcntl.fcntl(end, fcntl.F_GETFL) | os.O_ASYNC)
 
 
 def _readable(descriptors: Sequence[int | None], seconds: float) -> set[int | None]:
@@ -170,8 +215,16 @@ def how_process_ended(code: int) -> str:
 
 def last_words_of_log(log: Path) -> str | None:
     """The end of a log, which is often the only witness: of a crash the Python frame, else the last line."""
-    text = read_regular_file(log).decode("utf-8", errors="replace")
-    said = [line.strip() for line in text.split("\n") if line.strip()]
+    try:
+        with opened_file(log, str(log), follow=False) as file:
+            said = [line.strip() for line in _end_of_log(file).split("\n") if line.strip()]
+    except (OSError, UsageError) as error:  # somebody removed it, or put something else there
+        return f"(it cannot be read: {one_line(error)})"
     crash = next((i for i, line in enumerate(said) if line.endswith("(most recent call first):")), None)
     last = said[crash + 1 : crash + 2] if crash is not None else said[-1:]
     return last[0][:200] if last else None
+
+
+def _end_of_log(file: BinaryIO) -> str:
+    file.seek(max(os.fstat(file.fileno()).st_size - END_OF_LOG, 0))
+    return file.read(END_OF_LOG).decode("utf-8", errors="replace")

@@ -11,9 +11,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from diffopt.errors import UsageError
 from diffopt.machine.files import make_private_folders, write_json
 from diffopt.machine.own_folder import check_own_folder
 from diffopt.machine.paths import user_cache
+from diffopt.machine.reading import MIB, read_file
+
+LONGEST = 64 * MIB  # of a file of answers
 
 
 def remembered_file(name: str) -> Path | None:
@@ -31,10 +35,10 @@ def remembered_file(name: str) -> Path | None:
 
 
 def recall_answers(file: Path) -> dict[str, Any]:
-    """What is remembered; nothing when the file is missing, unreadable or spoiled."""
+    """What is remembered; nothing when the file is missing, unreadable, spoiled or larger than any that is written."""
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        known = json.loads(read_file(file, str(file), LONGEST))
+    except (OSError, UsageError, ValueError, RecursionError):
         return {}
     return known if isinstance(known, dict) else {}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from PIL.Image import Image
@@ -158,13 +158,19 @@ def _task_arguments(pipe: Any, model: Model, workload: Workload) -> dict[str, An
     for need in needs:
         value = getattr(workload, need)
         if need in PICTURES:
-            value = open_picture(value, given, mode="L" if need == "mask" else "RGB")
+            value = _given_picture(workload, need, given)
         if need == "image" and model.embeddings is None and workload.task != "edit":
             # One for each prompt. diffusers repeats masks, control maps, and what goes with num_images_per_prompt. An
             # edit's several pictures would be several references for each output.
             value = [value] * workload.batch_size
         found[names[need]] = value
     return found
+
+
+def _given_picture(workload: Workload, need: str, size: tuple[int, int]) -> Image:
+    mode: Literal["L", "RGB"] = "L" if need == "mask" else "RGB"
+    picture, resample = getattr(workload, need), workload.resample
+    return open_picture(picture, size, mode, resample=resample, resize_mode=workload.resize_mode)
 
 
 def _check_accepted(pipe: Any, task: Task, arguments: set[str]) -> None:

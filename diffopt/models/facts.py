@@ -16,8 +16,8 @@ from diffopt.models import classes, sizes
 from diffopt.models.classes import Family
 from diffopt.models.families import family_of_pipeline, task_told_by_class_name
 from diffopt.models.fit import check_named_parts, check_stored_weights, classes_that_tell_what_the_unet_takes
-from diffopt.models.index import TEXT_ENCODER, ModelIndex, read_model_json
-from diffopt.models.sampling import sampler_needs_of_model
+from diffopt.models.index import TEXT_ENCODER, ModelIndex, is_size_in_model_config, read_model_json
+from diffopt.models.sampling import TRAIN_TIMESTEPS, sampler_needs_of_model
 from diffopt.models.sizes import NUMBER, head_size_of_vae, head_sizes_of_denoiser
 from diffopt.models.weights import Weights
 from diffopt.schema.model import TASKS, Task
@@ -164,14 +164,19 @@ def _structure(source: Source) -> dict[str, Any]:
         "repeated_blocks": source.read(denoiser, lambda: _repeated_blocks(class_name, source.config)),
         "head_sizes": source.read(denoiser, lambda: head_sizes_of_denoiser(class_name, dict(source.config))) or [],
         "vae_head_size": source.read(str(index.vae), lambda: head_size_of_vae(vae_class, dict(source.vae))),
-        "sampler_needs": _sampler_needs(index),
+        **_sampling(index),
     }
 
 
-def _sampler_needs(index: ModelIndex) -> list[str] | None:
-    """What the config of the scheduler has that not every sampler has; None where there is no such config."""
+def _sampling(index: ModelIndex) -> dict[str, Any]:
+    """What the config of the scheduler says to every sampler; nulls where there is no such config."""
     path = index.folder / "scheduler" / "scheduler_config.json"
-    return [*sampler_needs_of_model(read_model_json(path))] if path.is_file() else None
+    config = read_model_json(path) if path.is_file() else None
+    trained = None if config is None else config.get("num_train_timesteps")
+    return {
+        "sampler_needs": None if config is None else [*sampler_needs_of_model(config)],
+        "train_timesteps": trained if is_size_in_model_config(trained) and trained != TRAIN_TIMESTEPS else None,
+    }
 
 
 def _repeated_blocks(class_name: str, config: Mapping[str, Any]) -> list[str] | None:

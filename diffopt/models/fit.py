@@ -18,10 +18,10 @@ TIMES, TIMES_WITH_SCORE = 6, 5  # numbers that SDXL's UNet is told beside the te
 
 def check_named_parts(index: ModelIndex, data: Mapping[str, Any]) -> None:
     """UsageError where a key names a part that the pipeline has not, such as a VAE of another repository."""
-    encoders = [] if data["embeddings"] is not None else data["text_encoders"] or []
+    encoders = data["text_encoders"] if data["embeddings"] is None else []
     for key, names in (("vae", [data["vae"]]), ("text_encoders", encoders)):
-        for name in names:
-            if name is not None and name not in index.modules:
+        for name in names if isinstance(names, list) else []:
+            if isinstance(name, str) and name not in index.modules:  # what is no text the model refuses
                 raise UsageError(
                     f"model.{key}={name}: {index.folder}/model_index.json has no such part; its parts with weights are "
                     f"{', '.join(sorted(index.modules))}. The key names one of them. To use another model's part, put "
@@ -34,8 +34,9 @@ def check_named_parts(index: ModelIndex, data: Mapping[str, Any]) -> None:
 
 def _check_class(index: ModelIndex, key: str, name: str | None, data: Mapping[str, Any]) -> None:
     outer, _, inner = key.partition(".")
-    given = (data[outer] or {}).get(inner) if inner else data[outer]
-    if name not in index.components or given is None:
+    group = data[outer] if isinstance(data[outer], dict) else {}
+    given = group.get(inner) if inner else data[outer]
+    if not isinstance(name, str) or name not in index.components or given is None:
         return
     if given != index.components[name].class_name:
         raise UsageError(

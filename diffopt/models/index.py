@@ -8,20 +8,24 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffopt.errors import UsageError
+from diffopt.machine.reading import MIB, read_file
 from diffopt.models.classes import SEVERAL, Family
 from diffopt.models.families import family_of_pipeline
 from diffopt.models.kinds import Kind, kind_of_component
 
+LONGEST_JSON = 256 * MIB  # of a file; tokenizers with large vocabularies have some 30
 LIBRARIES = ("diffusers", "transformers")
 NEVER_LOADED = frozenset({"safety_checker", "watermarker"})
 # For adapters and safety checkers, except in families that read a picture with them.
 LEFT_OUT = NEVER_LOADED | {"feature_extractor", "image_encoder"}
+LONGEST_NAME = 200  # of a library; file systems take 255
 NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)  # of folders and attributes: stays inside of the model's folder
 TEXT_ENCODER = re.compile(r"text_encoder|language|^bert$")  # names of components
 CONFIG_SUFFIXES = (".json", ".txt", ".model", ".jinja")  # of small files that components are loaded from
@@ -75,6 +79,10 @@ class ModelIndex:
         kept = {name: part for name, part in self.components.items() if name not in dropped}
         return replace(self, components=kept, absent=self.absent | dropped)
 
+    def config_paths(self, component: str) -> list[Path]:
+        """The small files that a component is loaded from."""
+        return sorted(path for path in (self.folder / component).glob("*") if path.suffix in CONFIG_SUFFIXES)
+
     def names(self, component: str) -> frozenset[str]:
         """Names of the files right in a component's folder; of the top folder for ``""``."""
         return _names_in_folder(self.folder, self.files, component)
@@ -119,7 +127,11 @@ def _check_single(path: Path, name: str, class_name: str) -> None:
 
 def _names_in_folder(folder: Path, files: frozenset[str] | None, component: str) -> frozenset[str]:
     if files is None:
-        return frozenset(path.name for path in (folder / component).glob("*"))
+        place = folder / component
+        try:
+            return frozenset(os.listdir(place) if place.is_dir() else ())
+        except OSError as error:
+            raise UsageError(f"{place} cannot be read: {error.strerror}") from None
     start = f"{component}/" if component else ""
     below = (name.removeprefix(start) for name in files if name.startswith(start))
     return frozenset(name for name in below if "/" not in name)
@@ -206,10 +218,8 @@ def _check_made_tokenizer(folder: Path, config: dict[str, Any]) -> None:
 
 def read_model_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises UsageError where there is none."""
-    if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-        raise UsageError(f"{path} is not a file")
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(read_file(path, str(path), LONGEST_JSON))
     except FileNotFoundError:
         raise UsageError(f"{path} is missing: the model's folder is not complete") from None
     except OSError as error:
@@ -231,7 +241,7 @@ def _is_known(library: str) -> bool:
     """Whether components of the library are code of diffusers or transformers: some pipelines bring their own."""
     if library in LIBRARIES:
         return True
-    found = importlib.util.find_spec("diffusers") if _is_name(library) else None
+    found = importlib.util.find_spec("diffusers") if _is_name(library) and len(library) < LONGEST_NAME else None
     places = found.submodule_search_locations if found is not None else None
     return any((Path(place) / "pipelines" / library / "__init__.py").is_file() for place in places or ())
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import functools
 import json
-import subprocess
+import os
 import sys
 from importlib import metadata
 from typing import Any, Literal, get_args
 
 from diffopt.errors import UsageError
+from diffopt.machine.process import lines_of_program
 from diffopt.machine.remembered import recall_answers, remember_answers, remembered_file
 
 Kind = Literal["tokenizer", "scheduler", "processor", "guider", "module"]
@@ -26,6 +27,7 @@ TOKENIZER_FILES = frozenset(
 )
 MEMORY = "kinds.json"  # in the user's cache
 ANSWER_S = 300.0  # importing torch takes seconds, on a slow network disk minutes
+LONGEST_ANSWER = 2**20  # bytes of a line; a library may print a long one of its own before
 # By the names of the classes that it descends from; a processor may be a module too, and is asked for first.
 QUESTION = """
 import importlib, json, sys
@@ -88,12 +90,10 @@ def _kind(answer: Any) -> Kind | None:
 def _asked_of_library(module: str, class_name: str) -> Any:
     """The answer of a process that imports the library; None where it has none."""
     command = [sys.executable, "-W", "ignore", "-P", "-c", QUESTION, module, class_name]
+    said, _ = lines_of_program(command, os.environ, ANSWER_S, longest=LONGEST_ANSWER)
     try:
-        done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=ANSWER_S, check=False
-        )
-        return json.loads(done.stdout.strip().rpartition("\n")[2])
-    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return json.loads(said[-1]) if said else None
+    except ValueError:
         return None
 
 

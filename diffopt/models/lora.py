@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from diffopt.errors import Refusal, UsageError
 from diffopt.machine.content import sha256_of
 from diffopt.machine.paths import user_path
+from diffopt.machine.reading import opened_file
 from diffopt.models.weights import PICKLES
 
 FILES = ("path", "swap_path")  # keys of the options that name a file; the second one of hotswap alone
@@ -104,7 +105,7 @@ def _shapes(file: Path, said: str) -> dict[str, Sequence[int]]:
     from safetensors import SafetensorError, safe_open
 
     try:
-        with safe_open(file, framework="numpy") as opened:
+        with opened_file(file, said), safe_open(file, framework="numpy") as opened:
             return {name: opened.get_slice(name).get_shape() for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise UsageError(

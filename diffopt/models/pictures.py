@@ -18,17 +18,19 @@ from typing import TYPE_CHECKING, Any, Literal
 from diffopt.errors import Refusal, UsageError
 from diffopt.machine.content import Stamp, file_stamp, sha256_of_opened
 from diffopt.machine.paths import user_path
+from diffopt.machine.reading import MIB, opened_file
 from diffopt.schema.words import did_you_mean, value_in_words
 from diffopt.schema.workload import PICTURES
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from diffopt.schema.workload import Picture, Workload
+    from diffopt.schema.workload import Picture, Resample, ResizeMode, Workload
 
 SHIPPED = Path(__file__).parent / "inputs"  # drawn by scripts/make_inputs
 FORMATS = ("PNG", "JPEG", "WEBP")
 SAME_SHAPE = 1.03  # of two quotients of width and height; sizes are multiples of blocks
+LARGEST = 512 * MIB  # of a picture's file
 MOST_PIXELS = 2**26  # 8192 x 8192; what decodes to more is a mistake, or a bomb
 
 
@@ -80,7 +82,7 @@ def notes_on_pictures(workload: Workload, block: int) -> Iterator[str]:
         block: pixels that the model's sizes are multiples of.
     """
     asked = workload.width, workload.height
-    for key in PICTURES:
+    for key in PICTURES if workload.resize_mode == "default" else ():
         given: Picture | None = getattr(workload, key)
         if given is None or not is_picture_file(given.path):
             continue
@@ -92,26 +94,33 @@ def notes_on_pictures(workload: Workload, block: int) -> Iterator[str]:
             fit = [max(round(side / block), 1) * block for side in (root * shape**0.5, root / shape**0.5)]
             yield (
                 f"workload.{key}={path.name}: a picture of {width}x{height} is stretched to {asked[0]}x{asked[1]}, "
-                f"another shape; workload.width={fit[0]} workload.height={fit[1]} is nearly its own"
+                f"another shape; workload.width={fit[0]} workload.height={fit[1]} is nearly its own, and "
+                "workload.resize_mode=crop keeps it, without what is over"
             )
 
 
-def open_picture(picture: Picture, size: tuple[int, int], mode: Literal["RGB", "L"] = "RGB") -> Image:
-    """The picture as a pipeline takes it: upright, without transparency, stretched to ``size`` (width, height).
+def open_picture(
+    picture: Picture,
+    size: tuple[int, int],
+    mode: Literal["RGB", "L"] = "RGB",
+    *,
+    resample: Resample | None = None,
+    resize_mode: ResizeMode = "default",
+) -> Image:
+    """The picture as a pipeline takes it: upright, without transparency, of ``size`` (width, height).
 
     Args:
-        mode: ``L`` for a mask, whose values are kept as they are, without any between them. What is transparent counts
-            as black there, and as white in ``RGB``.
+        mode: ``L`` for a mask. What is transparent counts as black there, and as white in ``RGB``.
+        resample: Pillow's filter. None: lanczos, and for a mask nearest, which makes no values between its own.
+        resize_mode: ``default`` stretches; ``fill`` and ``crop`` are diffusers' and keep the shape.
 
     Raises:
         Refusal: this machine has no such file, or another one than the recipe was made with.
     """
-    from PIL.Image import Resampling
-
     name = Path(picture.path).name  # no folder of this machine: what is said here goes into a row
     path = Path(picture.path) if is_picture_file(picture.path) else SHIPPED / f"{picture.path}.png"
     try:
-        with path.open("rb") as file:
+        with opened_file(path, f"the picture {name}", LARGEST) as file:
             if sha256_of_opened(file) != picture.content:
                 raise Refusal(f"the picture {name} is not the one that the recipe was made with; compose it again")
             decoded = _decode(file, f"the picture {name}")
@@ -119,7 +128,25 @@ def open_picture(picture: Picture, size: tuple[int, int], mode: Literal["RGB", "
         raise Refusal(f"the picture {name} cannot be read here: {error.strerror}") from error
     except UsageError as error:
         raise Refusal(str(error)) from error
-    return _flat(decoded, mode).resize(size, Resampling.NEAREST if mode == "L" else Resampling.LANCZOS)
+    return _resized(
+        _flat(decoded, mode), size, resample or ("nearest" if mode == "L" else "lanczos"), resize_mode, name
+    )
+
+
+def _resized(picture: Image, size: tuple[int, int], resample: Resample, mode: ResizeMode, name: str) -> Image:
+    """Raises Refusal where one side would have no pixel."""
+    if mode == "default":
+        from PIL.Image import Resampling
+
+        return picture.resize(size, Resampling[resample.upper()])
+    from diffusers.image_processor import VaeImageProcessor  # a worker's
+
+    width, height = size
+    try:
+        made: Image = VaeImageProcessor(resample=resample).resize(picture, height, width, resize_mode=mode)
+    except ValueError as error:
+        raise Refusal(f"workload.resize_mode={mode}: the picture {name} is too narrow for {width}x{height}") from error
+    return made.convert(picture.mode)
 
 
 def is_picture_file(name: str) -> bool:
@@ -130,9 +157,8 @@ def is_picture_file(name: str) -> bool:
 def _content_of_picture(path: Path, said: str) -> str:
     """SHA-256 of a file that is a picture. Raises UsageError, beginning with ``said``, where it is none."""
     try:
-        if not path.is_file():
-            what = "this is a folder, not a picture" if path.is_dir() else "there is no such file"
-            raise UsageError(f"{said}: {what}.")
+        if not path.exists():
+            raise UsageError(f"{said}: there is no such file.")
         return _checked(path, said, file_stamp(path))[0]
     except OSError as error:
         raise UsageError(f"{said} cannot be read: {error.strerror}.") from error
@@ -141,7 +167,7 @@ def _content_of_picture(path: Path, said: str) -> str:
 @functools.cache
 def _checked(path: Path, said: str, _stamp: Stamp) -> tuple[str, tuple[int, int]]:
     """SHA-256 and size. Once per process and version of the file: all cells of a sweep may have the same."""
-    with path.open("rb") as file:
+    with opened_file(path, said, LARGEST) as file:
         size = _decode(file, said).size
         return sha256_of_opened(file), size
 

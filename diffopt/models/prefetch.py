@@ -70,6 +70,17 @@ def prefetch_targets(model: Model) -> Iterator[Target]:
                 yield target
 
 
+def cached_folder_of_target(target: Target) -> Path | None:
+    """The repository's folder in this machine's cache, as far as it is there; None: nothing of it. Asks no hub."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(target.id, revision=target.revision, local_files_only=True))
+    except (LocalEntryNotFoundError, ValueError):
+        return None
+
+
 def fetch_target_from_hub(target: Target) -> Fetched:
     """Download what the target needs and the cache lacks.
 

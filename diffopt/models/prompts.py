@@ -8,7 +8,7 @@ are read, since no tokenizer joins words.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,17 +37,17 @@ def notes_on_prompts(model: Model, workload: Workload) -> Iterator[str]:
         texts = {"the prompt": workload.prompts[0]}
     texts["the negative prompt"] = workload.negative_prompt
     for stage in model.stages:
-        if stage.embeddings is None:
+        sizes = _lengths(stage) if stage.embeddings is None else {}
+        if sizes:
             for name, text in texts.items():
-                if (said := _cut_off(stage, text)) is not None:
+                if (said := _cut_off(stage, sizes, text)) is not None:
                     yield f"workload: {name} has {said} model={stage.name} reads; the rest draws nothing"
 
 
-def _cut_off(model: Model, text: str) -> str | None:
+def _cut_off(model: Model, sizes: Mapping[str, int], text: str) -> str | None:
     """What a text has more than is read of it; None where all of it is, or where nobody can tell."""
-    sizes = _lengths(model)
-    limit = max(sizes.values(), default=0)
-    if len(text.encode()) + ENDS <= limit or not limit:  # a token is a byte at least
+    limit = max(sizes.values())
+    if len(text.encode()) + ENDS <= limit:  # a token is a byte at least
         return None
     counts = [_counted(_folders(model), name, text) for name, size in sizes.items() if size == limit]
     if None in counts:

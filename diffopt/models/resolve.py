@@ -6,6 +6,7 @@ the weights are stored in. :func:`with_model_facts` fills them in and identifies
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from diffopt.machine.content import sha256_of_folder
 from diffopt.machine.paths import user_path
 from diffopt.models import hub
 from diffopt.models.facts import VIDEOS, read_model_facts
-from diffopt.models.index import CONFIG_SUFFIXES, ModelIndex, check_model_files, read_model_index
+from diffopt.models.index import ModelIndex, check_model_files, read_model_index
 from diffopt.models.weights import find_weights, read_weights
 from diffopt.schema.model import Limits, Model, Parameters
 from diffopt.schema.record import Frozen
@@ -81,7 +82,7 @@ def model_folder(model: Model) -> Path | None:
 
 def packaged_architecture(architecture: str, *, tiny: bool = False) -> Path:
     """The folder of a built-in architecture, or of its tiny configs; UsageError with the known names otherwise."""
-    known = sorted(index.parent.name for index in PACKAGED.glob("*/model_index.json"))
+    known = _packaged_architectures()
     if architecture not in known:
         whole = architecture.removeprefix(OLD_TINY)
         now = f" It is architecture={whole} with model.weights=tiny now." if whole in known else ""
@@ -96,6 +97,11 @@ def packaged_architecture(architecture: str, *, tiny: bool = False) -> Path:
             "model.weights out, or choose another model of `diffopt ls model`"
         )
     return folder / TINY if tiny else folder
+
+
+@functools.cache
+def _packaged_architectures() -> tuple[str, ...]:
+    return tuple(sorted(index.parent.name for index in PACKAGED.glob("*/model_index.json")))
 
 
 def _check_keys(data: dict[str, Any]) -> None:
@@ -197,8 +203,7 @@ def _content_of_model(index: ModelIndex, weights: dict[str, tuple[Path, ...]], d
     """SHA-256 over names and bytes of the files that make the model: its configs, and the weights that are loaded."""
     paths = [index.folder / "model_index.json"]
     for name in sorted(index.components):
-        configs = [path for path in (index.folder / name).glob("*") if path.suffix in CONFIG_SUFFIXES]
-        paths += sorted({*configs, *weights.get(name, ())})
+        paths += sorted({*index.config_paths(name), *weights.get(name, ())})
     content = sha256_of_folder(index.folder, paths)
     if data["content"] not in (None, content):
         raise UsageError(
@@ -213,9 +218,10 @@ def _fill(data: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """``data`` with its nulls, also nested ones, replaced by the facts of the same name."""
     filled = dict(data)
     for key, fact in facts.items():
-        if isinstance(fact, dict):
-            filled[key] = _fill(data.get(key) or {}, fact)
-        elif data.get(key) is None:
+        given = data.get(key)
+        if isinstance(fact, dict) and isinstance(given, dict | None):
+            filled[key] = _fill(given or {}, fact)
+        elif given is None:
             filled[key] = fact
     return filled
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
+TRAIN_TIMESTEPS = 1000  # of the noise schedule that nearly every published model of diffusion was trained with
 # Keys of a scheduler's config that change the noise schedule or the meaning of the denoiser's output, and the values
 # at which they change nothing, as null does not. A class without the argument would drop them without a word.
 ESSENTIAL: dict[str, tuple[Any, ...]] = {

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from diffopt.errors import UsageError
+from diffopt.machine.reading import opened_file
 from diffopt.models.index import IndexEntry, ModelIndex, read_model_json
 
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}  # names in the header: names in recipes
 PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 STEMS = {"diffusers": "diffusion_pytorch_model", "transformers": "model"}  # by library: the only names they load
 LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors library
+MOST_DIMENSIONS = 64  # of a tensor, which torch has too
 DTYPE = re.compile(r"[A-Z]+(\d{0,3})(_\w+)?")  # with its bits: BF16 has 16, F8_E4M3 8; BOOL takes 8 without saying so
 SHARD = re.compile(r"[\w.-]+\.safetensors")
 
@@ -145,10 +147,8 @@ def _tensors(path: Path) -> list[tuple[str, int]]:
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
     """The header, and the number of bytes behind it."""
-    if path.exists() and not path.is_file():
-        raise UsageError(f"{path} is not a file")
     try:
-        with path.open("rb") as file:
+        with opened_file(path, str(path)) as file:
             length = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(min(length, LONGEST_HEADER)))
         size = path.stat().st_size
@@ -168,7 +168,7 @@ def _is_tensor(entry: Any) -> bool:
     if not isinstance(entry, dict) or not isinstance(dtype := entry.get("dtype"), str):
         return False
     shape, offsets = entry.get("shape"), entry.get("data_offsets")
-    if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2:
+    if not _is_sizes(shape) or not _is_sizes(offsets) or len(offsets) != 2 or len(shape) > MOST_DIMENSIONS:
         return False
     name = DTYPE.fullmatch(dtype)
     return name is not None and math.prod(shape) * int(name[1] or 8) == (offsets[1] - offsets[0]) * 8

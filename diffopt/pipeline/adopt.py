@@ -6,11 +6,11 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import Refusal, UsageError
 from diffopt.machine.content import sha256_of_folder
+from diffopt.machine.temporary import temporary_folder
 from diffopt.models import hub
 from diffopt.models.facts import DENOISER_NAMES, read_model_facts
 from diffopt.models.index import read_model_index, read_model_json
@@ -34,9 +34,9 @@ def facts_of_loaded_pipeline(pipe: DiffusionPipeline, data: dict[str, Any]) -> d
     Raises UsageError for what its configs do not tell.
     """
     named = {**data, "name": type(pipe).__name__} if data["name"] == "local" else data
-    with TemporaryDirectory() as folder:
+    with temporary_folder("configs") as folder:
         try:
-            return complete_model(named, lambda given: _facts_of_pipeline(pipe, given, Path(folder)))
+            return complete_model(named, lambda given: _facts_of_pipeline(pipe, given, folder))
         except UsageError as error:
             raise UsageError(f"this {type(pipe).__name__}: {error}".replace(f"{folder}/", "")) from None
 

@@ -12,6 +12,7 @@ from typing import Literal
 from diffopt.errors import DiffoptError, NoEffect, Refusal
 from diffopt.machine.paths import source_in_words
 
+WITHOUT_VALUES = str(PurePath(__file__).with_name("weightless.py"))  # stands between torch and whoever calls it
 LONGEST_REASON = 600  # characters of an exception's text; the whole of it is in the log
 OUT_OF_MEMORY = re.compile(
     r"DefaultCPUAllocator: (can't allocate|not enough) memory"
@@ -62,7 +63,8 @@ def _first_paragraph(text: str) -> str:
 
 def _place_of_error(error: BaseException) -> str:
     """The innermost frame outside of torch: what lies inside of it says little about what was asked of it."""
-    telling = [frame for frame in traceback.extract_tb(error.__traceback__) if not _is_of_torch(frame.filename)]
+    frames = traceback.extract_tb(error.__traceback__)
+    telling = [frame for frame in frames if not (_is_of_torch(frame.filename) or frame.filename == WITHOUT_VALUES)]
     if not telling:
         return ""
     innermost = telling[-1]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import DiffoptError, Refusal
+from diffopt.machine.packages import how_to_install, unmet_packages
 from diffopt.models.families import family_of_pipeline
 from diffopt.models.hub import hub_repository_in_words
 from diffopt.models.index import read_model_index
@@ -36,18 +36,24 @@ def load_pipeline(model: Model, task: str, *, device: str, dtype: Mapping[str, t
         Refusal: this machine lacks what is needed: the hub, access to a gated model, a package.
         DiffoptError: the hub has no such model, or its files or those of a folder cannot be loaded.
     """
-    cls = _diffusers_class(getattr(model.pipelines, task), "DiffusionPipeline")
-    known = family_of_pipeline(cls.__name__)
-    if lacking := [name for name in (known.packages if known is not None else ()) if find_spec(name) is None]:
-        raise Refusal(f"{cls.__name__} needs packages that are not here: pip install {' '.join(lacking)}")
+    cls = diffusers_class(getattr(model.pipelines, task), "DiffusionPipeline")
+    check_packages_of_pipeline(cls)
     with _explaining(model):
         pipe = _pretrained(model, cls, dtype) if model.weights == "pretrained" else _random(model, cls, device, dtype)
-    _refuse_unknown_parts(model, pipe)
+    refuse_unknown_parts(model, pipe)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
-def _refuse_unknown_parts(model: Model, pipe: Any) -> None:
+def check_packages_of_pipeline(cls: Any) -> None:
+    """Raise Refusal where packages are not here that a pipeline class takes for granted."""
+    known = family_of_pipeline(cls.__name__)
+    if lacking := unmet_packages(known.packages if known is not None else ()):  # as diffusers looks for them
+        raise Refusal(f"{cls.__name__} {how_to_install(lacking)}")
+
+
+def refuse_unknown_parts(model: Model, pipe: Any) -> None:
+    """Raise Refusal where the model's facts name a part that the pipeline has not."""
     vae = () if model.vae is None else (model.vae,)
     for key, names in {"denoiser": (model.denoiser,), "vae": vae, "text_encoders": model.text_encoders}.items():
         if unknown := [name for name in names if name not in pipe.components]:
@@ -55,7 +61,7 @@ def _refuse_unknown_parts(model: Model, pipe: Any) -> None:
             raise Refusal(f"model.{key} names {unknown[0]}, which {type(pipe).__name__} has not; its parts: {parts}")
 
 
-def _diffusers_class(name: str, base: str) -> Any:
+def diffusers_class(name: str, base: str) -> Any:
     """A class of diffusers by its name, such as one of the workload's own pipelines."""
     import diffusers
 
@@ -92,10 +98,10 @@ def _source_in_words(model: Model) -> str:
 def _random(model: Model, cls: Any, device: str, dtype: Mapping[str, torch.dtype]) -> DiffusionPipeline:
     folder = model_folder(model)
     assert folder is not None, "random weights are always described by files here"
-    return random_pipeline(folder, cls, device=device, dtype=dtype, without=_absent(model, folder))
+    return random_pipeline(folder, cls, device=device, dtype=dtype, without=absent_parts(model, folder))
 
 
-def _absent(model: Model, folder: Path) -> frozenset[str]:
+def absent_parts(model: Model, folder: Path) -> frozenset[str]:
     """Parts that the folder names and that the pipeline is made without."""
     index = read_model_index(folder)
     return (index if model.embeddings is None else index.without_text()).absent
@@ -106,7 +112,7 @@ def _pretrained(model: Model, cls: Any, dtype: Mapping[str, torch.dtype]) -> Dif
     folder = model_folder(model) if target is None else _fetched(target)
     assert folder is not None, "what is not on the hub is here"
     accepted = inspect.signature(cls.__init__).parameters
-    given: dict[str, Any] = dict.fromkeys(_absent(model, folder) & accepted.keys())
+    given: dict[str, Any] = dict.fromkeys(absent_parts(model, folder) & accepted.keys())
     if "requires_safety_checker" in accepted:
         given["requires_safety_checker"] = False
     with _no_loading_bars():
@@ -120,7 +126,7 @@ def _pretrained(model: Model, cls: Any, dtype: Mapping[str, torch.dtype]) -> Dif
 
 def _controlnet(target: Target, dtype: Mapping[str, torch.dtype]) -> Any:
     """The ControlNet that has a repository of its own."""
-    return _diffusers_class(str(target.alone), "ModelMixin").from_pretrained(
+    return diffusers_class(str(target.alone), "ModelMixin").from_pretrained(
         str(_fetched(target)),
         local_files_only=True,
         variant=target.variant,

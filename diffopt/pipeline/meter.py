@@ -12,7 +12,6 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
@@ -25,6 +24,7 @@ from diffopt.pipeline.peak_memory import PeakMeter, peak_memory_meter
 from diffopt.pipeline.wrapping import replaced_method
 from diffopt.recipe.cell import Cell
 from diffopt.results.result import CompileCache
+from diffopt.results.samples import Part, Sample
 from diffopt.steps.compile.compiled_call import count_recorded_cuda_graphs
 
 if TYPE_CHECKING:
@@ -70,26 +70,6 @@ class CudaClock:
 
     def seconds(self, begin: torch.cuda.Event, end: torch.cuda.Event) -> float:
         return float(begin.elapsed_time(end)) / 1000
-
-
-@dataclass(frozen=True)
-class Part:
-    """One stage of a call; seconds. Parts that the stage does not have are None."""
-
-    name: str
-    iterations: int
-    iterations_per_second: float
-    text_encode: float | None
-    denoise: float
-    decode: float | None
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One call of the pipeline; ``latency`` in seconds."""
-
-    latency: float
-    parts: tuple[Part, ...]
 
 
 class Meter:
@@ -169,20 +149,24 @@ class Meter:
         (only,) = seen
         return only
 
-    def complaints(self, samples: list[Sample], busy: str = "") -> list[str]:
-        """Why these samples are not valid; empty when they are.
+    def noise(self, samples: Sequence[Sample], busy: str = "") -> list[str]:
+        """That these samples vary too much to be valid; empty when they do not.
 
         Args:
             busy: what the machine did meanwhile, in words.
         """
-        found = []
         latencies = [sample.latency for sample in samples]
         variation = statistics.stdev(latencies) / statistics.mean(latencies)
         limit = self._cell.measure.max_variation
-        if variation > limit:
-            said = f"latency varies by {variation:.1%} (standard deviation over mean), more than {limit:.1%}"
-            meanwhile = f" ({busy})" if busy else ""
-            found.append(f"{said}{meanwhile}: {QUIETER}")
+        if variation <= limit:
+            return []
+        said = f"latency varies by {variation:.1%} (standard deviation over mean), more than {limit:.1%}"
+        meanwhile = f" ({busy})" if busy else ""
+        return [f"{said}{meanwhile}: {QUIETER}"]
+
+    def complaints(self) -> list[str]:
+        """Why the last call's latents and pictures are not valid; empty when they are."""
+        found = []
         if self._latents is not None and not bool(torch.isfinite(self._latents).all()):
             found.append("the latents of the last sample are not finite")
         constant = [i for i, output in enumerate(self.outputs) if is_constant_picture(output)]

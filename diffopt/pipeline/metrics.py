@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from diffopt.models.calls import Output
-from diffopt.pipeline.meter import Sample
 from diffopt.results.result import Latency, Split, StageSpeed
+from diffopt.results.samples import Sample
 
 Samples = Sequence[Sample]
 
@@ -48,6 +48,12 @@ def _split(samples: Samples, outputs: Sequence[Output]) -> Split:
         return statistics.median(seconds) if seconds else None
 
     return Split(text_encode=median("text_encode"), denoise=median("denoise"), decode=median("decode"))
+
+
+def medians_of_rounds_in_words(rounds: Sequence[Samples]) -> str:
+    """Such as "medians of the rounds: 0.41, 0.45, 0.44 s; "; nothing where there is one."""
+    medians = [f"{statistics.median(sample.latency for sample in samples):.3g}" for samples in rounds]
+    return f"medians of the rounds: {', '.join(medians)} s; " if len(rounds) > 1 else ""
 
 
 METRICS: dict[str, Callable[[Samples, Sequence[Output]], Any]] = {

@@ -34,6 +34,8 @@ from diffopt.pipeline.peak_memory import PeakMeter, peak_memory_meter
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.planned import Plan, read_plan_file
 from diffopt.results.result import Metrics, Outcome, PeakMemory, PeakReserved, Phase, StepEffect
+from diffopt.results.rounds import read_ended_rounds
+from diffopt.results.samples import Sample
 
 if TYPE_CHECKING:
     from diffopt.pipeline.meter import Meter
@@ -73,7 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_json(options.outcome, outcome.model_dump(mode="json"))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # all is said; taking torch apart takes seconds, and a crash in it would say nothing of the cell
+    # All is said. Taking torch apart takes seconds, and a crash in it would say nothing of the cell. What was started
+    # on the way ends as well, also where the parent is killed at this very moment and cannot see to it.
+    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def end_worker_with_parent() -> None:
@@ -106,6 +110,7 @@ class Work:
         self._effects: tuple[StepEffect, ...] = ()
         self._complaints: list[str] = []
         self._not_finite: list[str] = []  # where in the last call of the warm-up
+        self._samples: tuple[Sample, ...] = ()
         self._pictures: tuple[str, ...] = ()
         self._device: Device | None = None
 
@@ -175,18 +180,23 @@ class Work:
             self._metrics["warmup_s"] += meter.call().latency
 
     def _measure(self, meter: Meter, cell: Cell) -> None:
-        from diffopt.pipeline.metrics import timed_metrics
+        from diffopt.pipeline.metrics import medians_of_rounds_in_words, timed_metrics
 
+        earlier = [ended.outcome.samples for ended in read_ended_rounds(self._folder)]
         self._enter("measure")
         meter.memory.reset()
         others = OtherProcesses()
-        samples = meter.samples()
+        self._samples = tuple(meter.samples())
         busy = others.in_words()
         self._note_peak()
+        rounds = [*earlier, self._samples]
+        samples = [sample for own in rounds for sample in own]
         self._metrics |= timed_metrics(samples, meter.outputs)
         fps = cell.recipe.model.fps
         self._pictures = save_pictures(meter.outputs, self._folder, cell.id, cell.workload.seed, fps=fps)
-        self._complaints += meter.complaints(samples, busy)
+        if len(rounds) == cell.measure.rounds:  # the drift from round to round counts, so all of them are waited for
+            self._complaints += meter.noise(samples, medians_of_rounds_in_words(rounds) + busy)
+        self._complaints += meter.complaints()
         if self._gpu is not None:
             self._look_at_gpu(meter, self._gpu)
 
@@ -222,6 +232,7 @@ class Work:
             valid=status == "ok" and not self._complaints,
             effects=self._effects,
             metrics=Metrics(**self._metrics),
+            samples=self._samples,
             pictures=self._pictures,
             compile_cache=None if self._artifact is None else self._artifact.path.name,
             compile_cache_sha256=None if self._artifact is None else self._artifact.sha256,

@@ -26,6 +26,12 @@ class Measure(Frozen):
     starts: bool = (
         False  # measure a cold and a warm start first, each in a process of its own, with caches of their own
     )
+    rounds: Annotated[int, Field(ge=1, le=100)] = 1  # processes, each of which does all of the above
+
+    @property
+    def processes(self) -> int:
+        """How many processes it takes to measure a cell."""
+        return self.rounds + 2 * self.starts
 
     @model_validator(mode="after")
     def _samples_are_not_capped(self) -> Measure:

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
 from diffopt.recipe.recipe import STEP_GROUPS
 from diffopt.schema.words import did_you_mean, value_in_words
+from diffopt.steps.plugins import plugins_left_out
 
 
-def explain_invalid_recipe(error: ValidationError, *, prefix: str = "") -> str:
+def explain_invalid_recipe(
+    error: ValidationError, *, prefix: str = "", written: Mapping[str, str] | None = None
+) -> str:
     """One paragraph: every offending key, its value, what is valid.
 
     Keys are those of the command line: ``recipe.`` and the tags of unions are left out, ``prefix`` is put before.
+
+    Args:
+        written: by the key of the record, the key that somebody wrote its value at, where that is another.
     """
     details = error.errors(include_url=False)
     inner = {detail["loc"][:-1] for detail in details}  # a list whose items are wrong also counts as too short
     kept = [detail for detail in details if not (detail["type"] == "too_short" and detail["loc"] in inner)]
-    return " ".join(dict.fromkeys(_one(dict(detail), prefix) for detail in kept))
+    return " ".join(dict.fromkeys(_one(dict(detail), prefix, written or {}) for detail in kept))
 
 
 def groups_of_invalid_recipe(error: ValidationError) -> list[str]:
@@ -26,9 +33,10 @@ def groups_of_invalid_recipe(error: ValidationError) -> list[str]:
     return list(dict.fromkeys(_key(detail["loc"]).split(".")[0] for detail in error.errors(include_url=False)))
 
 
-def _one(detail: dict[str, Any], prefix: str) -> str:
+def _one(detail: dict[str, Any], prefix: str, written: Mapping[str, str]) -> str:
     kind, context, value = detail["type"], detail.get("ctx", {}), detail["input"]
     key = _key((*([prefix] if prefix else []), *detail["loc"]))
+    key = key if kind == "missing" else written.get(key, key)  # what is missing was written nowhere
     if kind == "value_error":
         return f"{context['error']}."
     if kind == "extra_forbidden":
@@ -38,13 +46,20 @@ def _one(detail: dict[str, Any], prefix: str) -> str:
     if kind == "union_tag_invalid":
         tags = [tag.strip().strip("'") for tag in str(context["expected_tags"]).split(",")]
         hint = did_you_mean(str(context["tag"]), tags)
-        return f"{key}.kind={context['tag']}: there is no such kind.{hint} Kinds of {key} are {', '.join(tags)}."
+        hint += f" Kinds of {key} are {', '.join(tags)}."
+        hint += "".join(f" It may be another package's: {left}." for left in plugins_left_out())
+        return f"{key}.kind={context['tag']}: there is no such kind.{hint}"
     if kind == "union_tag_not_found":
         return f"'{key}' has no 'kind' that says which step it is."
     if kind == "literal_error":
         return f"{key}={_short_text(value)}: must be {context['expected']}."
     if kind == "tuple_type":
         return f"{key}={_short_text(value)}: must be a list, such as [{'' if value is None else _short_text(value)}]."
+    if kind == "string_type":
+        scalar = isinstance(value, bool | int | float)  # which YAML and Hydra read where nothing is quoted
+        return f"{key}={_short_text(value)}: must be a text{'; put it in quotes' if scalar else ''}."
+    if kind == "too_short" and not value:
+        return f"{key}={_short_text(value)}: must not be empty."
     return f"{key}={_short_text(value)}: {detail['msg'][0].lower()}{detail['msg'][1:]}."
 
 

@@ -79,7 +79,8 @@ def _short_label(key: str, value: Any) -> str:
     """A value as a label: a hash by its beginning, a picture or a LoRA by its file's name."""
     if key.endswith("content"):
         return value_in_words(value)[:12]
-    return PurePath(value).name if key in _FILES.values() and value is not None else value_in_words(value)
+    named = PurePath(value).name if key in _FILES.values() and value is not None else value_in_words(value)
+    return harmless_line(named)
 
 
 def cell_label_line(label: Mapping[str, str]) -> str:
@@ -96,7 +97,7 @@ def _unexplained(key: str, chosen: Sequence[Choices], flat: Sequence[Mapping[str
     group = key.split(".")[0]
     seen: dict[tuple[Any, ...], str] = {}
     for choices, data in zip(chosen, flat, strict=True):
-        folder = None if key in (*_ASKED, "model.content") else data.get("model.content")
+        folder = None if key in (*_ASKED, "model.content") else value_in_words(data.get("model.content"))
         file = tuple(_short_label(name, data.get(name)) for name in _FOLLOWS.get(key, ()))
         same = (choices.get(group), choices.get("model"), folder, file)
         value = value_in_words(data.get(key))

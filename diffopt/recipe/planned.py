@@ -6,15 +6,18 @@ A plan is made once, by ``make_plan``; it travels to the worker as a file. Whoev
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from diffopt.errors import Refusal
 from diffopt.machine.files import write_json
+from diffopt.machine.reading import MIB, read_file
 from diffopt.recipe.cell import Cell
 from diffopt.schema.step import Step
 from diffopt.schema.words import harmless_line
+
+LONGEST = 64 * MIB  # of the file of a plan
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Plan:
     steps: tuple[tuple[str, Step], ...]  # (group, step), in the order they touch the pipeline
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]
+    called: bool = False  # once without weights, and nothing was against it
 
     def __str__(self) -> str:
         return self.text()
@@ -56,10 +60,12 @@ class Plan:
                 f"then {later.name}, {later.task}, {call.steps} steps"
                 for later, call in zip(model.cascade, workload.later_stages, strict=False)
             ),
+            *measured_in_rounds([self]),
             f"steps, in the order they touch {'each' if model.cascade else 'the'} pipeline:",
         ]
         for group, step in self.steps:
             lines.append(f"  {step.order.name.lower():10} {self.choice(group)}")
+        lines += ["called once without weights: ok"] if self.called else []
         lines += [f"runs: {each}" for each in code]
         lines += [f"note: {note}" for note in self.notes]
         lines += [f"refused: {reason}" for reason in self.reasons]
@@ -85,6 +91,7 @@ class Plan:
             "status": self.status,
             "reasons": self.reasons,
             "notes": list(self.notes),
+            "called": self.called,
             "steps": _in_order(self.cell),
         }
 
@@ -93,12 +100,23 @@ class Plan:
         write_json(path, {**self.to_json(), "cell": self.cell.model_dump(mode="json")})
 
 
+def measured_in_rounds(plans: Sequence[Plan]) -> list[str]:
+    """How many processes the cells that can work take, where some are measured in several rounds."""
+    protocols = [plan.cell.measure for plan in plans if not plan.problems]
+    rounds = sorted({protocol.rounds for protocol in protocols})
+    if max(rounds, default=1) == 1:
+        return []
+    words, processes = " or ".join(map(str, rounds)), sum(protocol.processes for protocol in protocols)
+    every = "" if len(plans) == 1 else ", every cell once before any again"
+    return [f"measured in {words} rounds{every}: {processes} processes"]
+
+
 def read_plan_file(path: Path) -> Plan:
     """Read the plan of a cell that can work, as another process wrote it; it is not made anew.
 
     Raises Refusal for another one, and where this process does not read the same cell and the same steps out of it.
     """
-    data = json.loads(path.read_text(encoding="utf-8"))
+    data = json.loads(read_file(path, str(path), LONGEST, follow=False))
     if data["reasons"]:
         raise Refusal("\n".join(data["reasons"]))
     cell = Cell.from_plain(data["cell"])
@@ -107,7 +125,7 @@ def read_plan_file(path: Path) -> Plan:
             f"{path.name} is of cell {data['cell_id']}, and this process reads cell {cell.id} out of it, or other "
             "steps: the same diffopt has to plan a cell and to run it"
         )
-    return Plan(cell=cell, steps=cell.recipe.steps, problems=(), notes=tuple(data["notes"]))
+    return Plan(cell=cell, steps=cell.recipe.steps, problems=(), notes=tuple(data["notes"]), called=data["called"])
 
 
 def _in_order(cell: Cell) -> list[dict[str, str]]:

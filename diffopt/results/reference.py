@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from diffopt.errors import UsageError
-from diffopt.recipe.cell import Cell
+from diffopt.recipe.cell import Cell, Measure
 from diffopt.recipe.explain import explain_invalid_recipe
 from diffopt.recipe.recipe import STEP_GROUPS
 from diffopt.results.result import REMEDY, Result
@@ -43,7 +43,7 @@ def _is_measured_alike(other: Result, result: Result, plain: bool) -> bool:
         and other.valid
         and other.env_id == result.env_id
         and runtime_of_row(other.cell) == runtime_of_row(result.cell)
-        and other.cell["measure"] == result.cell["measure"]
+        and _measure(other.cell["measure"]) == _measure(result.cell["measure"])
         and _workload(other.cell["workload"]) == _workload(result.cell["workload"])
         and _deciding(other.cell["recipe"], plain) == _deciding(result.cell["recipe"], plain)
     )
@@ -85,6 +85,12 @@ def _workload(workload: Mapping[str, Any]) -> dict[str, Any]:
     """A row's workload without the names of its pictures, which count by their content."""
     pictures = {name: value["content"] for name in PICTURES if (value := workload.get(name))}
     return {**workload, **pictures}
+
+
+def _measure(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """How a row was measured, whichever diffopt wrote it."""
+    added = {name: field.default for name, field in Measure.model_fields.items() if not field.is_required()}
+    return {**added, **protocol}
 
 
 def _deciding(recipe: Mapping[str, Any], plain: bool) -> tuple[dict[str, Any], ...]:

@@ -11,12 +11,15 @@ from pydantic import AliasChoices, Field, ValidationError
 
 from diffopt.errors import UsageError
 from diffopt.machine.environment import Environment
-from diffopt.machine.files import read_regular_file
 from diffopt.machine.nvml import Device
+from diffopt.machine.reading import MIB, read_file
 from diffopt.recipe.recipe import STEP_GROUPS, Recipe
+from diffopt.results.samples import Sample
 from diffopt.schema.record import Frozen
+from diffopt.schema.workload import PICTURES
 
 SCHEMA_VERSION: Literal[1] = 1
+LONGEST_ROW = 64 * MIB
 REMEDY = "Running the cell into this study again replaces it."
 
 Status = Literal["ok", "refused", "oom", "error", "crashed", "timeout", "interrupted"]
@@ -26,10 +29,15 @@ Phase = Literal["plan", "load", "optimize", "compile", "warmup", "measure", "qua
 class Latency(Frozen):
     """End to end, from the prompts to pictures on the host, of one batch; seconds."""
 
-    samples: tuple[float, ...]  # as they came
+    samples: tuple[float, ...]  # as they came, those of all rounds together
     median: float
     q1: float
     q3: float
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the quartiles, over the median."""
+        return (self.q3 - self.q1) / 2 / self.median if self.median > 0 else 0.0
 
 
 class StageSpeed(Frozen):
@@ -118,6 +126,19 @@ class Metrics(Frozen):
     starts: Starts | None = None  # where measure.starts asks for them
 
 
+class Round(Frozen):
+    """One of the processes of a row with ``measure.rounds``, from loading on, and what it had by itself."""
+
+    seconds: float  # wall clock
+    samples: int  # how many of the row's are its own; they stand in the order of the rounds
+    load_s: float | None
+    first_call_s: float | None
+    warmup_s: float | None
+    compile_cache: CompileCache | None
+    peak_memory_bytes: PeakMemory
+    peak_reserved_bytes: PeakReserved
+
+
 class StepEffect(Frozen):
     """The proof of one step."""
 
@@ -145,7 +166,8 @@ class Outcome(Frozen):
     reason: str | None = None
     valid: bool = False
     effects: tuple[StepEffect, ...] = ()
-    metrics: Metrics = Metrics()
+    metrics: Metrics = Metrics()  # of the samples of earlier rounds too
+    samples: tuple[Sample, ...] = ()  # its own
     pictures: tuple[str, ...] = ()
     compile_cache: str | None = None
     compile_cache_sha256: str | None = None
@@ -170,6 +192,7 @@ class Result(Frozen):
     environment: Environment
     artifacts: Artifacts = Artifacts()
     seconds: float | None = None  # wall clock of its processes, from start to end; None: none was started
+    rounds: tuple[Round, ...] = ()  # those that ended well, where measure.rounds asks for several
     notes: tuple[str, ...] = ()  # of its plan: what works, but not as one may think
 
     @property
@@ -198,16 +221,22 @@ def _lacks(cell: dict[str, Any]) -> str | None:
     ]
     wanted += [(name, cell.get(name)) for name in ("workload", "measure")]
     absent = [name for name, part in wanted if not isinstance(part, dict)]
-    absent += [f"recipe.{group}.kind" for group in STEP_GROUPS if "kind" not in recipe.get(group, {"kind": None})]
-    absent += [] if "dtype" in (recipe.get("model") or {}) else ["recipe.model.dtype"]
-    return absent[0] if absent else None
+    if absent:
+        return absent[0]
+    keys = [(f"recipe.{group}", recipe[group], "kind") for group in STEP_GROUPS if group in recipe]
+    keys += [("recipe.model", recipe["model"], "dtype")]
+    keys += [("runtime", cell["runtime"], "name")] if "runtime" in cell else []
+    keys += [(f"workload.{name}", part, "content") for name in PICTURES if (part := cell["workload"].get(name))]
+    return next((f"{name}.{key}" for name, part, key in keys if not isinstance(part, dict) or key not in part), None)
 
 
 def read_result(path: Path) -> Result:
     """Read a ``result.json``. Raises UsageError when it is not one, or one of another schema version."""
     try:
-        text = read_regular_file(path).decode("utf-8")
+        text = read_file(path, str(path), LONGEST_ROW, follow=False).decode("utf-8")
         data = json.loads(text)
+    except UsageError as error:
+        raise UsageError(f"{error} {REMEDY}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read as a result: {error}. {REMEDY}") from error
     found = data.get("schema_version") if isinstance(data, dict) else None

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from diffopt.errors import UsageError
 from diffopt.recipe.labels import cell_label_line, cell_labels
+from diffopt.results.frames import lossless_pictures
 from diffopt.results.result import Result
 from diffopt.results.study import Study
 from diffopt.schema.words import one_line
@@ -65,7 +66,7 @@ def _picture(study: Study, result: Result, on_unreadable: Callable[[UsageError],
         return None
     name = result.artifacts.pictures[0]
     try:
-        with study.open_file(result, name) as file, warnings.catch_warnings():
+        with study.open_file(result, *_drawn(study, result, name)) as file, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return _tile(file)
     except UsageError as error:
@@ -78,9 +79,16 @@ def _picture(study: Study, result: Result, on_unreadable: Callable[[UsageError],
     return None
 
 
+def _drawn(study: Study, result: Result, name: str) -> tuple[str, ...]:
+    """What is shown of a picture of that name: itself, or the middle frame of a video where frames were kept."""
+    folder = study.place_of_file(result, name).parent
+    drawn = lossless_pictures(folder, name)
+    return drawn[len(drawn) // 2].relative_to(folder).parts if drawn else (name,)
+
+
 def _tile(file: BinaryIO) -> Image.Image:
     with Image.open(file, formats=FORMATS) as opened:
-        opened.seek(getattr(opened, "n_frames", 1) // 2)
+        opened.seek(getattr(opened, "n_frames", 1) // 2)  # of a GIF from before frames were kept
         scale = SIDE / max(opened.size)
         size = (max(1, round(opened.width * scale)), max(1, round(opened.height * scale)))
         smooth = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS

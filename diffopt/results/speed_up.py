@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from diffopt.recipe.labels import cell_label_line, cell_labels
 from diffopt.results.reference import reference_row_of
 from diffopt.results.result import Result
+from diffopt.results.spread import WITHIN, is_within_spread
 from diffopt.schema.reference import AUTO, Reference
 
 IS_REFERENCE = "reference"
+NOTE_ON_SPREAD = f"{WITHIN}: nearer to 1 than the latency of the row or of its reference is spread, so it may be none"
 MOST = 3  # references that are told by name
 
 
@@ -18,7 +20,8 @@ MOST = 3  # references that are told by name
 class SpeedUps:
     """Of the rows of a table, in their order."""
 
-    words: tuple[str, ...]  # such as "1.52x", "reference" for a row that others are compared with, "" where none is
+    # such as "1.52x", "~1.02x", "reference" for a row that others are compared with, "" where there is none
+    words: tuple[str, ...]
     notes: tuple[str, ...]  # what they are over, and why some rows have none
 
 
@@ -29,7 +32,8 @@ def speed_ups(results: Sequence[Result], reference: Reference = AUTO) -> SpeedUp
     taken = [row for row in results if any(other is row for each, other in pairs if each is not row)]
     words = tuple(_words(row, other, any(row is each for each in taken)) for row, other in pairs)
     without = [row for row, other in pairs if row.metrics.latency_s and other is None]
-    return SpeedUps(words, (*_over(results, taken, reference), *_missing(results, without, reference)))
+    shaky = [NOTE_ON_SPREAD] if any(word.startswith(WITHIN) for word in words) else []
+    return SpeedUps(words, (*_over(results, taken, reference), *shaky, *_missing(results, without, reference)))
 
 
 def _words(row: Result, other: Result | None, taken: bool) -> str:
@@ -37,7 +41,9 @@ def _words(row: Result, other: Result | None, taken: bool) -> str:
         return ""
     if other is row:
         return IS_REFERENCE if taken else ""
-    return f"{other.metrics.latency_s.median / row.metrics.latency_s.median:.2f}x"
+    mine, its = row.metrics.latency_s, other.metrics.latency_s
+    ratio = its.median / mine.median
+    return f"{WITHIN if is_within_spread(ratio, mine, its) else ''}{ratio:.2f}x"
 
 
 def _over(results: Sequence[Result], taken: Sequence[Result], reference: Reference) -> Iterator[str]:

@@ -16,26 +16,27 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from diffopt.errors import UsageError
 from diffopt.machine.files import (
     FOLDER_FOR_ITS_USER,
     FOR_ITS_USER,
+    LINK,
     first_link,
     links_below,
     make_private_folders,
-    open_regular_file,
+    refuse_link,
     write_json,
 )
 from diffopt.machine.paths import STUDIES, path_of_study
+from diffopt.machine.reading import opened_file
 from diffopt.results.result import Result, read_result
 
 CLAIM_POLL_S = 0.5
-_LINK = "{} is a symbolic link; below a study none is followed, to read or to write. Remove it, or put a copy there."
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Study:
                 f"study={name_or_path}: {study.path} cannot be made into a study: {error.strerror}."
             ) from error
         if link is not None:
-            raise UsageError(_LINK.format(link))
+            raise UsageError(LINK.format(link))
         return study
 
     @classmethod
@@ -107,38 +108,50 @@ class Study:
         """Where the row of a cell in an environment lies; it need not exist."""
         return self._cells / cell_id / env_id
 
-    def open_file(self, result: Result, name: str) -> BinaryIO:
-        """A file beside a row, such as a picture, by the name that the row has of it, to read.
+    def place_of_file(self, result: Result, *names: str) -> Path:
+        """Where a file of a row lies, such as a picture, by its name and those of its folders; it need not exist.
 
-        Raises UsageError for what is not a file in the row's folder.
+        Raises UsageError for a name that leads elsewhere.
         """
-        if not all(map(_is_plain_name, (result.cell_id, result.env_id, name))):
-            raise UsageError(f"The row of cell {result.cell_id} names {name}, which is no file in its own folder.")
-        path = self.folder(result.cell_id, result.env_id) / name
+        if not all(map(_is_plain_name, (result.cell_id, result.env_id, *names))):
+            raise UsageError(
+                f"The row of cell {result.cell_id} names {'/'.join(names)}, which is no file in its own folder."
+            )
+        path = self.folder(result.cell_id, result.env_id).joinpath(*names)
         self._refuse_link(path)
-        try:
-            return open_regular_file(path)
-        except OSError as error:
-            raise UsageError(f"{path} cannot be read: {error.strerror}.") from error
+        return path
+
+    def open_file(self, result: Result, *names: str) -> AbstractContextManager[BufferedReader]:
+        """The same file, open for reading.
+
+        Raises UsageError for what is none in the row's folder, and OSError for one that must not be read.
+        """
+        path = self.place_of_file(result, *names)
+        return opened_file(path, str(path), follow=False)
 
     def results(self, on_unreadable: Callable[[UsageError], None] | None = None) -> tuple[Result, ...]:
         """All rows, ordered by id.
 
         Args:
-            on_unreadable: told of each file that is not a result, or not reached without a link, and is then left out.
+            on_unreadable: told of each file that is not a result, of each link on the way to one, and of each folder
+                that may not be entered; they are left out.
 
         Raises:
-            UsageError: for such a file, when there is nobody to tell.
+            UsageError: for such a file or folder, when there is nobody to tell.
         """
+
+        def tell(error: UsageError) -> None:
+            if on_unreadable is None:
+                raise error
+            on_unreadable(error)
+
         found = []
-        for path in sorted(self.path.glob("cells/*/*/result.json")):
+        for path in _files_of_rows(self.path / "cells", 2, tell):
             try:
                 self._refuse_link(path)
                 found.append(read_result(path))
             except UsageError as error:
-                if on_unreadable is None:
-                    raise
-                on_unreadable(error)
+                tell(error)
         return tuple(found)
 
     def unfinished(self) -> tuple[str, ...]:
@@ -205,9 +218,29 @@ class Study:
 
     def _refuse_link(self, path: Path) -> None:
         """Raises UsageError where a link lies between the study's path and one below it."""
-        if (link := first_link(self.path, path)) is not None:
-            raise UsageError(_LINK.format(link))
+        refuse_link(self.path, path)
 
 
 def _is_plain_name(name: str) -> bool:
     return name not in ("", ".", "..") and not {"/", "\0"} & {*name}
+
+
+def _files_of_rows(folder: Path, depth: int, tell: Callable[[UsageError], None]) -> Iterator[Path]:
+    """The files of the rows so many folders below this one, in order; of a folder that may not be entered is told.
+
+    Not by glob, for which such a folder is empty.
+    """
+    try:
+        entries = sorted(folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        tell(UsageError(f"{folder} cannot be read: {error.strerror}."))
+        return
+    for entry in entries:
+        if depth and entry.is_symlink():
+            tell(UsageError(LINK.format(entry)))
+        elif depth:
+            yield from _files_of_rows(entry, depth - 1, tell)
+        elif entry.name == "result.json":
+            yield entry

@@ -14,6 +14,7 @@ from itertools import zip_longest
 from diffopt.recipe.labels import cell_labels
 from diffopt.results.result import Column, Metrics, Result
 from diffopt.results.speed_up import speed_ups
+from diffopt.results.spread import notes_on_spread, spread_in_words
 from diffopt.schema.reference import AUTO, Reference
 from diffopt.schema.words import flatten_to_dotted_keys, harmless, harmless_line, value_in_words
 
@@ -132,15 +133,21 @@ def results_table(results: Sequence[Result], reference: Reference = AUTO) -> Tab
     keys = list(dict.fromkeys(key for name in names for key in name))
     columns = _columns_of_metrics(results)
     more = [column.header for column in columns.values()]
-    figures = ("status", "latency s", "it/s", *more, "speed-up", "first call s", "peak MiB", "reason")
+    figures = ("status", "latency s", "n", "it/s", *more, "speed-up", "first call s", "peak MiB")
+    reason = ("reason",) if any(map(_reason, results)) else ()
     found = speed_ups(results, reference)
     rows = [
-        (result.cell_id, *(name.get(key, "") for key in keys), *_figures(result, columns, speed_up))
+        (
+            result.cell_id,
+            *(name.get(key, "") for key in keys),
+            *_figures(result, columns, speed_up),
+            *((_reason(result),) if reason else ()),
+        )
         for result, name, speed_up in zip(results, names, found.words, strict=True)
     ]
     first = 1 + len(keys)
-    right = frozenset(range(first + 1, first + len(figures) - 1))
-    return Table(("cell", *keys, *figures), tuple(rows), right, found.notes)
+    right = frozenset(range(first + 1, first + len(figures)))
+    return Table(("cell", *keys, *figures, *reason), tuple(rows), right, (*notes_on_spread(results), *found.notes))
 
 
 def useful_rows(results: Sequence[Result]) -> list[Result]:
@@ -175,17 +182,17 @@ def _columns_of_metrics(results: Sequence[Result]) -> dict[str, Column]:
 def _figures(result: Result, columns: Mapping[str, Column], speed_up: str) -> tuple[str, ...]:
     metrics = result.metrics
     status = result.status if result.status != "ok" or result.valid else "ok, not valid"
-    latency = metrics.latency_s.median if metrics.latency_s else None
+    latency = metrics.latency_s
     memory = peak_memory_of_row(result)
     return (
         status,
-        _number(latency, ".4g"),
+        f"{latency.median:.4g} {spread_in_words(latency)}" if latency else "",
+        str(len(latency.samples)) if latency else "",
         " / ".join(_number(stage.iterations_per_second, ".4g") for stage in metrics.stages),
         *(_number(getattr(metrics, name), column.form) for name, column in columns.items()),
         speed_up,
         _first_call(metrics),
         _number(memory / MIB if memory else None, ".0f"),
-        _reason(result),
     )
 
 
@@ -214,11 +221,14 @@ def _number(value: float | None, form: str) -> str:
 
 
 def values_table(results: Sequence[Result]) -> Table:
-    """Every value of every row, one column per dotted key of ``result.json`` but the raw samples."""
+    """Every value of every row: one column per dotted key of ``result.json``, ``n`` and ``spread`` of a latency."""
     rows = []
     for result in results:
         data = result.model_dump(mode="json")
         data["effects"] = "; ".join(f"{effect.group}: {effect.summary}" for effect in result.effects)
+        if latency := result.metrics.latency_s:
+            data["metrics"]["latency_s"] |= {"n": len(latency.samples), "spread": latency.spread}
+        data |= {f"round_{number}": each for number, each in enumerate(data.pop("rounds"), 1)}
         for stage in data["metrics"].pop("stages"):
             data["metrics"][f"stage_{stage['name']}"] = stage
         rows.append(

@@ -31,6 +31,7 @@ class Budget:
         minutes = math.inf if launch.minutes is None else launch.minutes
         self.end = time.monotonic() + 60 * minutes - self._kept_back  # of what runs then
         self._rows: list[Result] = []
+        self._rounds: list[tuple[str | None, tuple[Any, ...], float]] = []  # device, kind and seconds
 
     def learn(self, study: Study) -> None:
         """Take what the rows of a study say. One that cannot be read says nothing, and is told when its cell comes."""
@@ -40,6 +41,10 @@ class Budget:
     def note(self, result: Result) -> None:
         """Take what a row says that was made now."""
         self._rows.append(result)
+
+    def note_round(self, cell: Cell, where: Environment, seconds: float) -> None:
+        """Take how long a round took of a cell that has no row yet."""
+        self._rounds.append((where.device.name, _kind(row.cell_for_row(cell)), seconds))
 
     def in_order(self, cells: Sequence[Cell]) -> list[Cell]:
         """The cells in the order in which their rows are worth waiting for, the first asked first among equals.
@@ -54,7 +59,7 @@ class Budget:
         return sorted(cells, key=lambda cell: rank.get(cell.id, 0))
 
     def shortage(self, cell: Cell, where: Environment) -> str | None:
-        """Why a cell cannot begin for want of time; None where it can."""
+        """Why the next round of a cell cannot begin for want of time; None where it can."""
         left, expected = self.end - time.monotonic(), self._expected(cell, where)
         if left > expected:
             return None
@@ -68,16 +73,23 @@ class Budget:
         )
 
     def _expected(self, cell: Cell, where: Environment) -> float:
-        """Seconds that a cell will take, rather too many; 0 where no row says anything."""
+        """Seconds that a round of a cell will take, rather too many; 0 where no row says anything."""
         kind = _kind(row.cell_for_row(cell))
-        said = [
-            known.seconds
+        said = [seconds for name, like, seconds in self._rounds if (name, like) == (where.device.name, kind)]
+        said += [
+            _longest_round(known)
             for known in self._rows
             if known.seconds is not None
             and known.environment.device.name == where.device.name
             and (known.cell_id == cell.id or (known.status == "ok" and _kind(known.cell) == kind))
         ]
         return MARGIN * max(said, default=0.0)
+
+
+def _longest_round(known: Result) -> float:
+    """Of a row's rounds, the one that did not end well among them."""
+    ended = [each.seconds for each in known.rounds]
+    return max([*ended, (known.seconds or 0.0) - sum(ended)])
 
 
 def _kind(cell: Mapping[str, Any]) -> tuple[Any, ...]:

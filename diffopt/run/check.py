@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from diffopt.machine.compile_cache import compile_caches_of_user
 from diffopt.machine.process import Child, how_process_ended, last_words_of_log
+from diffopt.machine.temporary import temporary_folder
 from diffopt.recipe.planned import Plan
 from diffopt.run.process import FALSIFYING, OF_WORKERS
 from diffopt.schema.record import Frozen
@@ -38,8 +38,8 @@ def run_check_processes(plans: Sequence[Plan], deadline_s: float) -> Iterator[An
     """
     waiting = list(range(len(plans)))
     while waiting:
-        with tempfile.TemporaryDirectory(prefix="diffopt-check-") as folder:
-            yield from _answers(plans, waiting, Path(folder), deadline_s)
+        with temporary_folder("check") as folder:
+            yield from _answers(plans, waiting, folder, deadline_s)
 
 
 def _answers(plans: Sequence[Plan], waiting: list[int], folder: Path, deadline_s: float) -> Iterator[Answer]:
@@ -63,7 +63,7 @@ def _start(plans: Sequence[Plan], waiting: Sequence[int], folder: Path) -> Child
     file = folder / "cells.json"
     file.write_text(json.dumps(cells), encoding="utf-8")
     inherited = {name: value for name, value in os.environ.items() if name not in FALSIFYING}
-    environment = inherited | OF_WORKERS | compile_caches_of_user()
+    environment = inherited | OF_WORKERS | compile_caches_of_user() | {"TMPDIR": str(folder)}
     if all(plan.cell.recipe.hardware.device == "cpu" for plan in plans):
         environment["CUDA_VISIBLE_DEVICES"] = ""
     # -P: a file in the user's directory must not stand in for a library

@@ -21,6 +21,8 @@ class CellStarted:
 
     cell_id: str
     label: str  # the options that lead to the cell, as on the command line
+    round: int = 1
+    rounds: int = 1  # of this cell
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,18 @@ class PhaseStarted:
 
 
 @dataclass(frozen=True)
+class RoundFinished:
+    """A round of a cell has ended well, and others are to come: there is no row yet."""
+
+    cell_id: str
+    label: str
+    round: int
+    rounds: int
+    median_s: float  # of its own samples
+    kept: bool = False  # an earlier sweep measured it, nothing ran
+
+
+@dataclass(frozen=True)
 class CellFinished:
     result: Result
     label: str
@@ -58,7 +72,9 @@ class SweepFinished:
     asked: int  # cells; more than results when the sweep was interrupted
 
 
-Event = SweepStarted | RowUnreadable | NotBegun | CellStarted | PhaseStarted | CellFinished | SweepFinished
+Event = (
+    SweepStarted | RowUnreadable | NotBegun | CellStarted | PhaseStarted | RoundFinished | CellFinished | SweepFinished
+)
 Listener = Callable[[Event], None]
 
 

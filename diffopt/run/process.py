@@ -18,18 +18,20 @@ from typing import Literal, get_args
 
 from pydantic import ValidationError
 
+from diffopt.errors import UsageError
 from diffopt.machine.compile_cache import compile_caches_of_user
-from diffopt.machine.files import open_new_file, read_regular_file
+from diffopt.machine.files import open_new_file
 from diffopt.machine.interpreter import Interpreter
 from diffopt.machine.oom_killer import kernel_oom_kills
 from diffopt.machine.process import Child, Silence, how_process_ended, kill_process_group, last_words_of_log
+from diffopt.machine.reading import MIB, read_file
 from diffopt.recipe.launch import Launch
 from diffopt.results.result import Outcome, Phase, Status
 
 # Each makes a pipeline something else than its recipe says, or its times something else than its speed, without a trace
 # in any effect: torch's and cuBLAS's TF32 switches, diffusers' default attention, switches that turn compiling off,
 # replace its backend, hide its errors or change what a compile mode means, and those that make CUDA wait or allocate
-# anew at each call.
+# anew at each call. The last takes docstrings away, which transformers reads when it is imported.
 FALSIFYING = frozenset(
     {
         *("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"),
@@ -38,10 +40,11 @@ FALSIFYING = frozenset(
         *("TORCH_COMPILE_OVERRIDE_BACKENDS", "TORCHINDUCTOR_CUDAGRAPHS"),
         *("TORCHINDUCTOR_MAX_AUTOTUNE", "TORCHINDUCTOR_MAX_AUTOTUNE_GEMM", "TORCHINDUCTOR_MAX_AUTOTUNE_POINTWISE"),
         *("TORCHINDUCTOR_COORDINATE_DESCENT_TUNING", "TORCHINDUCTOR_FREEZING", "TORCHINDUCTOR_USE_FAST_MATH"),
-        *("CUDA_LAUNCH_BLOCKING", "PYTORCH_NO_CUDA_MEMORY_CACHING"),
+        *("CUDA_LAUNCH_BLOCKING", "PYTORCH_NO_CUDA_MEMORY_CACHING", "PYTHONOPTIMIZE"),
     }
 )
 PLAN, OUTCOME = "plan.json", "outcome.json"  # in the folder of a row, while its worker runs: to it and from it
+LONGEST_OUTCOME = 64 * MIB
 AGAIN = "the same command runs it again"
 OF_WORKERS = {"DIFFUSERS_DISABLE_REMOTE_CODE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -107,7 +110,7 @@ def run_worker_process(
     gpu: str | None,
     on_phase: Callable[[Phase], None],
     interpreter: Interpreter | None = None,
-    caches: Mapping[str, str] | None = None,
+    places: Mapping[str, str] | None = None,
     start_only: bool = False,
 ) -> Verdict:
     """Run the worker on the plan in ``folder`` until it ends or must be ended; nothing of its group is left behind.
@@ -116,14 +119,15 @@ def run_worker_process(
         gpu: NVML uuid of the only GPU that the worker sees; None for the CPU.
         on_phase: called with each phase as it begins.
         interpreter: what runs the worker; None: the Python that runs this.
-        caches: environment variables that say where compile caches lie; None: the user's.
+        places: environment variables that say where compile caches and temporary files lie; None: the user's caches,
+            and where temporary files always do.
         start_only: end after the first call.
     """
     kills = kernel_oom_kills()
     python = sys.executable if interpreter is None else interpreter.python
     more = ["--start-only"] if start_only else []
-    kept = compile_caches_of_user() if caches is None else caches
-    variables = {**(interpreter.variables if interpreter is not None else {}), **kept}
+    found = compile_caches_of_user() if places is None else places
+    variables = {**(interpreter.variables if interpreter is not None else {}), **found}
     with open_new_file(folder / "log.txt") as log:
         worker = Child(
             lambda progress: _command(folder, progress, launch, gpu, python) + more,
@@ -202,8 +206,9 @@ def _verdict(folder: Path, cause: Cause, phase: Phase, code: int, launch: Launch
         return Verdict("crashed", phase, f"the worker's reports cannot be read{_last_words(folder)}")
     if os.path.lexists(folder / OUTCOME):
         try:
-            outcome = Outcome.model_validate_json(read_regular_file(folder / OUTCOME))
-        except (OSError, ValidationError):
+            said = read_file(folder / OUTCOME, OUTCOME, LONGEST_OUTCOME, follow=False)
+            outcome = Outcome.model_validate_json(said)
+        except (OSError, UsageError, ValidationError):
             return Verdict("crashed", phase, f"the worker's outcome cannot be read{_last_words(folder)}")
         return Verdict(outcome.status, outcome.phase, outcome.reason, outcome)
     if code == -signal.SIGKILL and killed_by_kernel:

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from diffopt.machine.environment import Environment
-from diffopt.machine.files import make_private_folders, write_text
+from diffopt.machine.files import make_private_folders, remove_whatever, rename_file, write_text
 from diffopt.recipe import lock
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.named_files import files_named_by_recipe
 from diffopt.recipe.rules import notes_on_cell
+from diffopt.results.frames import frame_folders
 from diffopt.results.result import Artifacts, Outcome, Result
+from diffopt.results.rounds import ROUNDS, EndedRound, outcome_of_rounds, write_ended_rounds
 from diffopt.run.process import OUTCOME, PLAN, Verdict
 
+OF_ONE_ROUND = ("result.json", PLAN, OUTCOME, "log.txt", "*.png", "*.gif", "*.mp4", ".*.tmp")
+OF_ALL_ROUNDS = (ROUNDS, "log-*.txt", "*.zip")
 
-def prepare_folder_for_run(folder: Path, cell: Cell) -> None:
-    """The folder of a row, with the cell in it, as ``show`` prints it, and nothing of an earlier try."""
+
+def prepare_folder_for_run(folder: Path, cell: Cell, ended: Sequence[EndedRound] = ()) -> None:
+    """The folder of a row, with the cell in it, as ``show`` prints it, and nothing of an earlier try.
+
+    Args:
+        ended: the rounds of this try that lie in it, and stay.
+    """
     make_private_folders(folder)
-    for pattern in ("result.json", PLAN, OUTCOME, "log.txt", "*.png", "*.gif", "*.zip", ".*.tmp"):
+    for pattern in OF_ONE_ROUND if ended else (*OF_ONE_ROUND, *OF_ALL_ROUNDS):
         for stale in folder.glob(pattern):
-            stale.unlink()
+            remove_whatever(stale)
+    for frames in frame_folders(folder):
+        remove_whatever(frames)
     write_text(folder / "cell.yaml", lock.recipe_to_yaml(cell))
 
 
@@ -30,8 +42,19 @@ def tidy_folder_after_run(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
+def keep_round(folder: Path, ended: Sequence[EndedRound]) -> None:
+    """Keep the rounds of a cell that have ended so far, and the log of the last of them."""
+    rename_file(folder / "log.txt", folder / f"log-{len(ended)}.txt")
+    write_ended_rounds(folder, ended)
+
+
 def row_of_ended_run(
-    folder: Path | None, cell: Cell, where: Environment, verdict: Verdict, seconds: float | None = None
+    folder: Path | None,
+    cell: Cell,
+    where: Environment,
+    verdict: Verdict,
+    seconds: float | None = None,
+    ended: Sequence[EndedRound] = (),
 ) -> Result:
     """The row of a cell that was tried, or refused.
 
@@ -40,8 +63,17 @@ def row_of_ended_run(
         where: as it was before the cell ran, which is what the row's ``env_id`` says; the device is kept as the worker
             saw it last.
         seconds: how long its processes took; None: there were none.
+        ended: the rounds before that, of which the verdict is no part.
     """
     said = verdict.outcome or Outcome(status="error", phase=verdict.phase)
+    reason, rounds = verdict.reason, ended
+    if cell.measure.rounds > 1 and verdict.status == "ok" and seconds is not None:
+        rounds = (*ended, EndedRound(outcome=said, seconds=seconds))
+        said = outcome_of_rounds([each.outcome for each in rounds])
+        reason = said.reason
+    elif cell.measure.rounds > 1 and (ended or seconds is not None):
+        reason = f"round {len(ended) + 1} of {cell.measure.rounds}: {reason}"
+    took = [*(each.seconds for each in ended), *([] if seconds is None else [seconds])]
     artifacts = Artifacts(
         log="log.txt" if folder is not None and (folder / "log.txt").exists() else None,
         pictures=said.pictures,
@@ -54,7 +86,7 @@ def row_of_ended_run(
         recipe_id=cell.recipe.id,
         status=verdict.status,
         phase=verdict.phase,
-        reason=verdict.reason,
+        reason=reason,
         valid=said.valid,
         choices=dict(cell.choices),
         cell=cell_for_row(cell),
@@ -62,7 +94,8 @@ def row_of_ended_run(
         metrics=said.metrics,
         environment=where if said.device is None else where.model_copy(update={"device": said.device}),
         artifacts=artifacts,
-        seconds=seconds,
+        seconds=round(sum(took), 2) if took else None,
+        rounds=tuple(each.for_row() for each in rounds),
         notes=notes_on_cell(cell),
     )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from diffopt.errors import Refusal, UsageError
@@ -15,13 +16,22 @@ from diffopt.machine.interpreter import Interpreter, packages_for_workers, packa
 from diffopt.machine.nvml import Gpu
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.launch import Launch
-from diffopt.recipe.plan import make_plan
 from diffopt.recipe.planned import Plan
 from diffopt.results.result import Phase, Result
+from diffopt.results.rounds import ROUNDS, EndedRound, read_ended_rounds
 from diffopt.results.study import Study
 from diffopt.run import row
 from diffopt.run.budget import Budget
-from diffopt.run.events import CellFinished, CellStarted, Event, Listener, NotBegun, PhaseStarted, RowUnreadable
+from diffopt.run.events import (
+    CellFinished,
+    CellStarted,
+    Event,
+    Listener,
+    NotBegun,
+    PhaseStarted,
+    RoundFinished,
+    RowUnreadable,
+)
 from diffopt.run.process import AGAIN, PLAN, Stop, Verdict
 from diffopt.run.starts import run_cell_workers
 from diffopt.schema.step import Requirements
@@ -36,11 +46,14 @@ class Runner:
     listener: Listener
     stop: Stop
     budget: Budget
+    plans: Mapping[str, Plan]  # of the cells, by id
     names: Mapping[str, str]  # what the progress calls each cell, by id
     others: Mapping[str, Interpreter]  # by the runtime's name; the Python that runs this is not among them
     anew: bool = False  # measure also what the study has a final row of
+    round: int = 1  # which is measured now: of all cells the first, then of all the second, …
     _git: Git | None = field(default_factory=git_state)
     _places: dict[tuple[str, str | None, str], Environment] = field(default_factory=dict)
+    _gpus: dict[str, str] = field(default_factory=dict)  # which had the cell of that id
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -49,13 +62,16 @@ class Runner:
         return self.stop.signal is not None
 
     def take(self, cell: Cell, gpu: Gpu | None) -> Result | None:
-        """Take one cell to its row on this machine; None where the sweep was to end before it could begin.
+        """Take one cell to its row on this machine, or to the end of this round.
+
+        None where other rounds of it are to come, and where the sweep was to end before it could begin.
 
         Args:
             gpu: where it runs; None: on the CPU, or nowhere, for want of a device.
         """
-        plan = make_plan(cell)
-        unreadable = None
+        plan, unreadable = self.plans[cell.id], None
+        if gpu is not None:
+            self._gpus[cell.id] = gpu.uuid
         try:
             where = self._where(cell, gpu)
         except Refusal as error:  # the GPU was there when the sweep began
@@ -66,25 +82,55 @@ class Runner:
         if self.stopped:
             return None
         reason = f"launch.minutes={self.launch.minutes:g} were over while another process had it; {AGAIN}"
-        return self._finish(self._made(cell, where, Verdict("interrupted", "plan", reason)))  # the row is theirs
+        verdict = Verdict("interrupted", "plan", reason)
+        return self._finish(row.row_of_ended_run(None, cell, where, verdict))  # the row is theirs
 
-    def _take_claimed(self, plan: Plan, gpu: Gpu | None, where: Environment, unreadable: Verdict | None) -> Result:
+    def of_earlier_round(self, cell: Cell, gpus: Sequence[Gpu]) -> Sequence[Gpu]:
+        """Of these GPUs the one that had an earlier round of a cell; all where none had."""
+        return [gpu for gpu in gpus if gpu.uuid == self._gpus.get(cell.id)] or gpus
+
+    def _take_claimed(
+        self, plan: Plan, gpu: Gpu | None, where: Environment, unreadable: Verdict | None
+    ) -> Result | None:
         cell = plan.cell
         earlier = self._earlier(cell, where)
         kept = earlier is not None and earlier.final and (earlier.status != "refused" or bool(plan.problems))
-        if earlier is not None and kept and not self.anew:
+        if earlier is not None and kept and not (self.anew and self.round == 1):
             return self._finish(earlier, kept=True)
+        ended = self._ended_rounds(cell, where, earlier)
+        if len(ended) >= self.round:
+            self._finish_round(cell, where, ended[: self.round], kept=True)
+            return None
         no_run = _refusal(plan, self.others.get(cell.runtime.name)) or unreadable
         if no_run is None and (shortage := self.budget.shortage(cell, where)) is not None:
             if earlier is not None:
                 self.tell(NotBegun(self.names[cell.id], shortage))
                 return self._finish(earlier, kept=True)
             no_run = Verdict("interrupted", "plan", shortage)
-        folder = self.study.folder(cell.id, where.id)
-        row.prepare_folder_for_run(folder, cell)
         if no_run is not None:
-            return self._keep(cell, where, no_run)
-        self.tell(CellStarted(cell.id, self.names[cell.id]))
+            row.prepare_folder_for_run(self.study.folder(cell.id, where.id), cell, ended)
+            return self._keep(cell, where, no_run, ended)
+        return self._measure(plan, gpu, where, ended)
+
+    def _measure(self, plan: Plan, gpu: Gpu | None, where: Environment, ended: tuple[EndedRound, ...]) -> Result | None:
+        """Run this round of a cell, and those before it that this environment has not: a launcher may have several."""
+        cell = plan.cell
+        while len(ended) < self.round:
+            verdict, seconds = self._run(plan, gpu, where, ended)
+            if verdict.outcome is None or verdict.status != "ok" or len(ended) + 1 == cell.measure.rounds:
+                return self._keep(cell, where, verdict, ended, seconds)
+            ended = (*ended, EndedRound(outcome=verdict.outcome, seconds=seconds))
+            row.keep_round(self.study.folder(cell.id, where.id), ended)
+            self._finish_round(cell, where, ended)
+        return None
+
+    def _run(
+        self, plan: Plan, gpu: Gpu | None, where: Environment, ended: Sequence[EndedRound]
+    ) -> tuple[Verdict, float]:
+        """The processes of the next round: how they ended, and how many seconds they took."""
+        cell, folder = plan.cell, self.study.folder(plan.cell.id, where.id)
+        row.prepare_folder_for_run(folder, cell, ended)
+        self.tell(CellStarted(cell.id, self.names[cell.id], len(ended) + 1, cell.measure.rounds))
 
         def on_phase(phase: Phase) -> None:
             self.tell(PhaseStarted(cell.id, phase))
@@ -95,7 +141,17 @@ class Runner:
         verdict = run_cell_workers(cell, folder, self.launch, self.stop, place, on_phase, interpreter)
         seconds = round(time.monotonic() - begin, 2)
         row.tidy_folder_after_run(folder)
-        return self._keep(cell, where, verdict, seconds)
+        return verdict, seconds
+
+    def _ended_rounds(self, cell: Cell, where: Environment, earlier: Result | None) -> tuple[EndedRound, ...]:
+        """The rounds that are not run again: those of a cell that was cut off, with a row that says so or without."""
+        if (self.anew and self.round == 1) or (earlier is not None and earlier.status != "interrupted"):
+            return ()
+        try:
+            return read_ended_rounds(self.study.folder(cell.id, where.id))
+        except UsageError as error:
+            self.tell(RowUnreadable(self.names[cell.id], str(error)))
+            return ()
 
     def _earlier(self, cell: Cell, where: Environment) -> Result | None:
         """The row that the study has. One that cannot be read must not stop the sweep: it is told, and replaced."""
@@ -118,15 +174,29 @@ class Runner:
             )
         return self._places[key]
 
-    def _keep(self, cell: Cell, where: Environment, verdict: Verdict, seconds: float | None = None) -> Result:
-        """Write the row of a cell that was tried, or refused."""
-        result = self._made(cell, where, verdict, seconds)
+    def _keep(
+        self,
+        cell: Cell,
+        where: Environment,
+        verdict: Verdict,
+        ended: Sequence[EndedRound] = (),
+        seconds: float | None = None,
+    ) -> Result:
+        """Write the row of a cell that was tried, or refused. Its rounds are in it, but for one that was cut off."""
+        folder = self.study.folder(cell.id, where.id)
+        result = row.row_of_ended_run(folder, cell, where, verdict, seconds, ended)
         self.study.keep(result)
+        if result.status != "interrupted":
+            (folder / ROUNDS).unlink(missing_ok=True)
         self.budget.note(result)
         return self._finish(result)
 
-    def _made(self, cell: Cell, where: Environment, verdict: Verdict, seconds: float | None = None) -> Result:
-        return row.row_of_ended_run(self.study.folder(cell.id, where.id), cell, where, verdict, seconds)
+    def _finish_round(self, cell: Cell, where: Environment, ended: Sequence[EndedRound], *, kept: bool = False) -> None:
+        last = ended[-1]
+        self.budget.note_round(cell, where, last.seconds)
+        median = statistics.median(sample.latency for sample in last.outcome.samples)
+        name, rounds = self.names[cell.id], cell.measure.rounds
+        self.tell(RoundFinished(cell.id, name, len(ended), rounds, median, kept))
 
     def _finish(self, result: Result, *, kept: bool = False) -> Result:
         self.tell(CellFinished(result, self.names[result.cell_id], kept=kept))
@@ -138,17 +208,16 @@ class Runner:
             self.listener(event)
 
 
-def row_of_refused_cell(cell: Cell, there: Interpreter | None) -> Result | None:
+def row_of_refused_cell(plan: Plan, there: Interpreter | None) -> Result | None:
     """The row of a cell of which it is known without a worker that it cannot run here; None where it may.
 
     Args:
         there: the interpreter that is to run it, where it is another one than this.
     """
-    plan = make_plan(cell)
     if (verdict := _refusal(plan, there)) is None:
         return None
-    where = detect_environment(cell.recipe.hardware.device, git=git_state(), interpreter=there)
-    return row.row_of_ended_run(None, cell, where, verdict)
+    where = detect_environment(plan.cell.recipe.hardware.device, git=git_state(), interpreter=there)
+    return row.row_of_ended_run(None, plan.cell, where, verdict)
 
 
 def _refusal(plan: Plan, there: Interpreter | None) -> Verdict | None:

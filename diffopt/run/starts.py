@@ -1,18 +1,19 @@
-"""The worker processes of one cell: the one that measures it, and before it those that tell how long a start takes."""
+"""The worker processes of a round of a cell: the one that measures it, and before it those that time a start."""
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffopt.machine.compile_cache import private_compile_caches
+from diffopt.machine.compile_cache import compile_caches_of_user, private_compile_caches
 from diffopt.machine.interpreter import Interpreter
+from diffopt.machine.temporary import temporary_folder
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.launch import CompileArtifact, Launch
 from diffopt.results.result import Metrics, Phase, Start, Starts
+from diffopt.results.rounds import ROUNDS
 from diffopt.run.process import OUTCOME, Stop, Verdict, run_worker_process
 
 _NO_ARTIFACT = CompileArtifact(save=False, load=None, sha256=None)
@@ -27,28 +28,37 @@ def run_cell_workers(
     on_phase: Callable[[Phase], None],
     interpreter: Interpreter | None = None,
 ) -> Verdict:
-    """One cell's worker; where ``measure.starts`` asks for it, a cold and a warm start before it.
+    """One round of a cell: its worker; where ``measure.starts`` asks for it, before the first a cold and a warm start.
 
     All three share compile caches of their own, which are empty at first. Where a start does not end well, that is how
-    the cell ended.
+    the cell ended. What compiling left behind is saved in the first round, which had to compile most. Nothing stays of
+    their temporary files: torch unpacks what was compiled ahead of time into some, and removes them only at an orderly
+    end.
     """
+    later = (folder / ROUNDS).exists()
+    if later:
+        artifact = launch.compile_artifact.model_copy(update={"save": False})
+        launch = launch.model_copy(update={"compile_artifact": artifact})
 
-    def child(launch: Launch = launch, **starting: Any) -> Verdict:
-        return run_worker_process(folder, launch, stop, gpu=gpu, on_phase=on_phase, interpreter=interpreter, **starting)
+    def child(places: dict[str, str], launch: Launch = launch, **starting: Any) -> Verdict:
+        return run_worker_process(
+            folder, launch, stop, gpu=gpu, on_phase=on_phase, interpreter=interpreter, places=places, **starting
+        )
 
-    if not cell.measure.starts:
-        return child()
-    with tempfile.TemporaryDirectory(prefix="diffopt-") as place:
-        caches = private_compile_caches(Path(place))
+    with temporary_folder("cell") as place:
+        scratch = {"TMPDIR": str(place)}
+        if later or not cell.measure.starts:
+            return child({**compile_caches_of_user(), **scratch})
+        places = {**private_compile_caches(place), **scratch}
         bare = launch.model_copy(update={"compile_artifact": _NO_ARTIFACT})
         starts = []
         for _ in ("cold", "warm"):
-            verdict = child(bare, caches=caches, start_only=True)
+            verdict = child(places, bare, start_only=True)
             if verdict.outcome is None or verdict.status != "ok":
                 return verdict
             (folder / OUTCOME).unlink()
             starts.append(_start(verdict.outcome.metrics))
-        verdict = child(caches=caches)
+        verdict = child(places)
     if verdict.outcome is None:
         return verdict
     metrics = verdict.outcome.metrics.model_copy(update={"starts": Starts(cold=starts[0], warm=starts[1])})

@@ -14,16 +14,18 @@ from diffopt.machine.interpreter import Interpreter, interpreters
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.labels import cell_label_line, cell_labels
 from diffopt.recipe.launch import Launch, default_launch
+from diffopt.recipe.planned import Plan
 from diffopt.recipe.rules import notes_on_cells
 from diffopt.results.result import Result
 from diffopt.results.study import Study
 from diffopt.run.budget import Budget
+from diffopt.run.dry_call import plan_cells
 from diffopt.run.events import CellFinished, Listener, SweepFinished, SweepStarted, silent_listener
-from diffopt.run.launchers import launcher
+from diffopt.run.launchers import Launcher, launcher
 from diffopt.run.process import Stop
 from diffopt.run.runner import Runner, row_of_refused_cell
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def run_one(
@@ -32,9 +34,10 @@ def run_one(
     study: str | Path | Study | None = None,
     launch: Launch | None = None,
     listener: Listener = silent_listener,
+    deep: bool = True,
 ) -> Result:
     """Measure one cell and keep its row, whatever becomes of it; see :func:`run_single`."""
-    return run_single(cell, study=study, launch=launch, listener=listener)[0]
+    return run_single(cell, study=study, launch=launch, listener=listener, deep=deep)[0]
 
 
 def run_single(
@@ -45,6 +48,7 @@ def run_single(
     listener: Listener = silent_listener,
     others: Mapping[str, Interpreter] | None = None,
     anew: bool = False,
+    deep: bool = True,
 ) -> tuple[Result, Study | None]:
     """Measure one cell, see :func:`run_all`. One that is refused before a worker is started makes no study.
 
@@ -55,14 +59,15 @@ def run_single(
         The row, and the study that has it: None where it was refused and there was no such study yet.
     """
     with interpreters([cell.runtime]) if others is None else nullcontext(others) as found:
+        (plan,) = plan_cells([cell], deep=deep, others=found)
         if not isinstance(study, Study) and (study is None or not Study.exists(study)):
-            refused = row_of_refused_cell(cell, found.get(cell.runtime.name))
+            refused = row_of_refused_cell(plan, found.get(cell.runtime.name))
             if refused is not None:
                 _tell_refused(refused, listener)
                 return refused, None
         compile_caches_of_user()  # asked before there is a study
         study = _study(study)
-        (result,) = run_all([cell], study, launch, listener, found, anew=anew)
+        (result,) = _run_plans([plan], study, launch, listener, found, anew=anew)
     return result, study
 
 
@@ -74,8 +79,11 @@ def run_all(
     others: Mapping[str, Interpreter] | None = None,
     *,
     anew: bool = False,
+    deep: bool = True,
 ) -> list[Result]:
-    """Measure each distinct cell once, skip those whose row the study keeps, and return the rows in the order asked.
+    """Measure each distinct cell, skip those whose row the study keeps, and return the rows in the order asked.
+
+    With ``measure.rounds`` the first round of every cell comes before the second of any.
 
     With ``launch.minutes`` cells begin in the order of :meth:`Budget.in_order`. One that cannot begin, or not end, for
     want of time has a row as well, ``interrupted``; one that has a row already keeps that.
@@ -86,29 +94,57 @@ def run_all(
         listener: called with the events of events.py, one at a time.
         others: what :func:`interpreters` gave for the cells' runtimes, where that lasts already; None asks them.
         anew: measure also the cells of which the study keeps a row, which is then replaced.
+        deep: see :func:`plan_cells`.
 
     Raises:
-        Interrupted: SIGINT or SIGTERM came. The rows so far, those of the interrupted cells among them, are kept.
+        Interrupted: SIGINT, SIGTERM or SIGHUP came. The rows so far are kept, with those of the interrupted cells.
         UsageError: the launcher or the study cannot be used, or a cell's interpreter.
         Refusal: the compile caches are not this user's alone.
     """
-    if launch is None:
-        launch = default_launch()
-    budget = Budget(launch)
-    launch_cells = launcher(launch.kind).run
     compile_caches_of_user()  # likewise asked before there is a study
     distinct = list({cell.id: cell for cell in cells}.values())
-    asking = interpreters(cell.runtime for cell in cells) if others is None else nullcontext(others)
-    with asking as found, _stopping(budget.end) as stop:
+    with interpreters(cell.runtime for cell in cells) if others is None else nullcontext(others) as found:
+        plans = plan_cells(distinct, deep=deep, others=found)
+        rows = _run_plans(plans, study, launch, listener, found, anew=anew)
+    by_id = {row.cell_id: row for row in rows}
+    return [by_id[cell.id] for cell in cells]
+
+
+def _run_plans(
+    plans: Sequence[Plan],
+    study: str | Path | Study | None,
+    launch: Launch | None,
+    listener: Listener,
+    others: Mapping[str, Interpreter],
+    *,
+    anew: bool,
+) -> list[Result]:
+    """The rows of distinct cells, in their order; see :func:`run_all`."""
+    launch = default_launch() if launch is None else launch
+    budget = Budget(launch)
+    by = launcher(launch.kind)
+    distinct, by_id = [plan.cell for plan in plans], {plan.cell.id: plan for plan in plans}
+    with _stopping(budget.end) as stop:
         study = _study(study)
         budget.learn(study)
-        runner = Runner(study, launch, listener, stop, budget, names=_names(distinct), others=found, anew=anew)
+        runner = Runner(study, launch, listener, stop, budget, by_id, _names(distinct), others, anew)
         runner.tell(SweepStarted(len(distinct), launch.minutes, notes_on_cells(distinct)))
-        rows = {row.cell_id: row for row in launch_cells(budget.in_order(distinct), runner)}
+        rows = _rows_of_rounds(by, budget.in_order(distinct), runner)
         runner.tell(SweepFinished(tuple(rows[cell.id] for cell in distinct if cell.id in rows), asked=len(distinct)))
     if stop.signal is not None:
         raise Interrupted(stop.signal, study.asked_for)
-    return [rows[cell.id] for cell in cells]
+    return [rows[cell.id] for cell in distinct]
+
+
+def _rows_of_rounds(launch: Launcher, cells: Sequence[Cell], runner: Runner) -> dict[str, Result]:
+    """The first round of every cell, then the second of those that have one: the machine's drift meets all alike."""
+    rows: dict[str, Result] = {}
+    for number in range(1, max((cell.measure.rounds for cell in cells), default=0) + 1):
+        runner.round = number
+        waiting = [cell for cell in cells if cell.id not in rows]
+        if waiting and not runner.stopped:
+            rows |= {row.cell_id: row for row in launch.run(waiting, runner)}
+    return rows
 
 
 def _study(given: str | Path | Study | None) -> Study:
@@ -133,10 +169,14 @@ def _names(cells: Sequence[Cell]) -> dict[str, str]:
 
 @contextmanager
 def _stopping(end: float) -> Iterator[Stop]:
-    """Signals become a request to stop while this lasts. Only the main thread can take them; others stop at the end."""
+    """Signals become a request to stop while this lasts. Only the main thread can take them; others stop at the end.
+
+    SIGHUP, which a terminal sends when it is closed, is left alone where it is ignored: ``nohup`` asks for that.
+    """
     stop = Stop(end)
     main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.signal(number, stop) for number in SIGNALS} if main else {}
+    heeded = [number for number in SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in heeded} if main else {}
     try:
         yield stop
     finally:

@@ -145,6 +145,9 @@ class Model(Frozen):
     vae_factor: Annotated[Positive | None, Descriptive()] = None  # pixels along a side of one latent pixel
     sampler_needs: Annotated[tuple[str, ...], Descriptive()] = ()  # key=value of what any sampler must take over
     size_limit: Annotated[SizeLimit | None, Descriptive()] = None  # None: draws any size, or not known
+    train_timesteps: Annotated[Positive | None, Descriptive()] = (
+        None  # of the noise schedule; None: 1000, as nearly all
+    )
     fps: Annotated[Positive | None, Descriptive()] = None  # frames per second of the saved video
     guidance_argument: Literal["guidance_scale", "true_cfg_scale"] = "guidance_scale"
     embedded_guidance: bool = False  # the denoiser is told the scale; no second batch, and no negative prompt is read
@@ -159,17 +162,23 @@ class Model(Frozen):
     cascade: tuple[Model, ...] = ()  # the stages after this one; in YAML, names of model options
 
     @model_serializer(mode="wrap")
-    def _without_a_limit_that_there_is_not(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Most models have none, and their recipes stay what they were."""
+    def _without_what_most_have_not(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Most models have no limit of size and the usual timesteps, and their recipes stay what they were."""
         data: dict[str, Any] = handler(self)
-        if isinstance(data, dict) and data.get("size_limit") is None:  # no dict: what was never validated
-            data.pop("size_limit", None)
+        for key in ("size_limit", "train_timesteps"):
+            if isinstance(data, dict) and data.get(key) is None:  # no dict: what was never validated
+                data.pop(key, None)
         return data
 
     @property
     def guides_by_negative_prompt(self) -> bool:
         """Whether its pipelines leave guidance out where no negative prompt is given, as all with true_cfg_scale do."""
         return self.guidance_argument == "true_cfg_scale"
+
+    @property
+    def told_by_its_files(self) -> bool:
+        """Whether all that is known of it was read from its own files, a folder's or any repository's of the hub."""
+        return self.architecture is None
 
     @property
     def pinned(self) -> bool:

@@ -56,7 +56,11 @@ def record_identity(record: Frozen) -> dict[str, Any]:
     Left out, at every depth: descriptive fields, and fields at their default, which were added after a release (their
     records keep their ids).
     """
-    cls, dumped = type(record), record.model_dump(mode="json")
+    return _record_identity(record, record.model_dump(mode="json"))
+
+
+def _record_identity(record: Frozen, dumped: Mapping[str, Any]) -> dict[str, Any]:
+    cls = type(record)
     asked = {name: getattr(record, name) for name in cls.model_fields if name not in descriptive_fields(cls)}
     return {
         name: _identity(value, dumped[name])
@@ -67,7 +71,7 @@ def record_identity(record: Frozen) -> dict[str, Any]:
 
 def _identity(value: Any, dumped: Any) -> Any:
     if isinstance(value, Frozen):
-        return record_identity(value)
+        return _record_identity(value, dumped)
     if isinstance(value, tuple):
         return [_identity(part, plain) for part, plain in zip(value, dumped, strict=True)]
     if isinstance(value, Mapping):

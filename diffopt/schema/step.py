@@ -6,10 +6,11 @@ A *step* is one chosen option of a config group as an object: its fields are the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum, auto
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from pydantic import GetCoreSchemaHandler
 from pydantic_core import CoreSchema, core_schema
@@ -184,10 +185,13 @@ _registry: dict[str, dict[str, type[Step]]] = {}
 
 
 def register(*groups: str) -> Callable[[type[Step]], type[Step]]:
-    """Class decorator: the step is what an option of ``groups`` with this ``kind`` becomes."""
+    """Class decorator: the step is what an option of ``groups`` with this ``kind`` becomes.
+
+    Raises TypeError for what is no step, and ValueError for a kind that the group has already.
+    """
 
     def enter(cls: type[Step]) -> type[Step]:
-        (kind,) = cls.model_fields["kind"].annotation.__args__  # type: ignore[union-attr]
+        kind = _kind_of_step(cls)
         for group in groups:
             known = _registry.setdefault(group, {})
             if kind in known:
@@ -196,6 +200,36 @@ def register(*groups: str) -> Callable[[type[Step]], type[Step]]:
         return cls
 
     return enter
+
+
+def _kind_of_step(cls: type[Step]) -> str:
+    """The one word that ``kind`` may be. Raises TypeError for a class whose pipelines nothing could plan."""
+    if not (isinstance(cls, type) and issubclass(cls, Step)):
+        raise TypeError(f"{getattr(cls, '__qualname__', cls)} is no Step")
+    words = get_args(cls.model_fields["kind"].annotation)
+    if len(words) != 1 or not isinstance(words[0], str):
+        raise TypeError(f'{cls.__qualname__} declares no kind: Literal["…"]')
+    if not isinstance(getattr(cls, "order", None), Order):
+        raise TypeError(f"{cls.__qualname__} has no order")
+    return words[0]
+
+
+@contextmanager
+def all_registered_or_none() -> Iterator[None]:
+    """Steps that were registered while this lasted are no more when it ends with an exception.
+
+    That is also where a field of theirs has a type that nobody knows, which would make every recipe unreadable.
+    """
+    before = {group: dict(known) for group, known in _registry.items()}
+    try:
+        yield
+        for group, known in _registry.items():
+            for kind in known.keys() - before.get(group, {}).keys():
+                known[kind].model_rebuild()
+    except BaseException:
+        _registry.clear()
+        _registry.update(before)
+        raise
 
 
 def registered_step_kinds(group: str) -> Mapping[str, type[Step]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -22,10 +22,13 @@ NEEDS: dict[Task, tuple[str, ...]] = {
 }
 ASKED_FOR = tuple(dict.fromkeys(need for needs in NEEDS.values() for need in needs))
 PICTURES = ("image", "mask", "control")
+# How pictures come to the size that a pipeline takes, by the words of diffusers' VaeImageProcessor and Pillow.
+Resample = Literal["lanczos", "bicubic", "bilinear", "nearest"]
+ResizeMode = Literal["default", "fill", "crop"]
 
 
 class Picture(Frozen):
-    """A picture that is given to a pipeline; it counts by its content, and is resized to the workload's size."""
+    """A picture that is given to a pipeline; it counts by its content, and is resized as the workload says."""
 
     path: Annotated[str, Descriptive()]  # a file, or the name of one that diffopt brings along (diffopt/models/inputs)
     content: str  # SHA-256 of the file
@@ -59,6 +62,8 @@ class Workload(Frozen):
     control_scale: Annotated[float, Field(ge=0)] | None = None  # controlnet_conditioning_scale
     frames: Annotated[int, Field(ge=1)] | None = None  # num_frames of a video
     later_stages: tuple[LaterStage, ...] = ()
+    resample: Resample | None = None  # None: lanczos, of a mask nearest, which leaves its values as they are
+    resize_mode: ResizeMode = "default"  # default: stretched to the size; fill, crop: in its own shape
 
     @property
     def batch_prompts(self) -> list[str]:

@@ -4,10 +4,9 @@ May import ``models`` and what stands below; torch and diffusers inside function
 Few groups know another. All are imported here explicitly, so that a broken module fails loudly.
 
 An installed package that declares an entry point in the group ``diffopt.steps`` has that object imported here, which
-runs its :func:`diffopt.schema.step.register` decorators; its YAML options go into the user's own ``conf/``.
+runs its :func:`diffopt.schema.step.register` decorators; its YAML options go into the user's own ``conf/``. One that
+fails is left out, see ``diffopt.steps.plugins``.
 """
-
-from importlib.metadata import entry_points
 
 import diffopt.steps.attention.backends
 import diffopt.steps.cache.attention
@@ -25,6 +24,6 @@ import diffopt.steps.quant.casting
 import diffopt.steps.quant.torchao
 import diffopt.steps.scheduler.sampler
 import diffopt.steps.vae.split  # noqa: F401
+from diffopt.steps import plugins
 
-for _entry in entry_points(group="diffopt.steps"):
-    _entry.load()
+plugins.load_plugins()

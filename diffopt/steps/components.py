@@ -15,7 +15,8 @@ part is left as it is. The proof is then that of the other stages.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Literal, get_args
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
@@ -115,6 +116,26 @@ def modules(pipe: DiffusionPipeline, site: Site, components: Iterable[Word], key
                 raise Refusal(f"{key}={word}: this {type(pipe).__name__} has no {name}")
             found[name] = module
     return found
+
+
+@dataclass(frozen=True)
+class NotCopied:
+    """Lies on a module whose ``forward`` calls that very module: a copy would compute with the original's weights, or
+    with none, so that to copy or to pickle it raises Refusal."""
+
+    key: str  # the option that put the calls there
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise Refusal(
+            f"{self.key}: what it put on a module belongs to that module, and a copy would go on calling the original; "
+            "load the pipeline once more instead of copying it"
+        )
+
+
+def refuse_copies(module: nn.Module, key: str) -> None:
+    """Let ``copy.deepcopy`` and ``pickle`` of the module, and of what holds it, raise Refusal, naming ``key``."""
+    group = key.partition("=")[0].partition(".")[0]
+    setattr(module, f"_diffopt_not_copied_{group}", NotCopied(key))
 
 
 def parts(pipe: DiffusionPipeline) -> dict[str, nn.Module]:

@@ -177,8 +177,24 @@ def _encode_prompt_in(pipe: Any, inner: Callable[..., Any] | None, dtype: torch.
 def _encode_in(
     vae: Any, inner: Callable[..., Any] | None, dtype: torch.dtype, x: torch.Tensor, *args: Any, **kw: Any
 ) -> Any:
-    """``vae.encode`` for pictures of any dtype."""
-    return type(vae).encode(vae, x.to(dtype), *args, **kw) if inner is None else inner(x.to(dtype), *args, **kw)
+    """``vae.encode`` for pictures of any dtype. The latents come in that of the pictures, as of a VAE that is no wider:
+    most pipelines hand them on to the denoiser as they are."""
+    from torch.utils._pytree import tree_map
+
+    out = type(vae).encode(vae, x.to(dtype), *args, **kw) if inner is None else inner(x.to(dtype), *args, **kw)
+    return out if x.dtype == dtype else tree_map(functools.partial(_latents_in, dtype=x.dtype), out)
+
+
+def _latents_in(found: Any, *, dtype: torch.dtype) -> Any:
+    """Latents in another dtype, or a distribution that gives them so: what is drawn is rounded, not the drawing."""
+    for name in ("sample", "mode"):
+        if hasattr(found, name):
+            setattr(found, name, functools.partial(_called_in, getattr(found, name), dtype))
+    return found.to(dtype) if hasattr(found, "to") else found
+
+
+def _called_in(inner: Callable[..., torch.Tensor], dtype: torch.dtype, *args: Any, **kw: Any) -> torch.Tensor:
+    return inner(*args, **kw).to(dtype)
 
 
 def _decode_in(

@@ -40,7 +40,7 @@ def test_a_recipe_passes_step_by_step_and_a_step_for_a_gpu_is_told_apart(diffopt
 @pytest.mark.parametrize(
     ("kind", "said"),
     [
-        ("noop", "no effect: nothing is in another layout"),
+        pytest.param("noop", "no effect: nothing is in another layout", marks=pytest.mark.slow),
         pytest.param("sigkill", "it was killed by SIGKILL", marks=pytest.mark.slow),
         pytest.param("refuses", "this pipeline has no layout", marks=pytest.mark.slow),
         pytest.param("raises", "KeyError: 'conv_in'", marks=pytest.mark.slow),

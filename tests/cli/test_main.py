@@ -34,8 +34,8 @@ def test_public_names() -> None:
 
 def test_verbs_and_their_flags() -> None:
     assert {name: verb.flags for name, verb in VERBS.items()} == {
-        "run": ("--multirun", "--force", "--recipe", "--config-dir", "--trust-config-dir"),
-        "plan": ("--multirun", "--recipe", "--config-dir", "--trust-config-dir", "--json"),
+        "run": ("--multirun", "--force", "--no-deep", "--recipe", "--config-dir", "--trust-config-dir"),
+        "plan": ("--multirun", "--deep", "--recipe", "--config-dir", "--trust-config-dir", "--json"),
         "ls": ("--config-dir", "--trust-config-dir"),
         "show": ("--recipe", "--config-dir", "--trust-config-dir"),
         "diff": ("--config-dir", "--trust-config-dir"),

@@ -12,6 +12,7 @@ from diffopt.run.events import (
     CellStarted,
     NotBegun,
     PhaseStarted,
+    RoundFinished,
     RowUnreadable,
     SweepFinished,
     SweepStarted,
@@ -19,7 +20,7 @@ from diffopt.run.events import (
 )
 
 CELL = a_cell().id
-FAST = a_result(metrics=Metrics(latency_s=Latency(samples=(1.5, 1.5), median=1.5, q1=1.5, q3=1.5)))
+FAST = a_result(metrics=Metrics(latency_s=Latency(samples=(1.4, 1.5, 1.6), median=1.5, q1=1.4, q3=1.6)))
 NOISY = a_result(valid=False, reason="latency varies by 60.0%")
 FAILED = a_result(status="crashed", phase="compile", reason="killed by SIGKILL\nmore", valid=False)
 
@@ -50,7 +51,7 @@ def test_plain_lines():
         f"{CELL} compile=none",
         f"{CELL}   load",
         f"{CELL}   compile",
-        "[1/3] compile=none ok 1.500 s",
+        "[1/3] compile=none ok 1.500 s ±6.7% (n=3)",
         "[2/3] [bold]quant=none ok, not valid (kept) - latency varies by 60.0%",
         "[3/3] compile=default crashed at compile - killed by SIGKILL",
         "4 cells: 2 ok, 1 crashed, 1 of them not valid, 1 not run",
@@ -84,6 +85,25 @@ def test_bars_on_a_terminal(monkeypatch):
     assert "measured anew: PATH is not a result. [Again]" in text
     assert "[bold]quant=none ok, not valid (kept)" in text
     assert "4 cells: 2 ok, 1 crashed" in text
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_rounds(terminal, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    stream = Terminal() if terminal else io.StringIO()
+    with progress(stream) as listener:
+        listener(SweepStarted(1))
+        listener(RoundFinished(CELL, "[x]=1", 1, 3, 0.4125, kept=True))
+        listener(CellStarted(CELL, "[x]=1", 2, 3))
+        listener(PhaseStarted(CELL, "load"))
+        listener(RoundFinished(CELL, "[x]=1", 2, 3, 0.5))
+        listener(CellStarted(CELL, "[x]=1", 3, 3))
+        listener(PhaseStarted(CELL, "load"))
+    told = stream.getvalue()
+    assert "[x]=1 round 1 of 3: 0.412 s (kept)" in told
+    assert "[x]=1 round 2 of 3: 0.500 s" in told
+    assert "[x]=1 round 3 of 3" in told
 
 
 def test_a_listener_may_say_nothing():

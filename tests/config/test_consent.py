@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from PIL import Image
+from support.slow import first_ones
 
 import diffopt
 from diffopt.config.resolve import compose_requests
@@ -208,7 +209,7 @@ def lora(place: Path) -> None:
 
 
 @pytest.mark.usefixtures("lora")
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", first_ones(CASES, 8))
 def test_what_a_config_folder_names_takes_consent(cli: Cli, place: Path, name: str) -> None:
     files, words, said = CASES[name]
     write(place, files)

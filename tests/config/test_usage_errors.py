@@ -9,6 +9,11 @@ from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+import yaml
+
+from diffopt.config.resolve import compose_requests
+from diffopt.errors import UsageError
+from diffopt.recipe.lock import recipe_to_yaml
 
 Cli = Callable[..., tuple[int, str, str]]
 Run = Callable[..., CompletedProcess[str]]
@@ -32,6 +37,18 @@ MISTAKES = {
         ["a truth value", 'negative_prompt="true'],
     ),
     "prompts like numbers": (["workload.prompt=a,3"], ["Hydra reads a number", "'workload.prompt=\""]),
+    "prompts as in a recipe file": (
+        ["workload.prompts=[a,b]"],
+        ["workload.prompts=[a,b]", "Did you mean prompt?", "workload.prompts_file=FILE"],
+    ),
+    "several files of prompts": (["workload.prompts_file=[a,b]"], ["workload.prompts_file=[a,b]", "one text file"]),
+    "no negative prompt": (["workload.negative_prompt=null"], ["workload.negative_prompt=null: must be a text."]),
+    "a model's own height": (["model.height=tall"], ["model.height=tall"]),
+    "torch's name of a dtype": (["precision=float16"], ["Write precision=fp16."]),
+    "any GPU": (["hardware=gpu"], ["Write hardware=auto"]),
+    "a key without its group": (["steps=4"], ["Did you mean workload.steps?"]),
+    "a key in another group": (["model.batch_size=4"], ["Did you mean workload.batch_size?"]),
+    "diffusers' argument": (["num_inference_steps=4"], ["Did you mean workload.steps?"]),
     "nothing after the last comma": (["compile=none,regional,"], ["empty value beside a comma"]),
     "nothing between two commas": (["workload.steps=1,,2"], ["empty value beside a comma"]),
     "prompt with a comma": (["workload.prompt=a cat, a dog"], ["workload.prompts_file", "'workload.prompt=\""]),
@@ -229,8 +246,17 @@ def test_config_dir_reaches_hydras_flags_too(cli: Cli, tmp_path: Path) -> None:
     assert cli("show", "--cfg", "job", "+hydra.callbacks.x=1")[0] == 2
 
 
+SPACED = [
+    "赤い星\u3000白い背景",
+    "une étoile\u00a0!",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467",
+    "می\u200cخواهم",
+    "soft\u00adly",
+]
+
+
 @pytest.mark.parametrize(
-    "prompt", ["a cat, a dog", "a cat (in oil)", "100% cat: [one], {two}", "say ${HOME}", "ein Kätzchen"]
+    "prompt", ["a cat, a dog", "a cat (in oil)", "100% cat: [one], {two}", "say ${HOME}", "ein Kätzchen", *SPACED]
 )
 def test_any_prompt_can_be_given_quoted_or_in_a_file(cli: Cli, tmp_path: Path, prompt: str) -> None:
     import yaml
@@ -238,7 +264,66 @@ def test_any_prompt_can_be_given_quoted_or_in_a_file(cli: Cli, tmp_path: Path, p
     code, out, err = cli("show", f'workload.prompt="{prompt}"')
     assert code == 0, err
     assert yaml.safe_load(out)["workload"]["prompts"] == [prompt]
-    (tmp_path / "prompts.txt").write_text(f"{prompt}\n\nanother\n")
+    (tmp_path / "prompts.txt").write_text(f"{prompt}\n\nanother\n", encoding="utf-8")
     code, out, err = cli("show", "workload.prompts_file=prompts.txt")
     assert code == 0, err
     assert yaml.safe_load(out)["workload"]["prompts"] == [prompt, "another"]
+
+
+WRITTEN = {
+    "prompt: [a, b]": "workload.prompt=[a,b]: must be a text.",
+    "prompt: 1.0e3": "workload.prompt=1000.0: must be a text; put it in quotes.",
+    "prompt: true": "workload.prompt=true: must be a text; put it in quotes.",
+    "negative_prompt: [a]": "workload.negative_prompt=[a]: must be a text.",
+    "prompts_file: [a, b]": "workload.prompts_file=[a,b]: give the path of one text file.",
+    "prompts: []": "workload.prompts=[]: must not be empty.",
+    "steps: many": "workload.steps=many: input should be a valid integer.",
+}
+
+
+@pytest.mark.parametrize("line", WRITTEN)
+def test_an_error_names_the_key_that_an_option_s_file_has(tmp_path: Path, line: str) -> None:
+    (tmp_path / "workload").mkdir()
+    (tmp_path / "workload" / "mine.yaml").write_text(f"# mine\ndefaults: [auto, _self_]\n{line}\n")
+    with pytest.raises(UsageError) as caught:
+        compose_requests(["model=deepfloyd_if", "workload=mine"], folders=[tmp_path])
+    assert str(caught.value).startswith(WRITTEN[line])
+    assert str(caught.value).count("=") == 1, "nothing that was made of it is named"
+
+
+def test_an_error_names_the_model_s_key_where_its_value_is_taken() -> None:
+    for key in ("height", "width", "steps", "guidance"):
+        with pytest.raises(UsageError) as caught:
+            compose_requests(["hardware=cpu", f"model.{key}=x"])
+        assert "workload." not in str(caught.value)
+        assert f"model.{key}=x: input should be a valid" in str(caught.value)
+
+
+def test_an_error_of_a_recipe_file_names_the_key_that_it_has(tmp_path: Path) -> None:
+    (request,) = compose_requests(["hardware=cpu"])
+    data = yaml.safe_load(recipe_to_yaml(request.cell))
+    data["workload"]["prompts"] = ["a", 3]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(data))
+    with pytest.raises(UsageError, match=r"workload.prompts.1=3: must be a text; put it in quotes\."):
+        compose_requests([], lock=tmp_path / "mine.yaml")
+    data["workload"]["prompt"] = ["a", "b"]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(data))
+    with pytest.raises(UsageError, match="'workload.prompt' is not a key there. .* the list workload.prompts"):
+        compose_requests([], lock=tmp_path / "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("key", "sign", "says"),
+    [
+        ("workload.prompt", "\udce9", "a byte that is not UTF-8 (0xe9); give it in UTF-8"),
+        ("workload.negative_prompt", "\udce9", "a byte that is not UTF-8 (0xe9)"),
+        ("workload.prompt", "\x1b", "a control character (U+001B); leave it out"),
+        ("workload.prompts_file", "\x1b", "a control character (U+001B)"),
+    ],
+)
+def test_what_is_no_text_is_told_by_its_key(cli: Cli, tmp_path: Path, key: str, sign: str, says: str) -> None:
+    (tmp_path / "prompts.txt").write_text(f"caf{sign}\n" if key.endswith("file") else "")
+    code, _, err = cli("show", f"{key}=prompts.txt" if key.endswith("file") else f'{key}="caf{sign}"')
+    assert code == 2
+    assert key in err
+    assert says in err

@@ -362,7 +362,8 @@ def test_a_recipe_file_from_before_there_were_tasks(shown: Path, tmp_path: Path,
     assert code == 0, err
     data = yaml.safe_load(text)
     new = compose_requests([], lock=_written(tmp_path / "new.yaml", data))[0].cell
-    for key in ("image", "mask", "control", "strength", "control_scale", "frames", "later_stages"):
+    later = ("image", "mask", "control", "strength", "control_scale", "frames", "later_stages")
+    for key in (*later, "resample", "resize_mode"):
         del data["workload"][key]
     old = _written(tmp_path / "old.yaml", data)
     assert compose_requests([], lock=old)[0].cell.id == new.id

@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map
 from diffopt.cli import machines
 from diffopt.doctor import builds, checks, examine, worker
 from diffopt.doctor.examine import Checker, CheckTask, Finding
-from diffopt.machine import nvml
+from diffopt.machine import nvml, tested
 from diffopt.machine.nvml import Gpu
 
 WORKER = """
@@ -565,6 +565,14 @@ def test_a_gpu_without_fp8(machine, monkeypatch):
     asked = {task.name for task in Asked.tasks}
     assert not {"fp8 matmul", "fp8 torchao", "int8 matmul", "attention=flash"} & asked
     assert "compute capability 8.9" in found["fp8 matmul"].says
+
+
+def test_a_version_that_is_newer_than_tested_is_named(machine, monkeypatch):
+    machine(init_error="NVMLError_LibraryNotFound")
+    monkeypatch.setattr(tested, "newer_than_tested", lambda: {"torch": ("2.14.0", "2.13.0")})
+    finding = by_name(examine.examine_machine())["versions"]
+    assert (finding.status, finding.says) == ("ok", "newer than tested: torch 2.14.0 (tested 2.13.0)")
+    assert "pip install torch==2.13.0" in finding.remedy
 
 
 def test_a_broken_driver_is_the_whole_answer(machine):

@@ -6,13 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from diffopt.errors import UsageError
 from diffopt.machine.files import (
     file_that_appears_whole,
     first_link,
     links_below,
     make_private_folders,
     open_new_file,
-    read_regular_file,
+    refuse_link,
+    remove_whatever,
     write_bytes,
     write_json,
     write_text,
@@ -91,17 +93,19 @@ def test_a_link_is_replaced_and_what_it_leads_to_stays(tmp_path, write, link):
     assert (tmp_path / "name").read_text() in ("new", "")
 
 
-def test_only_a_file_is_read_and_nothing_is_waited_for(tmp_path):
-    (tmp_path / "file").write_bytes(b"content")
-    assert read_regular_file(tmp_path / "file") == b"content"
-    (tmp_path / "link").symlink_to("file")
-    (tmp_path / "folder").mkdir()
+def test_whatever_is_removed_is_not_what_a_link_leads_to(tmp_path):
+    home = tmp_path / "home"
+    (home / "deep").mkdir(parents=True)
+    (home / "deep" / "canary").write_text("alive")
+    (tmp_path / "link").symlink_to(home)
+    (tmp_path / "file").touch()
     os.mkfifo(tmp_path / "pipe")
-    for name, why in {"link": "symbolic link", "folder": "no file", "pipe": "no file", "none": "No such file"}.items():
-        with pytest.raises(OSError, match=why):
-            read_regular_file(tmp_path / name)
-    with pytest.raises(OSError, match="no file"):
-        read_regular_file(Path("/dev/zero"))
+    (tmp_path / "folder" / "in").mkdir(parents=True)
+    (tmp_path / "folder" / "in" / "link").symlink_to(home / "deep")
+    for name in ("link", "file", "pipe", "folder", "none"):
+        remove_whatever(tmp_path / name)
+    assert os.listdir(tmp_path) == ["home"]
+    assert (home / "deep" / "canary").read_text() == "alive"
 
 
 def test_links_are_found_and_not_followed(tmp_path):
@@ -114,6 +118,9 @@ def test_links_are_found_and_not_followed(tmp_path):
     (root / "a" / "b" / "gone").symlink_to("nothing")
     assert sorted(links_below(root)) == [root / "a/b/gone", root / "a/up"]
     assert first_link(root, root / "a/up/root/a") == root / "a/up"
+    with pytest.raises(UsageError, match="a/up is a symbolic link; below a study none is followed"):
+        refuse_link(root, root / "a/up/root/a")
+    refuse_link(root, root / "a/b")
     assert first_link(root, root / "a/b/gone") == root / "a/b/gone"
 
 

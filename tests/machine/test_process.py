@@ -1,7 +1,9 @@
 """diffopt.machine.process: every way in which another process falls silent, and that nothing of it is left."""
 
 import os
+import re
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 from support.processes import gone
 
-from diffopt.machine.process import Child, last_words_of_log
+from diffopt.machine.process import Child, last_words_of_log, lines_of_program
 
 ROOT = Path(__file__).parents[2]
 
@@ -133,6 +135,73 @@ def test_last_words(tmp_path, log, words):
     assert last_words_of_log(tmp_path / "log.txt") == words
 
 
+PARENT = """
+import os, sys, threading, time
+from diffopt.machine.process import Child
+code = "import ctypes, os, subprocess, sys; held = subprocess.Popen(['sleep', '600']); "
+code += "print(os.getpid(), held.pid, flush=True); ctypes.PyDLL(None).sleep(600)"  # in C, and Python's lock with it
+command = {"worker": [sys.executable, "-S", "-c", code], "plain": ["sh", "-c", "sleep 600 & echo $$ $!; wait"]}
+def start():
+    with open("log.txt", "wb") as log:
+        child.append(Child(lambda fd: command[sys.argv[1]], log, dict(os.environ), plain=sys.argv[1] == "plain"))
+child = []
+thread = threading.Thread(target=start)
+thread.start()
+thread.join()  # whoever started it is no more, the process is
+if sys.argv[1] == "plain":
+    open("log.txt", "wb").write(child[0].line(time.monotonic() + 60))
+open("parent", "w").write("ready")
+time.sleep(600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a worker has to see it itself")
+@pytest.mark.parametrize("kind", ["worker", "plain"])
+def test_a_killed_parent_takes_all_along_also_what_holds_the_lock(tmp_path, kind):
+    with subprocess.Popen([sys.executable, "-c", PARENT, kind], cwd=tmp_path) as parent:
+        until = soon(60)
+        while not (tmp_path / "parent").exists() or len(pids := (tmp_path / "log.txt").read_text().split()) < 2:
+            assert parent.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert not any(gone(pid, within=0.3) for pid in pids)
+        parent.kill()
+    assert all(gone(pid, within=2.0) for pid in pids)
+
+
+def test_a_program_is_asked_and_nothing_of_it_is_left(tmp_path):
+    code = "echo $$; sleep 600 & echo $!; echo a word >&2; echo; echo more >&2"
+    (shell, heir, empty), complaints = lines_of_program(["sh", "-c", code], dict(os.environ), 60)
+    assert (empty, complaints) == (b"", ["a word", "more"])
+    assert gone(int(shell))
+    assert gone(int(heir))
+    assert lines_of_program(["sleep", "600"], {"PATH": os.environ["PATH"]}, 0.2) == (
+        [],
+        ["it did not answer within 0.2 s"],
+    )
+    assert lines_of_program([str(tmp_path / "gone")], {}, 60) == ([], ["No such file or directory"])
+
+
+def test_nothing_else_starts_a_process():
+    """git alone is run without: it is asked briefly, and starts nothing."""
+    files = [
+        path
+        for path in (ROOT / "diffopt").rglob("*.py")
+        if re.search("^ *(import|from) subprocess", path.read_text(), re.M)
+    ]
+    assert sorted(path.relative_to(ROOT / "diffopt").as_posix() for path in files) == [
+        "machine/git.py",
+        "machine/process.py",
+    ]
+
+
 def test_nothing_else_starts_a_group():
     files = [path for path in (ROOT / "diffopt").rglob("*.py") if "start_new_session" in path.read_text()]
     assert files == [ROOT / "diffopt" / "machine" / "process.py"]
+
+
+def test_of_many_complaints_the_end_is_read():
+    code = "head -c 200000 /dev/zero | tr '\\0' x >&2; echo >&2; echo the last one >&2"
+    _, complaints = lines_of_program(["sh", "-c", code], dict(os.environ), 60)
+    assert complaints[-1] == "the last one"
+    assert sum(map(len, complaints)) <= 65536

@@ -52,7 +52,12 @@ def test_every_module_that_is_a_program_has_its_script_or_is_a_worker() -> None:
         for path in folder.rglob("*.py")
         if '\nif __name__ == "__main__":\n' in path.read_text(encoding="utf-8")
     }
-    workers = {"diffopt.doctor.worker", "diffopt.pipeline.check", "diffopt.pipeline.worker"}
+    workers = {
+        "diffopt.doctor.worker",
+        "diffopt.pipeline.check",
+        "diffopt.pipeline.dry_call",
+        "diffopt.pipeline.worker",
+    }
     assert programs - started == {"diffopt.cli.main", *workers}
 
 

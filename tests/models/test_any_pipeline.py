@@ -8,7 +8,6 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 import yaml
 
 from diffopt.errors import Refusal, UsageError
+from diffopt.machine.packages import unmet_packages
 from diffopt.machine.paths import shipped_conf
 from diffopt.models.classes import DENOISERS, FAMILIES, Family
 from diffopt.models.families import family_of_pipeline, task_told_by_class_name
@@ -266,13 +266,15 @@ def ftfy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusers.pipelines.wan import pipeline_wan_i2v
 
     (tmp_path / "ftfy.py").touch()
+    (tmp_path / "ftfy-6.3.dist-info").mkdir()
+    (tmp_path / "ftfy-6.3.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: ftfy\nVersion: 6.3\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(pipeline_wan_i2v, "ftfy", SimpleNamespace(fix_text=str), raising=False)
 
 
-@pytest.mark.skipif(find_spec("ftfy") is not None, reason="ftfy is here")
+@pytest.mark.skipif(not unmet_packages(["ftfy"]), reason="ftfy is here")
 def test_a_package_that_is_not_here_is_a_refusal(folders: Callable[[str], Path]) -> None:
-    with pytest.raises(Refusal, match=r"WanImageToVideoPipeline needs packages that are not here: pip install ftfy"):
+    with pytest.raises(Refusal, match="WanImageToVideoPipeline needs ftfy: pip install 'ftfy'"):
         load_pipeline(local(folders("wan_i2v")), "img2video", device="cpu", dtype={})
 
 

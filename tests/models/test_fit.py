@@ -174,6 +174,18 @@ def test_a_size_beyond_the_table_is_refused_and_one_within_is_not(copy: Copy) ->
     assert "has no positions beyond a width of 128 pixels; use 128 or less" in reason
 
 
+def test_more_steps_than_a_model_was_trained_on_are_refused(copy: Copy) -> None:
+    folder = copy("sd15", scheduler__scheduler_config={"num_train_timesteps": 40})
+    assert facts(folder).train_timesteps == 40
+    assert plan(folder, "workload.steps=40").reasons == []
+    (reason,) = plan(folder, "workload.steps=41").reasons
+    assert "was trained on 40 timesteps, and a sampler has no more steps than those; use 39 or less" in reason
+    usual, flow = copy("sdxl"), copy("flux_dev")
+    assert facts(usual).train_timesteps is None
+    assert "trained on 1000 timesteps" in plan(usual, "workload.steps=1001").reasons[0]
+    assert plan(flow, "workload.steps=1001").reasons == [], "a flow is divided into as many steps as one likes"
+
+
 def test_one_size_alone_was_learned(copy: Copy) -> None:
     learned = {"use_learned_positional_embeddings": True, "sample_height": 8, "sample_width": 16}
     folder = copy("cogvideox_5b", transformer__config=learned)

@@ -15,11 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from diffusers import StableDiffusionImg2ImgPipeline
+from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
 from diffopt.config.resolve import compose_requests
 from diffopt.errors import Refusal, UsageError
+from diffopt.models import calls
 from diffopt.models.pictures import SHIPPED, open_picture, resolve_picture, shipped_pictures
+from diffopt.recipe.plan import make_plan
 from diffopt.schema.workload import Picture
 from scripts.maintain.draw_inputs import LEVEL, SIDE, draw
 
@@ -182,7 +186,7 @@ def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def denied(*args: object, **options: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", denied)  # root may read everything
+    monkeypatch.setattr("os.open", denied)  # root may read everything
     with pytest.raises(UsageError, match="cannot be read: Permission denied"):
         resolve_picture(str(file), "workload.image")
     with pytest.raises(Refusal, match="mine.png cannot be read here: Permission denied"):
@@ -231,6 +235,86 @@ def test_a_mask_has_no_values_between_and_a_picture_has(tmp_path: Path) -> None:
     file = saved(tmp_path / "mask.png", halves)
     assert set(opened(file, (37, 23), mode="L").tobytes()) == {0, 255}
     assert len(set(opened(file, (37, 23)).tobytes())) > 2
+
+
+FILTERS = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "bicubic": Image.Resampling.BICUBIC,
+    "bilinear": Image.Resampling.BILINEAR,
+    "nearest": Image.Resampling.NEAREST,
+}
+
+
+@pytest.mark.parametrize("resample", [*FILTERS, None])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+@pytest.mark.parametrize("name", ["scene", "mask"])
+def test_a_filter_is_pillow_s(name: str, mode: Any, resample: Any) -> None:
+    picture = Picture(**resolve_picture(name, "workload.image"))
+    usual = "nearest" if mode == "L" else "lanczos"
+    with Image.open(SHIPPED / f"{name}.png") as file:
+        expected = file.convert(mode).resize((72, 104), FILTERS[resample or usual])
+    assert open_picture(picture, (72, 104), mode, resample=resample).tobytes() == expected.tobytes()
+
+
+def test_bicubic_is_what_a_bare_resize_of_pillow_does() -> None:
+    with Image.open(SHIPPED / "scene.png") as file:
+        page = file.convert("RGB").resize((64, 48))
+    picture = Picture(**resolve_picture("scene", "workload.image"))
+    assert open_picture(picture, (64, 48), resample="bicubic").tobytes() == page.tobytes()
+
+
+@pytest.mark.parametrize("size", [(48, 48), (96, 32), (32, 96)])
+@pytest.mark.parametrize("resize_mode", ["fill", "crop"])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_another_shape_is_filled_or_cropped_as_diffusers_does(
+    mode: Any, resize_mode: Any, size: tuple[int, int], tmp_path: Path
+) -> None:
+    with Image.open(SHIPPED / "scene.png") as file:
+        wide = file.convert(mode).resize((200, 50))
+    theirs = VaeImageProcessor(resample="bicubic").resize(wide, size[1], size[0], resize_mode=resize_mode)
+    file = saved(tmp_path / "wide.png", wide)
+    ours = opened(file, size, mode=mode, resample="bicubic", resize_mode=resize_mode)
+    assert (ours.size, ours.mode, ours.tobytes()) == (size, mode, theirs.convert(mode).tobytes())
+    assert ours.tobytes() != opened(file, size, mode=mode, resample="bicubic").tobytes()
+
+
+def test_a_picture_too_narrow_to_keep_its_shape_is_refused(tmp_path: Path) -> None:
+    file = saved(tmp_path / "line.png", Image.new("RGB", (200, 1)))
+    with pytest.raises(Refusal, match="workload.resize_mode=fill: the picture line.png is too narrow for 64x64"):
+        opened(file, (64, 64), resize_mode="fill")
+
+
+def test_how_a_picture_is_resized_reaches_the_pipeline_and_the_id() -> None:
+    def given(*words: str) -> tuple[str, Image.Image]:
+        (request,) = compose_requests(["model=sd15", "workload=img2img", "hardware=cpu", *SMALL, *words])
+        model = request.cell.recipe.model
+        (stage,) = calls.calls_of_models([Img2Img()], [model], request.cell.workload)
+        return request.cell.id, stage.arguments["image"][0]
+
+    usual, spelt = given(), given("workload.resample=null", "workload.resize_mode=default")
+    assert usual == spelt
+    other, picture = given("workload.resample=bilinear")
+    assert other != usual[0]
+    with Image.open(SHIPPED / "scene.png") as file:
+        assert picture.tobytes() == file.convert("RGB").resize((96, 64), Image.Resampling.BILINEAR).tobytes()
+    assert given("workload.resize_mode=crop")[1].tobytes() != usual[1].tobytes()
+
+
+SMALL = ("workload.width=96", "workload.height=64")
+
+
+class Img2Img:
+    """What a call is made for: the arguments of diffusers' class."""
+
+    __call__ = StableDiffusionImg2ImgPipeline.__call__
+
+
+def test_a_task_without_pictures_resizes_none() -> None:
+    for words, remedy in (("workload.resample=bicubic", "null"), ("workload.resize_mode=crop", "default")):
+        (request,) = compose_requests(["model=sd15", "hardware=cpu", words])
+        (problem,) = make_plan(request.cell).problems
+        assert problem.keys == (words,)
+        assert remedy in problem.remedy
 
 
 def test_a_picture_stands_upright(tmp_path: Path) -> None:
@@ -324,3 +408,5 @@ def test_a_picture_that_is_stretched_to_another_shape_is_noted(
         assert fit in note
     shipped = compose_requests([*words[:2], "hardware=cpu", *sizes])[0]
     assert shipped.cell.notes == ()
+    for kept in ("crop", "fill"):
+        assert compose_requests([*words, *sizes, f"workload.resize_mode={kept}"])[0].cell.notes == ()

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 from support.places import REPO
+from support.slow import first_ones
 
 from diffopt.config import Composer
 from diffopt.errors import UsageError
@@ -282,10 +283,13 @@ def index(**changes):
         (lambda f: (f / "tokenizer" / "tokenizer.json").rename(f / "tokenizer" / "vocab.json"), r"has no tokenizer"),
         (cut_short, r"is incomplete: its tensors take \d+ bytes, but \d+ are there"),
         (renamed, r"has no diffusion_pytorch_model\.safetensors, the name that is loaded, but foo\.safetensors"),
-        (replaced("unet/config.json", Path.mkdir), r"unet/config\.json is not a file"),
-        (replaced("unet/config.json", os.mkfifo), r"unet/config\.json is not a file"),
+        (replaced("unet/config.json", Path.mkdir), r"unet/config\.json: this is a (folder|pipe), not a file"),
+        (replaced("unet/config.json", os.mkfifo), r"unet/config\.json: this is a (folder|pipe), not a file"),
         (replaced("unet/config.json", link_to_nothing), r"unet/config\.json is missing"),
-        (replaced("vae/diffusion_pytorch_model.safetensors", Path.mkdir), r"vae/.*\.safetensors is not a file"),
+        (
+            replaced("vae/diffusion_pytorch_model.safetensors", Path.mkdir),
+            r"vae/.*\.safetensors: this is a folder",
+        ),
         (replaced("vae/diffusion_pytorch_model.safetensors", link_to_nothing), r"vae/.*No such file.*not complete"),
         (lambda f: link_to_nothing(f / "tokenizer" / "special_tokens_map.json"), r"a link to one that is gone"),
         (config("vae/config.json", block_out_channels=None), r"vae/config\.json: block_out_channels must be a list"),
@@ -361,7 +365,7 @@ def mutations(path):
 
 
 @pytest.mark.parametrize("weights", ["pretrained", pytest.param("random", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", sorted(str(path.relative_to(TINY)) for path in TINY.rglob("*.json")))
+@pytest.mark.parametrize("name", first_ones(sorted(str(path.relative_to(TINY)) for path in TINY.rglob("*.json")), 2))
 def test_whatever_a_json_says_only_usage_errors_come_out(name, weights, folder):
     problems = []
     if weights == "random":

@@ -143,16 +143,17 @@ def samples_of(*latencies):
 def test_what_makes_a_row_not_valid(pipe):
     meter = Meter((pipe,), with_measure(max_variation=0.1))
     meter.call()
-    assert meter.complaints(samples_of(1.0, 1.01, 0.99)) == []
-    (noisy,) = meter.complaints(samples_of(1.0, 2.0, 1.0))
+    assert meter.noise(samples_of(1.0, 1.01, 0.99)) == []
+    (noisy,) = meter.noise(samples_of(1.0, 2.0, 1.0))
     said = "latency varies by 43.3% (standard deviation over mean), more than 10.0%"
     assert noisy.startswith(f"{said}: the same command measures it again")
-    (noisy,) = meter.complaints(samples_of(1.0, 2.0, 1.0), "the load average was 9.0 on 2 cores")
+    (noisy,) = meter.noise(samples_of(1.0, 2.0, 1.0), "the load average was 9.0 on 2 cores")
     assert noisy.startswith(f"{said} (the load average was 9.0 on 2 cores): the same command")
-    assert meter.complaints(samples_of(1.0, 1.01, 0.99), "the load average was 9.0 on 2 cores") == []
+    assert meter.noise(samples_of(1.0, 1.01, 0.99), "the load average was 9.0 on 2 cores") == []
+    assert meter.complaints() == []
     meter._latents = torch.tensor([1.0, float("nan")])
     meter.outputs = [Image.new("RGB", (4, 4)), Image.effect_noise((4, 4), 50).convert("RGB")]
-    assert meter.complaints(samples_of(1.0, 1.0)) == [
+    assert meter.complaints() == [
         "the latents of the last sample are not finite",
         "every pixel is the same in picture 0",
     ]

@@ -2,9 +2,9 @@
 
 from PIL import Image
 
-from diffopt.pipeline.meter import Part, Sample
 from diffopt.pipeline.metrics import METRICS, timed_metrics
 from diffopt.results.result import Metrics
+from diffopt.results.samples import Part, Sample
 
 PICTURE = Image.new("RGB", (8, 8))
 

@@ -63,12 +63,15 @@ def spoiling(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]
 @pytest.mark.parametrize(
     ("group", "says"),
     [
-        ("precision", "they are so since precision=bf16, and finite with precision=fp32"),
+        pytest.param(
+            "precision", "they are so since precision=bf16, and finite with precision=fp32", marks=pytest.mark.slow
+        ),
         ("quant", "they are so since quant=int8_weight, and finite with precision=bf16 memory=resident fuse=qkv"),
-        (
+        pytest.param(
             "scheduler",
             "they are so since scheduler=ddim, and finite with precision=bf16 memory=resident fuse=qkv "
             "quant=int8_weight layout=channels_last",
+            marks=pytest.mark.slow,
         ),
     ],
 )
@@ -95,6 +98,7 @@ def test_a_model_that_is_spoiled_itself_is_said_to_be(plan: Plan, spoiling: Call
     assert since_which_step(plan) == "they are so before any step: with the model's own weights in float32"
 
 
+@pytest.mark.slow
 def test_what_is_finite_when_built_again_names_no_step(plan: Plan) -> None:
     assert since_which_step(plan) == "the same pipeline built again has finite values, so no step can be named"
 

@@ -110,7 +110,7 @@ TAMPERED = {
     "unknown kind": (lambda d: d["recipe"]["compile"].update(kind="fulll"), "Kinds of compile"),
     "missing group": (lambda d: d["recipe"].pop("quant"), "quant"),
     "unknown group": (lambda d: d["recipe"].update(quantt={"kind": "none"}), "'quantt' is not a key"),
-    "prompt beside prompts": (lambda d: d["workload"].update(prompt="x"), "'prompt' is not a key"),
+    "prompt beside prompts": (lambda d: d["workload"].update(prompt="x"), "'workload.prompt' is not a key there"),
     "choices of another kind": (lambda d: d["choices"].update(compile=5), "'choices'"),
     "missing workload key": (lambda d: d["workload"].pop("height"), "workload.height"),
     "infinity": (lambda d: d["workload"].update(guidance=float("inf")), "workload.guidance"),
@@ -162,6 +162,6 @@ def test_plan_json(cli: Cli) -> None:
     cells = json.loads(out)["cells"]
     assert code == 0
     assert [cell["status"] for cell in cells] == ["ok", "refused"]
-    assert set(cells[0]) == {"cell_id", "choices", "status", "reasons", "notes", "steps", "code"}
+    assert set(cells[0]) == {"cell_id", "choices", "status", "reasons", "notes", "called", "steps", "code"}
     assert "8.9" in cells[1]["reasons"][0]
     assert cells[0]["steps"][0] == {"order": "load", "group": "precision", "kind": "dtype"}

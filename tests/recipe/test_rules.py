@@ -197,6 +197,19 @@ def test_cuda_graphs_are_not_claimed_on_the_cpu() -> None:
     assert not any("CUDA graphs" in note for note in on_gpu.notes)
 
 
+@pytest.mark.parametrize("compile", ["regional", "regions"])
+def test_parts_with_cuda_graphs_are_planned_but_with_what_keeps_or_moves_tensors(compile: str) -> None:
+    asked = (*FLUX, f"compile={compile}", "compile.mode=reduce-overhead")
+    assert plan(*asked).problems == ()
+    for words in (("cache=first_block",), ("memory=group_offload", "memory.components=[denoiser]")):
+        (problem, *_) = [p for p in plan(*asked, *words).problems if "CUDA graph" in p.fact]
+        assert problem.keys == (words[0], f"compile={compile}")
+    assert "compile.mode=default" in plan(*asked, "cache=first_block").problems[0].remedy
+    on_cpu = plan(*tiny("flux_dev"), "hardware=cpu", *asked[-2:])
+    assert any("no CUDA graphs on the CPU" in note for note in on_cpu.notes)
+    assert keys(*tiny("flux_dev"), "hardware=cpu", *asked[-2:], "cache=first_block") == []
+
+
 DECODER = ("compile.components=[vae_decode]",)  # beside a denoiser that runs eagerly
 FLUX = ("model=flux_dev", "hardware=h100", "precision=bf16")
 

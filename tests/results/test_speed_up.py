@@ -84,7 +84,36 @@ def test_the_table_has_both() -> None:
     shown = results_table([PLAIN_ROW, MATH])
     column = shown.headers.index("speed-up")
     assert [line[column] for line in shown.rows] == ["reference", "2.00x"]
-    assert shown.foot == (f"speed-up: over {PLAIN_ROW.cell_id} (attention=auto) (reference=auto)",)
+    assert shown.foot[1:] == (f"speed-up: over {PLAIN_ROW.cell_id} (attention=auto) (reference=auto)",)
+
+
+@pytest.mark.parametrize(
+    ("quartiles", "words"),
+    [
+        ((0.97, 0.99), "1.02x"),  # ±1 %
+        ((0.95, 0.99), "~1.02x"),  # ±2.04 %, and the speed-up is 2.04 %
+        ((0.90, 1.10), "~1.02x"),
+    ],
+)
+@pytest.mark.parametrize("shaky", ["row", "reference"])
+def test_a_speed_up_that_is_less_than_the_spread_is_marked(
+    shaky: str, quartiles: tuple[float, float], words: str
+) -> None:
+    fast = Latency(samples=(0.98,) * 3, median=0.98, q1=0.98, q3=0.98)
+    plain = fast.model_copy(update={"median": 0.9996})
+    q1, q3 = (bound * (1 if shaky == "row" else 1.02) for bound in quartiles)
+    if shaky == "row":
+        fast = fast.model_copy(update={"q1": q1, "q3": q3})
+    else:
+        plain = plain.model_copy(update={"q1": q1, "q3": q3})
+    rows = [
+        each.model_copy(update={"metrics": Metrics(latency_s=latency)})
+        for each, latency in ((PLAIN_ROW, plain), (MATH, fast))
+    ]
+    found = speed_ups(rows)
+    assert found.words == ("reference", words)
+    said = "~: nearer to 1 than the latency of the row or of its reference is spread, so it may be none"
+    assert (said in found.notes) is words.startswith("~")
 
 
 @pytest.mark.parametrize("text", ["", "recipe", "recipe:", "cell:", "first:x", "Plain", "x", 3, None])

@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from support.processes import use_stub
-from support.rows import a_result, seeded
+from support.rows import a_cell, a_result, seeded
 
 from diffopt.errors import UsageError
 from diffopt.results.result import Artifacts, Result
+from diffopt.results.rounds import read_ended_rounds
 from diffopt.results.sheet import GAP, SIDE, contact_sheet
 from diffopt.results.study import Study
+from diffopt.run.row import prepare_folder_for_run
 
 Cli = Callable[..., tuple[int, str, str]]
 RUN = ("run", "-m", "hardware=cpu", "measure=quick", "workload.negative_prompt=ok", "study=s")
@@ -127,6 +129,38 @@ def test_a_row_that_calls_itself_another_folder_shows_nothing(cli: Cli, tmp_path
     study, rows = shown(tmp_path, "secret.png", cell_id="../../../..")
     with pytest.raises(UsageError, match="no file in its own folder"):
         contact_sheet(study, rows)
+
+
+@pytest.mark.parametrize("linked", ["0", "0/0000.png"])
+def test_a_frame_elsewhere_is_left_out_and_told(cli: Cli, tmp_path: Path, linked: str) -> None:
+    study, rows = shown(tmp_path, "0.gif")
+    own, frames = study.folder(rows[0].cell_id, rows[0].env_id), tmp_path / "frames"
+    frames.mkdir()
+    Image.new("RGB", (8, 8), SECRET).save(frames / "0000.png")
+    Image.new("RGB", (8, 8)).save(own / "0.gif")
+    (own / linked).parent.mkdir(exist_ok=True)
+    (own / linked).symlink_to(frames if linked == "0" else frames / "0000.png")
+    told: list[UsageError] = []
+    sheet = contact_sheet(study, rows, on_unreadable=told.append)
+    assert SECRET not in {color for _, color in sheet.getcolors(2**16) or ()}
+    assert [f"{own / linked} is a symbolic link" in str(error) for error in told] == [True]
+
+
+def test_what_lies_in_the_place_of_a_runs_files_is_removed_and_no_link_is_followed(home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "row"
+    (folder / "0.png" / "deep").mkdir(parents=True)
+    for name in ("0.png/deep/link", "7", "1.gif"):
+        (folder / name).symlink_to(home)
+    for name in ("result.json", "rounds.json", "log-1.txt", "old.zip"):
+        (folder / name).symlink_to(home / "notes.txt")
+    (folder / "cell.yaml").symlink_to(home / "cell.yaml")
+    os.mkfifo(folder / "log.txt")
+    with pytest.raises(UsageError, match="cannot be read as the rounds"):
+        read_ended_rounds(folder)
+    prepare_folder_for_run(folder, a_cell())
+    assert os.listdir(folder) == ["cell.yaml"]
+    assert not (folder / "cell.yaml").is_symlink()
+    assert untouched(home)
 
 
 def test_a_picture_of_its_own_is_on_the_sheet(cli: Cli, tmp_path: Path) -> None:

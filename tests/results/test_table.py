@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from support.rows import ENVIRONMENT, a_result
 
+from diffopt.cli import printing
 from diffopt.config.resolve import compose_requests
 from diffopt.errors import UsageError
 from diffopt.recipe.labels import cell_labels
@@ -25,6 +26,7 @@ from diffopt.results.result import (
     PeakMemory,
     PeakReserved,
     Result,
+    Round,
     StageSpeed,
     StepEffect,
     read_result,
@@ -68,7 +70,58 @@ def test_the_table_says_what_differs_how_fast_and_why_not() -> None:
     assert [line["speed-up"] for line in found] == ["reference", "2.00x", "", "0.50x"]
     assert [line["status"] for line in found] == ["ok", "ok", "oom", "ok, not valid"]
     assert found[2]["reason"] == "compile: out / of memory"
-    assert (found[1]["latency s"], found[1]["it/s"], found[1]["peak MiB"]) == ("0.5", "16", "512")
+    assert (found[1]["latency s"], found[1]["it/s"], found[1]["peak MiB"]) == ("0.5 ±0.0%", "16", "512")
+
+
+def noisy(result: Result, *, rounds: int = 0) -> Result:
+    """The samples of a real row: quartiles at ±12.3 %."""
+    own = Round(
+        seconds=9.0,
+        samples=5,
+        load_s=1.0,
+        first_call_s=2.0,
+        warmup_s=3.0,
+        compile_cache=None,
+        peak_memory_bytes=PeakMemory(),
+        peak_reserved_bytes=PeakReserved(),
+    )
+    latency = Latency(samples=(0.1326,) * 15, median=0.1326, q1=0.11629, q3=0.14891)
+    return with_metrics(result, latency_s=latency).model_copy(update={"rounds": (own,) * rounds})
+
+
+def test_a_median_stands_with_its_spread_and_the_number_of_samples() -> None:
+    shown = results_table([noisy(STUDY[0], rounds=3), noisy(STUDY[1])])
+    assert [(line["latency s"], line["n"]) for line in cells(shown.markdown())] == [("0.1326 ±12%", "15")] * 2
+    assert (
+        shown.foot[0] == "latency: median of n samples, in 1 or 3 rounds, ± half the distance between their quartiles"
+    )
+    assert results_table([noisy(STUDY[0])]).foot == (
+        "latency: median of n samples, ± half the distance between their quartiles",
+    )
+    assert results_table(STUDY[2:3]).foot == ()
+    read = csv.DictReader(io.StringIO(values_table([noisy(STUDY[0], rounds=2), STUDY[2]]).csv()))
+    line = next(iter(read))
+    assert (line["metrics.latency_s.n"], line["round_2.samples"]) == ("15", "5")
+    assert float(line["metrics.latency_s.spread"]) == pytest.approx(0.123, abs=1e-4)
+
+
+def test_a_column_of_reasons_is_there_where_a_row_has_one() -> None:
+    assert results_table(STUDY).headers[-1] == "reason"
+    assert results_table(STUDY[:2]).headers[-1] == "peak MiB"
+
+
+def test_on_a_terminal_of_100_columns_no_figure_is_broken(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    cache = CompileCache(hits=0, misses=9)
+    rows = [with_metrics(noisy(row, rounds=3), compile_cache=cache, first_call_s=34.5) for row in STUDY[:2]]
+    printing._draw_table(results_table(rows))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    figures = [line for line in lines if "0.1326 ±12%" in line]
+    assert len(figures) == 2
+    assert all("34.5 (cold)" in line and "512" in line for line in figures)
 
 
 def test_the_reference_has_the_customary_dtype_and_no_other_optimization() -> None:
@@ -102,6 +155,15 @@ def test_a_corrected_data_sheet_does_not_part_a_cell_from_its_reference() -> Non
     model = {**base.cell["recipe"]["model"], "parameters": 7}
     older = base.model_copy(update={"cell": {**base.cell, "recipe": {**base.cell["recipe"], "model": model}}})
     assert reference_row_of(fast, [older]) is older
+
+
+def test_a_row_of_before_there_were_rounds_is_measured_alike() -> None:
+    base, fast = STUDY[:2]
+    measure = {key: value for key, value in base.cell["measure"].items() if key not in ("rounds", "starts")}
+    older = base.model_copy(update={"cell": {**base.cell, "measure": measure}})
+    assert reference_row_of(fast, [older]) is older
+    other = base.model_copy(update={"cell": {**base.cell, "measure": {**measure, "rounds": 3}}})
+    assert reference_row_of(fast, [other]) is None
 
 
 def with_metrics(result: Result, **changes: Any) -> Result:
@@ -233,6 +295,21 @@ def test_a_picture_is_named_by_its_file_and_a_copy_of_it_has_the_same_reference(
 
 
 FACES = Table(("name", "s", "why"), (("a", "1.5", "x | y"), ("long one", "10", "")), right=frozenset({1}))
+
+
+def test_a_prompt_with_a_line_end_stays_in_its_line() -> None:
+    plain = row(seconds=1.0)
+    workload = {**plain.cell["workload"], "prompts": ["a\nb\x1b[31m"]}
+    rows = [
+        plain,
+        row(seconds=1.0, reason="one\ntwo").model_copy(update={"cell": {**plain.cell, "workload": workload}}),
+    ]
+    shown = results_table(rows)
+    for face in (shown.text(), shown.markdown(), shown.compact()):
+        (line,) = [line for line in face.splitlines() if "31m" in line]
+        assert r"a\nb\u001b[31m" in line
+        assert "one two" in line
+        assert "\x1b" not in face
 
 
 def test_the_faces_of_a_table() -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -195,3 +196,12 @@ def test_an_artifact_to_load_or_save_is_told_to_the_worker(tmp_path):
     wanted = CompileArtifact(save=True, load="start.zip", sha256="a" * 64)
     told = process._command(tmp_path, 3, launch().model_copy(update={"compile_artifact": wanted}), None)
     assert told[len(plain) :] == ["--save-artifact", "--load-artifact", "start.zip", "--sha256", "a" * 64]
+
+
+@pytest.mark.parametrize("level", ["1", "2"])
+def test_workers_keep_docstrings_and_asserts(level, monkeypatch):
+    """transformers reads docstrings when it is imported, and ``PYTHONOPTIMIZE=2`` takes them away."""
+    monkeypatch.setenv("PYTHONOPTIMIZE", level)
+    told = [sys.executable, "-c", "import sys; sys.exit(sys.flags.optimize)"]
+    assert subprocess.run(told, check=False).returncode == int(level)
+    assert subprocess.run(told, check=False, env=process.clean_environment(None)).returncode == 0

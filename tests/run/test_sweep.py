@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -256,8 +257,16 @@ def test_each_gpu_runs_one_cell_at_a_time_and_the_cpu_comes_last(monkeypatch):
     assert all("None" not in seen or len(seen) == 1 for seen in most)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_the_sweep_with_a_row_for_the_running_cell(number):
+@pytest.fixture
+def terminal():
+    """SIGHUP does what it does to a command in a terminal, also where these tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_sweep_with_a_row_for_the_running_cell(number, terminal):
     before = signal.getsignal(number)
     events = []
 
@@ -274,6 +283,32 @@ def test_a_signal_ends_the_sweep_with_a_row_for_the_running_cell(number):
     assert events[-1].asked == 3
     assert {row.status for row in Study.open("s").results()} == {"crashed", "interrupted"}
     assert signal.getsignal(number) is before
+
+
+def test_nohup_is_heeded(terminal):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    def listen(event):
+        if isinstance(event, PhaseStarted):
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    assert [row.status for row in run_all([stubbed("ok")], "s", launch(), listen)] == ["ok"]
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+def test_nothing_stays_of_what_a_worker_put_into_its_temporary_folder(tmp_path, monkeypatch):
+    """A killed worker clears nothing up, and torch's ends without removing what it unpacked."""
+    place = tmp_path / "temporary"
+    place.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("DIFFOPT_CACHE_DIR", str(tmp_path / "own"))
+    row = run_one(stubbed("litter"), study="s", launch=launch())
+    assert row.status == "crashed"
+    left, caches = (Study.open("s").folder(row.cell_id, row.env_id) / "log.txt").read_text().split()
+    assert Path(left).is_relative_to(place)
+    assert list(place.iterdir()) == []
+    assert caches == str(tmp_path / "own" / "inductor"), "though what is compiled stays, where it always is"
 
 
 def test_a_thread_of_a_larger_program_can_run_cells():
@@ -328,9 +363,11 @@ run_one(stubbed("ok"), study="s")
 """
 
 
-def test_no_worker_outlives_a_killed_parent(tmp_path):
+def test_no_worker_outlives_a_killed_parent_and_the_next_sweep_clears_up(tmp_path, monkeypatch):
     code = PARENT.format(tests=str(TESTS))
-    parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path)
+    place = tmp_path / "temporary"
+    place.mkdir()
+    parent = subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "TMPDIR": str(place)})
     until = time.monotonic() + 240
     while not (tmp_path / "pids").exists() or not (tmp_path / "pids").read_text():
         assert parent.poll() is None, "the sweep ended before its worker had started"
@@ -341,6 +378,10 @@ def test_no_worker_outlives_a_killed_parent(tmp_path):
     parent.kill()
     parent.wait()
     assert all(gone(pid, within=2.0) for pid in pids)
+    monkeypatch.setattr(tempfile, "tempdir", str(place))
+    assert len(list(place.iterdir())) == 1, "its temporary folder, of which nobody could see the end"
+    run_one(stubbed("ok"), study="s", launch=launch())
+    assert list(place.iterdir()) == []
 
 
 def test_no_torch_is_imported_to_run_cells():

@@ -48,6 +48,7 @@ DESCRIBES = {
         "fps",
         "vae_factor",
         "sampler_needs",
+        "train_timesteps",
         "activations",
         "size_limit",
     },

@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from support.option_steps import step
+from support.slow import first_ones
 from support.tiny import tiny
 from support.tiny_families import pipelines
 from support.tiny_pipelines import pipeline, site
@@ -76,7 +77,7 @@ def test_a_part_that_one_stage_has_is_enough_for_the_plan(option: str) -> None:
     assert planned(request).reasons == []
 
 
-@pytest.mark.parametrize("option", PARTS)
+@pytest.mark.parametrize("option", first_ones(PARTS, 3))
 def test_a_stage_without_the_part_is_left_and_the_others_prove_the_step(option: str, monkeypatch) -> None:
     request = asked(option, *PARTS[option])
     group, _ = options(option, *PARTS[option])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from support.option_steps import apply, step
 from support.tiny import tiny
+from support.tiny_families import cell, drawn
 from support.tiny_pipelines import picture, pipeline, site
 
 from diffopt.config.resolve import compose_requests
@@ -56,6 +57,34 @@ def test_a_wide_vae_takes_narrow_latents():
     numbers = fp16.verify(pipe, site(overflows=True)).numbers
     assert (numbers["unet"], numbers["vae"]) == ("float16", "float32")
     assert numbers["unet_parameters"] == sum(p.numel() for p in pipe.unet.parameters())
+
+
+def test_latents_of_a_wide_vae_come_in_what_the_pictures_came_in():
+    pipe, fp16 = pipeline(torch.float16, vae_dtype=torch.float32), step("precision", "fp16")
+    given = torch.linspace(-1, 1, 32 * 32 * 3).reshape(1, 3, 32, 32)
+    plain = pipe.vae.encode(given.half().float()).latent_dist
+    apply(pipe, site(overflows=True), fp16)
+    for taken, dtype in ((given.half(), torch.float16), (given.half().float(), torch.float32)):
+        found = pipe.vae.encode(taken).latent_dist
+        assert torch.equal(found.mode(), plain.mode().to(dtype))
+        noise = [torch.Generator().manual_seed(1) for _ in range(2)]
+        assert torch.equal(found.sample(noise[0]), plain.sample(noise[1]).to(dtype))
+        assert found.sample().dtype == dtype
+
+
+WIDE = ["sd15 img2img", "flux_kontext"]
+MORE_WIDE = ["sd15 inpaint", "sd15_inpaint", "sd35_medium img2img", "sd35_medium inpaint", "flux_dev img2img"]
+MORE_WIDE += ["flux_dev inpaint", "qwen_image img2img", "z_image img2img", "sdxl img2img", "sdxl inpaint"]
+
+
+@pytest.mark.parametrize("option", [*WIDE, *(pytest.param(one, marks=pytest.mark.slow) for one in MORE_WIDE)])
+def test_pictures_are_read_by_a_vae_that_is_wider_than_the_denoiser(option):
+    strength = [] if option in ("flux_kontext", "sd15_inpaint") else ["workload.strength=0.5"]
+    asked = cell(option, "precision=bf16", "workload.steps=4", *strength)
+    wide = cell(option, "precision=bf16", "precision.vae=float32", "workload.steps=4", *strength)
+    narrow, drawn_wide = (drawn(build_pipelines(make_plan(one)), one) for one in (asked, wide))
+    assert narrow.std() > 0
+    assert 0 < np.abs(drawn_wide - narrow).mean() < 0.1
 
 
 def test_fp32_turns_tf32_off_also_for_convolutions():

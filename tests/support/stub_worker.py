@@ -4,8 +4,10 @@ prompt says what becomes of it."""
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -41,6 +43,54 @@ def noisy():
     leave(json.dumps(row | {"reason": None if row["valid"] else "latency varies"}))
 
 
+def rounds(number_of_calls=2):
+    """Round 1 takes 1.0 and 1.5 s, round 2 takes 2.0 and 2.5 s, …; its figures are of all samples so far."""
+    phase("measure")
+    print(f"round {_round()}")
+    (folder / "0.png").touch()
+    own = [_round() + 0.5 * call for call in range(number_of_calls)]
+    samples = [sample["latency"] for ended in _ended() for sample in ended["outcome"]["samples"]] + own
+    q1, median, q3 = statistics.quantiles(samples, n=4, method="inclusive")
+    metrics = {"load_s": 10.0 * _round(), "first_call_s": 20.0 * _round(), "warmup_s": 30.0 * _round()}
+    metrics |= {"latency_s": {"samples": samples, "median": median, "q1": q1, "q3": q3}}
+    metrics |= {"peak_memory_bytes": {"first_call": [5, 9, 7][_round() - 1], "steady": [3, 2, 1][_round() - 1]}}
+    row = {"status": "ok", "phase": "measure", "valid": True, "metrics": metrics, "pictures": ["0.png"]}
+    leave(json.dumps(row | {"samples": [{"latency": latency, "parts": []} for latency in own]}))
+
+
+def slowed():
+    """As ``rounds``, but the first one is not valid."""
+    rounds()
+    row = json.loads((folder / "outcome.json").read_text())
+    first = {"valid": False, "reason": "the GPU was slowed down"} if _round() == 1 else {}
+    leave(json.dumps(row | first))
+
+
+def second_fails():
+    error() if _round() == 2 else rounds()
+
+
+def second_hangs():
+    hang() if _round() == 2 else rounds()
+
+
+def second_hangs_once():
+    again = folder.parent / "again"
+    if _round() == 2 and not again.exists():
+        again.touch()
+        hang()
+    rounds()
+
+
+def _ended():
+    file = folder / "rounds.json"
+    return json.loads(file.read_text())["rounds"] if file.exists() else []
+
+
+def _round():
+    return len(_ended()) + 1
+
+
 def start():
     """Finds what the processes before it left in its caches."""
     caches = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
@@ -51,6 +101,12 @@ def start():
     cache = {"hits": found, "misses": 0 if found else 1}
     metrics = {"load_s": 1.0, "first_call_s": 2.0, "compile_cache": cache}
     leave(json.dumps({"status": "ok", "phase": "measure", "valid": True, "metrics": metrics}))
+
+
+def litter():
+    """Dies with files of its own in its temporary folder."""
+    print(tempfile.mkdtemp(), os.environ["TORCHINDUCTOR_CACHE_DIR"], flush=True)
+    sigkill()
 
 
 def error():

@@ -179,8 +179,16 @@ def site(
 
 
 def picture(
-    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline, steps: int = 2, prompt: str = "a fox"
+    pipe: StableDiffusionPipeline | StableDiffusionXLPipeline, steps: int = 2, prompt: str = "a fox", **more: Any
 ) -> np.ndarray:
     """Height x width x 3 in [0, 1], the same noise in each call."""
     noise = torch.Generator("cpu").manual_seed(7)
-    return pipe(prompt, num_inference_steps=steps, height=SIZE, width=SIZE, generator=noise, output_type="np").images[0]
+    call = {
+        "num_inference_steps": steps,
+        "height": SIZE,
+        "width": SIZE,
+        "generator": noise,
+        "output_type": "np",
+        **more,
+    }
+    return pipe(prompt, **call).images[0]

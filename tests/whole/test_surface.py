@@ -24,8 +24,8 @@ FUNCTIONS = {
     "compose": f"{COMPOSING}, multirun=",
     "load": COMPOSING,
     "optimize": f"pipe, {COMPOSING}",
-    "plan": "cell",
-    "run": "cell, *, study=",
+    "plan": "cell, *, deep=",
+    "run": "cell, *, study=, deep=",
     "save_quantized": "pipe, folder",
 }
 FOR_PLUGINS = {  # by module, each public name; of a function its parameters

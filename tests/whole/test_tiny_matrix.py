@@ -67,10 +67,8 @@ def test_a_cell_works_or_its_plan_says_why_not(option: str, words: tuple[str, st
     assert {"compile", "quant"} & effects.keys() == {
         group for group, name in (word.split("=") for word in words) if name != "none"
     }
-    complaints = meter.complaints(meter.samples())  # where anything is compiled in the samples, they raise
-    assert [said for said in complaints if "latency varies" not in said] == [], (
-        "other processes may keep this one waiting"
-    )
+    meter.samples()  # where anything is compiled in them, they raise
+    assert meter.complaints() == []
 
 
 def test_the_command_gives_a_row_for_each_cell(diffopt: Callable[..., Any], tmp_path: Path) -> None:

@@ -71,7 +71,8 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
     tree = re.findall(r"^\| `(\w+)` \|", (REPO / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE)
     files = ("__init__.py", "__main__.py", "api.py", "errors.py", "version.py", "py.typed")
     inside = {name.split("/")[1] for name in names if name.startswith("diffopt/")}
-    assert inside <= {*tree, *files, "conf"}, "the product alone"
+    assert inside <= {*tree, *files, "conf", "constraints.txt"}, "the product alone"
+    assert "diffopt/constraints.txt" in names, "what was tested, for the doctor"
 
 
 def test_the_users_own_options_and_recipes(command: Command, project: Path) -> None:

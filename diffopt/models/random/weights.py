@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import zlib
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -41,15 +41,59 @@ def random_pipeline(
     drawn in float32 and then rounded, so the same seed gives the same weights in every dtype; CPU and GPU draw
     different ones. Raises UsageError where the folder lacks a component that the class needs.
     """
+
+    def make(name: str, part: IndexEntry) -> Any:
+        own_dtype = dtype.get(name, dtype["default"])
+        return _made_component(
+            folder / name, part, device=device, dtype=own_dtype, seed=seed + zlib.crc32(name.encode())
+        )
+
+    return _pipeline_of_parts(folder, pipeline_class, make, without)
+
+
+def weightless_pipeline(
+    folder: Path, pipeline_class: Any, *, without: Collection[str] = (), made_tokenizers: bool, controlnet: Any = None
+) -> DiffusionPipeline:
+    """The pipeline that ``folder`` describes with its networks' parameters on the meta device, all else as loaded.
+
+    Args:
+        without: as for :func:`random_pipeline`.
+        made_tokenizers: whether tokenizers without a vocabulary are made up, as for random weights.
+        controlnet: one that does not lie in the folder.
+    """
+
+    def make(name: str, part: IndexEntry) -> Any:
+        if part.kind == "tokenizer" and made_tokenizers:
+            return tokenizer_of_model_folder(folder / name, part.class_name)
+        return weightless_component(folder / name, part)
+
+    given = {} if controlnet is None else {"controlnet": controlnet}
+    return _pipeline_of_parts(folder, pipeline_class, make, without, given)
+
+
+def weightless_component(folder: Path, part: IndexEntry) -> Any:
+    """One part of a pipeline; of a network the parameters have shapes and no values."""
+    if _has_weights(part):
+        return _empty_module(part, folder, buffers="real").eval().requires_grad_(False)
+    return _class_of_part(part).from_pretrained(folder, local_files_only=True)
+
+
+def _pipeline_of_parts(
+    folder: Path,
+    pipeline_class: Any,
+    make: Callable[[str, IndexEntry], Any],
+    without: Collection[str],
+    given: Mapping[str, Any] | None = None,
+) -> DiffusionPipeline:
+    """The pipeline of what ``make`` gives for each entry of model_index.json that the class takes."""
     index, said = read_model_index(folder), read_model_json(folder / "model_index.json")
     optional = {*pipeline_class._optional_components, *without, *said}
     arguments: dict[str, Any] = {}
     for name, default in _init_parameters(pipeline_class):
-        if name in index.components and name not in without:
-            part, own_dtype = index.components[name], dtype.get(name, dtype["default"])
-            arguments[name] = _made_component(
-                folder / name, part, device=device, dtype=own_dtype, seed=seed + zlib.crc32(name.encode())
-            )
+        if given is not None and name in given:
+            arguments[name] = given[name]
+        elif name in index.components and name not in without:
+            arguments[name] = make(name, index.components[name])
         elif name == "requires_safety_checker":
             arguments[name] = "safety_checker" in index.components
         elif name in said and not isinstance(said[name], list):

@@ -106,7 +106,7 @@ CONFLICTS = (
         Trait.CACHES,
         Trait.CUDA_GRAPHS,
         "the cache keeps tensors of earlier steps, and the replay of a CUDA graph overwrites its own",
-        "choose compile=regional",
+        "choose compile=regional with compile.mode=default",
         "https://docs.pytorch.org/docs/stable/torch.compiler_cudagraph_trees.html",
         in_one_part=True,
     ),

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from diffopt.models.classes import denoiser_class_record
 from diffopt.models.families import family_of_pipeline
+from diffopt.models.sampling import TRAIN_TIMESTEPS
 from diffopt.recipe.planned import Problem
 from diffopt.recipe.rules.case import Case
 from diffopt.schema.model import TASKS, Model
 from diffopt.schema.words import value_in_words
-from diffopt.schema.workload import ASKED_FOR, NEEDS, PICTURES
+from diffopt.schema.workload import ASKED_FOR, NEEDS, PICTURES, Workload
 
+RESIZING = ("resample", "resize_mode")  # how a picture comes to its size
 EPSILON = 1e-6  # for 5 * (1 - 0.8), which floating point makes a little less than 1
+STEPS_EVIDENCE = "diffusers 0.42, set_timesteps of DDIM, DDPM, PNDM, Euler and others"
 IMG2IMG_EVIDENCE = "diffusers 0.42, get_timesteps of the img2img pipelines of FLUX.1, SD3, Qwen-Image and Z-Image"
 
 
@@ -20,6 +24,7 @@ def rule_on_workload(case: Case) -> Iterator[Problem]:
     yield from _odd_sizes(case)
     yield from _sizes_without_positions(case)
     yield from _bare_embeddings(case)
+    yield from _more_steps_than_trained(case)
     yield from _not_taken(case)
     model, workload = case.cell.recipe.model, case.cell.workload
     if workload.task not in model.pipelines.tasks:
@@ -92,6 +97,18 @@ def _bare_embeddings(case: Case) -> Iterator[Problem]:
             yield Problem(fact, ("model.embeddings", f"model={stage.name}"), remedy)
 
 
+def _more_steps_than_trained(case: Case) -> Iterator[Problem]:
+    """Steps for which a schedule of diffusion has no timesteps: samplers raise, or draw each step at the same one."""
+    workload = case.cell.workload
+    steps = [workload.steps, *(stage.steps for stage in workload.later_stages)]
+    for stage, asked in zip(case.cell.recipe.model.stages, steps, strict=False):
+        most = stage.train_timesteps or TRAIN_TIMESTEPS
+        if denoiser_class_record(stage.denoiser_class).process == "diffusion" and asked > most:
+            fact = f"model {stage.name} was trained on {most} timesteps, and a sampler has no more steps than those"
+            keys = (f"workload.steps={asked}", f"model={stage.name}")
+            yield Problem(fact, keys, f"use {most - 1} or less", STEPS_EVIDENCE)
+
+
 def _not_taken(case: Case) -> Iterator[Problem]:
     """What is given and the task does not ask for, so that it would change nothing."""
     model, workload = case.cell.recipe.model, case.cell.workload
@@ -106,6 +123,11 @@ def _not_taken(case: Case) -> Iterator[Problem]:
             remedy = f"leave it out (null): model {model.name} has no pipeline for {' or '.join(takers)}"
         shown = given.path if key in PICTURES else value_in_words(given)
         yield Problem(f"workload={workload.task} takes no {key}", (f"workload.{key}={shown}",), remedy)
+    for key in RESIZING if not set(PICTURES) & set(NEEDS[workload.task]) else ():
+        given, usual = getattr(workload, key), Workload.model_fields[key].default
+        if given != usual:
+            fact = f"workload={workload.task} is given no picture that could be resized"
+            yield Problem(fact, (f"workload.{key}={given}",), f"leave it out ({value_in_words(usual)})")
 
 
 def _no_step(case: Case) -> Iterator[Problem]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from diffopt.errors import UsageError
 from diffopt.machine.paths import user_path
+from diffopt.machine.temporary import temporary_folder
 from diffopt.recipe.cell import Cell
 from diffopt.results.published import layout
 from diffopt.results.published.charts import chart_to_png, chart_to_text, charts_of_published, published_gpus_called
@@ -110,16 +110,16 @@ def _charts(cells: Sequence[Entry], folder: Path | None, gpu: str | None) -> lis
     if not found:
         raise UsageError(f"--charts {folder}: there is no figure to draw.")
     folder = user_path(folder, "--charts")
-    with TemporaryDirectory() as drawn:  # nothing is made in the user's place before all of them can be drawn
+    with temporary_folder("charts") as drawn:  # nothing is made in the user's place before all of them can be drawn
         for chart in found:
-            chart_to_png(chart, Path(drawn, f"{chart.name}.png"))
+            chart_to_png(chart, drawn / f"{chart.name}.png")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UsageError(f"--charts {folder}: the folder cannot be made: {error.strerror or error}.") from error
         try:
             for chart in found:
-                shutil.copyfile(Path(drawn, f"{chart.name}.png"), folder / f"{chart.name}.png")
+                shutil.copyfile(drawn / f"{chart.name}.png", folder / f"{chart.name}.png")
         except OSError as error:
             raise UsageError(f"--charts {folder}: it cannot be written to: {error.strerror or error}.") from error
     return [f"{chart.title}: {folder / f'{chart.name}.png'}\n" for chart in found]

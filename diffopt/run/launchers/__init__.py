@@ -26,8 +26,10 @@ class Launcher(Protocol):
     def run(self, cells: Sequence[Cell], runner: Runner) -> Sequence[Result]:
         """Take each cell to its row, and return the rows in any order; fewer where ``runner.stop`` was asked for.
 
+        With ``measure.rounds`` it is called once for each round: ``runner.take`` has a row for a cell only in the last.
+
         Args:
-            cells: distinct ones.
+            cells: distinct ones, those without a row so far.
             runner: takes a cell to its row on the machine that calls it, and tells the progress of the sweep.
         """
 

@@ -19,7 +19,7 @@ from diffopt.run.runner import Runner
 
 def run(cells: Sequence[Cell], runner: Runner) -> list[Result]:
     """Run the cells here, see :class:`Launcher`."""
-    fitting = {cell.id: _fitting(cell) for cell in cells}
+    fitting = {cell.id: runner.of_earlier_round(cell, _fitting(cell)) for cell in cells}
     gpus = {gpu.uuid: gpu for found in fitting.values() for gpu in found}
     queue = _Queue([cell for cell in cells if fitting[cell.id]], fitting)
 

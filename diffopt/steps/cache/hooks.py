@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from diffopt.errors import NoEffect, Refusal
 from diffopt.schema.step import Effect, Site
+from diffopt.steps.components import refuse_copies
 
 if TYPE_CHECKING:
     import torch
@@ -49,16 +50,19 @@ class Watch:
     """The hooks of a cache, and what they did in each call of the pipeline.
 
     diffusers resets caches at the end of a call (``maybe_free_model_hooks``); that closes a tally. Hooks on the
-    denoiser as a whole are not counted among what may be skipped: they compute in every step.
+    denoiser as a whole are not counted among what may be skipped: they compute in every step. A call that did not come
+    to its end, since it was interrupted or failed, left its state, which the next one must not go on from.
     """
 
-    def __init__(self, hooked: list[Hooked], denoiser: Any) -> None:
-        self.hooked = hooked
+    def __init__(self, hooked: list[Hooked], pipe: Any, denoiser: Any) -> None:
+        self.hooked, self._pipe, self._denoiser = hooked, pipe, denoiser
+        self._schedule: Any = None  # of the call: the sampler makes new timesteps for each
         self.counted = [one for one in hooked if one.module is not denoiser]
         self.current = Tally()
         self.last: Tally | None = None
         self._entries: dict[Hooked, Callable[..., Any]] = {}  # what each hook's chain must still call
         for one in hooked:
+            one.hook.fn_ref.pre_forward = self._beginning(one.hook.fn_ref.pre_forward)
             self._enter(one, self._passing(one, one.hook.fn_ref.forward))
         for one in self.counted:
             one.hook.fn_ref.original_forward = self._computing(one.hook.fn_ref.original_forward)
@@ -113,6 +117,28 @@ class Watch:
 
         return passing
 
+    def _beginning(self, pre_forward: Callable[..., Any]) -> Callable[..., Any]:
+        def beginning(*args: Any, **kwargs: Any) -> Any:
+            self._forget_unended_call()
+            return pre_forward(*args, **kwargs)
+
+        return beginning
+
+    def _forget_unended_call(self) -> None:
+        """Reset the cache where a call begins and the one before it was never closed."""
+        from diffusers.hooks.hooks import _set_cache_context
+
+        schedule = self._pipe.scheduler.timesteps
+        if schedule is self._schedule:
+            return
+        self._schedule = schedule
+        if self.current.through:
+            manager = getattr(self.hooked[-1].hook, "state_manager", None)
+            context = None if manager is None else manager._context
+            type(self._denoiser)._reset_stateful_cache(self._denoiser)
+            _set_cache_context(self._denoiser, context)  # which a reset forgets too, in the midst of it
+            self.current = Tally()
+
     def _computing(self, forward: Callable[..., Any]) -> Callable[..., Any]:
         def computing(*args: Any, **kwargs: Any) -> Any:
             self.current.computed += 1
@@ -159,8 +185,9 @@ def install_cache(pipe: DiffusionPipeline, site: Site, config: Any, *, key: str)
     for one in hooked:
         if compiled and one.module is not denoiser:
             _keep_out_of_graphs(one, forwards[one.module], wrappers.get(one.module))
-    watch = Watch(hooked, denoiser)
+    watch = Watch(hooked, pipe, denoiser)
     denoiser._cache_watch = watch
+    refuse_copies(denoiser, key)
     return watch
 
 

@@ -148,9 +148,14 @@ def proof_of_compiled_regions(calls: Mapping[str, Any], *, fullgraph: bool) -> E
 
 
 def proof_with_cuda_graphs(effect: Effect, calls: Mapping[str, CompiledCall]) -> Effect:
-    """Add what inductor recorded as CUDA graphs. Raises NoEffect where a component recorded none."""
+    """Add what inductor recorded as CUDA graphs. Raises NoEffect where a component recorded none.
+
+    Also where its calls begin no step of the pool, for then they draw what a replay left there.
+    """
     numbers = dict(effect.numbers)
     for name, call in calls.items():
+        if not call.cuda_graphs:
+            raise NoEffect(f"compile: calls of {name} begin no step of the CUDA graphs, so replays overwrite outputs")
         if not call.cuda_graphs_recorded:
             raise NoEffect(
                 f"compile: no CUDA graph of {name} was recorded in {call.calls} calls (the second one records), "

@@ -11,8 +11,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import secrets
-import shutil
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,8 +28,9 @@ from torch.utils._pytree import TreeSpec, tree_flatten
 
 from diffopt.errors import NoEffect, Refusal
 from diffopt.machine.compile_cache import ROOT
-from diffopt.machine.files import make_private_folders
+from diffopt.machine.files import FOLDER_FOR_ITS_USER, make_private_folders
 from diffopt.machine.own_folder import check_own_folder
+from diffopt.machine.temporary import temporary_folder
 from diffopt.schema.step import Effect
 from diffopt.steps.compile.fingerprint import Constants, compiled_constants, fingerprint_of_compiled_module
 
@@ -109,8 +108,14 @@ class PackagedCall:
 
     def _compile(self, folder: Path, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Make a package beside ``folder`` and rename it, so that others see it whole or not at all."""
-        partial = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-        make_private_folders(partial)
+        make_private_folders(folder.parent)
+        with temporary_folder("aot", folder.parent) as place:
+            partial = place / folder.name
+            partial.mkdir(FOLDER_FOR_ITS_USER)
+            self._compile_into(partial, inputs, args, kwargs)
+            _publish(partial, folder)
+
+    def _compile_into(self, partial: Path, inputs: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         call, self.module._compiled_call_impl = self.module._compiled_call_impl, None  # export calls the module
         try:
             self.module(*args, **kwargs)  # what it computes once and keeps, export would refuse to see assigned
@@ -123,10 +128,8 @@ class PackagedCall:
                 )
             torch.save(own, partial / CONSTANTS)
             (partial / INPUTS).write_text(json.dumps(inputs, indent=1), encoding="utf-8")
-            _publish(partial, folder)
         finally:
             self.module._compiled_call_impl = call
-            shutil.rmtree(partial, ignore_errors=True)
 
     def _load(self, folder: Path, *, compiled: bool) -> Package:
         check_own_folder(folder.resolve(), ROOT, str(folder))

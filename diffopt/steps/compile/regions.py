@@ -9,12 +9,17 @@ from pydantic import model_validator
 
 from diffopt.errors import Refusal
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
-from diffopt.steps.compile.compiled_call import CompiledCall, proof_of_compiled_regions, uncompiled_class_of
+from diffopt.steps.compile.compiled_call import (
+    CompiledCall,
+    proof_of_compiled_regions,
+    proof_with_cuda_graphs,
+    uncompiled_class_of,
+)
 from diffopt.steps.compile.whole import (
     CompileBackend,
     Divisible,
-    GraphFreeMode,
     Inductor,
+    Mode,
     compile_step_traits,
     inductor_options,
     let_module_compile,
@@ -31,12 +36,16 @@ _ASKED_FOR_TRUTH = ("conv_norm_out",)
 
 
 class Divided(Step):
-    """The fields and the proof of both ways of compiling parts; no option by itself."""
+    """The fields and the proof of both ways of compiling parts; no option by itself.
+
+    Where CUDA graphs are on, each part has one of its own, out of one pool. A call of the whole component begins a step
+    of that pool: the parts' outputs live until the next call begins one, so each part reads what the one before wrote.
+    """
 
     order: ClassVar[Order] = Order.COMPILE
     components: Divisible
     backend: CompileBackend
-    mode: GraphFreeMode
+    mode: Mode
     fullgraph: bool
     dynamic: bool | None
     options: Inductor
@@ -65,8 +74,12 @@ class Divided(Step):
 
     def verify(self, pipe: DiffusionPipeline, site: Site) -> Effect:
         found = modules(pipe, site, self.components, "compile.components")
-        calls = {name: module._compiled_call_impl for name, module in found.items()}
-        return proof_of_compiled_regions(calls, fullgraph=self.fullgraph)
+        calls: dict[str, Any] = {name: module._compiled_call_impl for name, module in found.items()}
+        effect = proof_of_compiled_regions(calls, fullgraph=self.fullgraph)
+        return proof_with_cuda_graphs(effect, calls) if self._replays(site) else effect
+
+    def _replays(self, site: Site) -> bool:
+        return Trait.CUDA_GRAPHS in self.traits_on(site.hardware)
 
 
 @register("compile")
@@ -96,7 +109,8 @@ class Regional(Divided):
                 module.compile_repeated_blocks(**self.settings)
             except ValueError as error:  # none declared, or none of that name in this model
                 raise Refusal(_nothing_repeats(name, module)) from error
-            _count_calls(module, [part for part in module.modules() if part._compiled_call_impl])
+            parts = [part for part in module.modules() if part._compiled_call_impl]
+            _count_calls(module, parts, cuda_graphs=self._replays(site))
 
 
 @register("compile")
@@ -120,7 +134,8 @@ class Regions(Divided):
         for name, module in modules(pipe, site, self.components, "compile.components").items():
             regions: Any = compile_regions(module, **self.settings)
             _unwrap(regions, self.settings)
-            _count_calls(regions, [part for part in regions.modules() if isinstance(part, OptimizedModule)])
+            parts = [part for part in regions.modules() if isinstance(part, OptimizedModule)]
+            _count_calls(regions, parts, cuda_graphs=self._replays(site))
             setattr(pipe, name, regions)
 
 
@@ -175,10 +190,10 @@ def _unwrap(owner: Any, settings: dict[str, Any]) -> None:
             owner._modules[name] = wrapped
 
 
-def _count_calls(module: Any, parts: Iterable[Any]) -> None:
+def _count_calls(module: Any, parts: Iterable[Any], *, cuda_graphs: bool) -> None:
     """Count graphs across calls of a component of which only ``parts`` are compiled."""
     parts = tuple(parts)
     let_module_compile(len(parts))
-    call = CompiledCall(module._call_impl, cuda_graphs=False, classes=map(uncompiled_class_of, parts))
+    call = CompiledCall(module._call_impl, cuda_graphs=cuda_graphs, classes=map(uncompiled_class_of, parts))
     call.watch(parts)
     module._compiled_call_impl = call

@@ -11,7 +11,7 @@ from diffopt.errors import NoEffect
 from diffopt.schema.record import Frozen
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
 from diffopt.steps.compile.compiled_call import CompiledCall, proof_of_compiled_graphs, proof_with_cuda_graphs
-from diffopt.steps.components import SomeParts, missing, modules
+from diffopt.steps.components import SomeParts, missing, modules, refuse_copies
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -78,13 +78,8 @@ class Full(Step):
 
     @property
     def traits(self) -> frozenset[Trait]:
-        claims = {
-            Trait.CUDA_GRAPHS: self.backend == "inductor" and self.mode in _WITH_CUDA_GRAPHS,
-            Trait.WHOLE_DENOISER: "denoiser" in self.components,
-        }
-        return compile_step_traits(self.backend, self.mode, fullgraph=self.fullgraph) | {
-            trait for trait, holds in claims.items() if holds
-        }
+        whole = {Trait.WHOLE_DENOISER} if "denoiser" in self.components else set()
+        return compile_step_traits(self.backend, self.mode, fullgraph=self.fullgraph) | whole
 
     def problems(self, site: Site) -> tuple[str, ...]:
         return missing(site, self.components, "compile.components")
@@ -103,6 +98,7 @@ class Full(Step):
         vae: Any
         for vae in modules(pipe, site, _decoded(self.components), "compile.components").values():
             vae.decode = CompiledCall(torch.compile(vae.decode, **settings), cuda_graphs=graphs)
+            refuse_copies(vae, "compile.components=vae_decode")
         module: Any
         for module in modules(pipe, site, _whole(self.components), "compile.components").values():
             if not self.fullgraph:  # the pieces between graph breaks may share their code, as those of hooks do
@@ -148,6 +144,7 @@ def compile_step_traits(backend: CompileBackend, mode: Mode, *, fullgraph: bool)
     claims = {
         Trait.TRACES: True,
         Trait.GENERATES_CODE: backend == "inductor",
+        Trait.CUDA_GRAPHS: backend == "inductor" and mode in _WITH_CUDA_GRAPHS,
         Trait.FULLGRAPH: fullgraph,
         Trait.SEARCHES_GEMM: mode in _SEARCHING,
     }

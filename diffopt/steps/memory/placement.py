@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from diffopt.errors import NoEffect, Refusal
 from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, register
-from diffopt.steps.components import Components, attributes, missing, modules, parts
+from diffopt.steps.components import Components, attributes, missing, modules, parts, refuse_copies
 from diffopt.steps.memory.offload import (
     CountedWeights,
     check_offload_groups,
@@ -219,6 +219,7 @@ class GroupOffload(Step):
                 raise Refusal(f"memory=group_offload: {name}: {error}") from error
             if self.num_blocks_per_group is not None and name == site.model.denoiser:
                 check_offload_groups(name, module, self.num_blocks_per_group)
+            refuse_copies(module, "memory=group_offload")
             for group in offload_layer_groups(module):
                 count_onloads_of_group(group)
         for name, part in parts(pipe).items():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from diffopt.errors import NoEffect, Refusal
 from diffopt.schema.step import Effect, Order, Requirements, Site, Step, Trait, register
-from diffopt.steps.components import DiffusersComponents, missing, modules
+from diffopt.steps.components import DiffusersComponents, missing, modules, refuse_copies
 from diffopt.steps.precision import dtype_name
 from diffopt.steps.quant.linears import Words, refuse_idle_quant_words
 from diffopt.steps.quant.values import first_non_finite_weight
@@ -73,6 +73,7 @@ class Float8Storage(Step):
                 skip_modules_pattern=self._patterns(module, site),
                 non_blocking=self.non_blocking,
             )
+            refuse_copies(module, f"quant={self.kind}")
             beyond = [path for path in _cast(module) if largest[path] > torch.finfo(storage).max]
             if beyond:
                 raise Refusal(f"quant={self.kind}: {name}.{beyond[0]} has weights beyond the range of {self.storage}")

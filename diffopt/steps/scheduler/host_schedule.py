@@ -38,34 +38,38 @@ class Schedule:
         self._scheduler, self._on_the_host, self._pipeline = scheduler, on_the_host, pipeline
         self._host: torch.Tensor | None = None  # timesteps
         self._shown: torch.Tensor | None = None  # the same on the device, which is what pipelines see
-        scheduler.set_timesteps = self._set_timesteps(scheduler.set_timesteps)
-        scheduler.step = self._step(scheduler.step)
-        if on_the_host and hasattr(scheduler, "scale_model_input"):
-            scheduler.scale_model_input = self._with_host_timesteps(scheduler.scale_model_input)
+        for name, method in self._methods().items():
+            inner = getattr(scheduler, name)
+            # neither a closure nor a bound method of the original, so that a copied scheduler runs its own schedule
+            wrapped: Any = functools.update_wrapper(functools.partial(method, self, inner), inner)
+            if name == "set_timesteps":
+                wrapped.__signature__ = _with(inspect.signature(inner), _GIVEN)  # pipelines read it
+            setattr(scheduler, name, wrapped)
         setattr(scheduler, _ATTRIBUTE, self)
 
-    def _set_timesteps(self, inner: Callable[..., None]) -> Callable[..., None]:
+    def _methods(self) -> dict[str, Callable[..., Any]]:
+        """What is put in the place of each method of the scheduler; called with this object and the method itself."""
+        found: dict[str, Callable[..., Any]] = {"set_timesteps": Schedule._set_timesteps, "step": Schedule._step}
+        if self._on_the_host and hasattr(self._scheduler, "scale_model_input"):
+            found["scale_model_input"] = Schedule._with_host_timesteps
+        return found
+
+    def _set_timesteps(self, inner: Callable[..., None], *args: Any, **kwargs: Any) -> None:
+        import numpy as np
+
         taken = inspect.signature(inner)
-
-        @functools.wraps(inner)
-        def set_timesteps(*args: Any, **kwargs: Any) -> None:
-            import numpy as np
-
-            self._check(taken, kwargs)
-            call = taken.bind(*args, **kwargs)
-            device = call.arguments.get("device") or "cpu"
-            if isinstance(sigmas := call.arguments.get("sigmas"), list):  # Z-Image's, with which UniPC computes
-                call.arguments["sigmas"] = np.array(sigmas)
-            if self._on_the_host:
-                call.arguments["device"] = "cpu"
-            inner(*call.args, **call.kwargs)
-            self.iterations = self.lookups = 0
-            if self._on_the_host:
-                self._host = self._scheduler.timesteps
-                self._shown = self._scheduler.timesteps = self._host.to(device, copy=True)
-
-        set_timesteps.__signature__ = _with(taken, _GIVEN)  # type: ignore[attr-defined]  # pipelines read it
-        return set_timesteps
+        self._check(taken, kwargs)
+        call = taken.bind(*args, **kwargs)
+        device = call.arguments.get("device") or "cpu"
+        if isinstance(sigmas := call.arguments.get("sigmas"), list):  # Z-Image's, with which UniPC computes
+            call.arguments["sigmas"] = np.array(sigmas)
+        if self._on_the_host:
+            call.arguments["device"] = "cpu"
+        inner(*call.args, **call.kwargs)
+        self.iterations = self.lookups = 0
+        if self._on_the_host:
+            self._host = self._scheduler.timesteps
+            self._shown = self._scheduler.timesteps = self._host.to(device, copy=True)
 
     def _check(self, taken: inspect.Signature, given: dict[str, Any]) -> None:
         """Refuse what this class does not take. ``mu`` means something with dynamic shifting alone; several pipelines
@@ -86,29 +90,19 @@ class Schedule:
         for key in given.keys() - taken.parameters:
             del given[key]
 
-    def _step(self, inner: Callable[..., Any]) -> Callable[..., Any]:
-        called = self._with_host_timesteps(inner) if self._on_the_host else inner
+    def _step(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        self.iterations += 1
+        return self._with_host_timesteps(inner, *args, **kwargs) if self._on_the_host else inner(*args, **kwargs)
 
-        @functools.wraps(inner)
-        def step(*args: Any, **kwargs: Any) -> Any:
-            self.iterations += 1
-            return called(*args, **kwargs)
-
-        return step
-
-    def _with_host_timesteps(self, inner: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(inner)
-        def called(*args: Any, **kwargs: Any) -> Any:
-            if self._scheduler.timesteps is not self._shown:  # a pipeline put a schedule of its own in its place
-                self.lookups += 1
-                return inner(*args, **kwargs)
-            self._scheduler.timesteps = self._host
-            try:
-                return inner(*map(self._found, args), **{name: self._found(value) for name, value in kwargs.items()})
-            finally:
-                self._scheduler.timesteps = self._shown
-
-        return called
+    def _with_host_timesteps(self, inner: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._scheduler.timesteps is not self._shown:  # a pipeline put a schedule of its own in its place
+            self.lookups += 1
+            return inner(*args, **kwargs)
+        self._scheduler.timesteps = self._host
+        try:
+            return inner(*map(self._found, args), **{name: self._found(value) for name, value in kwargs.items()})
+        finally:
+            self._scheduler.timesteps = self._shown
 
     def _found(self, value: Any) -> Any:
         """A timestep as it is on the host; anything else as it is.

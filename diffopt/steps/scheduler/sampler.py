@@ -19,10 +19,12 @@ from diffopt.schema.words import did_you_mean
 from diffopt.steps.scheduler.host_schedule import Schedule, host_schedule_of_scheduler
 from diffopt.steps.scheduler.settings import OWN_ORDER, fewest_steps_of_solver, scheduler_settings_without_effect
 from diffopt.steps.scheduler.support import (
+    DISTILLED,
     NAMES,
     OTHERS,
     SAMPLERS,
     SPACINGS,
+    SPARSE,
     Known,
     sampler_lacks_in_words,
     scheduler_process_of_config,
@@ -88,7 +90,8 @@ class Sampler(Step):
         task = site.model.task if site.workload is None else site.workload.task
         pipeline = getattr(site.model.pipelines, task) or getattr(site.model.pipelines, site.model.task)
         process, calls = scheduler_process_of_model(site), classes.pipeline_class_record(str(pipeline)).sampler
-        return self._reasons(process, str(pipeline), _calls_of_site(calls, site), site.model.sampler_needs)
+        reasons = self._reasons(process, str(pipeline), _calls_of_site(calls, site), site.model.sampler_needs)
+        return (*reasons, *self._too_many_steps(site))
 
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         old: Any = pipe.scheduler
@@ -173,6 +176,19 @@ class Sampler(Step):
             *scheduler_settings_without_effect(self.class_name, known, self._given, process, needed),
             *self._broken_promises(known),
         )
+
+    def _too_many_steps(self, site: Site) -> Iterator[str]:
+        known = SAMPLERS.get(self.class_name)
+        if (
+            known is not None
+            and known.gives >= SPARSE
+            and site.workload is not None
+            and site.workload.steps > DISTILLED
+        ):
+            yield (
+                f"scheduler.class_name={self.class_name}: it takes its steps out of the {DISTILLED} that a model was "
+                f"distilled from, and workload.steps is {site.workload.steps}"
+            )
 
     def _drops(self, dropped: list[str]) -> str:
         have = f"it has no {', no '.join(dropped)}, which belongs to this model's noise schedule"

@@ -56,7 +56,8 @@ _COGVIDEOX = _CLIPS | _ZERO_SNR | {"snr_shift_scale"}
 _SHIFTS = _SPACED | {"invert_sigmas", "shift", "shift_terminal", "use_dynamic_shifting"}
 _DPM = ("dpmsolver++", "sde-dpmsolver++", "dpmsolver", "sde-dpmsolver")
 _DENOISED = frozenset({"denoised"})
-_SPARSE = frozenset({"original_inference_steps"})
+SPARSE = frozenset({"original_inference_steps"})
+DISTILLED = 50  # the default of that argument, and of the config
 SAMPLERS = {
     "CogVideoXDDIMScheduler": Known(takes=_COGVIDEOX, ignores=("clip_sample",), pipelines="CogVideoX", gives=_DENOISED),
     "CogVideoXDPMScheduler": Known(
@@ -88,7 +89,7 @@ SAMPLERS = {
     "KDPM2AncestralDiscreteScheduler": Known(takes=_BETAS | _SPACED, noise=True, twice=True, gives=_DENOISED),
     "KDPM2DiscreteScheduler": Known(takes=_BETAS | _SPACED, twice=True, gives=_DENOISED),
     "LCMScheduler": Known(
-        takes=_CLIPS | _ZERO_SNR, ignores=("timestep_spacing",), noise=True, gives=_DENOISED | _SPARSE
+        takes=_CLIPS | _ZERO_SNR, ignores=("timestep_spacing",), noise=True, gives=_DENOISED | SPARSE
     ),
     "LMSDiscreteScheduler": Known(takes=_BETAS | _SPACED, packages=("scipy",), gives=_DENOISED),
     "LTXEulerAncestralRFScheduler": Known(takes=frozenset(), process=_FLOW, sigmas=True, noise=True, waits=True),
@@ -97,7 +98,7 @@ SAMPLERS = {
         takes=_SOLVER | {"variance_type"}, algorithms=("data_prediction", "noise_prediction"), process=_BOTH, noise=True
     ),
     "TCDScheduler": Known(
-        takes=_CLIPS | _ZERO_SNR, ignores=("clip_sample", "timestep_spacing"), noise=True, gives=_SPARSE
+        takes=_CLIPS | _ZERO_SNR, ignores=("clip_sample", "timestep_spacing"), noise=True, gives=SPARSE
     ),
     # copies sigmas to the device and solves a small linear system there
     "UniPCMultistepScheduler": Known(

@@ -7,6 +7,7 @@ repeats it after the graph and need not compile anew.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -55,25 +56,25 @@ class Decoding:
 
 def watch_vae_step(vae: Any) -> None:
     """Note, in each call of ``vae.decode``, what its decoder is given."""
-    noted = Decoding()
+    noted, decode = Decoding(), vae.decode
     setattr(vae, _SEEN, noted)
-    decode = vae.decode
+    # no closures, so that a copied VAE is decoded by its own decoder, and notes it for itself
+    vae.decode = functools.update_wrapper(functools.partial(_noting_decode, noted, decode), decode)
+    vae.decoder.register_forward_pre_hook(functools.partial(_note_part, noted))
 
-    @functools.wraps(decode)
-    def noting_decode(z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        noted.calls = noted.batch = noted.part_height = noted.part_width = 0
-        noted.pictures, noted.height, noted.width = z.shape[0], z.shape[-2], z.shape[-1]
-        return decode(z, *args, **kwargs)
 
-    def note_part(decoder: Any, args: tuple[Any, ...]) -> None:
-        part = args[0]
-        noted.calls += 1
-        noted.batch = max(noted.batch, part.shape[0])
-        noted.part_height = max(noted.part_height, part.shape[-2])
-        noted.part_width = max(noted.part_width, part.shape[-1])
+def _noting_decode(noted: Decoding, decode: Callable[..., Any], z: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    noted.calls = noted.batch = noted.part_height = noted.part_width = 0
+    noted.pictures, noted.height, noted.width = z.shape[0], z.shape[-2], z.shape[-1]
+    return decode(z, *args, **kwargs)
 
-    vae.decode = noting_decode
-    vae.decoder.register_forward_pre_hook(note_part)
+
+def _note_part(noted: Decoding, decoder: Any, args: tuple[Any, ...]) -> None:
+    part = args[0]
+    noted.calls += 1
+    noted.batch = max(noted.batch, part.shape[0])
+    noted.part_height = max(noted.part_height, part.shape[-2])
+    noted.part_width = max(noted.part_width, part.shape[-1])
 
 
 def seen_by_vae_step(vae: Any) -> Decoding | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 import re
@@ -77,6 +78,20 @@ class Cell:
         noise = [torch.Generator("cpu").manual_seed(seed) for seed in stage.seeds]
         latents: torch.Tensor = self.pipe(**{**stage.arguments, "output_type": "latent"}, generator=noise)[0]
         return latents
+
+    def interrupted(self) -> None:
+        """A call of another size and another noise that ends in its last step but one, as by Ctrl-C."""
+        (stage,) = calls.calls_of_models(self.pipes, self.plan.cell.recipe.model.stages, self.plan.cell.workload)
+
+        def interrupt(_pipe: Any, index: int, _timestep: Any, _tensors: Any) -> dict[str, Any]:
+            if index == STEPS - 2:
+                raise KeyboardInterrupt
+            return {}
+
+        noise = [torch.Generator("cpu").manual_seed(seed + 1) for seed in stage.seeds]
+        wider = {"width": stage.arguments["width"] * 2, "callback_on_step_end": interrupt}
+        with pytest.raises(KeyboardInterrupt):
+            self.pipe(**{**stage.arguments, **wider, "output_type": "latent"}, generator=noise)
 
     def effects(self) -> dict[str, Effect]:
         """The proofs; those of other groups may want a whole picture."""
@@ -349,6 +364,25 @@ def test_a_cache_skips_and_begins_anew_in_each_call(option: str, model: str) -> 
     numbers = cell.effect.numbers
     assert 0 < numbers["skipped"] < numbers["called"]
     assert cell.effect.summary.startswith(f"{numbers['skipped']} of {numbers['called']} ")
+
+
+@pytest.mark.parametrize("option", SKIPS)
+def test_a_call_that_did_not_end_leaves_nothing_to_the_next(option: str) -> None:
+    cell = cached(option)
+    first, proven = cell(), cell.effect
+    cell.interrupted()
+    assert torch.equal(cell(), first)
+    assert cell.effect == proven
+    cell.interrupted()
+    cell.interrupted()
+    assert torch.equal(cell(), first)
+
+
+def test_a_pipeline_with_a_cache_is_not_copied() -> None:
+    """diffusers' hooks would have the copy compute with the original's weights."""
+    cell = cached("first_block")
+    with pytest.raises(Refusal, match="cache=first_block: .* load the pipeline once more instead of copying it"):
+        copy.deepcopy(cell.pipe)
 
 
 @pytest.mark.parametrize("option", SKIPS)

@@ -292,7 +292,7 @@ def test_the_package_of_a_faster_process_is_kept(inductor, tmp_path, monkeypatch
 
     def compile_late(program, *, package_path, inductor_configs):
         partial = Path(package_path).parent
-        folder = partial.with_name(re.match(r"\.(\w+)\.", partial.name)[1])
+        folder = partial.parents[1] / partial.name
         if not folder.exists():  # the other process is done in the meantime
             monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", compile_as_ever)
             called(Toy(), tmp_path).module(*INPUTS)

@@ -19,6 +19,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from PIL import Image
 from pydantic import ValidationError
 from support.option_steps import apply, step
+from support.slow import first_ones
 from support.tiny import tiny
 from support.tiny_pipelines import SIZE, picture, pipeline, site
 from torch._dynamo.utils import counters
@@ -38,6 +39,7 @@ from diffopt.steps.compile.compiled_call import (
     proof_of_compiled_regions,
     proof_with_cuda_graphs,
 )
+from diffopt.steps.compile.regions import Divided
 from diffopt.steps.compile.whole import Inductor, inductor_options
 
 ALL = ["denoiser", "vae_decode", "text_encoders"]
@@ -124,7 +126,7 @@ CONTROLLED = site(controlnet=ControlNet(class_name="ControlNetModel", id=None, r
 @pytest.mark.parametrize(
     ("name", "graphs", "regions"),
     [
-        ("default", (1, 1), None),
+        pytest.param("default", (1, 1), None, marks=pytest.mark.slow),
         ("regional", (0, 1), (4, 2)),
         pytest.param("regions", None, (19, 19), marks=pytest.mark.slow),
     ],
@@ -158,7 +160,7 @@ def drawn(name: str, *overrides: str):
     return pipes[0], request.cell.sites[0], request.cell.recipe.compile
 
 
-@pytest.mark.parametrize("name", ["sd35_medium", "sana_1600m", "pixart_sigma", "cogvideox_2b"])
+@pytest.mark.parametrize("name", first_ones(["sana_1600m", "sd35_medium", "pixart_sigma", "cogvideox_2b"], 1))
 def test_a_class_that_declares_no_blocks_has_them_named_in_its_yaml(name):
     pipe, place, chosen = drawn(name, "compile=regional", "compile.backend=eager")
     transformer = pipe.transformer
@@ -479,11 +481,17 @@ def test_cuda_graphs_are_claimed_on_cuda_alone():
     graphs = {name for name in ("default", "reduce_overhead", "max_autotune", "dynamic") if claims(name, "cuda")}
     assert graphs == {"reduce_overhead", "max_autotune"}
     assert not claims("max_autotune", "cpu")
-    assert Trait.CUDA_GRAPHS not in step("compile", "regional").traits
 
 
-def claims(name: str, device: str) -> bool:
-    return Trait.CUDA_GRAPHS in step("compile", name).traits_on(site(device=device).hardware)
+@pytest.mark.parametrize("name", ["default", "regional", "regions"])
+def test_the_mode_says_whether_there_are_cuda_graphs(name):
+    modes = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+    assert [mode for mode in modes if claims(name, "cuda", mode=mode)] == ["reduce-overhead", "max-autotune"]
+    assert not any(claims(name, "cpu", mode=mode) for mode in modes)
+
+
+def claims(name: str, device: str, **settings: str) -> bool:
+    return Trait.CUDA_GRAPHS in step("compile", name, **settings).traits_on(site(device=device).hardware)
 
 
 def test_fullgraph_is_promised_only_where_asked():
@@ -609,10 +617,43 @@ def test_a_backend_that_generates_no_code_takes_no_tuning():
         step("compile", "max_autotune", backend="eager")
 
 
-@pytest.mark.parametrize("name", ["regional", "regions"])
-def test_parts_take_no_mode_with_cuda_graphs(name):
+def test_a_package_takes_no_mode_with_cuda_graphs():
     with pytest.raises(ValidationError, match="mode"):
-        step("compile", name, mode="reduce-overhead")
+        step("compile", "aot", mode="reduce-overhead")
+
+
+@pytest.mark.parametrize("name", ["regional", "regions"])
+def test_parts_with_cuda_graphs_begin_a_step_with_each_call_of_the_denoiser(name, monkeypatch, reference):
+    """On a CPU that stands for a GPU: what is compiled captures only, so inductor records nothing by itself."""
+    marks = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))
+    monkeypatch.setattr(Divided, "settings", property(lambda self: {"backend": "eager", "fullgraph": True}))
+    inductor, on_gpu = Inductors(monkeypatch), site(device="cuda")
+    pipe, chosen = pipeline(), step("compile", name, mode="reduce-overhead")
+    chosen.apply(pipe, on_gpu)
+    entered = []
+    pipe.unet.register_forward_pre_hook(lambda *_: entered.append(1))
+    assert np.abs(picture(pipe) - reference).max() <= 1e-4
+    assert len(marks) == len(entered) == 3, "PNDM's calls of the whole, which has more regions than that"
+    with pytest.raises(NoEffect, match="no CUDA graph of unet was recorded in 3 calls"):
+        chosen.verify(pipe, on_gpu)
+    pipe.unet._compiled_call_impl.cuda_graphs_recorded = inductor.recorded = 3
+    assert chosen.verify(pipe, on_gpu).numbers["unet_cuda_graphs"] == 3
+    pipe.unet._compiled_call_impl.cuda_graphs = False
+    with pytest.raises(NoEffect, match="calls of unet begin no step of the CUDA graphs"):
+        chosen.verify(pipe, on_gpu)
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_parts_begin_no_step_where_there_are_no_cuda_graphs(mode, monkeypatch):
+    marks = []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))
+    monkeypatch.setattr(Divided, "settings", property(lambda self: {"backend": "eager", "fullgraph": True}))
+    pipe, chosen = pipeline(), step("compile", "regional", mode=mode)
+    chosen.apply(pipe, site())
+    picture(pipe)
+    assert "cuda_graphs" not in chosen.verify(pipe, site()).numbers
+    assert marks == []
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -319,6 +320,40 @@ def test_the_format_of_kohyas_scripts_is_read_with_its_alphas(tmp_path):
         drawn.append(picture(pipe))
         one.verify(pipe, site())
     np.testing.assert_array_equal(*drawn)
+
+
+@pytest.mark.parametrize("alpha", [None, 1.0])
+@pytest.mark.parametrize("kind", ["fused", "live"])
+def test_the_scale_is_that_of_the_file_whatever_its_ranks_and_wherever_it_says_its_alpha(kind, alpha, tmp_path):
+    """Layers of two ranks without any alpha have a scale of 1 each; an alpha in the header counts for all of them."""
+    low, high = pairs(pipeline().unet, "unet", ("to_q",), rank=2), pairs(pipeline().unet, "unet", ("to_v",), rank=4)
+    tensors = low | (high if alpha is None else pairs(pipeline().unet, "unet", ("to_v",), rank=2))
+    header = {"r": 2, "lora_alpha": alpha, "target_modules": ["to_q", "to_v"]}
+    metadata = (
+        {} if alpha is None else {"lora_adapter_metadata": json.dumps({f"unet.{k}": v for k, v in header.items()})}
+    )
+    save_file(tensors, tmp_path / "two.safetensors", metadata={"format": "pt", **metadata})
+    pipe, chosen = pipeline(), lora(kind, str(tmp_path / "two.safetensors"))
+    chosen.apply(pipe, site())
+    expected = pipeline()
+    with torch.no_grad():
+        for path, part in expected.unet.named_modules():
+            if f"unet.{path}.lora_A.weight" in tensors:
+                change = tensors[f"unet.{path}.lora_B.weight"] @ tensors[f"unet.{path}.lora_A.weight"]
+                part.weight += change * (1 if alpha is None else alpha / 2)
+    assert np.abs(picture(pipe) - picture(expected)).max() <= 1e-4
+    chosen.verify(pipe, site())
+
+
+def test_what_a_fused_one_changed_is_saved_and_read_by_plain_diffusers(toy, tmp_path):
+    pipe = pipeline()
+    apply(pipe, site(), lora("fused", toy), step("fuse", "qkv"))
+    drawn = picture(pipe)
+    pipe.save_pretrained(tmp_path / "saved")
+    again = diffusers.StableDiffusionPipeline.from_pretrained(tmp_path / "saved", local_files_only=True)
+    again.set_progress_bar_config(disable=True)
+    assert np.abs(picture(again) - drawn).max() <= 1e-4
+    assert np.abs(drawn - picture(pipeline())).max() > 0.01
 
 
 def renamed(tensors: dict[str, Any], old: str, new: str) -> dict[str, Any]:

@@ -364,8 +364,8 @@ def graphs():
     ("name", "compile", "fullgraph", "graph_breaks"),
     [
         ("model_offload", "regional", True, 0),  # the hooks are outside of the blocks
-        ("model_offload", "default", False, 2),  # before and after: one graph of the whole denoiser
-        ("group_offload", "regional", False, None),
+        pytest.param("model_offload", "default", False, 2, marks=pytest.mark.slow),  # before and after
+        pytest.param("group_offload", "regional", False, None, marks=pytest.mark.slow),
         pytest.param("group_offload", "default", False, None, marks=pytest.mark.slow),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 from typing import Any
@@ -46,6 +47,18 @@ def test_weights_become_the_right_tensors(name, kind):
     quantized = sum(isinstance(w, kind) for w in weights(pipe).values())
     assert quant.verify(pipe, site()).numbers == {"unet": quantized, "unet_plain": len(weights(pipe)) - quantized}
     assert quantized > 20
+
+
+@pytest.mark.parametrize("name", ["int8_weight", "int8_dynamic", "fp8_weight"])
+def test_inference_mode_changes_nothing_neither_while_quantizing_nor_while_drawing(name):
+    outside, inside, chosen = pipeline(), pipeline(), step("quant", name)
+    chosen.apply(outside, site())
+    with torch.inference_mode():
+        chosen.apply(inside, site())
+        within = [picture(inside), picture(outside)]
+    for one in (*within, picture(inside)):
+        np.testing.assert_array_equal(one, picture(outside))
+    chosen.verify(inside, site())
 
 
 def test_one_scheme_is_not_taken_for_another():
@@ -398,6 +411,14 @@ def test_float8_storage_leaves_what_the_step_and_the_model_name():
     plain = {path.rpartition(".")[0] for path, dtype in stored(pipe.unet).items() if dtype == torch.float32}
     expected = {path for path in plain if "norm" in path or "attn2.to_q" in path}
     assert plain == {*expected, "time_embedding.linear_1", "time_embedding.linear_2", "conv_out"}
+
+
+def test_a_pipeline_that_is_stored_in_float8_is_not_copied():
+    """diffusers' hooks would widen the weights of the original for the copy's products."""
+    pipe = pipeline()
+    step("quant", "fp8_storage").apply(pipe, site())
+    with pytest.raises(Refusal, match="quant=fp8_storage: .* load the pipeline once more instead of copying it"):
+        copy.deepcopy(pipe)
 
 
 def test_a_layer_that_was_widened_for_good_is_found():

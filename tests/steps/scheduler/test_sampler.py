@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import copy
 import functools
 import inspect
 import json
+import pickle
 import re
 import textwrap
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,8 @@ import yaml
 from diffusers import FlowMatchEulerDiscreteScheduler, StableDiffusionImg2ImgPipeline, UniPCMultistepScheduler
 from pydantic import ValidationError
 from support.option_steps import CONF, step, values
+from support.places import REPO
+from support.slow import first_ones
 from support.tiny import tiny
 from support.tiny_pipelines import SIZE, picture, pipeline, site
 
@@ -116,6 +121,45 @@ def test_image_to_image_begins_where_the_pipeline_says(name):
     numbers = chosen.verify(pipe, site()).numbers
     assert numbers["steps"] == 6
     assert numbers["iterations"] == {"heun": 5, "kdpm2": 5, "pndm": 4}.get(name, 3)
+
+
+def pickled(scheduler: Any) -> Any:
+    return pickle.loads(pickle.dumps(scheduler))
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled])
+@pytest.mark.parametrize("name", first_ones(["euler", "heun", "dpmpp_2m", "unipc"], 1))
+def test_a_copied_sampler_runs_a_schedule_of_its_own(name, copied):
+    """As each thread of a server has one, around the same weights; here one call begins and ends within the other."""
+    pipe, other, chosen = pipeline(), pipeline(), step("scheduler", name)
+    chosen.apply(pipe, site())
+    alone = {steps: picture(pipe, steps) for steps in (4, 7)}
+    other.scheduler = copied(pipe.scheduler)
+    within = []
+
+    def interrupt(_pipe, index, _timestep, _tensors):
+        if index == 2:
+            within.append(picture(other, 7))
+        return {}
+
+    outer = picture(pipe, 4, callback_on_step_end=interrupt)
+    np.testing.assert_array_equal(within[0], alone[7])
+    np.testing.assert_array_equal(outer, alone[4])
+    assert chosen.verify(pipe, site()).numbers["steps"] == 4
+    assert chosen.verify(other, site()).numbers["steps"] == 7
+
+
+@pytest.mark.parametrize("name", [name for name in DIFFUSION if SAMPLERS[step("scheduler", name).class_name].noise])
+def test_a_picture_of_a_batch_is_the_one_that_its_seed_draws_alone(name):
+    """Also of samplers that draw noise in every step: each picture has a generator of its own."""
+    pipe, chosen = pipeline(), step("scheduler", name)
+    chosen.apply(pipe, site())
+    call = {"num_inference_steps": 3, "height": SIZE, "width": SIZE, "output_type": "np"}
+    seeds = [[torch.Generator("cpu").manual_seed(seed)] for seed in (3, 4)]
+    alone = [pipe(["a fox"], generator=seed, **call).images[0] for seed in seeds]
+    both = pipe(["a fox"] * 2, generator=[torch.Generator("cpu").manual_seed(seed) for seed in (3, 4)], **call).images
+    assert np.abs(both - np.stack(alone)).max() <= 1e-4
+    assert np.abs(alone[0] - alone[1]).max() > 0.1
 
 
 @pytest.mark.parametrize("option", ["sd15 img2img", "sd15 inpaint", "sdxl img2img"])
@@ -340,6 +384,21 @@ def test_a_setting_that_the_class_lacks_is_refused():
         step("scheduler", "euler", solver_order=2).apply(pipeline(), site())
 
 
+@pytest.mark.parametrize("name", ["lcm", "tcd"])
+def test_more_steps_than_a_distilled_schedule_has_are_refused(name):
+    def reasons(steps: int) -> list[str]:
+        (request,) = compose_requests(["model=tiny", "hardware=cpu", f"scheduler={name}", f"workload.steps={steps}"])
+        return make_plan(request.cell).reasons
+
+    assert reasons(50) == []
+    assert "takes its steps out of the 50 that a model was distilled from" in reasons(51)[0]
+    chosen = step("scheduler", name)
+    sampler = getattr(diffusers, chosen.class_name).from_config(pipeline().scheduler.config)
+    sampler.set_timesteps(50)
+    with pytest.raises(ValueError, match="original"):
+        sampler.set_timesteps(51)
+
+
 def test_an_incompatible_class_is_refused():
     with pytest.raises(Refusal, match="IPNDMScheduler: not compatible with this model's PNDMScheduler"):
         step("scheduler", "euler", class_name="IPNDMScheduler").apply(pipeline(), site())
@@ -461,6 +520,22 @@ def test_a_prediction_type_that_it_cannot_sample_is_refused():
 def test_sigmas_are_spaced_in_one_way():
     with pytest.raises(ValidationError, match="choose one"):
         step("scheduler", "euler", use_karras_sigmas=True, use_exponential_sigmas=True)
+
+
+def test_every_package_that_a_shipped_sampler_needs_comes_with_diffopt():
+    project = tomllib.loads((REPO / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    brought = {re.split(r"[^\w-]", text)[0] for text in project["dependencies"]}
+    needed = {package for name in OPTIONS for package in step("scheduler", name).requires().packages}
+    assert needed == {"scipy"}  # of lms; beta sigmas are a setting of others
+    assert needed <= brought
+
+
+@pytest.mark.skipif(bool(unmet_packages(["scipy"])), reason="scipy is not here")
+def test_beta_sigmas_are_those_of_the_plain_sampler():
+    pipe, plain = pipeline(), pipeline()
+    step("scheduler", "euler", use_beta_sigmas=True).apply(pipe, site())
+    plain.scheduler = diffusers.EulerDiscreteScheduler.from_config(plain.scheduler.config, use_beta_sigmas=True)
+    np.testing.assert_array_equal(picture(pipe, 4), picture(plain, 4))
 
 
 def test_what_needs_scipy_says_so():

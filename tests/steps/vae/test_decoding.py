@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 
@@ -72,6 +73,18 @@ def test_more_overlap_means_more_squares(overlap, calls, reference):
     chosen.apply(pipe, site())
     assert pictures(pipe).shape == reference.shape
     assert chosen.verify(pipe, site()).numbers["decoder_calls"] == calls
+
+
+def test_a_copied_pipeline_decodes_with_its_own_vae_and_notes_it_for_itself(reference):
+    pipe, chosen = pipeline(), step("vae", "slicing")
+    chosen.apply(pipe, site())
+    other = copy.deepcopy(pipe)
+    with torch.no_grad():
+        for weight in pipe.vae.parameters():
+            weight.zero_()
+    assert np.abs(pictures(other) - reference).max() <= 1e-4
+    assert chosen.verify(other, site()).numbers["decoder_calls"] == 2
+    assert seen_by_vae_step(pipe.vae).calls == 0
 
 
 def test_both_divide_by_both():

@@ -1,0 +1,74 @@
+"""Folders for a while: gone when their block ends; those of a process that was killed go when the next one is made."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+PREFIX = "diffopt-"
+OWNER = ".owner"  # a file in each folder; its owner has it locked, and the system drops the lock with the process
+
+
+@contextmanager
+def temporary_folder(purpose: str, place: Path | None = None) -> Iterator[Path]:
+    """A new folder; removes what killed processes of this user have left beside it.
+
+    Args:
+        purpose: a part of its name.
+        place: where it is made, which must be there; None: where the system has such folders.
+    """
+    place = Path(tempfile.gettempdir()) if place is None else place
+    _remove_abandoned(place)
+    folder, lock = _owned_folder(purpose, place)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _owned_folder(purpose: str, place: Path) -> tuple[Path, int]:
+    """A folder and the descriptor of its lock. Whoever clears up may have taken one before it was locked."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{purpose}-", dir=place))
+        with suppress(FileNotFoundError):
+            lock = os.open(folder / OWNER, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            if _lock(lock) and (folder / OWNER).stat().st_ino == os.fstat(lock).st_ino:
+                return folder, lock
+            os.close(lock)
+
+
+def _remove_abandoned(place: Path) -> None:
+    """Remove the folders of this user whose owner is no more. One without the file was never used: it is empty."""
+    with suppress(OSError), os.scandir(place) as entries:
+        for entry in entries:
+            if entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False):
+                with suppress(OSError):
+                    if entry.stat(follow_symlinks=False).st_uid == os.getuid():
+                        _remove_if_abandoned(Path(entry.path))
+
+
+def _remove_if_abandoned(folder: Path) -> None:
+    try:
+        lock = os.open(folder / OWNER, os.O_RDWR | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        folder.rmdir()  # raises where it is not empty, and so is none of these
+        return
+    try:
+        if _lock(lock):
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
