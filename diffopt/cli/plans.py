@@ -7,6 +7,7 @@ import json
 
 from diffopt.cli import printing
 from diffopt.cli.arguments import requests_of_arguments
+from diffopt.cli.progress import progress
 from diffopt.config.loaded_code import loaded_code
 from diffopt.run.dry_call import plan_cells
 from diffopt.run.launchers import check_launcher
@@ -16,7 +17,8 @@ def run_plan_verb(args: argparse.Namespace) -> int:
     """Exit code 0: a plan that lists refusals has done its work."""
     requests = requests_of_arguments(args)
     check_launcher(requests[0].launch.kind)  # as `run` would complain
-    plans = plan_cells([request.cell for request in requests], deep=args.deep)
+    with progress() as listener:
+        plans = plan_cells([request.cell for request in requests], deep=args.deep, listener=listener)
     code = [loaded_code(request) for request in requests]
     if args.json:
         cells = [

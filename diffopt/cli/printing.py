@@ -85,7 +85,7 @@ def many_plans_in_words(plans: Sequence[Plan], code: Sequence[Sequence[Code]] = 
         lines.append(f"note: {note}")
     counts = Counter(plan.status for plan in plans)
     called = sum(plan.called for plan in plans)
-    said = f"; {called} called once without weights" if called else ""
+    said = f"; {called} called once without weights: ok" if called else ""
     lines.append(f"{len(plans)} cells: {counts['ok']} ok, {counts['refused']} refused{said}")
     lines += measured_in_rounds(plans)
     return "\n".join(map(harmless_line, lines))

@@ -12,6 +12,7 @@ from diffopt.cli.streams import drawing_stream
 from diffopt.results.result import Phase, Result
 from diffopt.results.spread import samples_in_words, spread_in_words
 from diffopt.run.events import (
+    CallsStarted,
     CellFinished,
     CellStarted,
     Event,
@@ -63,6 +64,10 @@ def label_in_round(event: CellStarted | RoundFinished) -> str:
     return event.label + (f" round {event.round} of {event.rounds}" if event.rounds > 1 else "")
 
 
+def progress_line_of_calls(event: CallsStarted) -> str:
+    return f"calling once without weights, as the cells would: {event.number} call{'s' * (event.number > 1)}"
+
+
 def progress_line_of_summary(event: SweepFinished) -> str:
     counts = Counter(result.status for result in event.results)
     noisy = sum(result.status == "ok" and not result.valid for result in event.results)
@@ -105,6 +110,8 @@ class _Lines:
                     self._say(f"note: {note}")
                 if minutes is not None:
                     self._say(f"{total} cells in {minutes:g} minutes")
+            case CallsStarted():
+                self._say(progress_line_of_calls(event))
             case RowUnreadable():
                 self._say(progress_line_of_unreadable_row(event))
             case NotBegun():
@@ -141,6 +148,8 @@ class _Bars:
                     self._print(f"note: {note}")
                 name = "cells" if minutes is None else f"cells in {minutes:g} minutes"
                 self._cells = self._bars.add_task(name, total=total)
+            case CallsStarted():
+                self._print(progress_line_of_calls(event))
             case RowUnreadable():
                 self._print(progress_line_of_unreadable_row(event))
             case NotBegun():

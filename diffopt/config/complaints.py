@@ -15,7 +15,8 @@ from diffopt.models.resolve import OLD_TINY
 from diffopt.schema.words import PRECISION_OF_DTYPE, did_you_mean
 
 TEXTS = ("workload.prompt", "workload.negative_prompt")
-SEVERAL_PROMPTS = "Several prompts stand in a file: workload.prompts_file=FILE."
+PROMPTS_FILE = "workload.prompts_file=FILE"
+SEVERAL_PROMPTS = f" Several prompts stand in a file: {PROMPTS_FILE}."
 # What other words for an option are called here: torch's and those for any GPU.
 OPTION_WORDS = {("precision", dtype): f"precision={name}" for dtype, name in PRECISION_OF_DTYPE.items()}
 OPTION_WORDS |= {("hardware", word): "hardware=auto, which takes the GPU of this machine" for word in ("gpu", "cuda")}
@@ -28,10 +29,12 @@ KEY_WORDS = {
     "torch_dtype": "precision.dtype",
     "controlnet_conditioning_scale": "workload.control_scale",
 }
-QUOTING = (
-    "Quote it for Hydra inside the shell's quotes, 'workload.prompt=\"a cat, a dog (in oil)\"', or put prompts one per "
-    "line into a file and give workload.prompts_file=FILE."
-)
+
+
+def _quoting(key: str) -> str:
+    """How a text is given whose signs mean something to Hydra."""
+    file = f", or put prompts one per line into a file: {PROMPTS_FILE}" if key == TEXTS[0] else ""
+    return f"Quote it for Hydra inside the shell's quotes, '{key}=\"a cat, a dog (in oil)\"'{file}."
 
 
 def unknown_option(group: str, option: str, options: Sequence[str]) -> str:
@@ -118,27 +121,29 @@ def _about_text(override: Override) -> str | None:
     quoted = shlex.quote(f'{key}="{text}"')
     said = f"{override.input_line}: Hydra reads {read.get(type(odd[0]), 'no text')} here, and a prompt is a text. "
     if override.is_sweep_override():
-        return f"{said}{QUOTING}"
+        return f"{said}{_quoting(key)}"
     said += f"Quote it for Hydra inside the shell's quotes, {quoted}."
-    return f"{said} {SEVERAL_PROMPTS}" if list in map(type, odd) else said
+    return said + (SEVERAL_PROMPTS if key == TEXTS[0] and list in map(type, odd) else "")
 
 
 def unparsable_override(text: str, error: str) -> str:
     if "=" not in text or text.startswith("-"):
         return f"'{text}' is not an override. Write KEY=VALUE, such as compile=default or workload.steps=20."
     key, value = text.split("=", 1)
-    if key not in TEXTS and re.search(r"(^|,)\s*(,|$)", value) and not {'"', "'"} & set(value):
+    if re.search(r"(^|,)\s*(,|$)", value) and not {'"', "'"} & set(value):
+        text_too = f" {_quoting(key)}" if key in TEXTS else ""
         return (
-            f"{text}: there is an empty value beside a comma. Leave the comma out, or write the value that is missing."
+            f"{text}: there is an empty value beside a comma. Leave the comma out, or write the value that is "
+            f"missing.{text_too}"
         )
-    hint = QUOTING if key in TEXTS else "Quote the value: 'key=\"value\"'."
+    hint = _quoting(key) if key in TEXTS else "Quote the value: 'key=\"value\"'."
     return f"{key}: its value has signs that Hydra's grammar takes in quotes only ({_first_line(error)}). {hint}"
 
 
 def ambiguous_override(error: str, overrides: Sequence[Override]) -> str:
     swept = next(override for override in overrides if override.is_sweep_override())
     key = swept.get_key_element()
-    hint = QUOTING if "prompt" in key else f"For one value that holds a comma, quote it: '{key}=\"…\"'."
+    hint = _quoting(key) if key in TEXTS else f"For one value that holds a comma, quote it: '{key}=\"…\"'."
     return (
         f"{swept.input_line} gives '{key}' several values, which run, plan and prefetch take with -m (in Python "
         f"multirun=True). {hint}"
@@ -157,7 +162,7 @@ def unknown_key(override: Override, data: Mapping[str, Any], *, below: str | Non
             place, keys = f"'{where}'" if where else "the configuration", [str(key) for key in node]
             elsewhere = _keys_named(part, data)
             near = f" Did you mean {' or '.join(elsewhere)}?" if elsewhere else did_you_mean(part, keys)
-            near += f" {SEVERAL_PROMPTS}" if part == "prompts" else ""
+            near += SEVERAL_PROMPTS if part == "prompts" else ""
             return f"{override.input_line}: {place} has no key '{part}'.{near} It has {', '.join(keys)}."
         node = node[part]
     raise ValueError(f"{override.input_line} is known")

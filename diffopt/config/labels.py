@@ -45,7 +45,8 @@ STANDS_FOR = {
 FILLED_IN = frozenset({*STANDS_FOR, "lora"})  # groups in whose options null is what is looked up, or given
 ANY = {"hardware": "auto"}  # an option that stands for whatever is there
 NO_VALUES = ("recipe", "launch")  # groups of which a cell has the name alone
-IDS = re.compile(r"# diffopt recipe ([0-9a-f]{12}), cell ([0-9a-f]{12})\s*")
+IDS_BEGIN = "# diffopt recipe "
+IDS = re.compile(IDS_BEGIN + r"([0-9a-f]{12}), cell ([0-9a-f]{12})\s*")
 
 
 def labels_of_file(path: Path, data: Mapping[str, Any]) -> tuple[dict[str, str], FileLabels]:
@@ -64,9 +65,15 @@ def labels_of_file(path: Path, data: Mapping[str, Any]) -> tuple[dict[str, str],
 def check_ids_of_file(path: Path, text: str, data: dict[str, Any]) -> None:
     """Raises UsageError where a comment at the top of a recipe file gives it the ids of something else."""
     comments = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
-    said = next((found for line in comments if (found := IDS.fullmatch(line))), None)
-    if said is None:
+    line = next((line for line in comments if line.startswith(IDS_BEGIN)), None)
+    if line is None:
         return
+    said = IDS.fullmatch(line)
+    if said is None:
+        raise UsageError(
+            f"--recipe {path}: its line '{line[:80]}' does not give the ids of a recipe and of a cell, as `diffopt "
+            "show` writes them. Mend the line, or take it out."
+        )
     try:
         cell = Cell.from_plain(data)
     except ValidationError:
@@ -148,7 +155,7 @@ class Labels:
         if group in NO_VALUES:
             return f"Write one of {', '.join(self._composer.options(group))}"
         near = option or min(others, key=lambda pair: ("kind" in pair[1], len(pair[1])))[0]
-        return f"If it is meant, write '{changed_label(near, self._changed(cell, group, near))}'"
+        return f'If it is meant, write {group}: "{changed_label(near, self._changed(cell, group, near))}"'
 
 
 def _as_resolved(model: dict[str, Any], weights: str) -> dict[str, Any]:

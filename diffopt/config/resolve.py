@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from diffopt.config import Composed, Composer
 from diffopt.config.consent import config_with_consent, config_with_files_located
+from diffopt.config.host import note_on_memory_of_host
 from diffopt.config.labels import Labels, check_ids_of_file, labels_of_file
 from diffopt.config.origins import note_origin, origin_of_recipe_file
 from diffopt.config.sweep import expand, on_recipe, split_sweep
@@ -93,6 +94,7 @@ def compose_requests(
     outside = [(request.study, request.launch, request.reference) for request in found]
     if any(each != outside[0] for each in outside):
         raise UsageError("study, launch and reference are the same for a whole sweep: give each of them one value.")
+    _check_reference(composer, found[0].reference)
     if multirun:
         found = _reference_first(composer, resolver, composed, found)
     if found[0].launch.compile_artifact.load is not None and any(request.cell.measure.starts for request in found):
@@ -102,6 +104,18 @@ def compose_requests(
         )
     check_runtime_names(request.cell.runtime for request in found)
     return list({request.cell.id: request for request in reversed(found)}.values())[::-1]
+
+
+def _check_reference(composer: Composer, reference: Reference) -> None:
+    """Raises UsageError for a recipe that there is not, or that cannot be composed."""
+    if reference.kind != "recipe":
+        return
+    composer.option_file("recipe", reference.name)
+    if composer.base is not None:
+        raise UsageError(
+            f"reference={reference} composes a recipe, and --recipe FILE stands in the place of one: write "
+            "reference=first, plain or cell:ID."
+        )
 
 
 def _reference_first(
@@ -219,6 +233,7 @@ class Resolver:
         yield from notes_on_prompts(cell.recipe.model, cell.workload)
         yield from notes_on_pictures(cell.workload, cell.recipe.model.size_multiple)
         yield from self._composer.notes
+        yield from note_on_memory_of_host(cell)
 
     def _model(self, data: dict[str, Any], typed: frozenset[str] = frozenset()) -> dict[str, Any]:
         data = with_tiny_model_values(data, typed)

@@ -90,13 +90,23 @@ def notes_on_pictures(workload: Workload, block: int) -> Iterator[str]:
         width, height = _checked(path, f"workload.{key}={path.name}", file_stamp(path))[1]
         shape = width / height
         if not 1 / SAME_SHAPE < shape / (asked[0] / asked[1]) < SAME_SHAPE:
-            root = math.sqrt(asked[0] * asked[1])
-            fit = [max(round(side / block), 1) * block for side in (root * shape**0.5, root / shape**0.5)]
+            fit = _nearest_size(shape, asked, block)
+            near = f"workload.width={fit[0]} workload.height={fit[1]} is nearly its own, and " if fit != asked else ""
             yield (
                 f"workload.{key}={path.name}: a picture of {width}x{height} is stretched to {asked[0]}x{asked[1]}, "
-                f"another shape; workload.width={fit[0]} workload.height={fit[1]} is nearly its own, and "
-                "workload.resize_mode=crop keeps it, without what is over"
+                f"another shape; {near}workload.resize_mode=crop keeps it, without what is over"
             )
+
+
+def _nearest_size(shape: float, asked: tuple[int, int], block: int) -> tuple[int, int]:
+    """The size in multiples of ``block`` that is nearest to a shape (width over height), of about as many pixels."""
+    root = math.sqrt(asked[0] * asked[1])
+    widths, heights = (
+        [max(math.floor(side / block) + more, 1) * block for more in (0, 1)]
+        for side in (root * shape**0.5, root / shape**0.5)
+    )
+    sizes = [asked, *((width, height) for width in widths for height in heights)]
+    return min(sizes, key=lambda size: abs(math.log(shape * size[1] / size[0])))
 
 
 def open_picture(

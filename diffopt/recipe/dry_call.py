@@ -9,7 +9,7 @@ from diffopt.recipe.cell import Cell
 from diffopt.recipe.planned import Plan, Problem
 from diffopt.schema.record import Frozen
 
-ANYWAY = "`--no-deep` (in Python deep=False) leaves this call out"
+ANYWAY = "`diffopt run --no-deep` (in Python deep=False) leaves this call out"
 
 
 class StageFiles(Frozen):

@@ -22,8 +22,8 @@ def samples_in_words(result: Result) -> str:
 
 
 def is_within_spread(ratio: float, *latencies: Latency) -> bool:
-    """Whether the ratio of two medians is nearer to 1 than one of them is spread."""
-    return abs(ratio - 1) < max(latency.spread for latency in latencies)
+    """Whether the larger of two medians, over the smaller, is nearer to 1 than one of them is spread."""
+    return max(ratio, 1 / ratio) - 1 < max(latency.spread for latency in latencies)
 
 
 def notes_on_spread(results: Sequence[Result]) -> tuple[str, ...]:

@@ -36,7 +36,7 @@ class Table:
     def markdown(self) -> str:
         """In Markdown, columns aligned for reading as plain text too."""
         cells = self._escaped()
-        widths = _widths(cells)
+        widths = [max(width, 2) for width in _widths(cells)]  # a rule has a dash beside its colon
         head, *body = ([*map(self._pad, range(len(widths)), row, widths)] for row in cells)
         rule = ["-" * (width - 1) + ":" if i in self.right else "-" * width for i, width in enumerate(widths)]
         return _markdown([head, rule, *body])

@@ -32,6 +32,7 @@ from diffopt.recipe.cell import Cell
 from diffopt.recipe.dry_call import DryAnswer, DryCall, StageFiles, plan_with_dry_answer
 from diffopt.recipe.plan import make_plan
 from diffopt.recipe.planned import Plan
+from diffopt.run.events import CallsStarted, Listener, silent_listener
 from diffopt.run.process import OF_WORKERS, clean_environment
 from diffopt.schema.model import Model
 from diffopt.schema.record import record_identity
@@ -55,11 +56,18 @@ class AskedCall:
     key: str
 
 
-def plan_cells(cells: Iterable[Cell], *, deep: bool, others: Mapping[str, Interpreter] | None = None) -> list[Plan]:
+def plan_cells(
+    cells: Iterable[Cell],
+    *,
+    deep: bool,
+    others: Mapping[str, Interpreter] | None = None,
+    listener: Listener = silent_listener,
+) -> list[Plan]:
     """The plan of each cell.
 
     Args:
         deep: call the pipeline of a model that is told by its own files once without weights.
+        listener: told before calls are made that are not remembered.
         others: what :func:`interpreters` gave for the cells' runtimes, where that lasts already.
     """
     plans = [_with_note_on_interpreter(make_plan(cell)) for cell in cells]
@@ -67,7 +75,7 @@ def plan_cells(cells: Iterable[Cell], *, deep: bool, others: Mapping[str, Interp
     if not wanted:
         return plans
     with _interpreters(wanted, others) as found:
-        answers = _answers([plan.cell for plan in wanted], found)
+        answers = _answers([plan.cell for plan in wanted], found, listener)
     said = dict(zip(map(id, wanted), answers, strict=True))
     return [plan_with_dry_answer(plan, said[id(plan)]) if id(plan) in said else plan for plan in plans]
 
@@ -88,11 +96,13 @@ def _interpreters(
     return interpreters(plan.cell.runtime for plan in plans) if others is None else nullcontext(others)
 
 
-def _answers(cells: Sequence[Cell], others: Mapping[str, Interpreter]) -> list[DryAnswer]:
+def _answers(cells: Sequence[Cell], others: Mapping[str, Interpreter], listener: Listener) -> list[DryAnswer]:
     """The answer for each cell, remembered or found now; cells that ask for the same call have the same."""
     asked = [_ask(cell, others.get(cell.runtime.name)) for cell in cells]
     calls = {each.key: each for each in asked if isinstance(each, AskedCall)}
     known = {key: answer for key in calls if (answer := _recall(key)) is not None}
+    if len(known) < len(calls):
+        listener(CallsStarted(len(calls) - len(known)))
     for runtime in dict.fromkeys(call.cell.runtime.name for key, call in calls.items() if key not in known):
         waiting = [call for key, call in calls.items() if key not in known and call.cell.runtime.name == runtime]
         for call, answer in _made_in_processes(waiting, others.get(runtime)):

@@ -16,6 +16,13 @@ class SweepStarted:
 
 
 @dataclass(frozen=True)
+class CallsStarted:
+    """Before a sweep starts: pipelines that are told by their own files are called without weights, in a process."""
+
+    number: int
+
+
+@dataclass(frozen=True)
 class CellStarted:
     """A worker is about to be started; refused and kept cells have no such event."""
 
@@ -73,7 +80,15 @@ class SweepFinished:
 
 
 Event = (
-    SweepStarted | RowUnreadable | NotBegun | CellStarted | PhaseStarted | RoundFinished | CellFinished | SweepFinished
+    CallsStarted
+    | SweepStarted
+    | RowUnreadable
+    | NotBegun
+    | CellStarted
+    | PhaseStarted
+    | RoundFinished
+    | CellFinished
+    | SweepFinished
 )
 Listener = Callable[[Event], None]
 

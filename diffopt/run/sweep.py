@@ -59,7 +59,7 @@ def run_single(
         The row, and the study that has it: None where it was refused and there was no such study yet.
     """
     with interpreters([cell.runtime]) if others is None else nullcontext(others) as found:
-        (plan,) = plan_cells([cell], deep=deep, others=found)
+        (plan,) = plan_cells([cell], deep=deep, others=found, listener=listener)
         if not isinstance(study, Study) and (study is None or not Study.exists(study)):
             refused = row_of_refused_cell(plan, found.get(cell.runtime.name))
             if refused is not None:
@@ -104,7 +104,7 @@ def run_all(
     compile_caches_of_user()  # likewise asked before there is a study
     distinct = list({cell.id: cell for cell in cells}.values())
     with interpreters(cell.runtime for cell in cells) if others is None else nullcontext(others) as found:
-        plans = plan_cells(distinct, deep=deep, others=found)
+        plans = plan_cells(distinct, deep=deep, others=found, listener=listener)
         rows = _run_plans(plans, study, launch, listener, found, anew=anew)
     by_id = {row.cell_id: row for row in rows}
     return [by_id[cell.id] for cell in cells]

@@ -157,14 +157,14 @@ UNTRUE = {
     "a change that is none": (_choose("precision", "fp32 (changed: dtype)"), ["dtype is said to be changed"]),
     "a changed value of no option": (
         _set("precision", vae="float32"),
-        ["precision.vae=float32, and precision=fp32 has auto", "write 'fp32 (changed: vae)'"],
+        ["precision.vae=float32, and precision=fp32 has auto", 'write precision: "fp32 (changed: vae)"'],
     ),
     "one of two changes": (
         lambda data: [
             _set("precision", dtype="float16", vae="float32")(data),
             _choose("precision", "fp32 (changed: vae)")(data),
         ],
-        ["precision.dtype=float16", "write 'fp32 (changed: dtype, vae)'"],
+        ["precision.dtype=float16", 'write precision: "fp32 (changed: dtype, vae)"'],
     ),
     "a label that is missing": (lambda data: data["choices"].pop("attention"), None),
     "a missing label of another option": (
@@ -226,6 +226,10 @@ def test_ids_that_are_not_those_of_the_values_are_refused(cli: Cli, tmp_path: Pa
     assert cli("plan", "--recipe", "f.yaml")[0] == 0
     (tmp_path / "f.yaml").write_text(edited.replace(f"{first}\n", ""))
     assert cli("plan", "--recipe", "f.yaml")[0] == 0
+    (tmp_path / "f.yaml").write_text(edited.replace(first, first.split(", cell")[0]))
+    code, _, err = cli("plan", "--recipe", "f.yaml")
+    assert code == 2
+    assert "does not give the ids of a recipe and of a cell" in err
 
 
 def test_an_option_of_ones_own_is_read_back_where_it_is(cli: Cli, tmp_path: Path) -> None:
@@ -238,7 +242,7 @@ def test_an_option_of_ones_own_is_read_back_where_it_is(cli: Cli, tmp_path: Path
     code, _, err = cli("show", "--recipe", "f.yaml")
     assert code == 2
     assert "attention=mine" in err
-    assert "write 'sdpa (changed: components)'" in err
+    assert 'write attention: "sdpa (changed: components)"' in err
     assert "--config-dir" in err
     option.write_text("defaults: [sdpa, _self_]\n")
     assert "attention=mine has [denoiser]" in cli("show", "--recipe", "f.yaml", "--config-dir", "options")[2]

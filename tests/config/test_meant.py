@@ -72,7 +72,10 @@ def test_the_memory_of_this_machine_bounds_what_it_is_asked_for() -> None:
     (remedied,) = make_plan(compose_requests(["model=sd35_medium", "precision=fp32"])[0].cell).problems
     assert "it would fit with precision=bf16" in remedied.remedy
     assert not make_plan(compose_requests(["model=sd15"])[0].cell).problems
-    assert not make_plan(compose_requests(["model=flux_dev", "hardware=cpu"])[0].cell).problems, "some other machine"
+    other = make_plan(compose_requests(["model=flux_dev", "hardware=cpu"])[0].cell)
+    assert not other.problems, "it may be for some other machine"
+    assert any("and this machine has 24.0" in note for note in other.notes)
+    assert not any("this machine" in note for note in make_plan(compose_requests(["hardware=cpu"])[0].cell).notes)
 
 
 @pytest.mark.usefixtures("small_machine")

@@ -60,10 +60,22 @@ def test_a_single_cell_is_run_alone() -> None:
 def test_mistakes() -> None:
     with pytest.raises(UsageError, match="recipe=nonesuch"):
         asked("reference=recipe:nonesuch", "fuse=qkv,none")
+    with pytest.raises(UsageError, match="recipe=nonesuch"):
+        asked("reference=recipe:nonesuch", multirun=False)
     with pytest.raises(UsageError, match="write recipe:NAME"):
         asked("reference=fastest", "fuse=qkv,none")
     with pytest.raises(UsageError, match="reference are the same for a whole sweep"):
         asked("reference=first,plain")
+
+
+def test_a_recipe_cannot_be_composed_beside_a_recipe_file(
+    tmp_path: Path, cli: Callable[..., tuple[int, str, str]]
+) -> None:
+    (tmp_path / "f.yaml").write_text(cli("show", CPU)[1])
+    for more in ([], ["-m", "fuse=qkv,none"]):
+        code, _, err = cli("plan", "--recipe", str(tmp_path / "f.yaml"), *more, "reference=recipe:flux")
+        assert code == 2
+        assert "reference=recipe:flux composes a recipe, and --recipe FILE stands in the place of one" in err
 
 
 def test_a_matrix_may_name_one(tmp_path: Path) -> None:

@@ -50,6 +50,10 @@ MISTAKES = {
     "a key in another group": (["model.batch_size=4"], ["Did you mean workload.batch_size?"]),
     "diffusers' argument": (["num_inference_steps=4"], ["Did you mean workload.steps?"]),
     "nothing after the last comma": (["compile=none,regional,"], ["empty value beside a comma"]),
+    "nothing after a prompt's comma": (
+        ["workload.negative_prompt=bad,"],
+        ["empty value beside a comma", "'workload.negative_prompt=\""],
+    ),
     "nothing between two commas": (["workload.steps=1,,2"], ["empty value beside a comma"]),
     "prompt with a comma": (["workload.prompt=a cat, a dog"], ["workload.prompts_file", "'workload.prompt=\""]),
     "prompt with a parenthesis": (["workload.prompt=a cat (in oil"], ["workload.prompts_file"]),

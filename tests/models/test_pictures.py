@@ -391,6 +391,8 @@ def test_looking_up_a_picture_imports_no_torch() -> None:
         ((512, 512), (64, 64), None),
         ((1500, 1000), (1216, 832), None),  # nearly the same
         ((64, 64), (128, 64), "workload.width=88 workload.height=88"),
+        ((200, 40), (152, 32), "workload.width=160 workload.height=32"),
+        ((200, 40), (160, 32), None),
     ],
 )
 def test_a_picture_that_is_stretched_to_another_shape_is_noted(

@@ -32,6 +32,7 @@ from diffopt.results.result import (
     read_result,
 )
 from diffopt.results.sheet import GAP, SIDE, contact_sheet
+from diffopt.results.spread import is_within_spread
 from diffopt.results.study import Study
 from diffopt.results.table import Table, results_table, values_table
 from diffopt.schema.reference import PLAIN
@@ -325,3 +326,16 @@ def test_the_faces_of_a_table() -> None:
     assert FACES.text() == "name      s    why\na         1.5  x | y\nlong one  10\n"
     assert Table((), FACES.rows).text() == "a         1.5  x | y\nlong one  10\n"
     assert FACES.csv() == "name,s,why\na,1.5,x | y\nlong one,10,\n"
+
+
+def test_a_column_of_one_letter_has_a_rule_of_markdown() -> None:
+    shown = Table(("cell", "n"), (("a", "3"),), frozenset({1}))
+    assert shown.markdown() == "| cell |  n |\n| ---- | -: |\n| a    |  3 |\n"
+
+
+@pytest.mark.parametrize("ratio", [1.5, 1 / 1.5])
+def test_what_is_within_the_spread_is_so_both_ways(ratio: float) -> None:
+    wide = Latency(samples=(1.0,) * 3, median=1.0, q1=0.4, q3=1.6)
+    narrow = Latency(samples=(1.0,) * 3, median=1.0, q1=0.9, q3=1.1)
+    assert is_within_spread(ratio, wide, narrow)
+    assert not is_within_spread(ratio, narrow)

@@ -119,7 +119,7 @@ def test_a_process_that_dies_is_noted_and_not_remembered(started: Callable[[], l
     assert (first.called, dead.status, failed.status) == (True, "ok", "refused")
     (note,) = [note for note in dead.notes if "without weights" in note]
     assert "exited with code 3; it printed at last: the last words" in note
-    assert failed.reasons[0].startswith("model=local: no luck; try; `--no-deep`")
+    assert failed.reasons[0].startswith("model=local: no luck; try; `diffopt run --no-deep`")
     assert started() == [3, 1]
     plan_cells(cells, deep=True)
     assert started() == [3, 1, 1]
@@ -155,7 +155,7 @@ def test_the_verb_plan(started: Callable[[], list[int]], mine: Path, cli: Cli) -
     code, out, _ = cli("plan", "--deep", *words(mine))
     assert (code, OK in out.splitlines()) == (0, True)
     code, out, _ = cli("plan", "--deep", "-m", *words(mine, said("ok,fails,unclear")))
-    assert (code, out.splitlines()[-1]) == (0, "3 cells: 2 ok, 1 refused; 1 called once without weights")
+    assert (code, out.splitlines()[-1]) == (0, "3 cells: 2 ok, 1 refused; 1 called once without weights: ok")
     assert started() == [1, 3]
     assert '"called": true' in cli("plan", "--deep", "--json", *words(mine))[1]
 
