@@ -8,6 +8,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from diffopt.cli.arguments import config_folders_of_arguments
+from diffopt.config.reference import read_reference
+from diffopt.config.resolve import make_composer
 from diffopt.errors import UsageError
 from diffopt.recipe.cell import Cell
 from diffopt.results import comparison, sides
@@ -22,7 +25,7 @@ from diffopt.schema.reference import AUTO, Reference
 
 def run_report_verb(args: argparse.Namespace) -> int:
     _check_report(args)
-    reference = Reference.from_text(args.reference or AUTO, "--reference")
+    reference = _reference(args.reference)
     if args.published is not None:
         return _print_parts(published_page(args.published, args.charts, args.gpu))
     if len(args.study) != 1:
@@ -36,6 +39,13 @@ def run_report_verb(args: argparse.Namespace) -> int:
     else:
         print(values_table(results).csv() if args.csv else _with_foot(results_table(results, reference)), end="")
     return 0
+
+
+def _reference(text: str | None) -> Reference:
+    """What ``--reference`` names; its recipe is one of diffopt's or of ``./conf``."""
+    if text is None:
+        return AUTO
+    return read_reference(make_composer(None, config_folders_of_arguments(None)), text, "--reference")
 
 
 def _with_foot(shown: Table) -> str:

@@ -114,10 +114,10 @@ class Labels:
             if file is not None and (odd := _odd(file.changed[group], found, f"{group}.", composed.typed)):
                 raise UsageError(self._unlike(file, group, option, cell, odd[0]))
             labels[group] = changed_label(option, found)
-        labels["recipe"] = self._label_of_recipe(composed, labels)
+        labels["recipe"] = self._label_of_recipe(composed)
         return cell if labels == dict(cell.choices) else cell.model_copy(update={"choices": labels})
 
-    def _label_of_recipe(self, composed: Composed, labels: Mapping[str, str]) -> str:
+    def _label_of_recipe(self, composed: Composed) -> str:
         """A recipe's name, with the groups where another option is chosen than its own.
 
         Raises UsageError where a recipe file says otherwise.
@@ -126,7 +126,7 @@ class Labels:
         if name not in self._recipes:
             found = self._composer.without_file().compose([f'recipe="{name}"'])
             self._recipes[name] = {group: found.choices[group] for group in STEP_GROUPS if group in found.chosen}
-        changed = [group for group, option in self._recipes[name].items() if labels.get(group) != option]
+        changed = [group for group, option in self._recipes[name].items() if composed.choices.get(group) != option]
         label = changed_label(name, changed)
         if file is not None and "recipe" in file.changed:
             odd = (set(file.changed["recipe"]) ^ set(changed)) & file.changed.keys()  # of what is not chosen anew

@@ -78,7 +78,8 @@ class Smokes:
         if captured:
             request = self._resolver.request(self._composer.compose([*words, *added, *captured]))
         request = replace(request, cell=_labelled_as_asked(request.cell, (*added, *captured)))
-        smoke = self._runnable(request, title or f"{request.cell.choices['recipe']} x {request.cell.choices['model']}")
+        named = (option_of_label(request.cell.choices[group]) for group in ("recipe", "model"))
+        smoke = self._runnable(request, title or " x ".join(named))
         return replace(smoke, captured=bool(captured))
 
     def families(self) -> list[str]:
