@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -17,13 +16,12 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from diffopt.errors import UsageError
-from diffopt.machine.files import write_json
-from diffopt.machine.paths import user_cache
-from diffopt.machine.reading import MIB, opened_file, read_file
+from diffopt.machine.reading import MIB, opened_file
+from diffopt.machine.remembered import recall_answers, remember_answers, remembered_file
 
-LONGEST = 64 * MIB  # of the memory of hashes
 BIG = 64 * MIB  # bytes; a smaller file is hashed in less than a tenth of a second
 SHA256 = re.compile(r"[0-9a-f]{64}")
+MEMORY = "content.json"  # in the user's cache
 
 
 class Stamp(NamedTuple):
@@ -72,16 +70,17 @@ def sha256_of_folder(folder: Path, paths: Iterable[Path]) -> str:
 def _size_and_digest(path: Path) -> tuple[int, str]:
     """Size in bytes and SHA-256 of one file, the latter from the memory where it has it."""
     stamp = file_stamp(path)
-    memory = _memory() if stamp.size > BIG else None
+    memory = remembered_file(MEMORY) if stamp.size > BIG else None
     if memory is None:
         return stamp.size, _digest(path, stamp)
     key = str(path.resolve())
-    known = _known_digest(_recall(memory).get(key), stamp)
+    known = _known_digest(recall_answers(memory).get(key), stamp)
     if known is not None:
         return stamp.size, known
     digest = _digest(path, stamp)
     if file_stamp(path) == stamp:  # not written to meanwhile
-        _remember(memory, {**_recall(memory), key: {**stamp._asdict(), "sha256": digest}})
+        entries = {**recall_answers(memory), key: {**stamp._asdict(), "sha256": digest}}
+        remember_answers(memory, {place: entry for place, entry in entries.items() if os.path.exists(place)})
     return stamp.size, digest
 
 
@@ -98,29 +97,3 @@ def _digest(path: Path, stamp: Stamp) -> str:
     """SHA-256 of a file, once per process and ``stamp``: a sweep may ask for the same file with each of its models."""
     with opened_file(path, str(path)) as file:
         return sha256_of_opened(file)
-
-
-def _memory() -> Path | None:
-    """The file of remembered hashes; None for a user without a home."""
-    try:
-        return user_cache() / "content.json"
-    except RuntimeError:
-        return None
-
-
-def _recall(memory: Path) -> dict[str, Any]:
-    """What is remembered, one entry per path; nothing when the file is missing, unreadable or spoiled."""
-    try:
-        known = json.loads(read_file(memory, str(memory), LONGEST))
-    except (OSError, UsageError, ValueError, RecursionError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
-def _remember(memory: Path, known: dict[str, Any]) -> None:
-    """Replace the memory, without files that are gone. A place that takes no files costs time and nothing else."""
-    try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_json(memory, {path: entry for path, entry in known.items() if os.path.exists(path)})
-    except (OSError, ValueError):
-        return

@@ -12,14 +12,11 @@ import json
 import os
 import sys
 from importlib import metadata
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from diffopt.errors import UsageError
-from diffopt.machine.files import write_json
-from diffopt.machine.paths import user_cache
 from diffopt.machine.process import lines_of_program
-from diffopt.machine.reading import MIB, read_file
+from diffopt.machine.remembered import recall_answers, remember_answers, remembered_file
 
 Kind = Literal["tokenizer", "scheduler", "processor", "guider", "module"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -28,7 +25,7 @@ TOKENIZER_FILES = frozenset(
     {"tokenizer_config.json", "tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "special_tokens_map.json"}
     | {"spiece.model", "tokenizer.model"}
 )
-LONGEST = 16 * MIB  # of the remembered answers
+MEMORY = "kinds.json"  # in the user's cache
 ANSWER_S = 300.0  # importing torch takes seconds, on a slow network disk minutes
 LONGEST_ANSWER = 2**20  # bytes of a line; a library may print a long one of its own before
 # By the names of the classes that it descends from; a processor may be a module too, and is asked for first.
@@ -71,8 +68,8 @@ def kind_told_by_library(module: str, class_name: str) -> Kind:
     """What the installed library says of its class. Raises UsageError where it has no such class, or is not here."""
     library = module.partition(".")[0]
     key = f"{library} {_version(library)} {module}.{class_name}"
-    memory = _memory()
-    known = _kind(None if memory is None else _recall(memory).get(key))
+    memory = remembered_file(MEMORY)
+    known = _kind(None if memory is None else recall_answers(memory).get(key))
     if known is not None:
         return known
     told = _kind(_asked_of_library(module, class_name))
@@ -82,7 +79,7 @@ def kind_told_by_library(module: str, class_name: str) -> Kind:
             f"the {library} that is here ({_version(library) or 'none'}); install the version that saved the model"
         )
     if memory is not None:
-        _remember(memory, {**_recall(memory), key: told})
+        remember_answers(memory, {**recall_answers(memory), key: told})
     return told
 
 
@@ -105,29 +102,3 @@ def _version(library: str) -> str | None:
         return metadata.version(library)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _memory() -> Path | None:
-    """The file of remembered answers; None for a user without a home."""
-    try:
-        return user_cache() / "kinds.json"
-    except RuntimeError:
-        return None
-
-
-def _recall(memory: Path) -> dict[str, Any]:
-    """What is remembered; nothing when the file is missing, unreadable or spoiled."""
-    try:
-        known = json.loads(read_file(memory, str(memory), LONGEST))
-    except (OSError, UsageError, ValueError, RecursionError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
-def _remember(memory: Path, known: dict[str, Any]) -> None:
-    """Replace the memory. A place that takes no files costs time and nothing else."""
-    try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        write_json(memory, known)
-    except (OSError, ValueError):
-        return

@@ -20,11 +20,10 @@ from pydantic import ValidationError
 
 from diffopt.errors import UsageError
 from diffopt.machine.content import sha256_of_folder
-from diffopt.machine.files import write_json
 from diffopt.machine.interpreter import Interpreter, interpreters, why_interpreter_is_absent
 from diffopt.machine.packages import installed_version
-from diffopt.machine.paths import user_cache
 from diffopt.machine.process import Child, how_process_ended, last_words_of_log
+from diffopt.machine.remembered import recall_answers, remember_answers, remembered_file
 from diffopt.models.index import check_model_files, read_model_index
 from diffopt.models.prefetch import cached_folder_of_target, controlnet_target, pipeline_target
 from diffopt.models.resolve import model_folder
@@ -39,6 +38,7 @@ from diffopt.schema.record import record_identity
 from diffopt.version import __version__
 
 WORKER = ("-m", "diffopt.pipeline.dry_call")
+MEMORY = "dry_calls"  # a folder in the user's cache
 LIBRARIES = ("torch", "diffusers", "transformers", "tokenizers", "accelerate")
 DEADLINE_S = 600.0  # for one call, with starting Python; a model of full size takes some ten seconds
 LONGEST_ANSWER = 65536  # bytes
@@ -208,28 +208,19 @@ def _start(calls: Sequence[AskedCall], waiting: Sequence[int], folder: Path, the
 
 def _memory(key: str) -> Path | None:
     """The file of a remembered answer; None for a user without a home."""
-    try:
-        return user_cache() / "dry_calls" / f"{key}.json"
-    except RuntimeError:
-        return None
+    return remembered_file(f"{MEMORY}/{key}.json")
 
 
 def _recall(key: str) -> DryAnswer | None:
     """The remembered answer; None where there is none that can be read."""
     path = _memory(key)
+    known = {} if path is None else recall_answers(path)
     try:
-        return None if path is None else DryAnswer.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError):
+        return DryAnswer.from_plain(known) if known else None
+    except ValidationError:
         return None
 
 
 def _remember(key: str, answer: DryAnswer) -> None:
-    """Keep an answer. A place that takes no files costs time and nothing else."""
-    path = _memory(key)
-    if path is None:
-        return
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, answer.model_dump(mode="json"))
-    except OSError:
-        return
+    if (path := _memory(key)) is not None:
+        remember_answers(path, answer.model_dump(mode="json"))

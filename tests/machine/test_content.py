@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from diffopt.errors import UsageError
 from diffopt.machine import content
 from diffopt.machine.content import sha256_of, sha256_of_folder, sha256_of_opened
+from diffopt.machine.remembered import remembered_file
 
 
 @pytest.fixture
@@ -136,18 +138,19 @@ def test_a_place_that_takes_no_files_costs_only_time(weights, memory, read):
 
 def test_where_the_memory_is(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
+    file = partial(remembered_file, content.MEMORY)
     for given in ("", "relative/path"):
         monkeypatch.setenv("XDG_CACHE_HOME", given)
-        assert content._memory() == Path("/home/me/.cache/diffopt/content.json")
+        assert file() == Path("/home/me/.cache/diffopt/content.json")
     monkeypatch.setenv("XDG_CACHE_HOME", "/var/mine")
-    assert content._memory() == Path("/var/mine/diffopt/content.json")
+    assert file() == Path("/var/mine/diffopt/content.json")
 
     def home():
         raise RuntimeError("no home")
 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(Path, "home", home)
-    assert content._memory() is None
+    assert file() is None
 
 
 def test_what_is_no_file_is_a_usage_error(tmp_path):
