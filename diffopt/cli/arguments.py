@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from diffopt.config import Composer
-from diffopt.config.resolve import Request, compose_requests
+from diffopt.config.request import Request
+from diffopt.config.resolve import compose_requests
 from diffopt.machine.paths import existing_folder, own_folders
 
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from diffopt.cli.arguments import config_folders_of_arguments
-from diffopt.config.reference import read_reference
-from diffopt.config.resolve import make_composer
 from diffopt.errors import UsageError
 from diffopt.recipe.cell import Cell
 from diffopt.results import comparison, sides
@@ -45,7 +43,9 @@ def _reference(text: str | None) -> Reference:
     """What ``--reference`` names; its recipe is one of diffopt's or of ``./conf``."""
     if text is None:
         return AUTO
-    return read_reference(make_composer(None, config_folders_of_arguments(None)), text, "--reference")
+    from diffopt.config import reference, resolve  # here, since a report without --reference needs no Hydra
+
+    return reference.read_reference(resolve.make_composer(None, config_folders_of_arguments(None)), text, "--reference")
 
 
 def _with_foot(shown: Table) -> str:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diffopt.config.composed import Composed
 from diffopt.config.composer import Composer
+from diffopt.config.request import Request
 from diffopt.config.sweep import on_recipe
 from diffopt.errors import UsageError
 from diffopt.recipe.recipe import STEP_GROUPS
 from diffopt.schema.reference import Reference
-
-if TYPE_CHECKING:
-    from diffopt.config.resolve import Request
 
 
 def read_reference(composer: Composer, text: Any, key: str = "reference") -> Reference:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from diffopt.config.host import note_on_memory_of_host
 from diffopt.config.labels import Labels, check_ids_of_file, labels_of_file
 from diffopt.config.origins import note_origin, origin_of_recipe_file
 from diffopt.config.reference import read_reference, with_references_first
+from diffopt.config.request import Request
 from diffopt.config.sweep import expand, split_sweep
 from diffopt.config.workload import (
     UNSAID,
@@ -39,24 +39,14 @@ from diffopt.models.resolve import with_model_facts
 from diffopt.models.tiny import with_tiny_model_values
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.explain import explain_invalid_recipe, groups_of_invalid_recipe
-from diffopt.recipe.launch import Launch, make_launch
+from diffopt.recipe.launch import make_launch
 from diffopt.recipe.options import option_names, shipped_option
 from diffopt.recipe.recipe import Recipe
-from diffopt.schema.reference import AUTO, Reference
+from diffopt.schema.reference import Reference
 from diffopt.schema.runtime import CURRENT, check_runtime_names, resolve_runtime
 
 ResolveModel = Callable[[dict[str, Any], Path], dict[str, Any]]
 LOCK_KEYS = ("choices", "recipe", "workload", "measure", "runtime")
-
-
-@dataclass(frozen=True)
-class Request:
-    """A cell, and where and how it is to run."""
-
-    cell: Cell
-    launch: Launch
-    study: str | None
-    reference: Reference = AUTO
 
 
 def compose_requests(

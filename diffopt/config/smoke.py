@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from diffopt.config import Composed, Composer
-from diffopt.config.resolve import Request, Resolver, cell_from_config
+from diffopt.config.request import Request
+from diffopt.config.resolve import Resolver, cell_from_config
 from diffopt.machine import packages
 from diffopt.models.tiny import has_tiny
 from diffopt.recipe.cell import Cell
