@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from diffopt.cli.arguments import config_folders_of_arguments
 from diffopt.errors import UsageError
 from diffopt.recipe.cell import Cell
 from diffopt.results import comparison, sides
@@ -40,12 +39,12 @@ def run_report_verb(args: argparse.Namespace) -> int:
 
 
 def _reference(text: str | None) -> Reference:
-    """What ``--reference`` names; its recipe is one of diffopt's or of ``./conf``."""
+    """What ``--reference`` names."""
     if text is None:
         return AUTO
-    from diffopt.config import reference, resolve  # here, since a report without --reference needs no Hydra
+    from diffopt.cli.arguments import reference_of_arguments  # here, since a report without one needs no Hydra
 
-    return reference.read_reference(resolve.make_composer(None, config_folders_of_arguments(None)), text, "--reference")
+    return reference_of_arguments(text)
 
 
 def _with_foot(shown: Table) -> str:
