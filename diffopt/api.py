@@ -17,7 +17,7 @@ from diffopt.schema.step import Order, Site
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
-    from diffopt.config.resolve import Request
+    from diffopt.config.request import Request
     from diffopt.recipe.recipe import Recipe
     from diffopt.results.result import Result
     from diffopt.results.study import Study

@@ -6,8 +6,11 @@ import argparse
 from pathlib import Path
 
 from diffopt.config import Composer
-from diffopt.config.resolve import Request, compose_requests
+from diffopt.config.reference import read_reference
+from diffopt.config.request import Request
+from diffopt.config.resolve import compose_requests, make_composer
 from diffopt.machine.paths import existing_folder, own_folders
+from diffopt.schema.reference import Reference
 
 
 def config_folders_of_arguments(config_dir: Path | None) -> list[Path]:
@@ -36,3 +39,8 @@ def composer_of_arguments(args: argparse.Namespace) -> Composer:
     return Composer(
         config_folders_of_arguments(args.config_dir), trusted=trusted_folders_of_arguments(args.trust_config_dir)
     )
+
+
+def reference_of_arguments(text: str) -> Reference:
+    """What ``--reference`` names; its recipe is one of diffopt's or of ``./conf``."""
+    return read_reference(make_composer(None, config_folders_of_arguments(None)), text, "--reference")

@@ -23,7 +23,7 @@ from diffopt.schema.words import harmless_line
 
 def run_report_verb(args: argparse.Namespace) -> int:
     _check_report(args)
-    reference = Reference.from_text(args.reference or AUTO, "--reference")
+    reference = _reference(args.reference)
     if args.published is not None:
         return _print_parts(published_page(args.published, args.charts, args.gpu))
     if len(args.study) != 1:
@@ -37,6 +37,15 @@ def run_report_verb(args: argparse.Namespace) -> int:
     else:
         print(values_table(results).csv() if args.csv else _with_foot(results_table(results, reference)), end="")
     return 0
+
+
+def _reference(text: str | None) -> Reference:
+    """What ``--reference`` names."""
+    if text is None:
+        return AUTO
+    from diffopt.cli.arguments import reference_of_arguments  # here, since a report without one needs no Hydra
+
+    return reference_of_arguments(text)
 
 
 def _with_foot(shown: Table) -> str:

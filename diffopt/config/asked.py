@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffopt.config.resolve import Request, compose_requests, make_composer
+from diffopt.config.request import Request
+from diffopt.config.resolve import compose_requests, make_composer
 from diffopt.errors import UsageError
 from diffopt.machine.paths import existing_folder, own_folders
 from diffopt.schema.runtime import CURRENT

@@ -200,6 +200,12 @@ class Composer:
         other._base, other._skeletons = base, {}
         return other
 
+    def without_file(self) -> Composer:
+        """The same options, without a recipe file."""
+        other = copy.copy(self)
+        other._base, other._skeletons = None, {}
+        return other
+
     def _skeleton(self, groups: list[Override]) -> Composed:
         """The data for a choice of options, before values are set: composed once per choice, a sweep reuses it."""
         key = tuple(str(override.input_line) for override in groups)

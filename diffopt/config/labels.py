@@ -22,7 +22,7 @@ from diffopt.models.tiny import has_tiny, with_tiny_model_values
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.labels import changed_keys_of_label, changed_label, option_of_label
 from diffopt.recipe.options import merged_option
-from diffopt.recipe.recipe import GROUP_ORDER, Recipe
+from diffopt.recipe.recipe import GROUP_ORDER, STEP_GROUPS, Recipe
 from diffopt.schema.hardware import Hardware
 from diffopt.schema.model import Model
 from diffopt.schema.record import Frozen, descriptive_fields
@@ -92,6 +92,7 @@ class Labels:
     def __init__(self, composer: Composer) -> None:
         self._composer = composer
         self._options: dict[tuple[str, str], dict[str, Any]] = {}
+        self._recipes: dict[str, dict[str, str]] = {}  # the options that each recipe chooses, by group
 
     def label(self, cell: Cell, composed: Composed) -> Cell:
         """The cell with its options' names, and what the command line or its recipe file changed of them.
@@ -107,11 +108,34 @@ class Labels:
                 continue
             if option not in self._composer.options(group):
                 raise UsageError(self._unknown(file, group, option, cell))
+            if group == "recipe":  # which has options instead of values: see below
+                continue
             found = self._changed(cell, group, option)
             if file is not None and (odd := _odd(file.changed[group], found, f"{group}.", composed.typed)):
                 raise UsageError(self._unlike(file, group, option, cell, odd[0]))
             labels[group] = changed_label(option, found)
+        labels["recipe"] = self._label_of_recipe(composed)
         return cell if labels == dict(cell.choices) else cell.model_copy(update={"choices": labels})
+
+    def _label_of_recipe(self, composed: Composed) -> str:
+        """A recipe's name, with the groups where another option is chosen than its own.
+
+        Raises UsageError where a recipe file says otherwise.
+        """
+        name, file = composed.choices["recipe"], composed.labels
+        if name not in self._recipes:
+            found = self._composer.without_file().compose([f'recipe="{name}"'])
+            self._recipes[name] = {group: found.choices[group] for group in STEP_GROUPS if group in found.chosen}
+        changed = [group for group, option in self._recipes[name].items() if composed.choices.get(group) != option]
+        label = changed_label(name, changed)
+        if file is not None and "recipe" in file.changed:
+            odd = (set(file.changed["recipe"]) ^ set(changed)) & file.changed.keys()  # of what is not chosen anew
+            if odd:
+                raise UsageError(
+                    f"--recipe {file.file}: choices.recipe: the options of recipe={name} are changed in "
+                    f'{", ".join(changed) or "no group"}. Write recipe: "{label}".'
+                )
+        return label
 
     def _changed(self, cell: Cell, group: str, option: str) -> dict[str, tuple[Any, Any]]:
         """By key below the group the option's value and the cell's, where they are not the same."""

@@ -13,7 +13,7 @@ from diffopt.machine.paths import user_path
 from diffopt.schema.runtime import CURRENT
 
 if TYPE_CHECKING:
-    from diffopt.config.resolve import Request
+    from diffopt.config.request import Request
 
 
 @dataclass(frozen=True)

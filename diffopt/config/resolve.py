@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,9 @@ from diffopt.config.consent import config_with_consent, config_with_files_locate
 from diffopt.config.host import note_on_memory_of_host
 from diffopt.config.labels import Labels, check_ids_of_file, labels_of_file
 from diffopt.config.origins import note_origin, origin_of_recipe_file
-from diffopt.config.sweep import expand, on_recipe, split_sweep
+from diffopt.config.reference import read_reference, with_references_first
+from diffopt.config.request import Request
+from diffopt.config.sweep import expand, split_sweep
 from diffopt.config.workload import (
     UNSAID,
     note_on_recipe_file,
@@ -38,24 +39,14 @@ from diffopt.models.resolve import with_model_facts
 from diffopt.models.tiny import with_tiny_model_values
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.explain import explain_invalid_recipe, groups_of_invalid_recipe
-from diffopt.recipe.launch import Launch, make_launch
+from diffopt.recipe.launch import make_launch
 from diffopt.recipe.options import option_names, shipped_option
 from diffopt.recipe.recipe import Recipe
-from diffopt.schema.reference import AUTO, Reference
+from diffopt.schema.reference import Reference
 from diffopt.schema.runtime import CURRENT, check_runtime_names, resolve_runtime
 
 ResolveModel = Callable[[dict[str, Any], Path], dict[str, Any]]
 LOCK_KEYS = ("choices", "recipe", "workload", "measure", "runtime")
-
-
-@dataclass(frozen=True)
-class Request:
-    """A cell, and where and how it is to run."""
-
-    cell: Cell
-    launch: Launch
-    study: str | None
-    reference: Reference = AUTO
 
 
 def compose_requests(
@@ -94,9 +85,8 @@ def compose_requests(
     outside = [(request.study, request.launch, request.reference) for request in found]
     if any(each != outside[0] for each in outside):
         raise UsageError("study, launch and reference are the same for a whole sweep: give each of them one value.")
-    _check_reference(composer, found[0].reference)
     if multirun:
-        found = _reference_first(composer, resolver, composed, found)
+        found = with_references_first(composer, resolver.request, composed, found)
     if found[0].launch.compile_artifact.load is not None and any(request.cell.measure.starts for request in found):
         raise UsageError(
             "measure.starts=true begins with empty compile caches, and launch.compile_artifact.load fills them: choose "
@@ -104,40 +94,6 @@ def compose_requests(
         )
     check_runtime_names(request.cell.runtime for request in found)
     return list({request.cell.id: request for request in reversed(found)}.values())[::-1]
-
-
-def _check_reference(composer: Composer, reference: Reference) -> None:
-    """Raises UsageError for a recipe that there is not, or that cannot be composed."""
-    if reference.kind != "recipe":
-        return
-    composer.option_file("recipe", reference.name)
-    if composer.base is not None:
-        raise UsageError(
-            f"reference={reference} composes a recipe, and --recipe FILE stands in the place of one: write "
-            "reference=first, plain or cell:ID."
-        )
-
-
-def _reference_first(
-    composer: Composer, resolver: Resolver, points: Sequence[Composed], found: Sequence[Request]
-) -> list[Request]:
-    """The cells that others are compared with before these; those of a recipe also where nobody asked for them."""
-    reference, first = found[0].reference, []
-    if reference.kind == "recipe":
-        alike: list[tuple[Any, ...]] = []
-        for point, request in zip(points, found, strict=True):
-            if (asked := _asked_alike(request.cell)) not in alike:
-                alike.append(asked)
-                first.append(resolver.request(on_recipe(composer, point, reference.name)))
-    elif reference.kind == "cell":
-        first = [request for request in found if request.cell.id == reference.name]
-    there = {request.cell.id for request in first}
-    return [*first, *(request for request in found if request.cell.id not in there)]
-
-
-def _asked_alike(cell: Cell) -> tuple[Any, ...]:
-    """What a cell and its reference have in common."""
-    return (cell.recipe.model, cell.recipe.hardware, cell.workload, cell.measure, cell.runtime)
 
 
 def make_composer(lock: Path | None, folders: Sequence[Path], trusted: Sequence[Path] = ()) -> Composer:
@@ -195,6 +151,7 @@ class Resolver:
         self._labels = Labels(composer)
         self._models: dict[str, dict[str, Any]] = {}
         self._auto: dict[str, Any] | None = None
+        self._references: dict[str, Reference] = {}
 
     def request(self, composed: Composed) -> Request:
         for section in ("model", "hardware", "workload", "measure", "runtime", "launch"):
@@ -221,8 +178,14 @@ class Resolver:
         cell = self._labels.label(cell, composed)
         notes = tuple(self._notes(composed, cell, recipe["model"], workload))
         cell = cell.model_copy(update={"notes": notes}) if notes else cell
-        reference = Reference.from_text(data["reference"])
+        reference = self._reference(data["reference"])
         return Request(cell=cell, launch=make_launch(data["launch"]), study=study, reference=reference)
+
+    def _reference(self, text: Any) -> Reference:
+        """Read once for all cells of a command."""
+        if (key := str(text)) not in self._references:
+            self._references[key] = read_reference(self._composer, text)
+        return self._references[key]
 
     def _notes(self, composed: Composed, cell: Cell, model: dict[str, Any], workload: dict[str, Any]) -> Iterator[str]:
         """What only composing knows of a cell: where its values come from, and what the files say that it names."""

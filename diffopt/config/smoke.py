@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from diffopt.config import Composed, Composer
-from diffopt.config.resolve import Request, Resolver, cell_from_config
+from diffopt.config.request import Request
+from diffopt.config.resolve import Resolver, cell_from_config
 from diffopt.machine import packages
 from diffopt.models.tiny import has_tiny
 from diffopt.recipe.cell import Cell
@@ -78,7 +79,8 @@ class Smokes:
         if captured:
             request = self._resolver.request(self._composer.compose([*words, *added, *captured]))
         request = replace(request, cell=_labelled_as_asked(request.cell, (*added, *captured)))
-        smoke = self._runnable(request, title or f"{request.cell.choices['recipe']} x {request.cell.choices['model']}")
+        named = (option_of_label(request.cell.choices[group]) for group in ("recipe", "model"))
+        smoke = self._runnable(request, title or " x ".join(named))
         return replace(smoke, captured=bool(captured))
 
     def families(self) -> list[str]:

@@ -16,6 +16,7 @@ class Reference:
 
     kind: Literal["auto", "plain", "recipe", "cell", "first"]
     name: str = ""  # of the recipe, or the id of the cell
+    options: tuple[tuple[str, str], ...] = ()  # of a recipe: by group of steps the option that it has by itself
 
     @classmethod
     def from_text(cls, text: Any, key: str = "reference") -> Reference:
@@ -32,8 +33,9 @@ class Reference:
 
     def may_be(self, choices: Mapping[str, str], cell_id: str) -> bool:
         """Whether a cell of these options and this id is the one that is named; any may be where none is."""
-        named = {"recipe": choices.get("recipe"), "cell": cell_id}
-        return self.kind not in named or named[self.kind] == self.name
+        if self.kind == "recipe":  # a cell that began with it and has other options besides is not the recipe
+            return all(choices.get(group) == option for group, option in self.options)
+        return self.kind != "cell" or cell_id == self.name
 
 
 AUTO, PLAIN, FIRST = Reference("auto"), Reference("plain"), Reference("first")

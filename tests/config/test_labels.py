@@ -255,3 +255,19 @@ def test_an_option_of_ones_own_is_read_back_where_it_is(cli: Cli, tmp_path: Path
 def labels_of(text: str, folder: Path) -> dict[str, str]:
     (folder / "given.yaml").write_text(text)
     return dict(compose_requests([], lock=folder / "given.yaml")[0].cell.choices)
+
+
+def test_a_recipe_s_label_tells_which_of_its_options_are_others(cli: Cli, tmp_path: Path) -> None:
+    code, text, _ = cli("show", *CPU, "recipe=pytorch2", "precision=fp32", "compile=none", "quant=int8_weight")
+    label = "pytorch2 (changed: precision, compile)"
+    assert yaml.safe_load(text)["choices"]["recipe"] == label
+    (tmp_path / "f.yaml").write_text(text)
+    assert cli("plan", "--recipe", "f.yaml")[0] == 0
+    assert cli("plan", "--recipe", "f.yaml", "layout=default")[0] == 0, "what is chosen anew is no lie of the file"
+    again = cli("show", "--recipe", "f.yaml", "precision=fp16")[1]
+    assert yaml.safe_load(again)["choices"]["recipe"] == "pytorch2 (changed: compile)"
+    for lie in ("pytorch2", "baseline (changed: compile)", "accelerate_inference"):
+        (tmp_path / "f.yaml").write_text(text.replace(f"'{label}'", lie if " " not in lie else f"'{lie}'"))
+        code, _, err = cli("plan", "--recipe", "f.yaml")
+        assert code == 2
+        assert f"choices.recipe: the options of recipe={lie.split()[0]} are changed in " in err

@@ -15,7 +15,8 @@ from support.places import REPO
 from support.tiny import every_task, families
 
 from diffopt.config import Composer
-from diffopt.config.resolve import Request, Resolver
+from diffopt.config.request import Request
+from diffopt.config.resolve import Resolver
 from diffopt.models.resolve import PACKAGED, TINY
 from diffopt.models.tiny import with_tiny_model_values
 from diffopt.recipe.plan import make_plan

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from diffopt.config.resolve import Request, compose_requests
+from diffopt.config.request import Request
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import UsageError
 
 CPU = "hardware=cpu"

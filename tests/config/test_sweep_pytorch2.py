@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from diffopt.config import shipped_conf
-from diffopt.config.resolve import Request, compose_requests
+from diffopt.config.request import Request
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import UsageError
 from diffopt.results.published.figures import published_figures
 from diffopt.results.study import Study

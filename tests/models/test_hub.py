@@ -232,6 +232,7 @@ def test_a_controlnet_is_fetched_and_text_encoders_are_left(hub: Hub, online: Di
     ]
 
 
+@pytest.mark.slow
 def test_prefetch_of_what_is_here_and_of_a_sweep(online: Diffopt, hub: Hub) -> None:
     done = online("prefetch", "model=tiny", "hardware=cpu")
     assert (done.returncode, done.stdout) == (

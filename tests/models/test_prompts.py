@@ -80,7 +80,7 @@ def test_every_family_notes_more_words_than_it_reads_and_no_fewer(name: str) -> 
     word = "".join(random.Random(0).choices("abcdefgh", k=3))
     (request,) = compose_requests([f"model={name}", "hardware=cpu"])
     model = request.cell.recipe.model
-    assert request.cell.notes == ()
+    assert not [note for note in request.cell.notes if note.startswith("workload")]
     if model.embeddings is not None:
         return
     longest = max(

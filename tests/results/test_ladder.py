@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from support.rows import ENVIRONMENT, a_result
 
-from diffopt.config.resolve import Request, compose_requests
+from diffopt.config.request import Request
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import UsageError
 from diffopt.recipe.plan import make_plan
 from diffopt.results.published.ladder import LADDERS, ladder_table

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from support.rows import ENVIRONMENT, a_result
 
-from diffopt.config.resolve import Request, compose_requests
+from diffopt.config.request import Request
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import UsageError
 from diffopt.machine.environment import Environment
 from diffopt.machine.nvml import Device

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from support.rows import a_cell, a_result
 
+from diffopt.config.composer import Composer
+from diffopt.config.reference import read_reference
 from diffopt.errors import UsageError
 from diffopt.results.result import Latency, Metrics, Result
 from diffopt.results.speed_up import speed_ups
@@ -36,14 +38,14 @@ BASELINE = row("recipe=baseline", "attention=sdpa", seconds=8.0)
         ("auto", ["2.00x", "reference", "4.00x", ""]),
         ("plain", ["2.00x", "reference", "4.00x", ""]),
         ("first", ["reference", "0.50x", "2.00x", ""]),
-        ("recipe:baseline", ["reference", "0.50x", "2.00x", ""]),
+        ("recipe:baseline", ["2.00x", "reference", "4.00x", ""]),  # all began with it, one has nothing besides
         (f"cell:{VANILLA.cell_id}", ["0.50x", "0.25x", "reference", ""]),
         ("cell:000000000000", ["", "", "", ""]),
     ],
 )
 def test_the_row_that_is_named_is_compared_with(text: str, words: list[str]) -> None:
     rows = [MATH, PLAIN_ROW, VANILLA, LARGER]
-    assert list(speed_ups(rows, Reference.from_text(text)).words) == words
+    assert list(speed_ups(rows, read_reference(Composer(), text)).words) == words
 
 
 def test_without_a_plain_row_it_is_the_first_with_the_same_workload() -> None:
@@ -63,8 +65,8 @@ def test_why_a_row_has_none_is_said() -> None:
         "no speed-up for 1 row: there is no valid row of reference=plain with the same model, workload and hardware "
         "that was measured alike",
     )
-    absent = speed_ups([MATH, VANILLA], Reference.from_text("recipe:exact"))
-    assert absent.notes == ("no speed-up for 2 rows: there is no row of reference=recipe:exact",)
+    absent = speed_ups([MATH, VANILLA], read_reference(Composer(), "recipe:flux"))
+    assert absent.notes == ("no speed-up for 2 rows: there is no row of reference=recipe:flux",)
     failed = row(seconds=None, status="error", valid=False)
     assert speed_ups([failed, MATH], Reference.from_text("plain")).notes[-1].startswith("no speed-up for 1 row")
 

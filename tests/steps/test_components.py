@@ -14,7 +14,8 @@ from support.tiny import tiny
 from support.tiny_families import pipelines
 from support.tiny_pipelines import pipeline, site
 
-from diffopt.config.resolve import Request, compose_requests
+from diffopt.config.request import Request
+from diffopt.config.resolve import compose_requests
 from diffopt.errors import NoEffect, Refusal
 from diffopt.models import calls
 from diffopt.pipeline import load

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support.option_steps import apply, step
+from support.slow import first_ones
 from support.tiny_pipelines import picture, xl_pipeline, xl_site
 
 from diffopt.errors import NoEffect
@@ -91,7 +92,7 @@ def test_what_compiles_goes_with_a_half_vae_and_does_not_compile_again(reference
         one.verify(pipe, here)
 
 
-@pytest.mark.parametrize("name", ["regional", "regions"])
+@pytest.mark.parametrize("name", first_ones(["regional", "regions"], 1))
 def test_parts_are_compiled(name, reference):
     pipe, chosen = xl_pipeline(), step("compile", name, backend="eager")
     chosen.apply(pipe, xl_site())

@@ -182,7 +182,7 @@ def poison(pipes: list[Any]) -> int:
     return count
 
 
-@pytest.mark.parametrize("family", FUSED)
+@pytest.mark.parametrize("family", first_ones(FUSED, 5))
 def test_fused_projections_are_what_is_read(family):
     asked, chosen = cell(family), step("fuse", "qkv")
     pipes = pipelines(asked)

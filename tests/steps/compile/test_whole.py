@@ -68,6 +68,7 @@ class BreakingProcessor(AttnProcessor2_0):
         return super().__call__(*args, **kwargs)
 
 
+@pytest.mark.slow
 def test_each_component_is_one_graph(reference):
     pipe, chosen = pipeline(), step("compile", "default", backend="eager", components=ALL)
     chosen.apply(pipe, site())
