@@ -32,6 +32,7 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     right: frozenset[int] = frozenset()
     foot: tuple[str, ...] = ()  # lines below it
+    links: frozenset[int] = frozenset()  # columns that nothing of a row gets into: their links stay links in Markdown
 
     def markdown(self) -> str:
         """In Markdown, columns aligned for reading as plain text too."""
@@ -90,16 +91,17 @@ class Table:
         return Table(self.headers, tuple(rows), self.right)
 
     def _escaped(self) -> list[list[str]]:
-        return [[_in_markdown(cell) for cell in line] for line in (self.headers, *self.rows)]
+        lines = (self.headers, *self.rows)
+        return [[_in_markdown(cell, i in self.links) for i, cell in enumerate(line)] for line in lines]
 
     def _pad(self, column: int, cell: str, width: int) -> str:
         return cell.rjust(width) if column in self.right else cell.ljust(width)
 
 
-def _in_markdown(cell: str) -> str:
+def _in_markdown(cell: str, links: bool) -> str:
     """A cell as text and nothing else: no column of its own, no HTML tag, no link and no picture from elsewhere."""
     text = " ".join(harmless(cell).split()).replace("|", "\\|")
-    return TAG.sub(r"\<", text).replace("](", "]\\(")
+    return TAG.sub(r"\<", text if links else text.replace("](", "]\\("))
 
 
 def _no_formula(cell: str) -> str:

@@ -84,7 +84,8 @@ def page(sections: dict[str, list[Entry]], rows: Sequence[tuple[str, Result]]) -
     """The page; ``rows`` are ``(link, row)`` of committed studies from GPUs."""
     parts = [HEADER]
     for section, entries in sections.items():
-        shown = Table(("technique", "override", "test", "CPU", "GPU"), tuple(_line(entry, rows) for entry in entries))
+        lines = tuple(_line(entry, rows) for entry in entries)
+        shown = Table(("technique", "override", "test", "CPU", "GPU"), lines, links=frozenset({4}))
         parts += [f"## {section}\n", shown.compact()]
     return "\n".join(parts)
 

@@ -16,6 +16,8 @@ from diffopt.schema.step import Effect, Order
 
 
 class Fake:
+    traits = frozenset()
+
     def __init__(self, kind, log, *, kwargs=None, error=None):
         self.kind, self.log, self.kwargs, self.error = kind, log, kwargs or {}, error
         self.order = Order.LOAD if kwargs else Order.FUSE
