@@ -32,7 +32,7 @@ from diffopt.schema.words import shell_word, value_in_words
 if TYPE_CHECKING:
     from diffopt.config import Composed
 ARTIFACT = ("launch.compile_artifact.load", "launch.compile_artifact.sha256")
-FILES = frozenset({"model", "lora", "workload"})  # sections that name files
+FILES = frozenset({"model", "lora", "workload", "quality"})  # sections that name files
 
 
 def config_with_consent(composed: Composed) -> dict[str, Any]:

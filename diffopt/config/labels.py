@@ -57,7 +57,7 @@ def labels_of_file(path: Path, data: Mapping[str, Any]) -> tuple[dict[str, str],
     labels: dict[str, str] = data["choices"]
     if unknown := sorted(set(labels) - set(GROUP_ORDER)):
         raise UsageError(f"--recipe {path}: choices.{unknown[0]} is of no group; groups are {', '.join(GROUP_ORDER)}.")
-    groups = (*labels, *data["recipe"], "workload", "measure", "runtime")
+    groups = (*labels, *data["recipe"], "workload", "measure", "quality", "runtime")
     changed = {group: changed_keys_of_label(labels.get(group, "")) for group in groups}
     return {group: option_of_label(label) for group, label in labels.items()}, FileLabels(path, changed)
 

@@ -19,6 +19,7 @@ from diffopt.config.consent import config_with_consent, config_with_files_locate
 from diffopt.config.host import note_on_memory_of_host
 from diffopt.config.labels import Labels, check_ids_of_file, labels_of_file
 from diffopt.config.origins import note_origin, origin_of_recipe_file
+from diffopt.config.quality import resolve_quality
 from diffopt.config.reference import read_reference, with_references_first
 from diffopt.config.request import Request
 from diffopt.config.sweep import expand, split_sweep
@@ -42,11 +43,12 @@ from diffopt.recipe.explain import explain_invalid_recipe, groups_of_invalid_rec
 from diffopt.recipe.launch import make_launch
 from diffopt.recipe.options import option_names, shipped_option
 from diffopt.recipe.recipe import Recipe
+from diffopt.schema.quality import NOTHING
 from diffopt.schema.reference import Reference
 from diffopt.schema.runtime import CURRENT, check_runtime_names, resolve_runtime
 
 ResolveModel = Callable[[dict[str, Any], Path], dict[str, Any]]
-LOCK_KEYS = ("choices", "recipe", "workload", "measure", "runtime")
+LOCK_KEYS = ("choices", "recipe", "workload", "measure", "quality", "runtime")
 
 
 def compose_requests(
@@ -119,7 +121,8 @@ def config_of_lock_file(path: Path) -> Composed:
     if not user_path(path, "--recipe").exists():
         raise UsageError(f"--recipe {path}: there is no such file. `diffopt show … > FILE` writes one.")
     data, text = plain_yaml.read_plain_yaml(path)
-    data.setdefault("runtime", CURRENT.model_dump())  # files of before there was a choice
+    data.setdefault("runtime", CURRENT.model_dump())  # files of before there was a choice, as of the next
+    data.setdefault("quality", NOTHING.model_dump(mode="json"))
     if set(data) != set(LOCK_KEYS) or not all(isinstance(section, dict) for section in data.values()):
         raise UsageError(
             f"--recipe {path} is not a file that `diffopt show` printed: it must have the keys "
@@ -135,7 +138,7 @@ def config_of_lock_file(path: Path) -> Composed:
         raise UsageError(f"--recipe {path}: 'choices' gives the name of an option for each group.")
     check_ids_of_file(path, text, data)
     workload = open_workload({**UNSAID, **data["workload"]}, data["recipe"].get("model"))
-    outside = {"workload": workload, "measure": data["measure"], "runtime": data["runtime"]}
+    outside = {"workload": workload, **{key: data[key] for key in ("measure", "quality", "runtime")}}
     choices, labels = labels_of_file(path, data)
     composed = Composed({**data["recipe"], **outside}, choices, labels=labels)
     note_origin(composed.origins, "", composed.data, origin_of_recipe_file(path))
@@ -154,7 +157,7 @@ class Resolver:
         self._references: dict[str, Reference] = {}
 
     def request(self, composed: Composed) -> Request:
-        for section in ("model", "hardware", "workload", "measure", "runtime", "launch"):
+        for section in ("model", "hardware", "workload", "measure", "quality", "runtime", "launch"):
             if not isinstance(composed.data.get(section), dict):
                 raise UsageError(f"'{section}' is missing, or is not a mapping of keys to values.")
         data = config_with_consent(composed)
@@ -170,7 +173,9 @@ class Resolver:
         if study is not None:
             path_of_study(study)
         try:
-            asked = {"recipe": recipe, "workload": workload, "measure": data["measure"], "runtime": runtime}
+            quality = resolve_quality(data["quality"], recipe["model"], composed.typed)
+            protocols = {"measure": data["measure"], "quality": quality}
+            asked = {"recipe": recipe, "workload": workload, **protocols, "runtime": runtime}
             cell = Cell.from_plain({"choices": composed.choices, **asked})
         except ValidationError as error:
             said = explain_invalid_recipe(error, written=written_workload_keys(data["workload"], recipe["model"]))

@@ -43,7 +43,7 @@ def resolve_workload(data: Mapping[str, Any], model: Mapping[str, Any], typed: f
     """
     workload = {key: value for key, value in data.items() if key not in ("prompt", "prompts_file")}
     workload |= _prompts(data, model, typed)
-    _checked_text(data.get("negative_prompt"), "workload.negative_prompt")
+    checked_text(data.get("negative_prompt"), "workload.negative_prompt")
     workload |= {key: model[key] for key in PLAIN if key in workload and workload[key] is None}
     workload["later_stages"] = _later_stages(data, model)
     if workload.get("task") in TASKS:
@@ -77,29 +77,30 @@ def _prompts(data: Mapping[str, Any], model: Mapping[str, Any], typed: frozenset
     if {"workload.prompt", "workload.prompts_file"} <= typed and None not in (prompt, file):
         raise UsageError("workload.prompt and workload.prompts_file are both given; leave one out.")
     if file is not None and "workload.prompt" not in typed:
-        return {"prompts": _read_prompts(file)}
+        return {"prompts": read_prompts(file, "workload.prompts_file")}
     if prompt is not None:
-        return {"prompts": [_checked_text(prompt, "workload.prompt")]}
+        return {"prompts": [checked_text(prompt, "workload.prompt")]}
     return {"prompts": _customary("prompts", data, model)} if data.get("prompts") is None else {}
 
 
-def _read_prompts(name: Any) -> list[str]:
+def read_prompts(name: Any, key: str) -> list[str]:
+    """The prompts of a text file, one per line. Raises UsageError, naming ``key``, for what can be none."""
     if isinstance(name, list | dict | bool):
-        raise UsageError(f"workload.prompts_file={value_in_words(name)}: give the path of one text file.")
-    path = user_path(str(name), "workload.prompts_file")
+        raise UsageError(f"{key}={value_in_words(name)}: give the path of one text file.")
+    path = user_path(str(name), key)
     if not path.exists():
-        raise UsageError(f"workload.prompts_file={name}: there is no such file.")
+        raise UsageError(f"{key}={name}: there is no such file.")
     try:
-        content = read_file(path, f"workload.prompts_file={name}", LONGEST_PROMPTS).decode("utf-8-sig")
+        content = read_file(path, f"{key}={name}", LONGEST_PROMPTS).decode("utf-8-sig")
     except (UnicodeDecodeError, OSError) as error:
-        raise UsageError(f"workload.prompts_file={name} cannot be read as UTF-8 text: {error}.") from error
+        raise UsageError(f"{key}={name} cannot be read as UTF-8 text: {error}.") from error
     prompts = [line.strip() for line in content.split("\n") if line.strip()]
     if not prompts:
-        raise UsageError(f"workload.prompts_file={name} has no prompt; it takes one per line.")
-    return [_checked_text(prompt, f"workload.prompts_file={name}") for prompt in prompts]
+        raise UsageError(f"{key}={name} has no prompt; it takes one per line.")
+    return [checked_text(prompt, f"{key}={name}") for prompt in prompts]
 
 
-def _checked_text(given: Any, key: str) -> Any:
+def checked_text(given: Any, key: str) -> Any:
     """A text as it is, with whatever people write: spaces of every width, joiners, marks. Anything else too.
 
     Raises UsageError, naming ``key``, for bytes that are not UTF-8, and for control characters other than line ends

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -91,6 +91,24 @@ def calls_of_models(
             )
         )
     return tuple(made)
+
+
+def stages_of_pictures(made: Sequence[Stage], prompts: Sequence[str], seeds: Sequence[int]) -> tuple[Stage, ...]:
+    """The same stages with other prompts and seeds, one of each for every picture of the first stage's batch.
+
+    Later stages of a cascade draw the first one alone. Random embeddings that stand for prompts are the first seed's.
+    """
+    found = []
+    for stage in made:
+        count, model = len(stage.seeds), stage.model
+        changed: dict[str, Any]
+        if model.embeddings is not None:
+            first, second = _embeddings(model, model.embeddings, stage.pipe, seeds[0])
+            changed = {"prompt_embeds": first, "negative_prompt_embeds": second}
+        else:
+            changed = {"prompt": list(prompts[:count])}
+        found.append(replace(stage, seeds=tuple(seeds[:count]), arguments=stage.arguments | changed))
+    return tuple(found)
 
 
 def draw_pictures(made: Sequence[Stage]) -> list[Output]:

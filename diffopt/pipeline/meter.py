@@ -18,7 +18,7 @@ import torch
 
 from diffopt.errors import DiffoptError
 from diffopt.models import calls
-from diffopt.models.calls import Output
+from diffopt.models.calls import Output, Stage
 from diffopt.pipeline.outputs import is_constant_picture
 from diffopt.pipeline.peak_memory import PeakMeter, peak_memory_meter
 from diffopt.pipeline.wrapping import replaced_method
@@ -84,21 +84,25 @@ class Meter:
         self._cell = cell
         self._clock: Clock = CudaClock() if cell.recipe.hardware.device == "cuda" else HostClock()
         self._marks: dict[str, list[tuple[str, Mark]]] = {stage.name: [] for stage in self.stages}
-        self._latents: torch.Tensor | None = None
+        self.latents: torch.Tensor | None = None  # after the last iteration of the last call's last stage
         self._iterations = 0  # of the first stage of the last call
         self.memory: PeakMeter = peak_memory_meter(cell.recipe.hardware.device)
         self.outputs: list[Output] = []  # of the last call
         for pipe in pipes:
             pipe.set_progress_bar_config(disable=True)
 
-    def call(self) -> Sample:
-        """One timed call, end to end: from the prompts to pictures on the host."""
+    def call(self, stages: Sequence[Stage] | None = None) -> Sample:
+        """One timed call, end to end: from the prompts to pictures on the host.
+
+        Args:
+            stages: the same with other prompts and seeds; None: the workload's.
+        """
         for marks in self._marks.values():
             marks.clear()
         with self._marking():
             self._clock.synchronize()
             begin = time.perf_counter()
-            self.outputs = calls.draw_pictures(self.stages)
+            self.outputs = calls.draw_pictures(self.stages if stages is None else stages)
             self._clock.synchronize()
             latency = time.perf_counter() - begin
         parts = tuple(_timed_part(name, marks, self._clock) for name, marks in self._marks.items())
@@ -167,7 +171,7 @@ class Meter:
     def complaints(self) -> list[str]:
         """Why the last call's latents and pictures are not valid; empty when they are."""
         found = []
-        if self._latents is not None and not bool(torch.isfinite(self._latents).all()):
+        if self.latents is not None and not bool(torch.isfinite(self.latents).all()):
             found.append("the latents of the last sample are not finite")
         constant = [i for i, output in enumerate(self.outputs) if is_constant_picture(output)]
         if constant:
@@ -206,7 +210,7 @@ class Meter:
             def marked(*args: Any, **kwargs: Any) -> Any:
                 result = inner(*args, **kwargs)
                 marks.append(("step", self._clock.mark()))
-                self._latents = result[0]  # a tuple, or an output that is indexed like one
+                self.latents = result[0]  # a tuple, or an output that is indexed like one
                 return result
 
             return marked

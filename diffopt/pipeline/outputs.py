@@ -32,17 +32,23 @@ def is_constant_picture(output: Output) -> bool:
 
 
 def save_pictures(
-    outputs: Sequence[Output], folder: Path, cell_id: str, seed: int, *, fps: int | None = None
+    outputs: Sequence[Output],
+    folder: Path,
+    cell_id: str,
+    seeds: Sequence[int],
+    *,
+    first: int = 0,
+    fps: int | None = None,
 ) -> tuple[str, ...]:
     """Save pictures as ``0.png``, ``1.png``, … and videos as ``0.gif``, … with ``0/0000.png``, … and maybe ``0.mp4``.
 
-    Returns the names of the PNGs and GIFs. The metadata has the cell's id and the seed, the first one's being ``seed``.
+    Returns the names of the PNGs and GIFs, which count from ``first``. The metadata has the cell's id and the seed.
     A GIF counts in hundredths of a second, so a video keeps its length and its frames are shown for unequal times where
     ``fps`` is no divisor of 100.
     """
     names = []
-    for index, output in enumerate(outputs):
-        about = {"diffopt:cell_id": cell_id, "diffopt:seed": str(seed + index)}
+    for index, (output, seed) in enumerate(zip(outputs, seeds, strict=True), first):
+        about = {"diffopt:cell_id": cell_id, "diffopt:seed": str(seed)}
         names.append(f"{index}.{'png' if _is_picture(output) else 'gif'}")
         if _is_picture(output):
             _save_png(output, folder / names[-1], about)

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from diffopt.errors import Refusal
 from diffopt.machine import packages
 from diffopt.machine.compile_cache import Artifact, load_compile_cache_artifact, save_compile_cache_artifact
-from diffopt.machine.files import write_json
+from diffopt.machine.files import FOLDER_FOR_ITS_USER, write_json
 from diffopt.machine.garbage import no_garbage_collection
 from diffopt.machine.nvml import Device, gpu_device
 from diffopt.machine.others import OtherProcesses
@@ -33,6 +33,8 @@ from diffopt.pipeline.outputs import save_pictures
 from diffopt.pipeline.peak_memory import PeakMeter, peak_memory_meter
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.planned import Plan, read_plan_file
+from diffopt.results.drawing import COMPARISONS, QUALITY, read_comparisons
+from diffopt.results.quality import QualityFigures
 from diffopt.results.result import Metrics, Outcome, PeakMemory, PeakReserved, Phase, StepEffect
 from diffopt.results.rounds import read_ended_rounds
 from diffopt.results.samples import Sample
@@ -48,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("outcome", type=Path)
     parser.add_argument("--progress-fd", type=int, required=True)
     parser.add_argument("--start-only", action="store_true", help="end after the first call")
+    parser.add_argument("--draw-only", action="store_true", help="draw the pictures of cell.quality and nothing else")
     parser.add_argument("--save-artifact", action="store_true", help="keep what compiling left behind beside the row")
     parser.add_argument("--load-artifact", type=Path, help="start from such a file")
     parser.add_argument("--sha256", help="of that file")
@@ -68,6 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         report=report,
         gpu=options.gpu,
         start_only=options.start_only,
+        draw_only=options.draw_only,
         load_artifact=artifact,
         save_artifact=options.save_artifact,
     )
@@ -98,11 +102,13 @@ class Work:
         report: Callable[[Phase], None],
         gpu: str | None,
         start_only: bool = False,
+        draw_only: bool = False,
         load_artifact: tuple[Path, str] | None = None,
         save_artifact: bool = False,
     ) -> None:
         self._plan_file, self._folder, self._report, self._gpu = plan_file, folder, report, gpu
-        self._start_only, self._load_artifact, self._save_artifact = start_only, load_artifact, save_artifact
+        self._start_only, self._draw_only = start_only, draw_only
+        self._load_artifact, self._save_artifact = load_artifact, save_artifact
         self._artifact: Artifact | None = None
         self._phase: Phase = "load"  # the parent knows that it begins with this one
         self._memory: PeakMeter | None = None
@@ -112,6 +118,8 @@ class Work:
         self._not_finite: list[str] = []  # where in the last call of the warm-up
         self._samples: tuple[Sample, ...] = ()
         self._pictures: tuple[str, ...] = ()
+        self._drawn: tuple[str, ...] = ()
+        self._quality: QualityFigures | None = None
         self._device: Device | None = None
 
     def outcome(self) -> Outcome:
@@ -140,6 +148,10 @@ class Work:
 
         meter = Meter(pipes, plan.cell)
         self._memory = meter.memory
+        if self._draw_only:
+            self._draw(meter, plan.cell)
+            self._effects = verify_steps(plan, pipes)
+            return
         self._call_first(meter)
         if self._start_only:
             return
@@ -148,6 +160,8 @@ class Work:
         if self._save_artifact:
             self._artifact = save_compile_cache_artifact(self._folder / "compile-cache.zip", device)
         self._measure(meter, plan.cell)
+        if (self._folder / COMPARISONS).exists():
+            self._judge(meter, plan.cell)
         if self._not_finite:
             del meter, pipes  # what finds the step builds them again
             self._explain_values(plan)
@@ -193,12 +207,31 @@ class Work:
         samples = [sample for own in rounds for sample in own]
         self._metrics |= timed_metrics(samples, meter.outputs)
         fps = cell.recipe.model.fps
-        self._pictures = save_pictures(meter.outputs, self._folder, cell.id, cell.workload.seed, fps=fps)
+        seeds = range(cell.workload.seed, cell.workload.seed + len(meter.outputs))
+        self._pictures = save_pictures(meter.outputs, self._folder, cell.id, seeds, fps=fps)
         if len(rounds) == cell.measure.rounds:  # the drift from round to round counts, so all of them are waited for
             self._complaints += meter.noise(samples, medians_of_rounds_in_words(rounds) + busy)
         self._complaints += meter.complaints()
         if self._gpu is not None:
             self._look_at_gpu(meter, self._gpu)
+
+    def _draw(self, meter: Meter, cell: Cell) -> None:
+        from diffopt.pipeline.quality.drawing import draw_for_comparison
+
+        self._enter("quality")
+        folder = self._folder / QUALITY
+        folder.mkdir(FOLDER_FOR_ITS_USER)
+        self._drawn = draw_for_comparison(meter, cell, folder)
+
+    def _judge(self, meter: Meter, cell: Cell) -> None:
+        begin = time.perf_counter()
+        asked = read_comparisons(self._folder)
+        self._draw(meter, cell)
+
+        from diffopt.pipeline.quality.judge import judge_pictures
+
+        found = judge_pictures(cell, self._folder / QUALITY, self._drawn, asked)
+        self._quality = found.model_copy(update={"seconds": time.perf_counter() - begin})
 
     def _look_at_gpu(self, meter: Meter, uuid: str) -> None:
         """Keep the state of the GPU at work, and complain where it was forced to be slow, or where nobody can tell."""
@@ -234,6 +267,8 @@ class Work:
             metrics=Metrics(**self._metrics),
             samples=self._samples,
             pictures=self._pictures,
+            drawn=self._drawn,
+            quality=self._quality,
             compile_cache=None if self._artifact is None else self._artifact.path.name,
             compile_cache_sha256=None if self._artifact is None else self._artifact.sha256,
             device=self._device,

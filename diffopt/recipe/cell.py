@@ -1,4 +1,4 @@
-"""One point of a sweep: recipe, workload and how it is measured."""
+"""One point of a sweep: recipe, workload, and how it is measured and looked at."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from diffopt.recipe.recipe import Recipe
+from diffopt.schema.quality import NOTHING, Quality
 from diffopt.schema.record import Descriptive, Frozen, record_digest, record_identity
 from diffopt.schema.runtime import CURRENT, Runtime
 from diffopt.schema.step import Site
@@ -53,6 +54,7 @@ class Cell(Frozen):
     recipe: Recipe
     workload: Workload
     measure: Measure
+    quality: Quality = NOTHING
     runtime: Runtime = CURRENT
 
     def __hash__(self) -> int:

@@ -32,8 +32,9 @@ class NamedFile(NamedTuple):
 
 
 def files_named_by_recipe(sections: Mapping[str, Any]) -> Iterator[NamedFile]:
-    """Where the sections ``model``, ``lora`` and ``workload`` name one, composed or resolved; values are left as found.
+    """Where the sections ``model``, ``lora``, ``workload`` and ``quality`` name one, composed or resolved.
 
+    Values are left as found.
     Names of pictures that diffopt brings along are no files. The folders of later stages stand in a list, whose key is
     all that the command line has for them.
     """
@@ -55,6 +56,8 @@ def _all(sections: Mapping[str, Any]) -> Iterator[NamedFile]:
                 yield NamedFile(f"workload.{name}.path", picture, "path")
             else:
                 yield NamedFile(f"workload.{name}", workload, name)
+    if isinstance(quality := sections.get("quality"), dict):
+        yield NamedFile("quality.prompts_file", quality, "prompts_file")
     if isinstance(lora, dict):
         yield from (NamedFile(f"lora.{name}", lora, name) for name in FILES)
     yield from _of_model(model, "model.path")

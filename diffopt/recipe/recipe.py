@@ -50,4 +50,5 @@ STEP_GROUPS = tuple(name for name in Recipe.model_fields if name not in ("model"
 
 
 # Groups in the order a reader meets them: what is run, on what, how it is optimized, how it is measured and kept.
-GROUP_ORDER = ("recipe", "model", "workload", "hardware", *STEP_GROUPS, "measure", "runtime", "launch", "sweep")
+PROTOCOLS = ("measure", "quality")
+GROUP_ORDER = ("recipe", "model", "workload", "hardware", *STEP_GROUPS, *PROTOCOLS, "runtime", "launch", "sweep")

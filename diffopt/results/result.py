@@ -14,6 +14,7 @@ from diffopt.machine.environment import Environment
 from diffopt.machine.nvml import Device
 from diffopt.machine.reading import MIB, read_file
 from diffopt.recipe.recipe import STEP_GROUPS, Recipe
+from diffopt.results.quality import QualityFigures
 from diffopt.results.samples import Sample
 from diffopt.schema.record import Frozen
 from diffopt.schema.workload import PICTURES
@@ -169,6 +170,8 @@ class Outcome(Frozen):
     metrics: Metrics = Metrics()  # of the samples of earlier rounds too
     samples: tuple[Sample, ...] = ()  # its own
     pictures: tuple[str, ...] = ()
+    drawn: tuple[str, ...] = ()  # the pictures that the cell is judged by
+    quality: QualityFigures | None = None
     compile_cache: str | None = None
     compile_cache_sha256: str | None = None
     device: Device | None = None  # as it was right after the samples, when clocks and throttling tell something
@@ -189,6 +192,7 @@ class Result(Frozen):
     cell: dict[str, Any]  # without its choices, and without the folder of a local model, since results are shared
     effects: tuple[StepEffect, ...] = ()
     metrics: Metrics = Metrics()
+    quality: QualityFigures | None = None  # where cell.quality asks for it
     environment: Environment
     artifacts: Artifacts = Artifacts()
     seconds: float | None = None  # wall clock of its processes, from start to end; None: none was started

@@ -1,6 +1,7 @@
 """A study: a directory of results. What a sweep writes, what a report reads.
 
-    NAME/cells/<cell_id>/<env_id>/{cell.yaml, result.json, log.txt, 0.png, …}
+    NAME/cells/<cell_id>/<env_id>/{cell.yaml, result.json, log.txt, 0.png, …, quality/}
+    NAME/drawings/<id>/<env_id>/{cell.yaml, drawing.json, log.txt, quality/}
 
 Each row is its own folder and each file appears whole, so processes on many machines may write different cells of one
 study at once. There is no index and nothing shared: what the directory holds is the state.
@@ -165,6 +166,15 @@ class Study:
         return {path.parent.parent.name for path in found if first_link(self.path, path) is None}
 
     @contextmanager
+    def claim_drawing(self, drawing_id: str, env_id: str, wait: Callable[[float], bool]) -> Iterator[Path | None]:
+        """Likewise for pictures that cells are compared with: their folder, or None when the waiting was ended."""
+        folder = self.path / "drawings" / drawing_id / env_id
+        self._refuse_link(folder)
+        make_private_folders(folder)
+        with self._claim(folder, wait) as claimed:
+            yield folder if claimed else None
+
+    @contextmanager
     def claim(self, cell_id: str, env_id: str, wait: Callable[[float], bool]) -> Iterator[bool]:
         """Work on a cell alone: another process that claims it waits until this one is done.
 
@@ -179,7 +189,12 @@ class Study:
         Raises:
             UsageError: a symbolic link lies in the cell's way.
         """
-        claim = self._folder_to_write(cell_id, env_id) / ".claim"
+        with self._claim(self._folder_to_write(cell_id, env_id), wait) as claimed:
+            yield claimed
+
+    @contextmanager
+    def _claim(self, folder: Path, wait: Callable[[float], bool]) -> Iterator[bool]:
+        claim = folder / ".claim"
         self._refuse_link(claim)
         with open(os.open(claim, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, FOR_ITS_USER), "rb") as file:
             while True:

@@ -33,6 +33,13 @@ class CellStarted:
 
 
 @dataclass(frozen=True)
+class DrawingStarted:
+    """Pictures that cells are compared with are about to be drawn, by a process of their own."""
+
+    label: str  # reference, or what is changed of it
+
+
+@dataclass(frozen=True)
 class RowUnreadable:
     """The study has a row of the cell that cannot be read: it is replaced."""
 
@@ -85,6 +92,7 @@ Event = (
     | RowUnreadable
     | NotBegun
     | CellStarted
+    | DrawingStarted
     | PhaseStarted
     | RoundFinished
     | CellFinished

@@ -112,6 +112,7 @@ def run_worker_process(
     interpreter: Interpreter | None = None,
     places: Mapping[str, str] | None = None,
     start_only: bool = False,
+    draw_only: bool = False,
 ) -> Verdict:
     """Run the worker on the plan in ``folder`` until it ends or must be ended; nothing of its group is left behind.
 
@@ -122,10 +123,11 @@ def run_worker_process(
         places: environment variables that say where compile caches and temporary files lie; None: the user's caches,
             and where temporary files always do.
         start_only: end after the first call.
+        draw_only: draw the pictures of ``cell.quality`` and nothing else.
     """
     kills = kernel_oom_kills()
     python = sys.executable if interpreter is None else interpreter.python
-    more = ["--start-only"] if start_only else []
+    more = [*(["--start-only"] * start_only), *(["--draw-only"] * draw_only)]
     found = compile_caches_of_user() if places is None else places
     variables = {**(interpreter.variables if interpreter is not None else {}), **found}
     with open_new_file(folder / "log.txt") as log:

@@ -12,12 +12,13 @@ from diffopt.recipe import lock
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.named_files import files_named_by_recipe
 from diffopt.recipe.rules import notes_on_cell
+from diffopt.results.drawing import COMPARISONS, QUALITY
 from diffopt.results.frames import frame_folders
 from diffopt.results.result import Artifacts, Outcome, Result
 from diffopt.results.rounds import ROUNDS, EndedRound, outcome_of_rounds, write_ended_rounds
 from diffopt.run.process import OUTCOME, PLAN, Verdict
 
-OF_ONE_ROUND = ("result.json", PLAN, OUTCOME, "log.txt", "*.png", "*.gif", "*.mp4", ".*.tmp")
+OF_ONE_ROUND = ("result.json", PLAN, OUTCOME, COMPARISONS, QUALITY, "log.txt", "*.png", "*.gif", "*.mp4", ".*.tmp")
 OF_ALL_ROUNDS = (ROUNDS, "log-*.txt", "*.zip")
 
 
@@ -38,7 +39,7 @@ def prepare_folder_for_run(folder: Path, cell: Cell, ended: Sequence[EndedRound]
 
 def tidy_folder_after_run(folder: Path) -> None:
     """Remove what parent and worker said to each other."""
-    for name in (PLAN, OUTCOME):
+    for name in (PLAN, OUTCOME, COMPARISONS):
         (folder / name).unlink(missing_ok=True)
 
 
@@ -92,6 +93,7 @@ def row_of_ended_run(
         cell=cell_for_row(cell),
         effects=said.effects,
         metrics=said.metrics,
+        quality=said.quality,
         environment=where if said.device is None else where.model_copy(update={"device": said.device}),
         artifacts=artifacts,
         seconds=round(sum(took), 2) if took else None,

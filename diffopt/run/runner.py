@@ -17,11 +17,13 @@ from diffopt.machine.nvml import Gpu
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.launch import Launch
 from diffopt.recipe.planned import Plan
+from diffopt.results.drawing import write_comparisons
 from diffopt.results.result import Phase, Result
 from diffopt.results.rounds import ROUNDS, EndedRound, read_ended_rounds
 from diffopt.results.study import Study
 from diffopt.run import row
 from diffopt.run.budget import Budget
+from diffopt.run.drawings import Drawings
 from diffopt.run.events import (
     CellFinished,
     CellStarted,
@@ -52,9 +54,13 @@ class Runner:
     anew: bool = False  # measure also what the study has a final row of
     round: int = 1  # which is measured now: of all cells the first, then of all the second, …
     _git: Git | None = field(default_factory=git_state)
+    _drawings: Drawings = field(init=False)
     _places: dict[tuple[str, str | None, str], Environment] = field(default_factory=dict)
     _gpus: dict[str, str] = field(default_factory=dict)  # which had the cell of that id
     _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._drawings = Drawings(self.study, self.launch, self.stop, self.others, self.tell)
 
     @property
     def stopped(self) -> bool:
@@ -135,6 +141,11 @@ class Runner:
         def on_phase(phase: Phase) -> None:
             self.tell(PhaseStarted(cell.id, phase))
 
+        if cell.quality.pictures and len(ended) + 1 == cell.measure.rounds:
+            asked = self._drawings.comparisons(cell, where, gpu.uuid if gpu else None)
+            if isinstance(asked, Verdict):
+                return asked, 0.0
+            write_comparisons(folder, asked)
         plan.write(folder / PLAN)
         place, interpreter = gpu.uuid if gpu else None, self.others.get(cell.runtime.name)
         begin = time.monotonic()

@@ -50,7 +50,7 @@ def run_cell_workers(
         if later or not cell.measure.starts:
             return child({**compile_caches_of_user(), **scratch})
         places = {**private_compile_caches(place), **scratch}
-        bare = launch.model_copy(update={"compile_artifact": _NO_ARTIFACT})
+        bare = without_artifact(launch)
         starts = []
         for _ in ("cold", "warm"):
             verdict = child(places, bare, start_only=True)
@@ -63,6 +63,11 @@ def run_cell_workers(
         return verdict
     metrics = verdict.outcome.metrics.model_copy(update={"starts": Starts(cold=starts[0], warm=starts[1])})
     return replace(verdict, outcome=verdict.outcome.model_copy(update={"metrics": metrics}))
+
+
+def without_artifact(launch: Launch) -> Launch:
+    """The same with no compile artifact, loaded or saved."""
+    return launch.model_copy(update={"compile_artifact": _NO_ARTIFACT})
 
 
 def _start(metrics: Metrics) -> Start:

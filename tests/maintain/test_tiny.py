@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from diffopt.models.resolve import PACKAGED
+from diffopt.pipeline.quality.scenes import BACKGROUNDS, COLOURS, POSITIONS, SHAPES, SIZES
 from scripts.maintain.tiny import Scene, all_scenes, centred_scenes, check, draw, held_out, parse, read
-from scripts.maintain.tiny.grammar import BACKGROUNDS, COLOURS, POSITIONS, SHAPES, SIZES
 from scripts.maintain.tiny.pictures import colours, coverage, paint
 from scripts.maintain.tiny.similarity import psnr, ssim
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from diffopt.pipeline.quality.scenes import Scene, all_scenes, held_out
 from scripts.maintain.tiny.fitting import Batch, Machine, Schedule, fit
-from scripts.maintain.tiny.grammar import Scene, all_scenes, held_out
 from scripts.maintain.tiny.networks import LATENT_CHANNELS, initialise, make_autoencoder, use_plain_attention
 from scripts.maintain.tiny.pictures import colours, place
 

@@ -24,9 +24,9 @@ from diffopt.config.resolve import compose_requests
 from diffopt.machine.environment import detect_environment
 from diffopt.machine.files import write_json
 from diffopt.pipeline.build import verify_steps
+from diffopt.pipeline.quality.checker import Verdict, check
+from diffopt.pipeline.quality.scenes import SHAPES, Scene, centred_scenes, held_out
 from diffopt.recipe.plan import make_plan
-from scripts.maintain.tiny.checker import Verdict, check
-from scripts.maintain.tiny.grammar import SHAPES, Scene, centred_scenes, held_out
 from scripts.maintain.tiny.similarity import psnr, ssim
 
 STEPS = 20

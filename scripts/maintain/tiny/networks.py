@@ -9,7 +9,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from diffopt.models.random.clip_tokenizer import build_tokenizer
-from scripts.maintain.tiny.grammar import PIXELS
+from diffopt.pipeline.quality.scenes import PIXELS
 
 LATENT_CHANNELS, LATENT_SIZE = 8, PIXELS // 8
 TEXT_FEATURES = 128

@@ -2,56 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from scripts.maintain.tiny.grammar import BACKGROUNDS, COLOURS, PIXELS, POSITIONS, SIZES, Scene
+from diffopt.pipeline.quality.scenes import BACKGROUNDS, COLOURS, PIXELS, POSITIONS, SIZES, Scene, outline
 
 Array = NDArray[np.float32]
 
 POSITION_JITTER = 1.25  # pixels, each way
 COLOUR_JITTER = 4.0  # standard deviation of each channel, of 255
 SUPERSAMPLING = 8
-
-
-@functools.cache
-def outline(shape: str) -> NDArray[np.float64]:
-    """Corners (n, 2) of the shape, x to the right and y down; its box is centered and its longer side is 2."""
-    corners = _corners(shape)
-    low, high = corners.min(0), corners.max(0)
-    scale = 2 / float((high - low).max())
-    return np.asarray((corners - (low + high) / 2) * scale)
-
-
-def _corners(shape: str) -> NDArray[np.float64]:
-    turn = np.linspace(0, 2 * np.pi, 96, endpoint=False)
-    if shape == "circle":
-        return np.stack([np.cos(turn), np.sin(turn)], 1)
-    if shape == "square":
-        return np.array([(-1.0, -1), (1, -1), (1, 1), (-1, 1)])
-    if shape == "triangle":
-        return np.array([(0.0, -1), (1, 0.8), (-1, 0.8)])
-    if shape == "star":  # a fat one: thin points are lost at 64 pixels
-        radius = np.where(np.arange(10) % 2 == 0, 1.0, 0.5)
-        angle = np.arange(10) * np.pi / 5 - np.pi / 2
-        return np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)
-    if shape == "heart":
-        height = 13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn)
-        return np.stack([16 * np.sin(turn) ** 3, -height], 1)
-    if shape == "cross":
-        w = 0.36
-        quarter = [(-w, -w), (-w, -1.0), (w, -1.0)]
-        return np.array([p for k in range(4) for p in _turned(quarter, k)])
-    raise ValueError(f"shape {shape!r} is not one that can be drawn")
-
-
-def _turned(points: list[tuple[float, float]], quarters: int) -> list[tuple[float, float]]:
-    for _ in range(quarters):
-        points = [(-y, x) for x, y in points]
-    return points
 
 
 def coverage(shape: str, x: float, y: float, radius: float) -> Array:

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
+from diffopt.pipeline.quality.checker import check
 from scripts.maintain.tiny import autoencoder, denoiser
-from scripts.maintain.tiny.checker import check
 from scripts.maintain.tiny.export import save_pipeline
 from scripts.maintain.tiny.fitting import Machine, Schedule
 from scripts.maintain.tiny.networks import make_tokenizer, parameters

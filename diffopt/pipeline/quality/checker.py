@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scripts.maintain.tiny.grammar import BACKGROUNDS, COLOURS, PIXELS, POSITIONS, SHAPES, Scene, parse
-from scripts.maintain.tiny.pictures import outline
+from diffopt.pipeline.quality.scenes import BACKGROUNDS, COLOURS, PIXELS, POSITIONS, SHAPES, Scene, outline, parse
 
 STRICT_IOU = 0.85
 COLOUR_TOLERANCE = 60.0  # distance in RGB of 255 beyond which a colour has no name

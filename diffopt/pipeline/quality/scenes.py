@@ -1,5 +1,7 @@
 """What the built-in model understands: scenes, the prompts that name them, and which of them training never sees.
 
+NumPy alone.
+
     a [small|large] COLOUR SHAPE [in the POSITION] on a COLOUR background
 
 No size means medium and no position means the center, so every prompt fixes all five parts of the picture.
@@ -7,10 +9,14 @@ No size means medium and no position means the center, so every prompt fixes all
 
 from __future__ import annotations
 
+import functools
 import itertools
 import random
 import re
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 PIXELS = 64  # height and width of every picture
 
@@ -90,3 +96,40 @@ def held_out() -> tuple[list[Scene], list[Scene]]:
     placed = [scene for scene in all_scenes() if (scene.position, scene.size) != ("center", "medium")]
     chosen = random.Random(HELD_OUT_SEED).sample(placed, TEST_SCENES + VALIDATION_SCENES)
     return chosen[:TEST_SCENES], chosen[TEST_SCENES:]
+
+
+@functools.cache
+def outline(shape: str) -> NDArray[np.float64]:
+    """Corners (n, 2) of the shape, x to the right and y down; its box is centered and its longer side is 2."""
+    corners = _corners(shape)
+    low, high = corners.min(0), corners.max(0)
+    scale = 2 / float((high - low).max())
+    return np.asarray((corners - (low + high) / 2) * scale)
+
+
+def _corners(shape: str) -> NDArray[np.float64]:
+    turn = np.linspace(0, 2 * np.pi, 96, endpoint=False)
+    if shape == "circle":
+        return np.stack([np.cos(turn), np.sin(turn)], 1)
+    if shape == "square":
+        return np.array([(-1.0, -1), (1, -1), (1, 1), (-1, 1)])
+    if shape == "triangle":
+        return np.array([(0.0, -1), (1, 0.8), (-1, 0.8)])
+    if shape == "star":  # a fat one: thin points are lost at 64 pixels
+        radius = np.where(np.arange(10) % 2 == 0, 1.0, 0.5)
+        angle = np.arange(10) * np.pi / 5 - np.pi / 2
+        return np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)
+    if shape == "heart":
+        height = 13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn) - np.cos(4 * turn)
+        return np.stack([16 * np.sin(turn) ** 3, -height], 1)
+    if shape == "cross":
+        w = 0.36
+        quarter = [(-w, -w), (-w, -1.0), (w, -1.0)]
+        return np.array([p for k in range(4) for p in _turned(quarter, k)])
+    raise ValueError(f"shape {shape!r} is not one that can be drawn")
+
+
+def _turned(points: list[tuple[float, float]], quarters: int) -> list[tuple[float, float]]:
+    for _ in range(quarters):
+        points = [(-y, x) for x, y in points]
+    return points

@@ -1,0 +1,38 @@
+"""The figures of a cell's pictures: their distance to the reference's, beside the distances that are noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from diffopt.pipeline.quality.accuracy import accuracy_of_drawing
+from diffopt.pipeline.quality.distances import distance_of_drawings
+from diffopt.recipe.cell import Cell
+from diffopt.results.drawing import Against, AskedComparisons
+from diffopt.results.quality import Distance, Floor, QualityFigures, shipped_thresholds, with_verdict
+
+
+def judge_pictures(cell: Cell, folder: Path, names: Sequence[str], asked: AskedComparisons) -> QualityFigures:
+    """Compare the pictures in a folder with those that are asked for."""
+    reference = asked.reference
+    accuracy = accuracy_of_drawing(cell, folder, names)
+    if reference is None:
+        return QualityFigures(reference=None, reason=asked.reason, pictures=tuple(names), accuracy=accuracy)
+    found = QualityFigures(
+        reference=reference.drawing.id,
+        is_reference=asked.is_reference,
+        pictures=tuple(names),
+        distance=_distance(folder, names, reference),
+        floors=(*(_floor(name, each, reference) for name, each in asked.floors.items()), *asked.without),
+        accuracy=accuracy,
+        accuracy_of_reference=accuracy_of_drawing(cell, Path(reference.folder), reference.drawing.pictures),
+    )
+    return with_verdict(found, shipped_thresholds())
+
+
+def _floor(changed: str, other: Against, reference: Against) -> Floor:
+    return Floor(changed=changed, distance=_distance(Path(other.folder), other.drawing.pictures, reference))
+
+
+def _distance(folder: Path, names: Sequence[str], reference: Against) -> Distance:
+    return distance_of_drawings(folder, names, Path(reference.folder), reference.drawing.pictures)

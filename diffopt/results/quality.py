@@ -1,0 +1,132 @@
+"""How far the pictures of a cell are from its reference's, what that is called, and whether it is accepted."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal, get_args
+
+from diffopt.machine import plain_yaml
+from diffopt.machine.paths import shipped_conf
+from diffopt.schema.quality import Tier
+from diffopt.schema.record import Frozen
+
+Verdict = Literal["identical", "within noise", "close", "changed", "broken"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)  # from the best to the worst
+
+
+class Figure(Frozen):
+    """Of one metric over all pictures, and all frames of videos."""
+
+    mean: float
+    worst: float
+
+
+class Distance(Frozen):
+    """Between pictures and those of another cell, one by one."""
+
+    equal: int  # pictures with the same values
+    flip: Figure  # FLIP (LDR, 67 pixels per degree), 0 to 1, less is nearer
+    psnr: Figure | None  # dB, more is nearer: of the mean, and of the largest, squared error; None: that is 0
+    ssim: Figure  # to 1, more is nearer
+    ms_ssim: Figure | None  # likewise; None: pictures of less than 161 pixels
+    latents_cosine: Figure  # of the final latents; to 1, more is nearer
+    latents_error: Figure  # norm of their difference over that of the other's, less is nearer
+    flicker: Figure | None = None  # of videos: mean absolute difference of what changes from frame to frame, 0 to 1
+    flip_by_picture: tuple[float, ...] = ()  # in the order of the pictures; of a video that of its worst frame
+
+
+class Floor(Frozen):
+    """The reference's distance to itself under a change that nobody calls an optimization."""
+
+    changed: str  # attention, precision
+    distance: Distance | None
+    reason: str | None = None  # why there is none
+
+
+class QualityFigures(Frozen):
+    """What is known of a cell's pictures."""
+
+    reference: str | None  # the id of its pictures; None: there are none
+    is_reference: bool = False  # the cell is its own reference, drawn by another process: a distance of 0 is no floor
+    pictures: tuple[str, ...] = ()  # files in the folder ``quality`` of the row
+    distance: Distance | None = None
+    reason: str | None = None  # why there is no distance
+    floors: tuple[Floor, ...] = ()
+    accuracy: float | None = None  # share of the prompts that are drawn as asked, where that can be told
+    accuracy_of_reference: float | None = None
+    verdict: Verdict | None = None
+    because: str = ""
+    thresholds: int | None = None  # version
+    seconds: float | None = None  # of drawing and comparing, in the cell's own process
+
+
+class _Noise(Frozen):
+    floors: float
+    flip: float
+    latents_error: float
+
+
+class _Limits(Frozen):
+    flip: float
+    worst_flip: float
+
+
+class _Broken(Frozen):
+    accuracy_lost: float
+
+
+class Thresholds(Frozen):
+    """What separates the verdicts; the file has the reason for each number."""
+
+    version: int
+    within_noise: _Noise
+    close: _Limits
+    changed: _Limits
+    broken: _Broken
+    tiers: dict[Tier, tuple[Verdict, ...]]
+
+
+@cache
+def shipped_thresholds() -> Thresholds:
+    """``conf/thresholds.yaml``."""
+    return Thresholds.from_plain(plain_yaml.read_plain_yaml(shipped_conf() / "thresholds.yaml")[0])
+
+
+def with_verdict(found: QualityFigures, thresholds: Thresholds) -> QualityFigures:
+    """The figures with what they are called and why; unchanged where there is no distance."""
+    if found.distance is None:
+        return found
+    verdict, because = _verdict(found, found.distance, thresholds)
+    return found.model_copy(update={"verdict": verdict, "because": because, "thresholds": thresholds.version})
+
+
+def is_accepted(found: QualityFigures, tier: Tier, thresholds: Thresholds) -> bool:
+    """Whether a tier has the verdict; no verdict is in none."""
+    return found.verdict in thresholds.tiers[tier]
+
+
+def floor_of(found: QualityFigures, metric: Literal["flip", "latents_error"]) -> float | None:
+    """The largest of the floors in a metric; None where there is no floor."""
+    known = [getattr(floor.distance, metric).mean for floor in found.floors if floor.distance is not None]
+    return max(known, default=None)
+
+
+def _verdict(found: QualityFigures, distance: Distance, limits: Thresholds) -> tuple[Verdict, str]:
+    lost = (found.accuracy_of_reference or 0.0) - (found.accuracy or 0.0)
+    if found.accuracy is not None and lost > limits.broken.accuracy_lost:
+        had = f"of the reference's {found.accuracy_of_reference:.0%}"
+        return "broken", f"{found.accuracy:.0%} of the prompts are drawn as asked, {had}"
+    flip, error = distance.flip, distance.latents_error
+    if distance.flip.worst == 0 and distance.latents_error.worst == 0:
+        return "identical", "every picture and every latent is the same"
+    noise = limits.within_noise
+    most = max(noise.flip, noise.floors * (floor_of(found, "flip") or 0.0))
+    most_error = max(noise.latents_error, noise.floors * (floor_of(found, "latents_error") or 0.0))
+    seen = f"FLIP {flip.mean:.4f} (worst {flip.worst:.4f}), latents {error.mean:.1e}"
+    if flip.mean <= most and error.mean <= most_error:
+        return "within noise", f"{seen}; noise is up to {most:.4f} and {most_error:.1e}"
+    levels: tuple[tuple[Verdict, _Limits], ...] = (("close", limits.close), ("changed", limits.changed))
+    for verdict, limit in levels:
+        if flip.mean <= limit.flip and flip.worst <= limit.worst_flip:
+            return verdict, f"{seen}; {verdict} is up to {limit.flip:g} (worst {limit.worst_flip:g})"
+    return "broken", f"{seen}; more than {limits.changed.flip:g} (worst {limits.changed.worst_flip:g})"
