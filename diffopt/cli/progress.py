@@ -43,10 +43,11 @@ def progress_line_of_not_begun(event: NotBegun) -> str:
 def progress_line_of_outcome(event: CellFinished) -> str:
     """One row in one line: what it is, how it ended, how fast it was or why not."""
     result = event.result
-    ended = "ok" if result.valid else "ok, not valid"
-    words = [event.label, ended if result.status == "ok" else f"{result.status} at {result.phase}"]
+    words = [event.label, result.status_in_words if result.status == "ok" else f"{result.status} at {result.phase}"]
     if (latency := result.metrics.latency_s) is not None:
         words.append(f"{latency.median:.3f} s {spread_in_words(latency)} ({samples_in_words(result)})")
+    if result.quality is not None:
+        words.append(f"pictures {result.quality.verdict or 'not compared'}")
     if event.kept:
         words.append("(kept)")
     if result.reason:

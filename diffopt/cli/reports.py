@@ -12,6 +12,7 @@ from diffopt.errors import UsageError
 from diffopt.recipe.cell import Cell
 from diffopt.results import comparison, sides
 from diffopt.results.compare import Comparison, cells_only_in_study, compare_studies
+from diffopt.results.damage import compared_rows, damage_sheet
 from diffopt.results.published.pages import page_layout_of, published_page
 from diffopt.results.result import Result
 from diffopt.results.sheet import contact_sheet
@@ -153,8 +154,9 @@ def _print_parts(parts: Iterator[str]) -> int:
 def _write_sheet(study: Study, results: Sequence[Result], path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise UsageError(f"--pictures {path}: the contact sheet is a PNG; give a name that ends in .png.")
+    sheet = damage_sheet if compared_rows(results) else contact_sheet
     try:
-        contact_sheet(study, results, on_unreadable=lambda error: say(f"left out: {error}")).save(path)
+        sheet(study, results, on_unreadable=lambda error: say(f"left out: {error}")).save(path)
     except OSError as error:
         raise UsageError(f"--pictures {path}: {error.strerror or error}") from error
-    print_line(f"{len(results)} cells on {path}")
+    print_line(f"{len(compared_rows(results)) or len(results)} cells on {path}")

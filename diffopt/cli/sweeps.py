@@ -16,7 +16,7 @@ from diffopt.run.sweep import run_all, run_single
 
 
 def run_sweep_verb(args: argparse.Namespace) -> int:
-    """Exit code 0: each row of a sweep is ok or refused; of a single run, it is ok and valid."""
+    """Exit code 0: each row of a sweep is ok or refused; of a single run, it is ok, valid and accepted."""
     requests = requests_of_arguments(args)
     name, launch = requests[0].study, requests[0].launch
     cells = [request.cell for request in requests]
@@ -46,4 +46,4 @@ def run_sweep_verb(args: argparse.Namespace) -> int:
         printing.print_rest(name or study.name, results, launch.minutes)
     if args.multirun:
         return 0 if all(result.status in ("ok", "refused") for result in results) else 1
-    return 0 if results[0].status == "ok" and results[0].valid else 1
+    return 0 if results[0].status_in_words == "ok" else 1

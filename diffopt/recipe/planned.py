@@ -61,6 +61,7 @@ class Plan:
                 for later, call in zip(model.cascade, workload.later_stages, strict=False)
             ),
             *measured_in_rounds([self]),
+            *_compared_pictures(self.cell),
             f"steps, in the order they touch {'each' if model.cascade else 'the'} pipeline:",
         ]
         for group, step in self.steps:
@@ -109,6 +110,12 @@ def measured_in_rounds(plans: Sequence[Plan]) -> list[str]:
     words, processes = " or ".join(map(str, rounds)), sum(protocol.processes for protocol in protocols)
     every = "" if len(plans) == 1 else ", every cell once before any again"
     return [f"measured in {words} rounds{every}: {processes} processes"]
+
+
+def _compared_pictures(cell: Cell) -> list[str]:
+    count = len(cell.quality.pictures)
+    accepted = f", rejected if worse than {cell.quality.require}" if cell.quality.require else ""
+    return [f"{count} pictures compared with those of its reference{accepted}"] if count else []
 
 
 def read_plan_file(path: Path) -> Plan:

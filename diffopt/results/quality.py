@@ -49,6 +49,7 @@ class QualityFigures(Frozen):
     reference: str | None  # the id of its pictures; None: there are none
     is_reference: bool = False  # the cell is its own reference, drawn by another process: a distance of 0 is no floor
     pictures: tuple[str, ...] = ()  # files in the folder ``quality`` of the row
+    maps: tuple[str, ...] = ()  # likewise, where each of them differs; of a video its worst frame
     distance: Distance | None = None
     reason: str | None = None  # why there is no distance
     floors: tuple[Floor, ...] = ()

@@ -14,8 +14,9 @@ from diffopt.machine.environment import Environment
 from diffopt.machine.nvml import Device
 from diffopt.machine.reading import MIB, read_file
 from diffopt.recipe.recipe import STEP_GROUPS, Recipe
-from diffopt.results.quality import QualityFigures
+from diffopt.results.quality import QualityFigures, is_accepted, shipped_thresholds
 from diffopt.results.samples import Sample
+from diffopt.schema.quality import Tier
 from diffopt.schema.record import Frozen
 from diffopt.schema.workload import PICTURES
 
@@ -208,6 +209,25 @@ class Result(Frozen):
         """
         measured = self.valid if self.status == "ok" else self.status == "oom"
         return measured or (self.status == "refused" and self.phase == "plan")
+
+    @property
+    def required(self) -> Tier | None:
+        """What its user accepts of its pictures."""
+        tier: Tier | None = (self.cell.get("quality") or {}).get("require")
+        return tier
+
+    @property
+    def rejected(self) -> bool:
+        """Whether its pictures are worse than its user accepts, or nobody knows."""
+        if self.status != "ok" or self.required is None:
+            return False
+        return self.quality is None or not is_accepted(self.quality, self.required, shipped_thresholds())
+
+    @property
+    def status_in_words(self) -> str:
+        """``ok``, and what is to be said against it; else how it ended."""
+        against = ["not valid"] * (not self.valid) + ["rejected"] * self.rejected
+        return self.status if self.status != "ok" else ", ".join(["ok", *against])
 
     @property
     def point(self) -> dict[str, Any]:

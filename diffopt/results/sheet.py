@@ -6,6 +6,7 @@ import struct
 import textwrap
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import BinaryIO
 
 from PIL import Image, ImageDraw, ImageFont
@@ -54,10 +55,14 @@ def contact_sheet(
         picture = _picture(study, result, on_unreadable)
         if picture is None:
             draw.rectangle((left, top, left + SIDE, top + SIDE), outline="gray")
-            draw.multiline_text((left + 8, top + 8), _wrapped(f"{result.status} at {result.phase}"), "gray", font)
+            draw.multiline_text(
+                (left + 8, top + 8), wrapped_caption(f"{result.status} at {result.phase}"), "gray", font
+            )
         else:
             sheet.paste(picture, (left, top))
-        draw.multiline_text((left, top + SIDE + 4), _wrapped(cell_label_line(name) or result.cell_id), "black", font)
+        draw.multiline_text(
+            (left, top + SIDE + 4), wrapped_caption(cell_label_line(name) or result.cell_id), "black", font
+        )
     return sheet
 
 
@@ -65,14 +70,24 @@ def _picture(study: Study, result: Result, on_unreadable: Callable[[UsageError],
     if not result.artifacts.pictures:
         return None
     name = result.artifacts.pictures[0]
+    where = f"{name} of cell {result.cell_id}"
+    return read_tile(lambda: study.open_file(result, *_drawn(study, result, name)), where, on_unreadable)
+
+
+def read_tile(
+    opened: Callable[[], AbstractContextManager[BinaryIO]],
+    where: str,
+    on_unreadable: Callable[[UsageError], None] | None,
+) -> Image.Image | None:
+    """A picture as it stands on a sheet; None where it cannot be read, which is told, or raised as UsageError."""
     try:
-        with study.open_file(result, *_drawn(study, result, name)) as file, warnings.catch_warnings():
+        with opened() as file, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             return _tile(file)
     except UsageError as error:
         unreadable = error
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, *_BOMBS) as error:  # what Pillow meets in a file
-        unreadable = UsageError(f"{name} of cell {result.cell_id} cannot be read as a picture: {one_line(error)}.")
+        unreadable = UsageError(f"{where} cannot be read as a picture: {one_line(error)}.")
     if on_unreadable is None:
         raise unreadable
     on_unreadable(unreadable)
@@ -95,5 +110,5 @@ def _tile(file: BinaryIO) -> Image.Image:
         return opened.convert("RGB").resize(size, smooth)
 
 
-def _wrapped(text: str) -> str:
+def wrapped_caption(text: str) -> str:
     return "\n".join(textwrap.wrap(text, 34)[:CAPTION_LINES])

@@ -130,6 +130,14 @@ class Study:
         path = self.place_of_file(result, *names)
         return opened_file(path, str(path), follow=False)
 
+    def open_drawing_file(self, drawing_id: str, env_id: str, *names: str) -> AbstractContextManager[BufferedReader]:
+        """A file of the pictures that cells are compared with, open for reading; raises as :meth:`open_file`."""
+        if not all(map(_is_plain_name, (drawing_id, env_id, *names))):
+            raise UsageError(f"{drawing_id} names {'/'.join(names)}, which is no file in its own folder.")
+        path = self.path.joinpath("drawings", drawing_id, env_id, *names)
+        self._refuse_link(path)
+        return opened_file(path, str(path), follow=False)
+
     def results(self, on_unreadable: Callable[[UsageError], None] | None = None) -> tuple[Result, ...]:
         """All rows, ordered by id.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from diffopt.recipe.labels import cell_labels
+from diffopt.results.quality import QualityFigures, floor_of
 from diffopt.results.result import Column, Metrics, Result
 from diffopt.results.speed_up import speed_ups
 from diffopt.results.spread import notes_on_spread, spread_in_words
@@ -19,6 +20,7 @@ from diffopt.schema.reference import AUTO, Reference
 from diffopt.schema.words import flatten_to_dotted_keys, harmless, harmless_line, value_in_words
 
 MIB = 1024**2
+OF_PICTURES = ("quality", "FLIP", "floors", "PSNR dB", "accuracy")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # with which a cell begins that a spreadsheet computes
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 TAG = re.compile(r"<(?!br>)(?=[A-Za-z/!?])")  # a table of a page breaks its headers
@@ -125,6 +127,8 @@ def results_table(results: Sequence[Result], reference: Reference = AUTO) -> Tab
     "first call s" is followed by ``(warm)`` where inductor took every graph from its cache on disk, else by ``(cold)``;
     by nothing where it compiled nothing. "peak MiB" is memory allocated while steady; where CUDA graphs were recorded,
     memory reserved, since a replay's activations are not allocated. "speed-up" is over the row of ``reference``.
+    Where pictures were compared: the verdict, the mean FLIP by itself and in floors, PSNR, and how many prompts are
+    drawn as asked, where that can be told.
     """
     results = useful_rows(results)
     names = cell_labels([result.point for result in results])
@@ -135,21 +139,37 @@ def results_table(results: Sequence[Result], reference: Reference = AUTO) -> Tab
     keys = list(dict.fromkeys(key for name in names for key in name))
     columns = _columns_of_metrics(results)
     more = [column.header for column in columns.values()]
-    figures = ("status", "latency s", "n", "it/s", *more, "speed-up", "first call s", "peak MiB")
+    pictures = any(result.quality is not None for result in results)
+    figures: tuple[str, ...] = ("status", "latency s", "n", "it/s", *more, "speed-up", "first call s", "peak MiB")
+    figures += OF_PICTURES if pictures else ()
     reason = ("reason",) if any(map(_reason, results)) else ()
     found = speed_ups(results, reference)
     rows = [
         (
             result.cell_id,
             *(name.get(key, "") for key in keys),
-            *_figures(result, columns, speed_up),
+            *_figures(result, columns, speed_up, pictures),
             *((_reason(result),) if reason else ()),
         )
         for result, name, speed_up in zip(results, names, found.words, strict=True)
     ]
     first = 1 + len(keys)
     right = frozenset(range(first + 1, first + len(figures)))
-    return Table(("cell", *keys, *figures, *reason), tuple(rows), right, (*notes_on_spread(results), *found.notes))
+    foot = (*notes_on_spread(results), *found.notes, *(_notes_on_pictures(results) if pictures else ()))
+    return Table(("cell", *keys, *figures, *reason), tuple(rows), right, foot)
+
+
+def _notes_on_pictures(results: Sequence[Result]) -> list[str]:
+    """What the columns say, and why a row has no figure."""
+    found = [result.quality for result in results if result.quality is not None]
+    versions = sorted({each.thresholds for each in found if each.thresholds is not None})
+    by = f"by version {', '.join(map(str, versions))} of the thresholds" if versions else "of which none was compared"
+    said = [f"quality: the pictures beside those of the reference, {by}; FLIP: 0 is equal"]
+    floors = sorted({floor.changed for each in found for floor in each.floors if floor.distance is not None})
+    said += [f"floors: FLIP over the reference's own under another {' or '.join(floors)}"] if floors else []
+    if any(each.is_reference for each in found):
+        said.append("the reference's row was drawn anew by another process: its distance is no floor")
+    return said + list(dict.fromkeys(each.reason for each in found if each.reason))
 
 
 def useful_rows(results: Sequence[Result]) -> list[Result]:
@@ -181,13 +201,12 @@ def _columns_of_metrics(results: Sequence[Result]) -> dict[str, Column]:
     }
 
 
-def _figures(result: Result, columns: Mapping[str, Column], speed_up: str) -> tuple[str, ...]:
+def _figures(result: Result, columns: Mapping[str, Column], speed_up: str, pictures: bool) -> tuple[str, ...]:
     metrics = result.metrics
-    status = result.status if result.status != "ok" or result.valid else "ok, not valid"
     latency = metrics.latency_s
     memory = peak_memory_of_row(result)
     return (
-        status,
+        result.status_in_words,
         f"{latency.median:.4g} {spread_in_words(latency)}" if latency else "",
         str(len(latency.samples)) if latency else "",
         " / ".join(_number(stage.iterations_per_second, ".4g") for stage in metrics.stages),
@@ -195,6 +214,21 @@ def _figures(result: Result, columns: Mapping[str, Column], speed_up: str) -> tu
         speed_up,
         _first_call(metrics),
         _number(memory / MIB if memory else None, ".0f"),
+        *(_of_pictures(result.quality) if pictures else ()),
+    )
+
+
+def _of_pictures(found: QualityFigures | None) -> tuple[str, ...]:
+    """The verdict, the distance by itself and in floors, and what the pictures show."""
+    if found is None or (distance := found.distance) is None:
+        return ("", "", "", "", "" if found is None or found.accuracy is None else f"{found.accuracy:.0%}")
+    floor, psnr = floor_of(found, "flip"), distance.psnr
+    return (
+        "reference" if found.is_reference else found.verdict or "",
+        f"{distance.flip.mean:.4f}",
+        f"{distance.flip.mean / floor:.1f}" if floor else "",
+        "equal" if psnr is None else f"{psnr.mean:.1f}",
+        _number(found.accuracy, ".0%"),
     )
 
 

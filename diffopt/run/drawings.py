@@ -1,4 +1,4 @@
-"""The pictures that cells are compared with: each drawn once per study, by a process of its own. Never imports torch."""
+"""The pictures that cells are compared with, each drawn once per study by a process of its own. No torch."""
 
 from __future__ import annotations
 

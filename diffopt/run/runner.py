@@ -36,6 +36,7 @@ from diffopt.run.events import (
 )
 from diffopt.run.process import AGAIN, PLAN, Stop, Verdict
 from diffopt.run.starts import run_cell_workers
+from diffopt.schema.quality import PACKAGES
 from diffopt.schema.step import Requirements
 
 
@@ -102,7 +103,7 @@ class Runner:
         earlier = self._earlier(cell, where)
         kept = earlier is not None and earlier.final and (earlier.status != "refused" or bool(plan.problems))
         if earlier is not None and kept and not (self.anew and self.round == 1):
-            return self._finish(earlier, kept=True)
+            return self._finish(_asked_anew(earlier, cell), kept=True)
         ended = self._ended_rounds(cell, where, earlier)
         if len(ended) >= self.round:
             self._finish_round(cell, where, ended[: self.round], kept=True)
@@ -219,6 +220,12 @@ class Runner:
             self.listener(event)
 
 
+def _asked_anew(earlier: Result, cell: Cell) -> Result:
+    """A row as it was kept, with what is accepted of its pictures now, which its id does not say."""
+    asked = cell.quality.model_dump(mode="json")
+    return earlier.model_copy(update={"cell": {**earlier.cell, "quality": asked}})
+
+
 def row_of_refused_cell(plan: Plan, there: Interpreter | None) -> Result | None:
     """The row of a cell of which it is known without a worker that it cannot run here; None where it may.
 
@@ -250,5 +257,6 @@ def _refusal(plan: Plan, there: Interpreter | None) -> Verdict | None:
         return Verdict("refused", "load", absent)
     steps = [step for _, step in plan.steps]
     asked = () if there is None else (*packages_for_workers(), *packages_of_foreign_steps(steps))
+    asked += PACKAGES if plan.cell.quality.pictures else ()
     lacking = packages.reason_of_lacking([Requirements(packages=asked), *(step.requires() for step in steps)], there)
     return None if lacking is None else Verdict("refused", "load", lacking)

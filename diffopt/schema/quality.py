@@ -36,3 +36,4 @@ class Quality(Frozen):
 
 
 NOTHING = Quality()
+PACKAGES = ("torchmetrics>=1.9", "flip-evaluator>=1.7")  # of the extra [quality]

@@ -59,6 +59,17 @@ def flip(picture: Pixels, reference: Pixels) -> float:
     return float(evaluate(reference, picture, "LDR", applyMagma=False)[1])
 
 
+def save_flip_maps(folder: Path, names: Sequence[str], other: Path, others: Sequence[str]) -> tuple[str, ...]:
+    """Beside each picture a PNG of where it differs, ``flip-0.png``; of a video, its worst frame's."""
+    found = []
+    for index, (mine, its) in enumerate(zip(names, others, strict=True)):
+        pairs = list(zip(_frames(folder, mine), _frames(other, its), strict=True))
+        worst = max(pairs, key=lambda pair: flip(*pair)) if len(pairs) > 1 else pairs[0]
+        found.append(f"flip-{index}.png")
+        Image.fromarray(np.rint(flip_map(*worst).clip(0, 1) * 255).astype(np.uint8)).save(folder / found[-1])
+    return tuple(found)
+
+
 def flip_map(picture: Pixels, reference: Pixels) -> Pixels:
     """The authors' picture of where a picture differs, (height, width, 3) from 0 to 1."""
     return np.asarray(evaluate(reference, picture, "LDR")[0], np.float32)

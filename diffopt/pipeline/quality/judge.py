@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from diffopt.pipeline.quality.accuracy import accuracy_of_drawing
-from diffopt.pipeline.quality.distances import distance_of_drawings
+from diffopt.pipeline.quality.distances import distance_of_drawings, save_flip_maps
 from diffopt.recipe.cell import Cell
 from diffopt.results.drawing import Against, AskedComparisons
 from diffopt.results.quality import Distance, Floor, QualityFigures, shipped_thresholds, with_verdict
@@ -27,7 +27,8 @@ def judge_pictures(cell: Cell, folder: Path, names: Sequence[str], asked: AskedC
         accuracy=accuracy,
         accuracy_of_reference=accuracy_of_drawing(cell, Path(reference.folder), reference.drawing.pictures),
     )
-    return with_verdict(found, shipped_thresholds())
+    names_of_maps = save_flip_maps(folder, names, Path(reference.folder), reference.drawing.pictures)
+    return with_verdict(found.model_copy(update={"maps": names_of_maps}), shipped_thresholds())
 
 
 def _floor(changed: str, other: Against, reference: Against) -> Floor:

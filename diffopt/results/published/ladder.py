@@ -156,7 +156,7 @@ def _figures(result: Result) -> tuple[str, str, str]:
     """Status, seconds of a call, iterations per second of each stage."""
     latency = result.metrics.latency_s
     speeds = " / ".join(f"{stage.iterations_per_second:.4g}" for stage in result.metrics.stages)
-    status = result.status if result.status != "ok" or result.valid else "ok, not valid"
+    status = result.status_in_words
     return status, "" if latency is None else f"{latency.median:.4g}", speeds
 
 
