@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from diffopt.config.composed import Composed, FileLabels
 from diffopt.config.composer import Composer
+from diffopt.config.quality import resolve_quality
 from diffopt.errors import UsageError
 from diffopt.models.tiny import has_tiny, with_tiny_model_values
 from diffopt.recipe.cell import Cell
@@ -149,6 +150,8 @@ class Labels:
         has = getattr(holder, group).model_dump(mode="json")
         if group == "model":
             wanted, has = _as_resolved(wanted, has["weights"]), {**has, "cascade": [m["name"] for m in has["cascade"]]}
+        if group == "quality":  # some models have prompts of their own
+            wanted = resolve_quality(wanted, cell.recipe.model.model_dump(mode="json"), frozenset())
         pairs = _differing({key: value for key, value in wanted.items() if keys is None or key in keys}, has)
         return {key: both for key, both in pairs if both[0] is not None or group not in FILLED_IN}
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from diffopt.errors import Refusal
 from diffopt.machine import packages
 from diffopt.machine.compile_cache import Artifact, load_compile_cache_artifact, save_compile_cache_artifact
-from diffopt.machine.files import FOLDER_FOR_ITS_USER, write_json
+from diffopt.machine.files import write_json
 from diffopt.machine.garbage import no_garbage_collection
 from diffopt.machine.nvml import Device, gpu_device
 from diffopt.machine.others import OtherProcesses
@@ -161,7 +161,7 @@ class Work:
             self._artifact = save_compile_cache_artifact(self._folder / "compile-cache.zip", device)
         self._measure(meter, plan.cell)
         if (self._folder / COMPARISONS).exists():
-            self._judge(meter, plan.cell)
+            self._draw(meter, plan.cell)
         if self._not_finite:
             del meter, pipes  # what finds the step builds them again
             self._explain_values(plan)
@@ -216,22 +216,12 @@ class Work:
             self._look_at_gpu(meter, self._gpu)
 
     def _draw(self, meter: Meter, cell: Cell) -> None:
-        from diffopt.pipeline.quality.drawing import draw_for_comparison
+        """The pictures that the cell is judged by, and what they are beside those that they are compared with."""
+        from diffopt.pipeline.quality.judge import draw_and_judge
 
         self._enter("quality")
-        folder = self._folder / QUALITY
-        folder.mkdir(FOLDER_FOR_ITS_USER)
-        self._drawn = draw_for_comparison(meter, cell, folder)
-
-    def _judge(self, meter: Meter, cell: Cell) -> None:
-        begin = time.perf_counter()
-        asked = read_comparisons(self._folder)
-        self._draw(meter, cell)
-
-        from diffopt.pipeline.quality.judge import judge_pictures
-
-        found = judge_pictures(cell, self._folder / QUALITY, self._drawn, asked)
-        self._quality = found.model_copy(update={"seconds": time.perf_counter() - begin})
+        asked = read_comparisons(self._folder) if (self._folder / COMPARISONS).exists() else None
+        self._drawn, self._quality = draw_and_judge(meter, cell, self._folder / QUALITY, asked)
 
     def _look_at_gpu(self, meter: Meter, uuid: str) -> None:
         """Keep the state of the GPU at work, and complain where it was forced to be slow, or where nobody can tell."""

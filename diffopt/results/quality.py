@@ -10,11 +10,11 @@ from diffopt.machine.paths import shipped_conf
 from diffopt.schema.quality import Tier
 from diffopt.schema.record import Frozen
 
-Verdict = Literal["identical", "within noise", "close", "changed", "broken"]
-VERDICTS: tuple[Verdict, ...] = get_args(Verdict)  # from the best to the worst
+PictureVerdict = Literal["identical", "within noise", "close", "changed", "broken"]
+VERDICTS: tuple[PictureVerdict, ...] = get_args(PictureVerdict)  # from the best to the worst
 
 
-class Figure(Frozen):
+class MeanAndWorst(Frozen):
     """Of one metric over all pictures, and all frames of videos."""
 
     mean: float
@@ -25,13 +25,13 @@ class Distance(Frozen):
     """Between pictures and those of another cell, one by one."""
 
     equal: int  # pictures with the same values
-    flip: Figure  # FLIP (LDR, 67 pixels per degree), 0 to 1, less is nearer
-    psnr: Figure | None  # dB, more is nearer: of the mean, and of the largest, squared error; None: that is 0
-    ssim: Figure  # to 1, more is nearer
-    ms_ssim: Figure | None  # likewise; None: pictures of less than 161 pixels
-    latents_cosine: Figure  # of the final latents; to 1, more is nearer
-    latents_error: Figure  # norm of their difference over that of the other's, less is nearer
-    flicker: Figure | None = None  # of videos: mean absolute difference of what changes from frame to frame, 0 to 1
+    flip: MeanAndWorst  # FLIP (LDR, 67 pixels per degree), 0 to 1, less is nearer
+    psnr: MeanAndWorst | None  # dB, more is nearer: of the mean, and of the largest, squared error; None: that is 0
+    ssim: MeanAndWorst  # to 1, more is nearer
+    ms_ssim: MeanAndWorst | None  # likewise; None: pictures of less than 161 pixels
+    latents_cosine: MeanAndWorst  # of the final latents; to 1, more is nearer
+    latents_error: MeanAndWorst  # norm of their difference over that of the other's, less is nearer
+    flicker: MeanAndWorst | None = None  # of videos: mean absolute difference of the changes from frame to frame
     flip_by_picture: tuple[float, ...] = ()  # in the order of the pictures; of a video that of its worst frame
 
 
@@ -55,7 +55,7 @@ class QualityFigures(Frozen):
     floors: tuple[Floor, ...] = ()
     accuracy: float | None = None  # share of the prompts that are drawn as asked, where that can be told
     accuracy_of_reference: float | None = None
-    verdict: Verdict | None = None
+    verdict: PictureVerdict | None = None
     because: str = ""
     thresholds: int | None = None  # version
     seconds: float | None = None  # of drawing and comparing, in the cell's own process
@@ -84,7 +84,7 @@ class Thresholds(Frozen):
     close: _Limits
     changed: _Limits
     broken: _Broken
-    tiers: dict[Tier, tuple[Verdict, ...]]
+    tiers: dict[Tier, tuple[PictureVerdict, ...]]
 
 
 @cache
@@ -112,7 +112,7 @@ def floor_of(found: QualityFigures, metric: Literal["flip", "latents_error"]) ->
     return max(known, default=None)
 
 
-def _verdict(found: QualityFigures, distance: Distance, limits: Thresholds) -> tuple[Verdict, str]:
+def _verdict(found: QualityFigures, distance: Distance, limits: Thresholds) -> tuple[PictureVerdict, str]:
     lost = (found.accuracy_of_reference or 0.0) - (found.accuracy or 0.0)
     if found.accuracy is not None and lost > limits.broken.accuracy_lost:
         had = f"of the reference's {found.accuracy_of_reference:.0%}"
@@ -126,7 +126,7 @@ def _verdict(found: QualityFigures, distance: Distance, limits: Thresholds) -> t
     seen = f"FLIP {flip.mean:.4f} (worst {flip.worst:.4f}), latents {error.mean:.1e}"
     if flip.mean <= most and error.mean <= most_error:
         return "within noise", f"{seen}; noise is up to {most:.4f} and {most_error:.1e}"
-    levels: tuple[tuple[Verdict, _Limits], ...] = (("close", limits.close), ("changed", limits.changed))
+    levels: tuple[tuple[PictureVerdict, _Limits], ...] = (("close", limits.close), ("changed", limits.changed))
     for verdict, limit in levels:
         if flip.mean <= limit.flip and flip.worst <= limit.worst_flip:
             return verdict, f"{seen}; {verdict} is up to {limit.flip:g} (worst {limit.worst_flip:g})"

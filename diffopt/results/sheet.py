@@ -55,14 +55,12 @@ def contact_sheet(
         picture = _picture(study, result, on_unreadable)
         if picture is None:
             draw.rectangle((left, top, left + SIDE, top + SIDE), outline="gray")
-            draw.multiline_text(
-                (left + 8, top + 8), wrapped_caption(f"{result.status} at {result.phase}"), "gray", font
-            )
+            ended = wrapped_caption(f"{result.status} at {result.phase}")
+            draw.multiline_text((left + 8, top + 8), ended, "gray", font)
         else:
             sheet.paste(picture, (left, top))
-        draw.multiline_text(
-            (left, top + SIDE + 4), wrapped_caption(cell_label_line(name) or result.cell_id), "black", font
-        )
+        caption = wrapped_caption(cell_label_line(name) or result.cell_id)
+        draw.multiline_text((left, top + SIDE + 4), caption, "black", font)
     return sheet
 
 

@@ -24,7 +24,7 @@ HEAVY = ("torch", "diffusers", "torchao", "transformers", "peft", "accelerate")
 LIGHT = ("cli", "config", "recipe", "results", "run")  # packages of the process that only starts workers
 # Imports of diffopt's own modules inside functions, by package; any other has none. Each keeps torch or start-up time
 # out of a verb, and says so where it stands. To lower a number is always right.
-HIDDEN = {"api": 6, "cli": 2, "doctor": 1, "pipeline": 5, "steps": 5}
+HIDDEN = {"api": 6, "cli": 2, "doctor": 1, "pipeline": 6, "steps": 5}
 
 
 def files() -> list[Path]:

@@ -27,7 +27,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class SceneVerdict:
     """Which parts of the picture are as asked."""
 
     colour: bool
@@ -53,7 +53,7 @@ class Reading:
     iou: float  # of the best match, 0 when there is none
 
 
-def check(picture: ArrayLike, asked: Scene | str) -> Verdict:
+def check(picture: ArrayLike, asked: Scene | str) -> SceneVerdict:
     """Compare an RGB picture (64, 64, 3), 0 to 255, with a scene or a prompt of the grammar.
 
     Raises ValueError for a picture of another form and for a prompt outside the grammar.
@@ -61,7 +61,7 @@ def check(picture: ArrayLike, asked: Scene | str) -> Verdict:
     scene = parse(asked) if isinstance(asked, str) else asked
     seen = read(picture)
     parts = ("colour", "background", "position", "size", "shape")
-    return Verdict(**{part: getattr(seen, part) == getattr(scene, part) for part in parts})
+    return SceneVerdict(**{part: getattr(seen, part) == getattr(scene, part) for part in parts})
 
 
 def read(picture: ArrayLike) -> Reading:
@@ -122,7 +122,7 @@ def _match(mask: Array, stray: float, shape: str) -> tuple[float, float, float, 
     middle = np.arange(PIXELS) + 0.5
     x = float(solid.sum(0) @ middle / total) - offset[0] * radius
     y = float(solid.sum(1) @ middle / total) - offset[1] * radius
-    seen = _sample(mask, x + radius * _frame(), y + radius * _frame()) > 0.5
+    seen = _sampled_at(mask, x + radius * _frame(), y + radius * _frame()) > 0.5
     cell = (2 * REACH * radius / GRID) ** 2  # pixels per cell
     outside = max(0.0, float((mask > 0.5).sum()) - seen.sum() * cell) + stray
     union = float((seen | ideal).sum()) * cell + outside
@@ -150,7 +150,7 @@ def _ideal(shape: str) -> tuple[NDArray[np.bool_], float, tuple[float, float]]:
     return inside, abs(float(area)), centroid
 
 
-def _sample(mask: Array, xs: Array, ys: Array) -> Array:
+def _sampled_at(mask: Array, xs: Array, ys: Array) -> Array:
     """``mask`` at the points ys × xs, in pixels, between pixel centers by bilinear interpolation; 0 beyond it."""
     padded = np.pad(mask, 1)
     (column, right), (row, down) = _cells(xs), _cells(ys)

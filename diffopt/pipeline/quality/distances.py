@@ -24,7 +24,7 @@ from torchmetrics.functional.image import (
 
 from diffopt.results.drawing import LATENTS
 from diffopt.results.frames import lossless_pictures
-from diffopt.results.quality import Distance, Figure
+from diffopt.results.quality import Distance, MeanAndWorst
 
 SIDE_FOR_MS_SSIM = 161  # five scales of a window of eleven
 Pixels = np.ndarray[Any, np.dtype[np.float32]]  # (height, width, 3), 0 to 1
@@ -35,7 +35,7 @@ def distance_of_drawings(folder: Path, names: Sequence[str], other_folder: Path,
 
     Raises ValueError where they are not of the same number, frames and sizes.
     """
-    clips = [(_frames(folder, mine), _frames(other_folder, its)) for mine, its in zip(names, others, strict=True)]
+    clips = [(_pixels_of(folder, mine), _pixels_of(other_folder, its)) for mine, its in zip(names, others, strict=True)]
     frames = [pair for mine, its in clips for pair in zip(mine, its, strict=True)]
     flips = [[flip(*pair) for pair in zip(mine, its, strict=True)] for mine, its in clips]
     errors = [float(np.square(mine.astype(np.float64) - its).mean()) for mine, its in frames]
@@ -63,7 +63,7 @@ def save_flip_maps(folder: Path, names: Sequence[str], other: Path, others: Sequ
     """Beside each picture a PNG of where it differs, ``flip-0.png``; of a video, its worst frame's."""
     found = []
     for index, (mine, its) in enumerate(zip(names, others, strict=True)):
-        pairs = list(zip(_frames(folder, mine), _frames(other, its), strict=True))
+        pairs = list(zip(_pixels_of(folder, mine), _pixels_of(other, its), strict=True))
         worst = max(pairs, key=lambda pair: flip(*pair)) if len(pairs) > 1 else pairs[0]
         found.append(f"flip-{index}.png")
         Image.fromarray(np.rint(flip_map(*worst).clip(0, 1) * 255).astype(np.uint8)).save(folder / found[-1])
@@ -98,17 +98,17 @@ def latents_error(latents: torch.Tensor, reference: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(latents - reference)) / norm if norm else 0.0
 
 
-def _figure(values: Sequence[float], worst: Callable[[Iterable[float]], float]) -> Figure:
-    return Figure(mean=math.fsum(values) / len(values), worst=worst(values))
+def _figure(values: Sequence[float], worst: Callable[[Iterable[float]], float]) -> MeanAndWorst:
+    return MeanAndWorst(mean=math.fsum(values) / len(values), worst=worst(values))
 
 
-def _psnr(errors: Sequence[float]) -> Figure | None:
+def _psnr(errors: Sequence[float]) -> MeanAndWorst | None:
     """Of the mean squared error of all pictures: the mean of their PSNRs is infinite where one is equal."""
     mean = math.fsum(errors) / len(errors)
-    return Figure(mean=-10 * math.log10(mean), worst=-10 * math.log10(max(errors))) if mean else None
+    return MeanAndWorst(mean=-10 * math.log10(mean), worst=-10 * math.log10(max(errors))) if mean else None
 
 
-def _flicker(clips: Sequence[tuple[list[Pixels], list[Pixels]]]) -> Figure | None:
+def _flicker(clips: Sequence[tuple[list[Pixels], list[Pixels]]]) -> MeanAndWorst | None:
     """Of each video: how far what changes from frame to frame is from what changes there in the reference."""
     values = [
         float(np.abs(np.diff(np.stack(mine), axis=0) - np.diff(np.stack(its), axis=0)).mean())
@@ -118,7 +118,7 @@ def _flicker(clips: Sequence[tuple[list[Pixels], list[Pixels]]]) -> Figure | Non
     return _figure(values, max) if values else None
 
 
-def _frames(folder: Path, name: str) -> list[Pixels]:
+def _pixels_of(folder: Path, name: str) -> list[Pixels]:
     found = []
     for path in lossless_pictures(folder, name):
         with Image.open(path) as opened:

@@ -2,14 +2,34 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from diffopt.machine.files import FOLDER_FOR_ITS_USER
 from diffopt.pipeline.quality.accuracy import accuracy_of_drawing
 from diffopt.pipeline.quality.distances import distance_of_drawings, save_flip_maps
+from diffopt.pipeline.quality.drawing import draw_for_comparison
 from diffopt.recipe.cell import Cell
 from diffopt.results.drawing import Against, AskedComparisons
 from diffopt.results.quality import Distance, Floor, QualityFigures, shipped_thresholds, with_verdict
+
+if TYPE_CHECKING:
+    from diffopt.pipeline.meter import Meter
+
+
+def draw_and_judge(
+    meter: Meter, cell: Cell, folder: Path, asked: AskedComparisons | None
+) -> tuple[tuple[str, ...], QualityFigures | None]:
+    """Draw a cell's pictures into a new folder and compare them; the files' names, and the figures where asked."""
+    begin = time.perf_counter()
+    folder.mkdir(FOLDER_FOR_ITS_USER)
+    names = draw_for_comparison(meter, cell, folder)
+    if asked is None:
+        return names, None
+    found = judge_pictures(cell, folder, names, asked)
+    return names, found.model_copy(update={"seconds": round(time.perf_counter() - begin, 3)})
 
 
 def judge_pictures(cell: Cell, folder: Path, names: Sequence[str], asked: AskedComparisons) -> QualityFigures:

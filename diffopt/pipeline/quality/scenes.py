@@ -125,11 +125,11 @@ def _corners(shape: str) -> NDArray[np.float64]:
     if shape == "cross":
         w = 0.36
         quarter = [(-w, -w), (-w, -1.0), (w, -1.0)]
-        return np.array([p for k in range(4) for p in _turned(quarter, k)])
+        return np.array([p for k in range(4) for p in _turned_points(quarter, k)])
     raise ValueError(f"shape {shape!r} is not one that can be drawn")
 
 
-def _turned(points: list[tuple[float, float]], quarters: int) -> list[tuple[float, float]]:
+def _turned_points(points: list[tuple[float, float]], quarters: int) -> list[tuple[float, float]]:
     for _ in range(quarters):
         points = [(-y, x) for x, y in points]
     return points

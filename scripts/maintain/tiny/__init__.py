@@ -5,8 +5,19 @@ NumPy and Pillow only. Training and evaluation live beside this in modules that 
 
 from __future__ import annotations
 
-from diffopt.pipeline.quality.checker import Reading, Verdict, check, read
+from diffopt.pipeline.quality.checker import Reading, SceneVerdict, check, read
 from diffopt.pipeline.quality.scenes import Scene, all_scenes, centred_scenes, held_out, parse
 from scripts.maintain.tiny.pictures import draw
 
-__all__ = ["Reading", "Scene", "Verdict", "all_scenes", "centred_scenes", "check", "draw", "held_out", "parse", "read"]
+__all__ = [
+    "Reading",
+    "Scene",
+    "SceneVerdict",
+    "all_scenes",
+    "centred_scenes",
+    "check",
+    "draw",
+    "held_out",
+    "parse",
+    "read",
+]

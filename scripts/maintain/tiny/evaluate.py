@@ -24,7 +24,7 @@ from diffopt.config.resolve import compose_requests
 from diffopt.machine.environment import detect_environment
 from diffopt.machine.files import write_json
 from diffopt.pipeline.build import verify_steps
-from diffopt.pipeline.quality.checker import Verdict, check
+from diffopt.pipeline.quality.checker import SceneVerdict, check
 from diffopt.pipeline.quality.scenes import SHAPES, Scene, centred_scenes, held_out
 from diffopt.recipe.plan import make_plan
 from scripts.maintain.tiny.similarity import psnr, ssim
@@ -93,7 +93,7 @@ def rates(pictures: Pictures, scenes: Sequence[Scene]) -> dict[str, float]:
     return _rates([check(picture, scene) for picture, scene in zip(pictures, scenes, strict=True)])
 
 
-def _rates(verdicts: Sequence[Verdict]) -> dict[str, float]:
+def _rates(verdicts: Sequence[SceneVerdict]) -> dict[str, float]:
     return {part: round(statistics.mean(getattr(v, part) for v in verdicts), 4) for part in PARTS}
 
 
@@ -113,7 +113,7 @@ def accuracy(base: list[str], scale: float, most: int | None) -> dict[str, Any]:
     placed, _ = held_out()
     pipe = load(overrides=base)
     sets: dict[str, Any] = {}
-    verdicts: list[tuple[Scene, Verdict]] = []
+    verdicts: list[tuple[Scene, SceneVerdict]] = []
     for name, scenes, seed in (
         ("centred", centred_scenes()[:most], CENTRED_SEED),
         ("placed", placed[:most], PLACED_SEED),
