@@ -112,7 +112,8 @@ class Drawings:
             pictures=() if verdict.outcome is None else verdict.outcome.drawn,
             seconds=round(time.monotonic() - begin, 2),
         )
-        write_json(folder / DRAWING, drawing.model_dump(mode="json"))
+        if drawing.status != "interrupted":
+            write_json(folder / DRAWING, drawing.model_dump(mode="json"))
         return drawing
 
 

@@ -173,6 +173,33 @@ def heir():
     (folder / "pids").write_text(f"{child.pid}")
 
 
+def draws():
+    """Pictures that others are compared with, or a cell that compares its own with those that it is told of."""
+    comparisons = folder / "comparisons.json"
+    if comparisons.exists():
+        asked = json.loads(comparisons.read_text())
+        phase("quality")
+        figures = {"reference": (asked["reference"] or {}).get("drawing", {}).get("id"), "reason": asked["reason"]}
+        figures |= {"floors": [{"changed": name, "distance": None} for name in asked["floors"]] + asked["without"]}
+        metrics = {"latency_s": {"samples": [1.0, 1.0], "median": 1.0, "q1": 1.0, "q3": 1.0}}
+        leave(json.dumps({"status": "ok", "phase": "quality", "valid": True, "metrics": metrics, "quality": figures}))
+        return
+    with open(folder.parents[2] / "drawn", "a") as file:
+        file.write(f"{folder.parent.name}\n")
+    time.sleep(0.3)
+    phase("quality")
+    leave(json.dumps({"status": "ok", "phase": "quality", "drawn": ["0.png"]}))
+
+
+def draws_no_reference():
+    if (folder / "comparisons.json").exists():
+        draws()
+    else:
+        with open(folder.parents[2] / "drawn", "a") as file:
+            file.write(f"{folder.parent.name}\n")
+        leave(json.dumps({"status": "oom", "phase": "load", "reason": "too large"}))
+
+
 if __name__ == "__main__":
     mode = yaml.safe_load((folder / "cell.yaml").read_text())["workload"]["negative_prompt"]
     globals()[mode]()
