@@ -160,7 +160,7 @@ def unknown_key(override: Override, data: Mapping[str, Any], *, below: str | Non
             return f"{override.input_line}: '{where}' is a value, there is nothing below it to set."
         if part not in node:
             place, keys = f"'{where}'" if where else "the configuration", [str(key) for key in node]
-            elsewhere = _keys_named(part, data)
+            elsewhere = [] if part == "prompts" else _keys_named(part, data)  # those that are judged are others
             near = f" Did you mean {' or '.join(elsewhere)}?" if elsewhere else did_you_mean(part, keys)
             near += SEVERAL_PROMPTS if part == "prompts" else ""
             return f"{override.input_line}: {place} has no key '{part}'.{near} It has {', '.join(keys)}."

@@ -103,7 +103,7 @@ def test_groups() -> None:
 
     assert set(Composer().groups) == {
         "attention", "cache", "compile", "fuse", "hardware", "launch", "layout", "lora", "measure", "memory", "model",
-        "precision", "quant", "recipe", "runtime", "scheduler", "sweep", "vae", "workload",
+        "precision", "quality", "quant", "recipe", "runtime", "scheduler", "sweep", "vae", "workload",
     }  # fmt: skip
 
 

@@ -151,7 +151,7 @@ def test_what_makes_a_row_not_valid(pipe):
     assert noisy.startswith(f"{said} (the load average was 9.0 on 2 cores): the same command")
     assert meter.noise(samples_of(1.0, 1.01, 0.99), "the load average was 9.0 on 2 cores") == []
     assert meter.complaints() == []
-    meter._latents = torch.tensor([1.0, float("nan")])
+    meter.latents = torch.tensor([1.0, float("nan")])
     meter.outputs = [Image.new("RGB", (4, 4)), Image.effect_noise((4, 4), 50).convert("RGB")]
     assert meter.complaints() == [
         "the latents of the last sample are not finite",
@@ -201,7 +201,7 @@ def test_constant_pictures():
 
 def test_pictures_say_what_made_them(tmp_path):
     pictures = [Image.new("RGB", (4, 4), (i, 0, 0)) for i in range(2)]
-    assert save_pictures(pictures, tmp_path, "abc", seed=7) == ("0.png", "1.png")
+    assert save_pictures(pictures, tmp_path, "abc", (7, 8)) == ("0.png", "1.png")
     with Image.open(tmp_path / "1.png") as saved:
         assert saved.info == {"diffopt:cell_id": "abc", "diffopt:seed": "8"}
         assert saved.tobytes() == pictures[1].tobytes()

@@ -55,7 +55,7 @@ def read(path: Path) -> tuple[list[np.ndarray[Any, Any]], list[int], dict[str, A
 
 def test_pictures_are_exact_and_say_what_made_them(tmp_path: Path) -> None:
     pictures = [Image.effect_noise((9, 7), 60).convert("RGB"), Image.effect_noise((9, 7), 60)]
-    assert save_pictures(pictures, tmp_path, "abc", seed=7) == ("0.png", "1.png")
+    assert save_pictures(pictures, tmp_path, "abc", (7, 8)) == ("0.png", "1.png")
     for index, picture in enumerate(pictures):
         with Image.open(tmp_path / f"{index}.png") as saved:
             assert saved.info == {"diffopt:cell_id": "abc", "diffopt:seed": str(7 + index)}
@@ -65,7 +65,7 @@ def test_pictures_are_exact_and_say_what_made_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", [list, as_array])
 def test_videos_are_animated_and_say_what_made_them(tmp_path: Path, form: Any) -> None:
     videos = [frames(9), frames(9)[::-1]]
-    assert save_pictures([form(video) for video in videos], tmp_path, "abc", 7, fps=10) == ("0.gif", "1.gif")
+    assert save_pictures([form(video) for video in videos], tmp_path, "abc", (7, 8), fps=10) == ("0.gif", "1.gif")
     for index, video in enumerate(videos):
         shown, durations, about = read(tmp_path / f"{index}.gif")
         assert durations == [100] * 9
@@ -80,7 +80,7 @@ def test_no_frame_of_a_video_loses_anything(tmp_path: Path, form: Any) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (12, 20, 28, 3), np.uint8)  # more colours than a GIF has
     noise[5] = noise[4]  # a frame that stands still is a frame
     video = [Image.fromarray(frame) for frame in noise]
-    (name,) = save_pictures([form(video)], tmp_path, "abc", 7, fps=10)
+    (name,) = save_pictures([form(video)], tmp_path, "abc", [7], fps=10)
     kept = lossless_pictures(tmp_path, name)
     assert [path.relative_to(tmp_path).as_posix() for path in kept] == [f"0/{i:04d}.png" for i in range(12)]
     for index, path in enumerate(kept):
@@ -101,7 +101,7 @@ def test_an_mp4_has_all_frames_at_their_speed(tmp_path: Path) -> None:
     import imageio_ffmpeg
 
     video = frames(9)
-    assert save_pictures([video], tmp_path, "abc", 7, fps=16) == ("0.gif",)
+    assert save_pictures([video], tmp_path, "abc", [7], fps=16) == ("0.gif",)
     ffmpeg = [
         imageio_ffmpeg.get_ffmpeg_exe(),
         "-i",
@@ -134,12 +134,12 @@ def test_a_video_keeps_its_length_as_far_as_centiseconds_go(
     tmp_path: Path, fps: int | None, durations: list[int]
 ) -> None:
     assert UNKNOWN_FPS == 8
-    save_pictures([frames(4)], tmp_path, "abc", 0, fps=fps)
+    save_pictures([frames(4)], tmp_path, "abc", [0], fps=fps)
     assert read(tmp_path / "0.gif")[1] == durations
 
 
 def test_a_long_video_does_not_drift(tmp_path: Path) -> None:
-    save_pictures([frames(97)], tmp_path, "abc", 0, fps=24)
+    save_pictures([frames(97)], tmp_path, "abc", [0], fps=24)
     assert abs(sum(read(tmp_path / "0.gif")[1]) - 97 / 24 * 1000) <= 5
 
 
@@ -147,7 +147,7 @@ def test_what_is_not_a_number_is_black(tmp_path: Path) -> None:
     video = as_array(frames(3))
     video[1] = np.nan
     video[2] = 7.0
-    save_pictures([video], tmp_path, "abc", 0, fps=5)
+    save_pictures([video], tmp_path, "abc", [0], fps=5)
     shown, _, _ = read(tmp_path / "0.gif")
     assert shown[0].max() > 200
     assert not shown[1].any()
@@ -175,7 +175,7 @@ def test_the_contact_sheet_shows_the_middle_frame_of_a_video(tmp_path: Path) -> 
     folder = study.folder(row.cell_id, ENVIRONMENT.id)
     folder.mkdir(parents=True)
     video = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue", "lime", "blue", "red")]
-    save_pictures([video], folder, row.cell_id, 0, fps=8)
+    save_pictures([video], folder, row.cell_id, [0], fps=8)
     middle = (GAP + SIDE // 2, GAP + SIDE // 2)
     assert contact_sheet(study, [row]).getpixel(middle) == (0, 255, 0)
     shutil.rmtree(folder / "0")
@@ -184,7 +184,7 @@ def test_the_contact_sheet_shows_the_middle_frame_of_a_video(tmp_path: Path) -> 
 
 def test_a_row_that_is_run_again_begins_with_no_frame_of_an_earlier_try(tmp_path: Path) -> None:
     (request,) = compose_requests(["hardware=cpu"])
-    save_pictures([frames(3), frames(2)], tmp_path, "abc", 0)
+    save_pictures([frames(3), frames(2)], tmp_path, "abc", (0, 1))
     (tmp_path / "0.mp4").touch()
     (tmp_path / "notes").mkdir()
     prepare_folder_for_run(tmp_path, request.cell)

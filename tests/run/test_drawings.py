@@ -65,7 +65,7 @@ def test_cells_of_a_study_share_a_reference_and_its_floors() -> None:
 
 
 def test_nothing_is_drawn_for_cells_that_are_not_compared_or_not_run() -> None:
-    swept(compared("quality=none"), compared("quant=fp8_dynamic"))
+    swept(compared("quality=none", mode="ok"), compared("quant=fp8_dynamic"))
     assert drawn() == []
 
 
