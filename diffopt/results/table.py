@@ -221,7 +221,8 @@ def _figures(result: Result, columns: Mapping[str, Column], speed_up: str, pictu
 def _of_pictures(found: QualityFigures | None) -> tuple[str, ...]:
     """The verdict, the distance by itself and in floors, and what the pictures show."""
     if found is None or (distance := found.distance) is None:
-        return ("", "", "", "", "" if found is None or found.accuracy is None else f"{found.accuracy:.0%}")
+        verdict, accuracy = (None, None) if found is None else (found.verdict, found.accuracy)
+        return (verdict or "", "", "", "", _number(accuracy, ".0%"))
     floor, psnr = floor_of(found, "flip"), distance.psnr
     return (
         "reference" if found.is_reference else found.verdict or "",

@@ -94,7 +94,9 @@ def test_what_is_not_a_number_is_not_valid(folder: Path) -> None:
     assert not found.valid
     assert found.reason is not None
     assert "not finite" in found.reason
-    assert found.quality is None or found.quality.verdict == "broken"
+    assert found.quality is not None
+    assert found.quality.verdict == "broken"
+    assert found.quality.because == "the latents are not finite in picture 0, 1, 2, 3"
 
 
 @pytest.mark.slow

@@ -59,6 +59,12 @@ def flip(picture: Pixels, reference: Pixels) -> float:
     return float(evaluate(reference, picture, "LDR", applyMagma=False)[1])
 
 
+def pictures_that_are_not_finite(folder: Path, count: int) -> list[int]:
+    """Indices of the pictures whose latents have a value that is no number."""
+    latents = load_file(folder / LATENTS)
+    return [index for index in range(count) if not bool(torch.isfinite(latents[str(index)]).all())]
+
+
 def save_flip_maps(folder: Path, names: Sequence[str], other: Path, others: Sequence[str]) -> tuple[str, ...]:
     """Beside each picture a PNG of where it differs, ``flip-0.png``; of a video, its worst frame's."""
     found = []

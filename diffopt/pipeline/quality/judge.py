@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING
 
 from diffopt.machine.files import FOLDER_FOR_ITS_USER
 from diffopt.pipeline.quality.accuracy import accuracy_of_drawing
-from diffopt.pipeline.quality.distances import distance_of_drawings, save_flip_maps
+from diffopt.pipeline.quality.distances import (
+    distance_of_drawings,
+    pictures_that_are_not_finite,
+    save_flip_maps,
+)
 from diffopt.pipeline.quality.drawing import draw_for_comparison
 from diffopt.recipe.cell import Cell
 from diffopt.results.drawing import Against, AskedComparisons
@@ -38,6 +42,16 @@ def judge_pictures(cell: Cell, folder: Path, names: Sequence[str], asked: AskedC
     accuracy = accuracy_of_drawing(cell, folder, names)
     if reference is None:
         return QualityFigures(reference=None, reason=asked.reason, pictures=tuple(names), accuracy=accuracy)
+    if odd := pictures_that_are_not_finite(folder, len(names)):
+        said = f"the latents are not finite in picture {', '.join(map(str, odd))}"
+        return QualityFigures(
+            reference=reference.drawing.id,
+            pictures=tuple(names),
+            accuracy=accuracy,
+            reason=said,
+            verdict="broken",
+            because=said,
+        )
     found = QualityFigures(
         reference=reference.drawing.id,
         is_reference=asked.is_reference,
