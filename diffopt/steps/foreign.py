@@ -55,9 +55,7 @@ def ask_with_care(step: type[Step], plugin: str) -> None:
     _validate_with_care(step, plugin)
 
 
-def _careful(
-    step: type[Step], name: str, theirs: Callable[..., Any], promised: Any, plugin: str
-) -> Callable[..., Any]:
+def _careful(step: type[Step], name: str, theirs: Callable[..., Any], promised: Any, plugin: str) -> Callable[..., Any]:
     adapter = TypeAdapter(promised)
 
     @functools.wraps(theirs)

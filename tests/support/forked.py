@@ -1,7 +1,8 @@
 """The real command in a process of its own, in a hundredth of the time: forked from one that has imported it.
 
 What a test of a whole command line may set is set: its streams, its environment, how long it may take. Modes of files
-count for it, also where the tests run as root. Only what a library does when it is imported is done already; that is a process of the fixture ``diffopt``.
+count for it, also where the tests run as root. What a library does when it is imported is done already; a test of that
+takes the fixture ``diffopt``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from resource import struct_rusage
 from tempfile import TemporaryFile
 from typing import Any, NoReturn
 
@@ -23,7 +25,7 @@ from support.places import REPO, TESTS
 from support.powers import modes_of_files_count
 
 MODULES = ("main", "plans", "recipes", "reports", "options", "machines", "downloads", "sweeps", "smoke", "hydra_flags")
-LIBRARIES = ("PIL.Image", "safetensors", "tokenizers", "numpy", "hydra.core.utils", "yaml", "omegaconf", "packaging.markers")
+LIBRARIES = ("PIL.Image", "safetensors", "tokenizers", "numpy", "packaging.requirements")
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,12 @@ class Answer:
     code: int  # negative: the number of the signal that ended it
     out: str
     err: str
-    seconds: float
+    seconds: float  # of the processor
     memory: int  # MiB at its peak
 
-    def __iter__(self) -> Any:
-        return iter((self.code, self.out, self.err))
+    @property
+    def told(self) -> tuple[int, str, str]:
+        return self.code, self.out, self.err
 
 
 class Commands:
@@ -63,7 +66,7 @@ class Commands:
         out: str = "read",
         err: str = "read",
         gone: bool = False,
-        seconds: float = 60.0,
+        seconds: float = 120.0,
         before: str = "",
     ) -> Answer:
         """Run ``diffopt WORDS``.
@@ -73,7 +76,7 @@ class Commands:
             out: ``read``, ``closed``, ``full``, ``gone`` (its reader), or ``first`` (its reader goes after one line).
             err: likewise.
             gone: the working directory is removed beforehand.
-            seconds: after which it is killed.
+            seconds: after which it is killed; a busy machine takes long.
             before: statements that the process executes first.
         """
         asked = {
@@ -102,14 +105,14 @@ def serve() -> None:
             if (child := os.fork()) == 0:
                 become(asked, [writing for _, writing in ends])
             first = _first_lines(ends)
-            status, memory = _ended(child, begun + asked["seconds"])
+            status, used = _ended(child, begun + asked["seconds"])
             texts = [file.seek(0) or file.read().decode("utf-8", "replace") for file in (out, err)]
         answer = {
             "code": os.waitstatus_to_exitcode(status),
             "out": first[0] or texts[0],
             "err": first[1] or texts[1],
-            "seconds": time.monotonic() - begun,
-            "memory": memory // 1024,
+            "seconds": used.ru_utime + used.ru_stime,
+            "memory": used.ru_maxrss // 1024,
         }
         os.write(ANSWERS, (json.dumps(answer) + "\n").encode())
 
@@ -143,11 +146,11 @@ def _first_lines(ends: list[tuple[int | None, int | None]]) -> list[str]:
     return found
 
 
-def _ended(child: int, until: float) -> tuple[int, int]:
+def _ended(child: int, until: float) -> tuple[int, struct_rusage]:
     while True:
         done, status, used = os.wait4(child, os.WNOHANG)
         if done:
-            return status, used.ru_maxrss
+            return status, used
         if time.monotonic() > until:
             os.kill(child, signal.SIGKILL)
         time.sleep(0.002)
