@@ -7,6 +7,7 @@ takes the fixture ``diffopt``.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from importlib import import_module
 from pathlib import Path
 from resource import struct_rusage
 from tempfile import TemporaryFile
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from support.places import REPO, TESTS
 from support.powers import modes_of_files_count
@@ -156,6 +157,13 @@ def _ended(child: int, until: float) -> tuple[int, struct_rusage]:
         time.sleep(0.002)
 
 
+def _stream(number: int, errors: str) -> TextIO:
+    """As Python makes it when it starts."""
+    raw = open(number, "wb", closefd=False)  # noqa: SIM115
+    encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
+    return io.TextIOWrapper(raw, encoding=encoding, errors=errors)
+
+
 def become(asked: dict[str, Any], streams: Sequence[int | None]) -> NoReturn:
     """The command itself, as if it were started from a shell."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -172,11 +180,10 @@ def become(asked: dict[str, Any], streams: Sequence[int | None]) -> NoReturn:
             os.close(stream)
     os.close(0)
     os.open(os.devnull, os.O_RDONLY)
-    encoding = os.environ.get("PYTHONIOENCODING", "utf-8")
-    sys.stdout = sys.__stdout__ = None if streams[0] is None else open(1, "w", encoding=encoding, closefd=False)  # type: ignore[assignment,misc]
-    sys.stderr = sys.__stderr__ = (  # type: ignore[assignment,misc]
-        None if streams[1] is None else open(2, "w", encoding=encoding, errors="backslashreplace", closefd=False)
-    )
+    for name, number, errors in (("stdout", 1, "strict"), ("stderr", 2, "backslashreplace")):
+        stream = None if streams[number - 1] is None else _stream(number, errors)
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
     os.close(ANSWERS)
     if asked["gone"]:
         os.rmdir(asked["cwd"])
