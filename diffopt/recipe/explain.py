@@ -72,10 +72,9 @@ def _one(detail: dict[str, Any], prefix: str, written: Mapping[str, str]) -> str
 def _not_json(text: str, prefix: str, error: str) -> str:
     """Of data that JSON cannot have: most often a file's name with bytes that Python could not decode."""
     for key, value in flatten_to_dotted_keys(json.loads(text), f"{prefix}." if prefix else ""):
-        if SURROGATE.search(shown := value_in_words(value)):
-            return (
-                f"{key}={_short_text(shown)}: recipes and rows are UTF-8, and this is not; give the file another name."
-            )
+        if found := SURROGATE.search(shown := value_in_words(value)):
+            near = shown if len(shown) <= 60 else f"...{shown[max(0, found.start() - 30) :][:57]}"
+            return f"{key}={near}: recipes and rows are UTF-8, and this is not; name the file otherwise."
     return f"{prefix or 'the recipe'} has what no file of a recipe can have: {error}."
 
 

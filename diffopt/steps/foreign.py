@@ -20,16 +20,16 @@ from diffopt.schema.model import Dtype
 from diffopt.schema.step import Requirements, Step, Trait
 from diffopt.schema.words import one_line
 
-Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Amount = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 ANSWERS: dict[str, Any] = {  # of the methods that planning calls, and of one property
     "traits": frozenset[Trait],
     "traits_on": frozenset[Trait],
     "requires": Requirements,
     "problems": tuple[str, ...],
     "dtype_of": Dtype,
-    "weight_bytes": Size | None,
-    "on_device": Size,
-    "activation_share": Size,
+    "weight_bytes": Amount | None,
+    "on_device": Amount,
+    "activation_share": Amount,
 }
 LONGEST = 300  # letters of what a plug-in says of its failure
 

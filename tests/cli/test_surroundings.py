@@ -77,8 +77,8 @@ def test_a_model_whose_folder_is_not_named_in_utf8(commands: Commands, folder: P
     model(folder / f"m{BYTE}")
     code, out, err = commands("plan", f"model=./m{BYTE}", "hardware=cpu", cwd=folder).told
     assert (code, out) == (2, "")
-    said = "recipes and rows are UTF-8, and this is not; give the file another name."
-    assert err == f"diffopt: model.path={folder}/m\\udcff: {said}\n"
+    assert err.startswith("diffopt: model.path=")
+    assert err.endswith("/m\\udcff: recipes and rows are UTF-8, and this is not; name the file otherwise.\n")
 
 
 @SLOW
