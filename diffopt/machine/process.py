@@ -20,6 +20,7 @@ from typing import BinaryIO, Literal
 
 from diffopt.errors import UsageError
 from diffopt.machine.reading import opened_file
+from diffopt.machine.temporary import place_of_temporary_files
 from diffopt.schema.words import one_line
 
 LONGEST_LINE = 4096  # bytes; what a worker reports of itself is far shorter
@@ -167,7 +168,7 @@ def lines_of_program(
     """The lines that a program prints and those that it complains with; nothing of it is left running."""
     deadline = time.monotonic() + seconds
     said: list[bytes] = []
-    with tempfile.TemporaryFile() as log:
+    with tempfile.TemporaryFile(dir=place_of_temporary_files()) as log:
         try:
             child = Child(lambda _: command, log, environment, plain=True, longest=longest)
         except OSError as error:

@@ -41,11 +41,16 @@ def opened_file(path: Path, said: str, most: int | None = None, *, follow: bool 
     found = os.fstat(number)
     if not stat.S_ISREG(found.st_mode):
         os.close(number)
-        raise UsageError(f"{said}: this is {KINDS.get(stat.S_IFMT(found.st_mode), 'something else')}, not a file.")
+        raise UsageError(f"{said}: this is {kind_of_file(found.st_mode)}, not a file.")
     with os.fdopen(number, "rb") as file:
         if most is not None and found.st_size > most:
             raise _too_large(said, f"{found.st_size / MIB:.1f} MiB", most)
         yield file
+
+
+def kind_of_file(mode: int) -> str:
+    """What lies there, by its mode, where it is no file."""
+    return KINDS.get(stat.S_IFMT(mode), "something else")
 
 
 def _descriptor(path: Path, said: str, *, follow: bool) -> int:
@@ -55,6 +60,8 @@ def _descriptor(path: Path, said: str, *, follow: bool) -> int:
     except OSError as error:
         if error.errno in NOT_FOLLOWED and not follow:
             raise UsageError(f"{said}: this is a symbolic link, which is not followed here.") from None
+        if error.errno == errno.ENXIO:  # a socket, or a device that is not there, cannot even be opened
+            raise UsageError(f"{said}: this is {kind_of_file(path.stat().st_mode)}, not a file.") from None
         raise
 
 
