@@ -8,7 +8,6 @@ launch.minutes were over before each cell had its row, or a comparison is worse 
 from __future__ import annotations
 
 import argparse
-import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -208,11 +207,8 @@ def _answer(arguments: list[str]) -> int:
     except DiffoptError as error:
         return _say(str(error), 2 if isinstance(error, UsageError) else 1)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            return _say(f"{error.filename or 'a file'} cannot be written: {error.strerror}", 1)
-        if error.filename is None:
-            raise
-        return _say(f"{error.filename}: {error.strerror}", 1)
+        place = "" if error.filename is None else f"{error.filename}: "
+        return _say(f"{place}{error.strerror or error}", 1)
 
 
 def _say(text: str, code: int) -> int:
