@@ -43,7 +43,7 @@ def file_that_appears_whole(path: Path) -> Iterator[BinaryIO]:
     except BaseException as error:
         with suppress(OSError):  # the folder has gone, or the disk fails: what came first is what is told
             partial.unlink()
-        if isinstance(error, OSError) and str(error.filename) in ("None", str(partial)):
+        if isinstance(error, OSError) and error.errno and str(error.filename) in ("None", str(partial)):
             error.filename = str(path)
         raise
 

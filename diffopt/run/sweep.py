@@ -89,6 +89,9 @@ def run_all(
     With ``launch.minutes`` cells begin in the order of :meth:`Budget.in_order`. One that cannot begin, or not end, for
     want of time has a row as well, ``interrupted``; one that has a row already keeps that.
 
+    A row that the study does not take, such as on a full disk, is given as an error with its figures. So is one whose
+    folder was removed meanwhile.
+
     Args:
         study: name, directory or Study; continued where it stopped. None makes a fresh one.
         launch: where they run, see launchers, and deadlines; None takes the shipped ``launch=local``.
