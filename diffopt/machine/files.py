@@ -27,6 +27,8 @@ def file_that_appears_whole(path: Path) -> Iterator[BinaryIO]:
 
     A reader, or a crash at any moment, sees the old file or the new one, never a part. A new one is for its user alone,
     whatever the umask; one that was there keeps its mode. A link there is not followed, but replaced.
+
+    Raises OSError, which names ``path`` also where it comes from a write.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
@@ -38,8 +40,11 @@ def file_that_appears_whole(path: Path) -> Iterator[BinaryIO]:
                     os.fchmod(file.fileno(), stat.S_IMODE(before.st_mode) & 0o777)
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):  # the folder has gone, or the disk fails: what came first is what is told
+            partial.unlink()
+        if isinstance(error, OSError) and error.errno and str(error.filename) in ("None", str(partial)):
+            error.filename = str(path)
         raise
 
 
@@ -107,8 +112,12 @@ def first_link(root: Path, path: Path) -> Path | None:
 
 
 def links_below(folder: Path) -> Iterator[Path]:
-    """Every symbolic link below a folder; none is followed. Raises OSError for a folder that cannot be read."""
-    with os.scandir(folder) as entries:
+    """Every symbolic link below a folder; none is followed.
+
+    Those in a folder that this user may not read are left out: whoever goes in there is refused by the system. So are
+    those in one that is removed meanwhile.
+    """
+    with suppress(PermissionError, FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_symlink():
                 yield Path(entry.path)

@@ -21,7 +21,7 @@ from typing import BinaryIO, Literal
 from diffopt.errors import UsageError
 from diffopt.machine.reading import opened_file
 from diffopt.machine.temporary import place_of_temporary_files
-from diffopt.schema.words import one_line
+from diffopt.schema.words import harmless_line, one_line
 
 LONGEST_LINE = 4096  # bytes; what a worker reports of itself is far shorter
 END_OF_LOG = 65536  # bytes that are looked at
@@ -215,7 +215,10 @@ def how_process_ended(code: int) -> str:
 
 
 def last_words_of_log(log: Path) -> str | None:
-    """The end of a log, which is often the only witness: of a crash the Python frame, else the last line."""
+    """The end of a log, which is often the only witness: of a crash the Python frame, else the last line.
+
+    As it may be shown, however large the log is.
+    """
     try:
         with opened_file(log, str(log), follow=False) as file:
             said = [line.strip() for line in _end_of_log(file).split("\n") if line.strip()]
@@ -223,7 +226,7 @@ def last_words_of_log(log: Path) -> str | None:
         return f"(it cannot be read: {one_line(error)})"
     crash = next((i for i, line in enumerate(said) if line.endswith("(most recent call first):")), None)
     last = said[crash + 1 : crash + 2] if crash is not None else said[-1:]
-    return last[0][:200] if last else None
+    return harmless_line(last[0][:200]) if last else None
 
 
 def _end_of_log(file: BinaryIO) -> str:

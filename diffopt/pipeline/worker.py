@@ -47,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("plan", type=Path)
     parser.add_argument("outcome", type=Path)
     parser.add_argument("--progress-fd", type=int, required=True)
+    parser.add_argument("--folder", type=Path, help="of the row, for pictures and what compiling leaves; else OUT's")
     parser.add_argument("--start-only", action="store_true", help="end after the first call")
     parser.add_argument("--save-artifact", action="store_true", help="keep what compiling left behind beside the row")
     parser.add_argument("--load-artifact", type=Path, help="start from such a file")
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     artifact = None if options.load_artifact is None else (options.load_artifact, options.sha256)
     work = Work(
         options.plan,
-        options.outcome.parent,
+        options.folder or options.outcome.parent,
         report=report,
         gpu=options.gpu,
         start_only=options.start_only,
@@ -182,7 +183,7 @@ class Work:
     def _measure(self, meter: Meter, cell: Cell) -> None:
         from diffopt.pipeline.metrics import medians_of_rounds_in_words, timed_metrics
 
-        earlier = [ended.outcome.samples for ended in read_ended_rounds(self._folder)]
+        earlier = [ended.outcome.samples for ended in read_ended_rounds(self._folder, cell.measure.rounds)]
         self._enter("measure")
         meter.memory.reset()
         others = OtherProcesses()

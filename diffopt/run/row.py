@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from diffopt.machine.environment import Environment
 from diffopt.machine.files import make_private_folders, remove_whatever, rename_file, write_text
+from diffopt.machine.reading import refuse_odd_file
 from diffopt.recipe import lock
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.named_files import files_named_by_recipe
@@ -17,6 +19,7 @@ from diffopt.results.result import Artifacts, Outcome, Result
 from diffopt.results.rounds import ROUNDS, EndedRound, outcome_of_rounds, write_ended_rounds
 from diffopt.run.process import OUTCOME, PLAN, Verdict
 
+CELL = "cell.yaml"
 OF_ONE_ROUND = ("result.json", PLAN, OUTCOME, "log.txt", "*.png", "*.gif", "*.mp4", ".*.tmp")
 OF_ALL_ROUNDS = (ROUNDS, "log-*.txt", "*.zip")
 
@@ -24,22 +27,24 @@ OF_ALL_ROUNDS = (ROUNDS, "log-*.txt", "*.zip")
 def prepare_folder_for_run(folder: Path, cell: Cell, ended: Sequence[EndedRound] = ()) -> None:
     """The folder of a row, with the cell in it, as ``show`` prints it, and nothing of an earlier try.
 
+    Nothing is removed before the cell is written: where that cannot be, an earlier row stays.
+
     Args:
         ended: the rounds of this try that lie in it, and stay.
+
+    Raises:
+        UsageError: something that is neither a file nor a link has a name of these; nothing is removed.
+        OSError: the folder cannot be written.
     """
     make_private_folders(folder)
-    for pattern in OF_ONE_ROUND if ended else (*OF_ONE_ROUND, *OF_ALL_ROUNDS):
-        for stale in folder.glob(pattern):
-            remove_whatever(stale)
-    for frames in frame_folders(folder):
-        remove_whatever(frames)
-    write_text(folder / "cell.yaml", lock.recipe_to_yaml(cell))
-
-
-def tidy_folder_after_run(folder: Path) -> None:
-    """Remove what parent and worker said to each other."""
-    for name in (PLAN, OUTCOME):
-        (folder / name).unlink(missing_ok=True)
+    patterns = OF_ONE_ROUND if ended else (*OF_ONE_ROUND, *OF_ALL_ROUNDS)
+    stale = [path for pattern in patterns for path in folder.glob(pattern)]
+    for path in (*stale, folder / CELL):
+        if os.path.lexists(path) and not path.is_symlink():
+            refuse_odd_file(path, f"{path} is in the way")
+    write_text(folder / CELL, lock.recipe_to_yaml(cell))
+    for path in (*stale, *frame_folders(folder)):
+        remove_whatever(path)
 
 
 def keep_round(folder: Path, ended: Sequence[EndedRound]) -> None:
@@ -98,6 +103,12 @@ def row_of_ended_run(
         rounds=tuple(each.for_row() for each in rounds),
         notes=notes_on_cell(cell),
     )
+
+
+def row_that_is_not_kept(result: Result, why: str) -> Result:
+    """The row as its caller gets it where the study has it not: an error, with its figures."""
+    said = f"{result.reason}; " if result.reason else ""
+    return result.model_copy(update={"status": "error", "valid": False, "reason": f"{said}its row is not kept: {why}"})
 
 
 def cell_for_row(cell: Cell) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from diffopt.run.dry_call import plan_cells
 from diffopt.run.events import CellFinished, Listener, SweepFinished, SweepStarted, silent_listener
 from diffopt.run.launchers import Launcher, launcher
 from diffopt.run.process import Stop
-from diffopt.run.runner import Runner, row_of_refused_cell
+from diffopt.run.refused import row_of_refused_cell
+from diffopt.run.runner import Runner
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -88,6 +89,9 @@ def run_all(
     With ``launch.minutes`` cells begin in the order of :meth:`Budget.in_order`. One that cannot begin, or not end, for
     want of time has a row as well, ``interrupted``; one that has a row already keeps that.
 
+    A row that the study does not take, such as on a full disk, is given as an error with its figures. So is one whose
+    folder was removed meanwhile.
+
     Args:
         study: name, directory or Study; continued where it stopped. None makes a fresh one.
         launch: where they run, see launchers, and deadlines; None takes the shipped ``launch=local``.
@@ -129,8 +133,9 @@ def _run_plans(
         budget.learn(study)
         runner = Runner(study, launch, listener, stop, budget, by_id, _names(distinct), others, anew)
         runner.tell(SweepStarted(len(distinct), launch.minutes, notes_on_cells(distinct)))
-        rows = _rows_of_rounds(by, budget.in_order(distinct), runner)
-        runner.tell(SweepFinished(tuple(rows[cell.id] for cell in distinct if cell.id in rows), asked=len(distinct)))
+        rows = runner.not_kept.without_removed(_rows_of_rounds(by, budget.in_order(distinct), runner))
+        ended = tuple(rows[cell.id] for cell in distinct if cell.id in rows)
+        runner.tell(SweepFinished(ended, asked=len(distinct), not_kept=runner.not_kept.in_words(ended)))
     if stop.signal is not None:
         raise Interrupted(stop.signal, study.asked_for)
     return [rows[cell.id] for cell in distinct]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,24 @@ def test_one_that_cannot_start_leaves_no_descriptor(tmp_path):
 def test_last_words(tmp_path, log, words):
     (tmp_path / "log.txt").write_text(log)
     assert last_words_of_log(tmp_path / "log.txt") == words
+
+
+def test_last_words_are_harmless_and_a_log_of_any_size_is_not_read_whole(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text("\x1b]0;title\x07" + "\u202e" + "x" * 900)
+    words = last_words_of_log(log)
+    assert words.startswith("\\u001b]0;title\\u0007\\u202ex")
+    assert len(words) < 250
+    with open(log, "r+b") as file:
+        file.truncate(2**30)
+        file.seek(0, os.SEEK_END)
+        file.write(b"\nthe end\n")
+    tracemalloc.start()
+    try:
+        assert last_words_of_log(log) == "the end"
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
 
 
 PARENT = """

@@ -139,7 +139,7 @@ def test_the_same_cell_runs_once_and_is_given_twice():
     assert rows[0] == rows[1]
 
 
-@pytest.mark.parametrize("text", ['{"schema', '{"schema_version": 99}'])
+@pytest.mark.parametrize("text", ['{"schema', '{"schema_version": 1}'])
 def test_a_row_that_cannot_be_read_is_measured_anew_and_told(text):
     first, _ = swept("ok", "error")
     path = Study.open("s").folder(first[0].cell_id, first[0].env_id) / "result.json"
@@ -237,7 +237,7 @@ def test_each_gpu_runs_one_cell_at_a_time_and_the_cpu_comes_last(monkeypatch):
     monkeypatch.setattr("diffopt.machine.nvml.gpu_device", described)
     running, most, order = [], [], []
 
-    def work(cell, folder, launch, stop, gpu, on_phase, interpreter):
+    def work(plan, folder, launch, stop, gpu, on_phase, interpreter):
         assert gpu not in running
         running.append(gpu)
         time.sleep(0.05)
