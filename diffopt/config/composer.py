@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,9 @@ class Composer:
         repository = self._loader.repository
         names = sorted(path.name for path in shipped_conf().iterdir() if path.is_dir())
         self._options = {name: repository.get_group_options(name, ObjectType.CONFIG) for name in names}
-        self._unread = {given: unread_files(given, names, self._has(real)) for real, given in self._given.items()}
+        self._unread = {
+            given: unread_files(given, names, partial(self._is_read, real)) for real, given in self._given.items()
+        }
 
     @property
     def base(self) -> Composed | None:
@@ -95,7 +97,7 @@ class Composer:
     def option_file(self, group: str, option: str) -> Path:
         """The YAML file of an option. Raises UsageError when two folders have one of that name."""
         name = f"{group}/{option}.yaml"
-        found = [folder / name for folder in self.folders if self._has(folder)(name)]
+        found = [folder / name for folder in self.folders if self._has(folder, name)]
         if len(found) > 1 and found[0].read_bytes() != found[1].read_bytes():  # a checkout's own conf/ is no clash
             raise UsageError(
                 f"{found[1]} has the name of another option, {found[0]}. Give yours a name of its own "
@@ -105,16 +107,19 @@ class Composer:
             raise UsageError(self._unknown(group, option))
         return found[0]
 
-    def _has(self, folder: Path) -> Callable[[str], bool]:
-        """Whether a folder has a file of that name, which in a stranger's is no link that leads out."""
-        theirs = folder in self._given and folder not in self._trusted
-        return lambda name: (folder / name).is_file() and not (theirs and leads_out(folder, name))
+    def _has(self, folder: Path, name: str) -> bool:
+        """Whether a folder has a file of that name that is read."""
+        return (folder / name).is_file() and self._is_read(folder, name)
+
+    def _is_read(self, folder: Path, name: str) -> bool:
+        """Whether what has that name in a folder may be read: in a stranger's that is no link that leads out."""
+        return folder not in self._given or folder in self._trusted or not leads_out(folder, name)
 
     def _unknown(self, group: str, option: str) -> str:
         """That there is no such option, and the file that may be meant to be one."""
         said = complaints.unknown_option(group, option, self.options(group))
         for path, reason in (pair for files in self._unread.values() for pair in files):
-            meant = [path] if path.is_file() else sorted(path.glob("**/*.y*ml"))
+            meant = [path] if path.is_file() or path.is_symlink() else sorted(path.glob("**/*.y*ml"))
             if file := next((file for file in meant if file.stem == option), None):
                 said += f" {file} is not read: {reason.rstrip('.')}."
         return said
@@ -122,7 +127,7 @@ class Composer:
     def own_file(self, group: str, option: str) -> Path | None:
         """The file of an option of the user's own; None for a shipped one."""
         name = f"{group}/{option}.yaml"
-        return next((folder / name for folder in self.folders[1:] if self._has(folder)(name)), None)
+        return next((folder / name for folder in self.folders[1:] if self._has(folder, name)), None)
 
     def origin(self, group: str, option: str) -> Origin | None:
         """Where the file of an option comes from; None for a shipped one."""
@@ -130,7 +135,7 @@ class Composer:
 
     def _origin(self, name: str) -> Origin | None:
         """Of the folders that have a file of that name, Hydra reads the first one's; and so does this."""
-        folder = next((folder for folder in self.folders if self._has(folder)(name)), None)
+        folder = next((folder for folder in self.folders if self._has(folder, name)), None)
         if folder is None or folder not in self._given:
             return None
         return origin_of_option(self._given[folder], name, trusted=folder in self._trusted)
@@ -280,7 +285,7 @@ class Composer:
             name = f"{entry.config_path}.yaml"
             origin = self._origin(name)
             if origin is not None or origins:
-                folder = next(folder for folder in self.folders if self._has(folder)(name))
+                folder = next(folder for folder in self.folders if self._has(folder, name))
                 note_origin(origins, entry.package or "", read_option_file(folder / name, name), origin)
         return origins
 

@@ -40,7 +40,13 @@ class DataSource(FileConfigSource):
         """Not ``.yml``, which Hydra would list and then not find; what is not read is noted, see unread.py."""
         if config_path.endswith(".yml") or not super().is_config(config_path):
             return False
-        return self.provider != STRANGERS or not leads_out(Path(self.path), self._normalize_file_name(config_path))
+        return not self._leads_out(self._normalize_file_name(config_path))
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        return [] if self._leads_out(config_path) else super().list(config_path, results_filter)
+
+    def _leads_out(self, name: str) -> bool:
+        return self.provider == STRANGERS and leads_out(Path(self.path), name)
 
     def load_config(self, config_path: str) -> ConfigResult:
         name = self._normalize_file_name(config_path)
@@ -82,8 +88,8 @@ class StructuredConfigSource(ConfigSource):
 
 
 def leads_out(folder: Path, name: str) -> bool:
-    """Whether a file of a config folder is a link to where this folder may name no files, see consent.py."""
-    return not is_inside_recipe_folder(folder / name, folder.parent)
+    """Whether a file or a group of a config folder is a link to where the folder may name no files, see consent.py."""
+    return not any(is_inside_recipe_folder(folder / name, base) for base in (folder, folder.parent))
 
 
 def read_option_file(path: Path, name: str) -> dict[str, Any]:

@@ -91,7 +91,7 @@ class ModelIndex:
 
 
 def read_model_index(folder: Path, files: frozenset[str] | None = None) -> ModelIndex:
-    """The model_index.json of ``folder``. Raises UsageError where it is malformed, or it or a part's config names code."""
+    """The model_index.json of ``folder``. Raises UsageError where it or a part is malformed or names code."""
     path = folder / "model_index.json"
     index = read_model_json(path)
     pipeline = index.get("_class_name")

@@ -82,9 +82,7 @@ def test_a_repository_starts_nothing(repository: Path, canary: tuple[str, Path],
 
 
 @pytest.mark.parametrize("remote", ["ssh://host/path", "ext::{program}", "/tmp"])
-def test_a_clone_without_some_objects_fetches_none(
-    repository: Path, canary: tuple[str, Path], remote: str
-) -> None:
+def test_a_clone_without_some_objects_fetches_none(repository: Path, canary: tuple[str, Path], remote: str) -> None:
     program, sung = canary
     for key, value in {
         "core.repositoryFormatVersion": "1",
