@@ -108,6 +108,7 @@ class Checker:
             "TRITON_CACHE_DIR": str(self._folder / "triton"),
             "TMPDIR": str(self._folder),  # a check that crashes or hangs leaves its own behind
             "TORCHINDUCTOR_COMPILE_THREADS": "1",  # a pool of compiling processes takes longer to start
+            "PYTHONSAFEPATH": "1",  # -P, also for the Pythons that inductor starts
         }
         command = [sys.executable, "-P", "-X", "faulthandler", *self._worker, "--answers-fd"]
         variables = {**clean_environment(self._gpu.uuid if self._gpu else None), **own}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Sequence
 
@@ -13,6 +14,8 @@ SAFE = (
     *("-c", "safe.bareRepository=explicit"),  # one that is hidden in a folder of files is none
     "--no-optional-locks",
 )
+# Objects that a partial clone lacks would be fetched, by what its settings call ssh. No protocol is called "none".
+NO_FETCH = {"GIT_ALLOW_PROTOCOL": "none", "GIT_NO_LAZY_FETCH": "1"}
 
 
 class Git(Frozen):
@@ -50,7 +53,12 @@ def _switched_off(driver: str) -> tuple[str, ...]:
 def _git(*args: str, off: Sequence[str] = ()) -> str | None:
     try:
         done = subprocess.run(
-            ["git", *SAFE, *off, *args], capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            ["git", *SAFE, *off, *args],
+            env=os.environ | NO_FETCH,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
         return None

@@ -47,7 +47,8 @@ FALSIFYING = frozenset(
 PLAN, OUTCOME = "plan.json", "outcome.json"  # what parent and worker say to each other, while that runs
 LONGEST_OUTCOME = 64 * MIB
 AGAIN = "the same command runs it again"
-OF_WORKERS = {"DIFFUSERS_DISABLE_REMOTE_CODE": "1", "TOKENIZERS_PARALLELISM": "false"}
+# the last is -P for the Pythons that a worker starts itself, as inductor does to try out what it compiled
+OF_WORKERS = {"DIFFUSERS_DISABLE_REMOTE_CODE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONSAFEPATH": "1"}
 
 Cause = Silence | Literal["over"]  # why a worker says no more; "over": the time of the sweep is
 
