@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from diffopt.results.result import Artifacts, Outcome, Result
 from diffopt.results.rounds import ROUNDS, EndedRound, outcome_of_rounds, write_ended_rounds
 from diffopt.run.process import OUTCOME, PLAN, Verdict
 
-OF_ONE_ROUND = ("result.json", PLAN, OUTCOME, "log.txt", "*.png", "*.gif", "*.mp4", ".*.tmp")
+BETWEEN_PROCESSES = (PLAN, OUTCOME, ".*.tmp")  # what parent and worker say to each other, and what is written in part
+OF_ONE_ROUND = ("result.json", *BETWEEN_PROCESSES, "log.txt", "*.png", "*.gif", "*.mp4")
 OF_ALL_ROUNDS = (ROUNDS, "log-*.txt", "*.zip")
 
 
@@ -37,9 +39,20 @@ def prepare_folder_for_run(folder: Path, cell: Cell, ended: Sequence[EndedRound]
 
 
 def tidy_folder_after_run(folder: Path) -> None:
-    """Remove what parent and worker said to each other."""
-    for name in (PLAN, OUTCOME):
-        (folder / name).unlink(missing_ok=True)
+    """Remove what parent and worker said to each other, and what a worker was writing when it was killed."""
+    for pattern in BETWEEN_PROCESSES:
+        for stale in folder.glob(pattern):
+            remove_whatever(stale)
+
+
+def tidy_folder_of_final_row(folder: Path) -> None:
+    """Remove what lies beside a row that stays where its process was killed just after it had written it.
+
+    Nothing else needs that, so a study that may not be written keeps it.
+    """
+    with suppress(OSError):
+        tidy_folder_after_run(folder)
+        (folder / ROUNDS).unlink(missing_ok=True)
 
 
 def keep_round(folder: Path, ended: Sequence[EndedRound]) -> None:

@@ -18,7 +18,7 @@ from diffopt.recipe.cell import Cell
 from diffopt.recipe.launch import Launch
 from diffopt.recipe.planned import Plan
 from diffopt.results.result import Phase, Result
-from diffopt.results.rounds import ROUNDS, EndedRound, read_ended_rounds
+from diffopt.results.rounds import EndedRound, read_ended_rounds
 from diffopt.results.study import Study
 from diffopt.run import row
 from diffopt.run.budget import Budget
@@ -96,6 +96,7 @@ class Runner:
         earlier = self._earlier(cell, where)
         kept = earlier is not None and earlier.final and (earlier.status != "refused" or bool(plan.problems))
         if earlier is not None and kept and not (self.anew and self.round == 1):
+            row.tidy_folder_of_final_row(self.study.folder(cell.id, where.id))
             return self._finish(earlier, kept=True)
         ended = self._ended_rounds(cell, where, earlier)
         if len(ended) >= self.round:
@@ -187,7 +188,7 @@ class Runner:
         result = row.row_of_ended_run(folder, cell, where, verdict, seconds, ended)
         self.study.keep(result)
         if result.status != "interrupted":
-            (folder / ROUNDS).unlink(missing_ok=True)
+            row.tidy_folder_of_final_row(folder)
         self.budget.note(result)
         return self._finish(result)
 
