@@ -8,6 +8,7 @@ launch.minutes were over before each cell had its row, or a comparison is worse 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence

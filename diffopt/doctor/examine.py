@@ -20,8 +20,9 @@ from diffopt.config import Composer, catalogue
 from diffopt.errors import Refusal
 from diffopt.machine import hardware, nvml
 from diffopt.machine.hardware import GIB
+from diffopt.machine.log import last_words_of_log
 from diffopt.machine.nvml import Gpu, driver_cuda
-from diffopt.machine.process import Child, how_process_ended, last_words_of_log
+from diffopt.machine.process import Child, how_process_ended
 from diffopt.machine.temporary import temporary_folder
 from diffopt.machine.tested import tested_versions_in_words
 from diffopt.run.process import clean_environment

@@ -61,6 +61,11 @@ def own_compile_cache_root() -> Path:
     return own_folder(root, ROOT)
 
 
+def packages_of_user() -> Path:
+    """Where packages that were compiled ahead of time are kept. Raises Refusal as :func:`own_compile_cache_root`."""
+    return own_compile_cache_root() / "aot"
+
+
 def compile_caches_of_user() -> dict[str, str]:
     """Environment variables of a process whose compile caches are this user's alone.
 

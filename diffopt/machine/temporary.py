@@ -25,7 +25,7 @@ def temporary_folder(purpose: str, place: Path | None = None) -> Iterator[Path]:
         place: where it is made, which must be there; None: where the system has such folders.
     """
     place = place_of_temporary_files() if place is None else place
-    _remove_abandoned(place)
+    remove_abandoned_folders(place)
     folder, lock = _owned_folder(purpose, place)
     try:
         yield folder
@@ -53,8 +53,13 @@ def _owned_folder(purpose: str, place: Path) -> tuple[Path, int]:
             os.close(lock)
 
 
-def _remove_abandoned(place: Path) -> None:
-    """Remove the folders of this user whose owner is no more. One without the file was never used: it is empty."""
+def remove_abandoned_folders(place: Path | None = None) -> None:
+    """Remove the folders of this user whose owner is no more. One without the file was never used: it is empty.
+
+    Args:
+        place: where they are looked for, which need not be there; None: where the system has such folders.
+    """
+    place = Path(tempfile.gettempdir()) if place is None else place
     with suppress(OSError), os.scandir(place) as entries:
         for entry in entries:
             if entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False):

@@ -1,7 +1,7 @@
 """The child process that builds and measures one cell: ``python -m diffopt.pipeline.worker PLAN OUT --progress-fd N``.
 
 It writes the phase it enters to the progress descriptor, one JSON object a line, and ends by writing its outcome.
-Whatever it prints goes to the row's log. When the process that started it dies, it ends its whole process group.
+Whatever it prints goes to the row's log. Whoever started it ends what it leaves.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import argparse
 import gc
 import json
 import os
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -55,9 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--gpu", help="NVML uuid of the only GPU that is visible")
     options = parser.parse_args(arguments)
     os.set_inheritable(options.progress_fd, False)  # a process of ours that outlives us must not keep it open
-    if os.getpgrp() != os.getpid():
-        os.setsid()
-    threading.Thread(target=end_worker_with_parent, daemon=True).start()
 
     def report(phase: Phase) -> None:
         os.write(options.progress_fd, json.dumps({"phase": phase}).encode() + b"\n")
@@ -76,16 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_json(options.outcome, outcome.model_dump(mode="json"))
     sys.stdout.flush()
     sys.stderr.flush()
-    # All is said. Taking torch apart takes seconds, and a crash in it would say nothing of the cell. What was started
-    # on the way ends as well, also where the parent is killed at this very moment and cannot see to it.
-    os.killpg(os.getpgrp(), signal.SIGKILL)
-
-
-def end_worker_with_parent() -> None:
-    """Standard input is a pipe that only the parent holds; it ends when the parent does, however that comes about."""
-    while os.read(0, 4096):
-        continue
-    os.killpg(os.getpgrp(), signal.SIGKILL)
+    os._exit(0)  # taking torch apart takes seconds, and a crash in it would say nothing of the cell
 
 
 class Work:

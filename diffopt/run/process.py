@@ -22,8 +22,9 @@ from diffopt.errors import UsageError
 from diffopt.machine.compile_cache import compile_caches_of_user
 from diffopt.machine.files import open_new_file
 from diffopt.machine.interpreter import Interpreter
+from diffopt.machine.log import last_words_of_log
 from diffopt.machine.oom_killer import kernel_oom_kills
-from diffopt.machine.process import Child, Silence, how_process_ended, kill_process_group, last_words_of_log
+from diffopt.machine.process import Child, Silence, how_process_ended, kill_process_group
 from diffopt.machine.reading import MIB, read_file
 from diffopt.recipe.launch import Launch
 from diffopt.results.result import Outcome, Phase, Status
@@ -145,7 +146,7 @@ def run_worker_process(
             )
         except OSError as error:
             return Verdict("crashed", "load", f"the worker cannot be started: {error.strerror or error}")
-    with worker, stop.covering(worker.pid):
+    with worker, stop.covering(worker.group):
         cause, phase = _follow(worker, launch, stop.end, on_phase)
         if cause in ("stopped", "over"):
             worker.ask_to_end(launch.grace)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from diffopt.results.rounds import ROUNDS, EndedRound, outcome_of_rounds, write_
 from diffopt.run.process import OUTCOME, PLAN, Verdict
 
 CELL = "cell.yaml"
-OF_ONE_ROUND = ("result.json", PLAN, OUTCOME, "log.txt", "*.png", "*.gif", "*.mp4", ".*.tmp")
+BETWEEN_PROCESSES = (PLAN, OUTCOME, ".*.tmp")  # what older versions said to each other here, what is written in part
+OF_ONE_ROUND = ("result.json", *BETWEEN_PROCESSES, "log.txt", "*.png", "*.gif", "*.mp4")
 OF_ALL_ROUNDS = (ROUNDS, "log-*.txt", "*.zip")
 
 
@@ -45,6 +47,23 @@ def prepare_folder_for_run(folder: Path, cell: Cell, ended: Sequence[EndedRound]
     write_text(folder / CELL, lock.recipe_to_yaml(cell))
     for path in (*stale, *frame_folders(folder)):
         remove_whatever(path)
+
+
+def tidy_folder_after_run(folder: Path) -> None:
+    """Remove what parent and worker said to each other, and what a worker was writing when it was killed."""
+    for pattern in BETWEEN_PROCESSES:
+        for stale in folder.glob(pattern):
+            remove_whatever(stale)
+
+
+def tidy_folder_of_final_row(folder: Path) -> None:
+    """Remove what lies beside a row that stays where its process was killed just after it had written it.
+
+    Nothing else needs that, so a study that may not be written keeps it.
+    """
+    with suppress(OSError):
+        tidy_folder_after_run(folder)
+        (folder / ROUNDS).unlink(missing_ok=True)
 
 
 def keep_round(folder: Path, ended: Sequence[EndedRound]) -> None:

@@ -18,7 +18,7 @@ from diffopt.recipe.cell import Cell
 from diffopt.recipe.launch import Launch
 from diffopt.recipe.planned import Plan
 from diffopt.results.result import Phase, Result
-from diffopt.results.rounds import ROUNDS, EndedRound, read_ended_rounds
+from diffopt.results.rounds import EndedRound, read_ended_rounds
 from diffopt.results.row_files import RowStays
 from diffopt.results.study import Study
 from diffopt.run import row
@@ -115,6 +115,7 @@ class Runner:
         cell = plan.cell
         earlier = self._earlier(cell, where)
         if earlier is not None and self._stands(plan, earlier):
+            row.tidy_folder_of_final_row(self.study.folder(cell.id, where.id))
             return self._finish(earlier, kept=True)
         ended = self._ended_rounds(cell, where, earlier)
         if len(ended) >= self.round:
@@ -220,7 +221,7 @@ class Runner:
             folder.stat()  # with its folder the log and the pictures are gone: a row that names them would be none
             self.study.keep(result)
             if result.status != "interrupted":
-                (folder / ROUNDS).unlink(missing_ok=True)
+                row.tidy_folder_of_final_row(folder)
         except (OSError, UsageError) as error:
             return self._finish_unkept(result, error)
         return self._finish(result)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffopt.machine.compile_cache import compile_caches_of_user, private_compile_caches
+from diffopt.machine.compile_cache import compile_caches_of_user, packages_of_user, private_compile_caches
 from diffopt.machine.interpreter import Interpreter
-from diffopt.machine.temporary import temporary_folder
+from diffopt.machine.temporary import remove_abandoned_folders, temporary_folder
 from diffopt.recipe.launch import CompileArtifact, Launch
 from diffopt.recipe.planned import Plan
 from diffopt.results.result import Metrics, Phase, Start, Starts
@@ -40,7 +41,7 @@ def run_cell_workers(
         artifact = launch.compile_artifact.model_copy(update={"save": False})
         launch = launch.model_copy(update={"compile_artifact": artifact})
 
-    with temporary_folder("cell") as place:
+    with temporary_folder("cell") as place, _no_package_in_part():
         plan.write(place / PLAN)
 
         def child(places: dict[str, str], launch: Launch = launch, **starting: Any) -> Verdict:
@@ -73,6 +74,15 @@ def run_cell_workers(
         return verdict
     metrics = verdict.outcome.metrics.model_copy(update={"starts": Starts(cold=starts[0], warm=starts[1])})
     return replace(verdict, outcome=verdict.outcome.model_copy(update={"metrics": metrics}))
+
+
+@contextmanager
+def _no_package_in_part() -> Iterator[None]:
+    """Packages are compiled beside those that are kept, and a killed worker leaves what it had of one."""
+    try:
+        yield
+    finally:
+        remove_abandoned_folders(packages_of_user())
 
 
 def _start(metrics: Metrics) -> Start:

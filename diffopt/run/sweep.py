@@ -11,6 +11,7 @@ from pathlib import Path
 from diffopt.errors import Interrupted
 from diffopt.machine.compile_cache import compile_caches_of_user
 from diffopt.machine.interpreter import Interpreter, interpreters
+from diffopt.machine.temporary import remove_abandoned_folders
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.labels import cell_label_line, cell_labels
 from diffopt.recipe.launch import Launch, default_launch
@@ -128,6 +129,7 @@ def _run_plans(
     budget = Budget(launch)
     by = launcher(launch.kind)
     distinct, by_id = [plan.cell for plan in plans], {plan.cell.id: plan for plan in plans}
+    remove_abandoned_folders()
     with _stopping(budget.end) as stop:
         study = _study(study)
         budget.learn(study)

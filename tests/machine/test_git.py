@@ -36,6 +36,12 @@ def test_the_commit_and_whether_it_was_changed(repository):
     assert git.git_state() == git.Git(commit=clean.commit, dirty=True)
 
 
+def test_one_without_a_commit_is_none(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    assert git.git_state() is None
+
+
 def test_no_repository_and_no_git_are_fine(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     monkeypatch.chdir(tmp_path)

@@ -1,8 +1,10 @@
 """Stands in for a worker, without torch: ``stub_worker.py FOLDER FD``. The cell's negative
 prompt says what becomes of it."""
 
+import ctypes
 import json
 import os
+import random
 import shutil
 import signal
 import statistics
@@ -109,6 +111,10 @@ def start():
 def litter():
     """Dies with files of its own in its temporary folder."""
     print(tempfile.mkdtemp(), os.environ["TORCHINDUCTOR_CACHE_DIR"], flush=True)
+    package = Path(os.environ["DIFFOPT_CACHE_DIR"], "aot", "diffopt-aot-left")
+    package.mkdir(parents=True)
+    (package / ".owner").touch()
+    (folder / ".0.png.1.tmp").touch()
     sigkill()
 
 
@@ -125,6 +131,21 @@ def verbose():
     print("x" * 2**20)
     sys.stdout.flush()
     ok()
+
+
+def busy():
+    """What workers may do: processes and files of its own, C code that holds Python's lock, an end without manners."""
+    number = random.Random(os.getpid()).random()
+    subprocess.Popen(["sleep", "600"])
+    Path(tempfile.mkdtemp(), "unpacked").touch()
+    for name in ("optimize", "compile", "warmup"):
+        phase(name)
+        (ctypes.PyDLL(None) if number < 0.3 else ctypes.CDLL(None)).usleep(100_000)
+    rounds()
+    row = json.loads((folder / "outcome.json").read_text())
+    row["metrics"] |= {"load_s": 1.0, "first_call_s": 2.0}
+    leave(json.dumps(row))
+    os.kill(0 if number < 0.8 else os.getpid(), signal.SIGKILL)
 
 
 def error():
