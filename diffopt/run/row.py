@@ -49,20 +49,15 @@ def prepare_folder_for_run(folder: Path, cell: Cell, ended: Sequence[EndedRound]
         remove_whatever(path)
 
 
-def tidy_folder_after_run(folder: Path) -> None:
-    """Remove what parent and worker said to each other, and what a worker was writing when it was killed."""
-    for pattern in BETWEEN_PROCESSES:
-        for stale in folder.glob(pattern):
-            remove_whatever(stale)
-
-
 def tidy_folder_of_final_row(folder: Path) -> None:
-    """Remove what lies beside a row that stays where its process was killed just after it had written it.
+    """Remove what lies beside a row that stays: rounds that are in it, and what killed processes were writing.
 
     Nothing else needs that, so a study that may not be written keeps it.
     """
     with suppress(OSError):
-        tidy_folder_after_run(folder)
+        for pattern in BETWEEN_PROCESSES:
+            for stale in folder.glob(pattern):
+                remove_whatever(stale)
         (folder / ROUNDS).unlink(missing_ok=True)
 
 
