@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,6 +71,16 @@ def diffopt(tmp_path: Path) -> Run:
         )
 
     return call
+
+
+@pytest.fixture(scope="session")
+def commands() -> Iterator[Any]:
+    """Run the command in a process forked from one that has imported diffopt: see support/forked.py."""
+    from support.forked import Commands
+
+    started = Commands()
+    yield started
+    started.close()
 
 
 @pytest.fixture

@@ -210,9 +210,7 @@ def _answer(arguments: list[str]) -> int:
     except OSError as error:
         if error.errno == errno.ENOSPC:
             return _say(f"{error.filename or 'a file'} cannot be written: {error.strerror}", 1)
-        if error.filename is None:
-            raise
-        return _say(f"{error.filename}: {error.strerror}", 1)
+        return _say(f"{error.filename or 'the system'}: {error.strerror or error}", 1)
 
 
 def _say(text: str, code: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -132,7 +133,7 @@ def print_study_folder(study: Study, results: Sequence[Result]) -> None:
     print_line(f"study {study.name}: {study.path}")
     for result in results:
         folder = study.folder(result.cell_id, result.env_id)
-        if result.artifacts.pictures:
-            print_line(f"  {result.cell_id}  {folder / result.artifacts.pictures[0]}")
-        elif result.artifacts.log:
-            print_line(f"  {result.cell_id}  {folder / result.artifacts.log}")
+        named = [*result.artifacts.pictures[:1], *filter(None, [result.artifacts.log])]
+        there = [path for path in (folder / name for name in named) if os.path.lexists(path)]  # not with a lost study
+        for path in there[:1]:
+            print_line(f"  {result.cell_id}  {path}")

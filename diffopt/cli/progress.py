@@ -69,6 +69,10 @@ def progress_line_of_calls(event: CallsStarted) -> str:
     return f"calling once without weights, as the cells would: {event.number} call{'s' * (event.number > 1)}"
 
 
+def progress_lines_of_end(event: SweepFinished) -> list[str]:
+    return [progress_line_of_summary(event), *([] if event.not_kept is None else [event.not_kept])]
+
+
 def progress_line_of_summary(event: SweepFinished) -> str:
     counts = Counter(result.status for result in event.results)
     noisy = sum(result.status == "ok" and not result.valid for result in event.results)
@@ -128,7 +132,8 @@ class _Lines:
                 self._done += 1
                 self._say(f"[{self._done}/{self._total}] {progress_line_of_outcome(event)}")
             case SweepFinished():
-                self._say(progress_line_of_summary(event))
+                for line in progress_lines_of_end(event):
+                    self._say(line)
 
     def _say(self, text: str) -> None:
         print(harmless_line(text), file=self._stream, flush=True)
@@ -165,7 +170,8 @@ class _Bars:
             case CellFinished(result):
                 self._finish(event, result)
             case SweepFinished():
-                self._bars.console.print(progress_line_of_summary(event), markup=False, highlight=False)
+                for line in progress_lines_of_end(event):
+                    self._print(line)
 
     def _finish(self, event: CellFinished, result: Result) -> None:
         self._end(result.cell_id)

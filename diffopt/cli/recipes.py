@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from diffopt.cli.arguments import config_folders_of_arguments, requests_of_arguments, trusted_folders_of_arguments
-from diffopt.cli.streams import print_line
+from diffopt.cli.streams import can_be_shown, print_line
 from diffopt.config.resolve import compose_requests
 from diffopt.errors import UsageError
 from diffopt.recipe import lock
@@ -15,7 +15,10 @@ from diffopt.schema.words import value_in_words
 
 def run_show_verb(args: argparse.Namespace) -> int:
     (request,) = requests_of_arguments(args)
-    print(lock.recipe_to_yaml(request.cell, Path.cwd()), end="")
+    text = lock.recipe_to_yaml(request.cell, Path.cwd())
+    if not can_be_shown(text):  # the stream's own escapes would read back as backslashes
+        text = lock.recipe_to_yaml(request.cell, Path.cwd(), ascii_only=True)
+    print(text, end="")
     return 0
 
 

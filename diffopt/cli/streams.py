@@ -61,6 +61,15 @@ def print_line(text: str, *, to_stderr: bool = False) -> None:
     print(harmless_line(text), file=sys.stderr if to_stderr else sys.stdout, flush=True)
 
 
+def can_be_shown(text: str) -> bool:
+    """Whether standard output has every sign of a text; it writes the others as their escapes."""
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def say(text: str) -> None:
     """One paragraph beside the product of a verb: an error, or what was left out of it."""
     print_line(f"diffopt: {text}", to_stderr=True)

@@ -19,13 +19,14 @@ from diffopt.machine.interpreter import why_interpreter_is_absent
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.explain import explain_invalid_recipe
 from diffopt.recipe.options import merged_option, shipped_step
-from diffopt.recipe.plan import make_plan
 from diffopt.recipe.recipe import GROUP_ORDER, STEP_GROUPS
+from diffopt.recipe.rules import problems_of_cell
 from diffopt.recipe.rules.estimate import estimate_memory_of_cell
 from diffopt.schema.model import Model
 from diffopt.schema.runtime import CURRENT, Runtime, resolve_runtime
 from diffopt.schema.step import Requirements, Step
 from diffopt.schema.words import PRECISION_OF_DTYPE
+from diffopt.steps.foreign import PluginFails
 
 HALF_BYTES = 2  # of a weight in float16 or bfloat16
 PART_NAMES = {"denoiser": "", "text_encoders": " text", "vae": " VAE"}
@@ -80,7 +81,7 @@ def _row(composer: Composer, resolver: Resolver, group: str, option: str) -> Row
         if group == "runtime":
             data = merged_option(partial(composer.read_option, "runtime"), option)
             return Row(option, says, "", _runtime_here(data, option))
-    except UsageError as error:  # one broken file of the user's must not hide the other options
+    except (UsageError, PluginFails) as error:  # one broken file, or plug-in, must not hide the other options
         return Row(option, "", "", f"broken: {error}")
     return Row(option, says, "", "yes")
 
@@ -102,7 +103,7 @@ def _recipe_row(composer: Composer, resolver: Resolver, option: str, says: str) 
 def _reasons_of_machine(cell: Cell, steps: Sequence[Step], key: str | None = None) -> list[str]:
     """Why these steps cannot work on this machine; of its plan's problems those that name it, and ``key``."""
     place = f"hardware={cell.recipe.hardware.name}"
-    named = [p for p in make_plan(cell).problems if place in p.keys and (key is None or key in p.keys)]
+    named = [p for p in problems_of_cell(cell) if place in p.keys and (key is None or key in p.keys)]
     facts = [p.fact if key else f"{', '.join(k for k in p.keys if k != place)}: {p.fact}" for p in named]
     lacking = packages.reason_of_lacking([step.requires() for step in steps])
     return list(dict.fromkeys([*facts, *([lacking] if lacking else [])]))

@@ -10,7 +10,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from diffopt.config import complaints
 from diffopt.config.composed import Composed, KnownOptions, onto_recipe_file, stands_alone
 from diffopt.config.meant import with_models_as_options
 from diffopt.config.origins import Origin, Origins, note_origin, origin_of_option
-from diffopt.config.source import DataSource, StructuredConfigSource, read_option_file
+from diffopt.config.source import STRANGERS, DataSource, StructuredConfigSource, leads_out, read_option_file
 from diffopt.config.unread import note_on_unread_files, unread_files
 from diffopt.errors import UsageError
 from diffopt.machine.paths import shipped_conf
@@ -61,7 +61,8 @@ class Composer:
         self.folders = (shipped_conf(), *self._given)
         path = ConfigSearchPathImpl()
         for index, folder in enumerate(self.folders):
-            path.append("user" if index else "main", f"{DataSource.scheme()}://{folder}")
+            provider = "main" if not index else "user" if folder in self._trusted else STRANGERS
+            path.append(provider, f"{DataSource.scheme()}://{folder}")
         path.append("schema", f"{StructuredConfigSource.scheme()}://")  # Hydra insists on one, last
         self._loader = ConfigLoaderImpl(config_search_path=path)
         self._parser = OverridesParser.create(config_loader=self._loader)
@@ -71,7 +72,9 @@ class Composer:
         repository = self._loader.repository
         names = sorted(path.name for path in shipped_conf().iterdir() if path.is_dir())
         self._options = {name: repository.get_group_options(name, ObjectType.CONFIG) for name in names}
-        self._unread = {folder: unread_files(folder, names) for folder in self._given.values()}
+        self._unread = {
+            given: unread_files(given, names, partial(self._is_read, real)) for real, given in self._given.items()
+        }
 
     @property
     def base(self) -> Composed | None:
@@ -93,7 +96,8 @@ class Composer:
 
     def option_file(self, group: str, option: str) -> Path:
         """The YAML file of an option. Raises UsageError when two folders have one of that name."""
-        found = [path for folder in self.folders if (path := folder / group / f"{option}.yaml").is_file()]
+        name = f"{group}/{option}.yaml"
+        found = [folder / name for folder in self.folders if self._has(folder, name)]
         if len(found) > 1 and found[0].read_bytes() != found[1].read_bytes():  # a checkout's own conf/ is no clash
             raise UsageError(
                 f"{found[1]} has the name of another option, {found[0]}. Give yours a name of its own "
@@ -103,18 +107,27 @@ class Composer:
             raise UsageError(self._unknown(group, option))
         return found[0]
 
+    def _has(self, folder: Path, name: str) -> bool:
+        """Whether a folder has a file of that name that is read."""
+        return (folder / name).is_file() and self._is_read(folder, name)
+
+    def _is_read(self, folder: Path, name: str) -> bool:
+        """Whether what has that name in a folder may be read: in a stranger's that is no link that leads out."""
+        return folder not in self._given or folder in self._trusted or not leads_out(folder, name)
+
     def _unknown(self, group: str, option: str) -> str:
         """That there is no such option, and the file that may be meant to be one."""
         said = complaints.unknown_option(group, option, self.options(group))
         for path, reason in (pair for files in self._unread.values() for pair in files):
-            meant = [path] if path.is_file() else sorted(path.glob("**/*.y*ml"))
+            meant = [path] if path.is_file() or path.is_symlink() else sorted(path.glob("**/*.y*ml"))
             if file := next((file for file in meant if file.stem == option), None):
                 said += f" {file} is not read: {reason.rstrip('.')}."
         return said
 
     def own_file(self, group: str, option: str) -> Path | None:
         """The file of an option of the user's own; None for a shipped one."""
-        return next((p for folder in self.folders[1:] if (p := folder / group / f"{option}.yaml").is_file()), None)
+        name = f"{group}/{option}.yaml"
+        return next((folder / name for folder in self.folders[1:] if self._has(folder, name)), None)
 
     def origin(self, group: str, option: str) -> Origin | None:
         """Where the file of an option comes from; None for a shipped one."""
@@ -122,7 +135,7 @@ class Composer:
 
     def _origin(self, name: str) -> Origin | None:
         """Of the folders that have a file of that name, Hydra reads the first one's; and so does this."""
-        folder = next((folder for folder in self.folders if (folder / name).is_file()), None)
+        folder = next((folder for folder in self.folders if self._has(folder, name)), None)
         if folder is None or folder not in self._given:
             return None
         return origin_of_option(self._given[folder], name, trusted=folder in self._trusted)
@@ -272,7 +285,7 @@ class Composer:
             name = f"{entry.config_path}.yaml"
             origin = self._origin(name)
             if origin is not None or origins:
-                folder = next(folder for folder in self.folders if (folder / name).is_file())
+                folder = next(folder for folder in self.folders if self._has(folder, name))
                 note_origin(origins, entry.package or "", read_option_file(folder / name, name), origin)
         return origins
 

@@ -33,4 +33,10 @@ def with_models_as_options(overrides: Sequence[str], options: Sequence[str]) -> 
 
 
 def _is_folder(value: str) -> bool:
-    return (Path(value).expanduser() / INDEX).is_file()
+    try:
+        folder = Path(value).expanduser()
+        return (folder / INDEX).is_file()
+    except PermissionError:
+        return folder.is_dir()  # and whoever reads it says why it cannot be
+    except RuntimeError:  # ~ of a user that there is not
+        return False

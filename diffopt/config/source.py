@@ -20,11 +20,13 @@ from omegaconf import OmegaConf
 
 from diffopt.errors import UsageError
 from diffopt.machine import plain_yaml
+from diffopt.recipe.named_files import is_inside_recipe_folder
 from diffopt.recipe.recipe import GROUP_ORDER
 
 OVERLAY_KEYS = {"defaults", "workload"}
 OVERLAID = set(GROUP_ORDER) - {"recipe", "sweep"}  # groups of which a recipe may choose an option
 OPTION = r"[A-Za-z0-9_][A-Za-z0-9_.-]*"
+STRANGERS = "strangers"  # provider, in Hydra's word, of what lies in a folder that the command line does not trust
 
 
 class DataSource(FileConfigSource):
@@ -36,7 +38,15 @@ class DataSource(FileConfigSource):
 
     def is_config(self, config_path: str) -> bool:
         """Not ``.yml``, which Hydra would list and then not find; what is not read is noted, see unread.py."""
-        return not config_path.endswith(".yml") and super().is_config(config_path)
+        if config_path.endswith(".yml") or not super().is_config(config_path):
+            return False
+        return not self._leads_out(self._normalize_file_name(config_path))
+
+    def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
+        return [] if self._leads_out(config_path) else super().list(config_path, results_filter)
+
+    def _leads_out(self, name: str) -> bool:
+        return self.provider == STRANGERS and leads_out(Path(self.path), name)
 
     def load_config(self, config_path: str) -> ConfigResult:
         name = self._normalize_file_name(config_path)
@@ -75,6 +85,11 @@ class StructuredConfigSource(ConfigSource):
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
         return []
+
+
+def leads_out(folder: Path, name: str) -> bool:
+    """Whether a file or a group of a config folder is a link to where the folder may name no files, see consent.py."""
+    return not any(is_inside_recipe_folder(folder / name, base) for base in (folder, folder.parent))
 
 
 def read_option_file(path: Path, name: str) -> dict[str, Any]:

@@ -20,8 +20,9 @@ from diffopt.config import Composer, catalogue
 from diffopt.errors import Refusal
 from diffopt.machine import hardware, nvml
 from diffopt.machine.hardware import GIB
+from diffopt.machine.log import last_words_of_log
 from diffopt.machine.nvml import Gpu, driver_cuda
-from diffopt.machine.process import Child, how_process_ended, last_words_of_log
+from diffopt.machine.process import Child, how_process_ended
 from diffopt.machine.temporary import temporary_folder
 from diffopt.machine.tested import tested_versions_in_words
 from diffopt.run.process import clean_environment
@@ -108,6 +109,7 @@ class Checker:
             "TRITON_CACHE_DIR": str(self._folder / "triton"),
             "TMPDIR": str(self._folder),  # a check that crashes or hangs leaves its own behind
             "TORCHINDUCTOR_COMPILE_THREADS": "1",  # a pool of compiling processes takes longer to start
+            "PYTHONSAFEPATH": "1",  # -P, also for the Pythons that inductor starts
         }
         command = [sys.executable, "-P", "-X", "faulthandler", *self._worker, "--answers-fd"]
         variables = {**clean_environment(self._gpu.uuid if self._gpu else None), **own}

@@ -27,7 +27,7 @@ from diffopt.machine.files import make_private_folders, write_bytes
 from diffopt.machine.hardware import cpu_model
 from diffopt.machine.own_folder import own_folder
 from diffopt.machine.paths import user_cache
-from diffopt.machine.reading import MIB, read_file
+from diffopt.machine.reading import MIB, opened_file
 from diffopt.schema.record import Frozen
 
 LARGEST = 8 * 1024 * MIB  # of an artifact
@@ -59,6 +59,11 @@ def own_compile_cache_root() -> Path:
             f"This user has no home for diffopt's caches: name a folder of your own, {ROOT}=/a/folder."
         ) from None
     return own_folder(root, ROOT)
+
+
+def packages_of_user() -> Path:
+    """Where packages that were compiled ahead of time are kept. Raises Refusal as :func:`own_compile_cache_root`."""
+    return own_compile_cache_root() / "aot"
 
 
 def compile_caches_of_user() -> dict[str, str]:
@@ -196,10 +201,14 @@ def load_compile_cache_artifact(path: Path, sha256: str, device: Literal["cuda",
 def _pinned(path: Path, sha256: str) -> bytes:
     """The file's content, which nothing has looked into before it is known to be the one that was meant."""
     try:
-        content = read_file(path, str(path), LARGEST)
+        with opened_file(path, str(path), LARGEST) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()  # before gigabytes of another file are in memory
+            file.seek(0)
+            content = file.read() if found == sha256.lower() else b""
     except OSError as error:
         raise UsageError(f"{path} cannot be read as an artifact: {error.strerror}.") from error
-    found = hashlib.sha256(content).hexdigest()
+    if content:
+        found = hashlib.sha256(content).hexdigest()  # of what is used, whatever was written there meanwhile
     if found != sha256.lower():
         raise UsageError(
             f"{path} has the SHA-256 {found}, not {sha256}. An artifact runs its author's code, so it is not opened. "

@@ -5,6 +5,7 @@ And links below a folder that anybody may have filled, such as a study: none is 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
@@ -26,20 +27,27 @@ def file_that_appears_whole(path: Path) -> Iterator[BinaryIO]:
     """A file to write into, which takes the place of ``path`` when the block ends well, and leaves nothing otherwise.
 
     A reader, or a crash at any moment, sees the old file or the new one, never a part. A new one is for its user alone,
-    whatever the umask; one that was there keeps its mode. A link there is not followed, but replaced.
+    whatever the umask; one that was there keeps its mode. A link there is not followed, but replaced. What killed
+    processes wrote of the same file in part goes with the next that writes it.
+
+    Raises OSError, which names ``path`` also where it comes from a write.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    _remove_abandoned_parts(path)
+    file, partial = _locked_part(path)
     try:
-        with _made(partial) as file:
+        with file:
             yield file
             file.flush()
             with suppress(FileNotFoundError):
                 if stat.S_ISREG((before := os.lstat(path)).st_mode):
                     os.fchmod(file.fileno(), stat.S_IMODE(before.st_mode) & 0o777)
             os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
+            os.replace(partial, path)  # while it is locked, lest it is taken for an abandoned one
+    except BaseException as error:
+        with suppress(OSError):  # the folder has gone, or the disk fails: what came first is what is told
+            partial.unlink()
+        if isinstance(error, OSError) and error.errno and str(error.filename) in ("None", str(partial)):
+            error.filename = str(path)
         raise
 
 
@@ -107,13 +115,44 @@ def first_link(root: Path, path: Path) -> Path | None:
 
 
 def links_below(folder: Path) -> Iterator[Path]:
-    """Every symbolic link below a folder; none is followed. Raises OSError for a folder that cannot be read."""
-    with os.scandir(folder) as entries:
+    """Every symbolic link below a folder; none is followed.
+
+    Those in a folder that this user may not read are left out: whoever goes in there is refused by the system. So are
+    those in one that is removed meanwhile.
+    """
+    with suppress(PermissionError, FileNotFoundError), os.scandir(folder) as entries:
         for entry in entries:
             if entry.is_symlink():
                 yield Path(entry.path)
             elif entry.is_dir(follow_symlinks=False):
                 yield from links_below(Path(entry.path))
+
+
+def _locked_part(path: Path) -> tuple[BinaryIO, Path]:
+    """A file beside ``path`` to write into, locked as long as it is open; where files can be locked."""
+    while True:
+        partial = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        file = _made(partial)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.lstat(partial)
+            return file, partial
+        except (BlockingIOError, FileNotFoundError):  # whoever clears up saw it before it was locked
+            file.close()
+            partial.unlink(missing_ok=True)
+        except OSError:  # no locks there: nobody clears up either
+            return file, partial
+
+
+def _remove_abandoned_parts(path: Path) -> None:
+    """Remove what was written of ``path`` by processes that are no more: the system drops their locks with them."""
+    with suppress(OSError), os.scandir(path.parent) as entries:
+        for entry in entries:
+            name = entry.name
+            if name.startswith(f".{path.name}.") and name.endswith(".tmp") and entry.is_file(follow_symlinks=False):
+                with suppress(OSError), open(os.open(entry, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as part:
+                    fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(entry)
 
 
 def _made(path: Path) -> BinaryIO:

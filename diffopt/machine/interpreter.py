@@ -167,8 +167,8 @@ def name_of_requirement(text: str) -> str:
 def interpreter_path(text: str) -> str | None:
     """The absolute path of a program, links not followed; None where there is none. Starts nothing."""
     path = user_path(text, "runtime.python")
-    found = shutil.which(path)
-    return None if found is None else os.path.abspath(found)
+    found = shutil.which(os.path.abspath(path) if "/" in text else path)  # "./python" is none of PATH's
+    return os.path.abspath(found) if found is not None and os.path.isfile(found) else None
 
 
 def _link_package(folder: Path) -> None:

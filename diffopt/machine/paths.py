@@ -47,17 +47,21 @@ def own_folders(named: Iterable[str | Path], key: str) -> list[Path]:
 
     Raises UsageError, naming ``key``, where a named one does not exist.
     """
-    found = [Path("conf")] if Path("conf").is_dir() else []
+    found = [existing_folder("conf", "the config folder")] if Path("conf").is_dir() else []
     found += [existing_folder(folder, key) for folder in named]
     return [folder for folder in found if folder.resolve() != shipped_conf().resolve()]
 
 
 def existing_folder(folder: str | Path, key: str) -> Path:
-    """The folder as a path. Raises UsageError, naming ``key``, where it does not exist."""
+    """The folder as a path. Raises UsageError, naming ``key``, where it does not exist or must not be read."""
     path = user_path(folder, key)
-    if not path.is_dir():
-        raise UsageError(f"{key} {folder}: there is no such folder.")
-    return path
+    try:
+        if path.is_dir():
+            with os.scandir(f"{path}/."):  # which takes the right to list it and the one to enter it
+                return path
+    except OSError as error:
+        raise UsageError(f"{key} {folder} cannot be read: {error.strerror}.") from error
+    raise UsageError(f"{key} {folder}: there is no such folder.")
 
 
 def source_in_words(filename: str) -> str:

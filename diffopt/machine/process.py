@@ -15,30 +15,31 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from pathlib import Path
 from typing import BinaryIO, Literal
 
-from diffopt.errors import UsageError
-from diffopt.machine.reading import opened_file
-from diffopt.schema.words import one_line
+from diffopt.machine.log import end_of_log
+from diffopt.machine.temporary import place_of_temporary_files
 
 LONGEST_LINE = 4096  # bytes; what a worker reports of itself is far shorter
-END_OF_LOG = 65536  # bytes that are looked at
 READ = 65536  # bytes at once, what a pipe of Linux holds
 
 # why there is no further line: the process has gone or closed its reports, took too long, broke off in a line or wrote
 # one without end, or the descriptor that is watched became readable
 Silence = Literal["ended", "deadline", "garbage", "stopped"]
 
+# leads the group and does nothing, until its standard input ends: then it kills the group, and so itself
+KEEPER = ("/bin/sh", "-c", "trap '' HUP INT TERM; read -r _; kill -KILL 0")
+
 
 class Child:
-    """A process that leads a group of its own; when this block ends, nothing of the group is left.
+    """A process in a group of its own; when this block ends, nothing of the group is left.
 
-    Nor is it when this process is killed, whatever the child does just then, see :func:`_bind_group_to_pipe`. What has
-    left the group (``setsid``) is beyond both.
+    Nor is it when this process is killed, at whatever moment, whether the child lives, holds Python's lock in C or has
+    ended and left others: the group is led by a shell that waits for the end of a pipe, which this process alone keeps
+    open. It is there before the child, and what ends the child alone leaves it; see also :func:`_bind_group_to_pipe`.
+    What has left the group (``setsid``) is beyond all that.
 
-    It reports in lines on a descriptor that its command names. Its standard input stays open as long as this process
-    lives, so that it can know when it is alone.
+    It reports in lines on a descriptor that its command names. Its standard input is a pipe for :meth:`tell`.
 
     Args:
         command: gives the command for a descriptor to report on.
@@ -70,6 +71,7 @@ class Child:
         self._reports, write = os.pipe()
         lifeline, self._alive = os.pipe()  # nothing is ever written to it; it breaks when this process ends
         try:
+            self._keeper = _start_keeper(lifeline)
             self._process = subprocess.Popen(
                 list(command(write)),
                 stdin=subprocess.DEVNULL if plain else subprocess.PIPE,
@@ -77,12 +79,13 @@ class Child:
                 stderr=log,
                 pass_fds=(lifeline,) if plain else (lifeline, write),
                 env=environment,
-                start_new_session=True,
+                process_group=self.group,
             )
-            _bind_group_to_pipe(self._process.pid, lifeline)
         except BaseException:
             os.close(self._reports)
-            os.close(self._alive)
+            os.close(self._alive)  # which ends the keeper
+            if hasattr(self, "_keeper"):
+                self._keeper.wait()
             raise
         finally:
             os.close(write)
@@ -102,8 +105,13 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Of the process, and the number of its group."""
+        """Of the process."""
         return self._process.pid
+
+    @property
+    def group(self) -> int:
+        """The number of its group."""
+        return self._keeper.pid
 
     def tell(self, line: bytes) -> None:
         """Write a line to its standard input. Nothing happens where it has gone: there is no next line of it, then."""
@@ -137,7 +145,7 @@ class Child:
 
     def ask_to_end(self, seconds: float) -> None:
         """Send SIGTERM to the group, and wait so long for the process."""
-        kill_process_group(self.pid, signal.SIGTERM)
+        kill_process_group(self.group, signal.SIGTERM)
         self.await_exit(seconds)
 
     def await_exit(self, seconds: float) -> None:
@@ -150,8 +158,9 @@ class Child:
     def end(self) -> int:
         """Kill what is left of the group; the exit code of the process, negative after a signal."""
         if self._code is None:
-            kill_process_group(self.pid, signal.SIGKILL)  # before it is reaped; one that has exited keeps its code
+            kill_process_group(self.group, signal.SIGKILL)  # before it is reaped; one that has exited keeps its code
             self._code = self._process.wait()
+            self._keeper.wait()
             if self._process.stdin is not None:
                 with suppress(BrokenPipeError):  # an unwritten rest
                     self._process.stdin.close()
@@ -162,12 +171,21 @@ class Child:
 
 
 def lines_of_program(
-    command: Sequence[str], environment: Mapping[str, str], seconds: float, *, longest: int = LONGEST_LINE
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    seconds: float,
+    *,
+    longest: int = LONGEST_LINE,
+    whole: bool = False,
 ) -> tuple[list[bytes], list[str]]:
-    """The lines that a program prints and those that it complains with; nothing of it is left running."""
+    """The lines that a program prints and those that it complains with; nothing of it is left running.
+
+    Args:
+        whole: what it prints counts only where it ends well and no line is too long.
+    """
     deadline = time.monotonic() + seconds
     said: list[bytes] = []
-    with tempfile.TemporaryFile() as log:
+    with tempfile.TemporaryFile(dir=place_of_temporary_files()) as log:
         try:
             child = Child(lambda _: command, log, environment, plain=True, longest=longest)
         except OSError as error:
@@ -175,18 +193,30 @@ def lines_of_program(
         with child:
             while isinstance(line := child.line(deadline), bytes):
                 said.append(line)
+            if whole:
+                child.await_exit(max(0.0, deadline - time.monotonic()))
         if line == "deadline":
             return [], [f"it did not answer within {seconds:g} s"]
-        complaint = _end_of_log(log).splitlines()
+        complaint = end_of_log(log).splitlines()
+    if whole and (line == "garbage" or child.end() != 0):
+        said = []
     return said, [line for line in complaint if line.strip()]
+
+
+def _start_keeper(lifeline: int) -> subprocess.Popen[bytes]:
+    """The shell that leads a group, and kills it when the pipe breaks that it waits for."""
+    none = subprocess.DEVNULL
+    keeper = subprocess.Popen(KEEPER, stdin=lifeline, stdout=none, stderr=none, env={}, process_group=0)
+    _bind_group_to_pipe(keeper.pid, lifeline)
+    return keeper
 
 
 def _bind_group_to_pipe(group: int, end: int) -> None:
     """Let the kernel kill the group when the pipe loses its last writer, as long as some process holds this end.
 
-    Asynchronous I/O with SIGKILL for its signal: it needs no thread, so a process that sits in C with Python's lock
-    dies as well, and with it all that it started. PR_SET_PDEATHSIG would reach the process alone, and would also come
-    when only the thread ends that started it. Elsewhere than on Linux a worker has to see it itself.
+    Asynchronous I/O with SIGKILL for its signal: it also comes where the shell that leads the group was killed, and to
+    a child that holds Python's lock. PR_SET_PDEATHSIG would reach the child alone, not what it started, and would also
+    come when only the thread ends that started it. Elsewhere than on Linux there is the shell alone.
     """
     if hasattr(fcntl, "F_SETSIG"):
         fcntl.fcntl(end, fcntl.F_SETOWN, -group)
@@ -211,20 +241,3 @@ def kill_process_group(group: int, signum: signal.Signals) -> None:
 def how_process_ended(code: int) -> str:
     """An exit code of a process in words, after its name."""
     return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
-
-
-def last_words_of_log(log: Path) -> str | None:
-    """The end of a log, which is often the only witness: of a crash the Python frame, else the last line."""
-    try:
-        with opened_file(log, str(log), follow=False) as file:
-            said = [line.strip() for line in _end_of_log(file).split("\n") if line.strip()]
-    except (OSError, UsageError) as error:  # somebody removed it, or put something else there
-        return f"(it cannot be read: {one_line(error)})"
-    crash = next((i for i, line in enumerate(said) if line.endswith("(most recent call first):")), None)
-    last = said[crash + 1 : crash + 2] if crash is not None else said[-1:]
-    return last[0][:200] if last else None
-
-
-def _end_of_log(file: BinaryIO) -> str:
-    file.seek(max(os.fstat(file.fileno()).st_size - END_OF_LOG, 0))
-    return file.read(END_OF_LOG).decode("utf-8", errors="replace")

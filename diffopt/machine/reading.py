@@ -20,6 +20,7 @@ KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
     stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a symbolic link",
 }
 
 
@@ -38,14 +39,33 @@ def opened_file(path: Path, said: str, most: int | None = None, *, follow: bool 
         OSError: it is not there, or must not be read.
     """
     number = _descriptor(path, said, follow=follow)
-    found = os.fstat(number)
-    if not stat.S_ISREG(found.st_mode):
+    try:
+        size = refuse_odd_file(number, said)
+    except UsageError:
         os.close(number)
-        raise UsageError(f"{said}: this is {KINDS.get(stat.S_IFMT(found.st_mode), 'something else')}, not a file.")
+        raise
     with os.fdopen(number, "rb") as file:
-        if most is not None and found.st_size > most:
-            raise _too_large(said, f"{found.st_size / MIB:.1f} MiB", most)
+        if most is not None and size > most:
+            raise _too_large(said, f"{size / MIB:.1f} MiB", most)
         yield file
+
+
+def kind_of_file(mode: int) -> str:
+    """What lies there, by its mode, where it is no file."""
+    return KINDS.get(stat.S_IFMT(mode), "something else")
+
+
+def refuse_odd_file(file: Path | int, said: str) -> int:
+    """The size of a file, by its descriptor or by its path, of which a link is not followed.
+
+    Raises:
+        UsageError: it is something else than a file.
+        OSError: it is not there.
+    """
+    found = os.fstat(file) if isinstance(file, int) else os.lstat(file)
+    if not stat.S_ISREG(found.st_mode):
+        raise UsageError(f"{said}: this is {kind_of_file(found.st_mode)}, not a file.")
+    return found.st_size
 
 
 def _descriptor(path: Path, said: str, *, follow: bool) -> int:
@@ -55,6 +75,8 @@ def _descriptor(path: Path, said: str, *, follow: bool) -> int:
     except OSError as error:
         if error.errno in NOT_FOLLOWED and not follow:
             raise UsageError(f"{said}: this is a symbolic link, which is not followed here.") from None
+        if error.errno == errno.ENXIO:  # a socket, or a device that is not there, cannot even be opened
+            raise UsageError(f"{said}: this is {kind_of_file(path.stat().st_mode)}, not a file.") from None
         raise
 
 

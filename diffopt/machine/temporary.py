@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from diffopt.errors import Refusal
+
 PREFIX = "diffopt-"
 OWNER = ".owner"  # a file in each folder; its owner has it locked, and the system drops the lock with the process
 
@@ -22,14 +24,22 @@ def temporary_folder(purpose: str, place: Path | None = None) -> Iterator[Path]:
         purpose: a part of its name.
         place: where it is made, which must be there; None: where the system has such folders.
     """
-    place = Path(tempfile.gettempdir()) if place is None else place
-    _remove_abandoned(place)
+    place = place_of_temporary_files() if place is None else place
+    remove_abandoned_folders(place)
     folder, lock = _owned_folder(purpose, place)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+def place_of_temporary_files() -> Path:
+    """Where the system has such files. Raises Refusal where none of its folders takes any."""
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError:
+        raise Refusal("No folder for temporary files can be written to here. Name one: TMPDIR=/a/folder.") from None
 
 
 def _owned_folder(purpose: str, place: Path) -> tuple[Path, int]:
@@ -43,8 +53,13 @@ def _owned_folder(purpose: str, place: Path) -> tuple[Path, int]:
             os.close(lock)
 
 
-def _remove_abandoned(place: Path) -> None:
-    """Remove the folders of this user whose owner is no more. One without the file was never used: it is empty."""
+def remove_abandoned_folders(place: Path | None = None) -> None:
+    """Remove the folders of this user whose owner is no more. One without the file was never used: it is empty.
+
+    Args:
+        place: where they are looked for, which need not be there; None: where the system has such folders.
+    """
+    place = Path(tempfile.gettempdir()) if place is None else place
     with suppress(OSError), os.scandir(place) as entries:
         for entry in entries:
             if entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False):

@@ -19,6 +19,7 @@ from diffopt.machine.reading import MIB, read_file
 from diffopt.models.classes import SEVERAL, Family
 from diffopt.models.families import family_of_pipeline
 from diffopt.models.kinds import Kind, kind_of_component
+from diffopt.models.named_code import check_config_names_no_kernel
 
 LONGEST_JSON = 256 * MIB  # of a file; tokenizers with large vocabularies have some 30
 LIBRARIES = ("diffusers", "transformers")
@@ -28,6 +29,7 @@ LEFT_OUT = NEVER_LOADED | {"feature_extractor", "image_encoder"}
 LONGEST_NAME = 200  # of a library; file systems take 255
 NAME = re.compile(r"[A-Za-z_]\w*", re.ASCII)  # of folders and attributes: stays inside of the model's folder
 TEXT_ENCODER = re.compile(r"text_encoder|language|^bert$")  # names of components
+ADAPTER = "adapter_config.json"  # peft's
 CONFIG_SUFFIXES = (".json", ".txt", ".model", ".jinja")  # of small files that components are loaded from
 VAE_NAMES = ("vae", "movq", "vqvae")  # that diffusers' pipelines give it
 
@@ -89,7 +91,7 @@ class ModelIndex:
 
 
 def read_model_index(folder: Path, files: frozenset[str] | None = None) -> ModelIndex:
-    """The model_index.json of ``folder``. Raises UsageError where it is malformed or names code of the folder."""
+    """The model_index.json of ``folder``. Raises UsageError where it or a part is malformed or names code."""
     path = folder / "model_index.json"
     index = read_model_json(path)
     pipeline = index.get("_class_name")
@@ -108,8 +110,9 @@ def read_model_index(folder: Path, files: frozenset[str] | None = None) -> Model
         part = _read_component(path, name, entry, checked=name not in left_out)
         if part is not None and name not in left_out:
             _check_single(path, name, part.class_name)
-            kind = kind_of_component(part.module, part.class_name, _names_in_folder(folder, files, name))
-            components[name] = part._replace(kind=kind)
+            names = _names_in_folder(folder, files, name)
+            _check_config(folder / name, names)
+            components[name] = part._replace(kind=kind_of_component(part.module, part.class_name, names))
         else:
             absent.add(name)
     return ModelIndex(folder, str(pipeline), components, frozenset(absent), files)
@@ -123,6 +126,17 @@ def _check_single(path: Path, name: str, class_name: str) -> None:
             f"one control map; save the pipeline with one of them, pipe.register_modules({name}=pipe.{name}."
             f"{attribute}[0]), by pipe.save_pretrained(DIR)"
         )
+
+
+def _check_config(folder: Path, names: frozenset[str]) -> None:
+    """Raises UsageError for a component by which transformers would load more than it is."""
+    if ADAPTER in names:
+        raise UsageError(
+            f"{folder} has {ADAPTER}, by which transformers would load more weights, also from a pickle; take it out, "
+            "and give the adapter as a LoRA: lora=live lora.path=FILE.safetensors"
+        )
+    if "config.json" in names and (folder / "config.json").exists():
+        check_config_names_no_kernel(folder / "config.json", read_model_json(folder / "config.json"))
 
 
 def _names_in_folder(folder: Path, files: frozenset[str] | None, component: str) -> frozenset[str]:

@@ -178,7 +178,11 @@ def _local_folder(path: str, base: Path) -> Path:
             f"model.path={path} is a file, and diffopt loads folders in the Hugging Face layout; diffusers converts a "
             "single-file checkpoint: StableDiffusionPipeline.from_single_file(FILE).save_pretrained(DIR)"
         )
-    if not (folder / "model_index.json").is_file():
+    try:
+        told = (folder / "model_index.json").is_file()
+    except OSError as error:
+        raise UsageError(f"model.path={path} cannot be read: {error.strerror}") from error
+    if not told:
         raise UsageError(
             f"model.path={path} has no model_index.json, so it is not a pipeline in the Hugging Face layout; give the "
             "whole folder that diffusers' save_pretrained wrote"

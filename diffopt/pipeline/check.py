@@ -11,7 +11,6 @@ import argparse
 import gc
 import json
 import os
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +22,6 @@ from diffopt.models import calls
 from diffopt.pipeline.build import load_pipelines, proof_of_step
 from diffopt.pipeline.failure import describe_pipeline_error, status_of_pipeline_error
 from diffopt.pipeline.not_finite import since_which_step, where_not_finite
-from diffopt.pipeline.worker import end_worker_with_parent
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.planned import Plan
 
@@ -83,7 +81,6 @@ def answer_pipeline_checks(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--answers-fd", type=int, required=True)
     options = parser.parse_args(arguments)
     os.set_inheritable(options.answers_fd, False)  # a compiler that outlives us must not keep it open
-    threading.Thread(target=end_worker_with_parent, daemon=True).start()
 
     def answer(cell: int, step: str | None, ok: bool, says: str = "", refused: bool = False) -> None:
         line = {"cell": cell, "step": step, "ok": ok, "says": says, "refused": refused}

@@ -10,7 +10,6 @@ import argparse
 import json
 import os
 import re
-import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -28,7 +27,6 @@ from diffopt.pipeline.build import apply_steps
 from diffopt.pipeline.failure import describe_pipeline_error
 from diffopt.pipeline.misfits import misfit_in_words, network_call_in_words
 from diffopt.pipeline.weightless import Networks, TooLarge
-from diffopt.pipeline.worker import end_worker_with_parent
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.dry_call import DryAnswer, DryCall, StageFiles
 from diffopt.schema.step import Site, Step
@@ -196,7 +194,6 @@ def answer_dry_calls(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--answers-fd", type=int, required=True)
     options = parser.parse_args(arguments)
     os.set_inheritable(options.answers_fd, False)
-    threading.Thread(target=end_worker_with_parent, daemon=True).start()
     torch.set_num_threads(1)  # there is little to compute, and others may be measuring
     for data in json.loads(options.calls.read_text(encoding="utf-8")):
         asked = DryCall.from_plain(data)

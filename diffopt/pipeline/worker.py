@@ -1,7 +1,7 @@
 """The child process that builds and measures one cell: ``python -m diffopt.pipeline.worker PLAN OUT --progress-fd N``.
 
 It writes the phase it enters to the progress descriptor, one JSON object a line, and ends by writing its outcome.
-Whatever it prints goes to the row's log. When the process that started it dies, it ends its whole process group.
+Whatever it prints goes to the row's log. Whoever started it ends what it leaves.
 """
 
 from __future__ import annotations
@@ -10,9 +10,7 @@ import argparse
 import gc
 import json
 import os
-import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -49,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("plan", type=Path)
     parser.add_argument("outcome", type=Path)
     parser.add_argument("--progress-fd", type=int, required=True)
+    parser.add_argument("--folder", type=Path, help="of the row, for pictures and what compiling leaves; else OUT's")
     parser.add_argument("--start-only", action="store_true", help="end after the first call")
     parser.add_argument("--draw-only", action="store_true", help="draw the pictures of cell.quality and nothing else")
     parser.add_argument("--save-artifact", action="store_true", help="keep what compiling left behind beside the row")
@@ -57,9 +56,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--gpu", help="NVML uuid of the only GPU that is visible")
     options = parser.parse_args(arguments)
     os.set_inheritable(options.progress_fd, False)  # a process of ours that outlives us must not keep it open
-    if os.getpgrp() != os.getpid():
-        os.setsid()
-    threading.Thread(target=end_worker_with_parent, daemon=True).start()
 
     def report(phase: Phase) -> None:
         os.write(options.progress_fd, json.dumps({"phase": phase}).encode() + b"\n")
@@ -67,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     artifact = None if options.load_artifact is None else (options.load_artifact, options.sha256)
     work = Work(
         options.plan,
-        options.outcome.parent,
+        options.folder or options.outcome.parent,
         report=report,
         gpu=options.gpu,
         start_only=options.start_only,
@@ -79,16 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_json(options.outcome, outcome.model_dump(mode="json"))
     sys.stdout.flush()
     sys.stderr.flush()
-    # All is said. Taking torch apart takes seconds, and a crash in it would say nothing of the cell. What was started
-    # on the way ends as well, also where the parent is killed at this very moment and cannot see to it.
-    os.killpg(os.getpgrp(), signal.SIGKILL)
-
-
-def end_worker_with_parent() -> None:
-    """Standard input is a pipe that only the parent holds; it ends when the parent does, however that comes about."""
-    while os.read(0, 4096):
-        continue
-    os.killpg(os.getpgrp(), signal.SIGKILL)
+    os._exit(0)  # taking torch apart takes seconds, and a crash in it would say nothing of the cell
 
 
 class Work:
@@ -160,7 +147,7 @@ class Work:
         if self._save_artifact:
             self._artifact = save_compile_cache_artifact(self._folder / "compile-cache.zip", device)
         self._measure(meter, plan.cell)
-        if (self._folder / COMPARISONS).exists():
+        if (self._plan_file.parent / COMPARISONS).exists():
             self._draw(meter, plan.cell)
         if self._not_finite:
             del meter, pipes  # what finds the step builds them again
@@ -196,7 +183,7 @@ class Work:
     def _measure(self, meter: Meter, cell: Cell) -> None:
         from diffopt.pipeline.metrics import medians_of_rounds_in_words, timed_metrics
 
-        earlier = [ended.outcome.samples for ended in read_ended_rounds(self._folder)]
+        earlier = [ended.outcome.samples for ended in read_ended_rounds(self._folder, cell.measure.rounds)]
         self._enter("measure")
         meter.memory.reset()
         others = OtherProcesses()
@@ -220,7 +207,7 @@ class Work:
         from diffopt.pipeline.quality.judge import draw_and_judge
 
         self._enter("quality")
-        asked = read_comparisons(self._folder) if (self._folder / COMPARISONS).exists() else None
+        asked = None if self._draw_only else read_comparisons(self._plan_file.parent)
         self._drawn, self._quality = draw_and_judge(meter, cell, self._folder / QUALITY, asked)
 
     def _look_at_gpu(self, meter: Meter, uuid: str) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
 from diffopt.recipe.recipe import STEP_GROUPS
-from diffopt.schema.words import did_you_mean, value_in_words
+from diffopt.schema.words import did_you_mean, flatten_to_dotted_keys, value_in_words
 from diffopt.steps.plugins import plugins_left_out
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def explain_invalid_recipe(
@@ -37,6 +41,8 @@ def _one(detail: dict[str, Any], prefix: str, written: Mapping[str, str]) -> str
     kind, context, value = detail["type"], detail.get("ctx", {}), detail["input"]
     key = _key((*([prefix] if prefix else []), *detail["loc"]))
     key = key if kind == "missing" else written.get(key, key)  # what is missing was written nowhere
+    if kind == "json_invalid":
+        return _not_json(str(value), prefix, str(context["error"]))
     if kind == "value_error":
         return f"{context['error']}."
     if kind == "extra_forbidden":
@@ -61,6 +67,15 @@ def _one(detail: dict[str, Any], prefix: str, written: Mapping[str, str]) -> str
     if kind == "too_short" and not value:
         return f"{key}={_short_text(value)}: must not be empty."
     return f"{key}={_short_text(value)}: {detail['msg'][0].lower()}{detail['msg'][1:]}."
+
+
+def _not_json(text: str, prefix: str, error: str) -> str:
+    """Of data that JSON cannot have: most often a file's name with bytes that Python could not decode."""
+    for key, value in flatten_to_dotted_keys(json.loads(text), f"{prefix}." if prefix else ""):
+        if found := SURROGATE.search(shown := value_in_words(value)):
+            near = shown if len(shown) <= 60 else f"...{shown[max(0, found.start() - 30) :][:57]}"
+            return f"{key}={near}: recipes and rows are UTF-8, and this is not; name the file otherwise."
+    return f"{prefix or 'the recipe'} has what no file of a recipe can have: {error}."
 
 
 def _key(location: tuple[int | str, ...]) -> str:

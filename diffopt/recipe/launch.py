@@ -9,6 +9,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from diffopt.errors import UsageError
 from diffopt.machine.paths import user_path
+from diffopt.machine.reading import opened_file
 from diffopt.recipe.explain import explain_invalid_recipe
 from diffopt.recipe.options import shipped_option
 from diffopt.schema.record import Frozen
@@ -63,10 +64,21 @@ def make_launch(data: Mapping[str, Any]) -> Launch:
         launch = Launch.from_plain(data)
     except ValidationError as error:
         raise UsageError(explain_invalid_recipe(error, prefix="launch")) from error
-    artifact = launch.compile_artifact.load
-    if artifact is not None and not user_path(artifact, "launch.compile_artifact.load").is_file():
-        raise UsageError(f"launch.compile_artifact.load={artifact}: there is no such file.")
+    if (artifact := launch.compile_artifact.load) is not None:
+        _check_artifact(artifact, f"launch.compile_artifact.load={artifact}")
     return launch
+
+
+def _check_artifact(artifact: str, said: str) -> None:
+    """Raises UsageError for what is no file that can be opened; what is in it nobody reads before its hash is known."""
+    path = user_path(artifact, "launch.compile_artifact.load")
+    if not path.exists():
+        raise UsageError(f"{said}: there is no such file.")
+    try:
+        with opened_file(path, said):
+            pass
+    except OSError as error:
+        raise UsageError(f"{said} cannot be read: {error.strerror}.") from error
 
 
 def default_launch() -> Launch:

@@ -12,11 +12,12 @@ from diffopt.recipe.named_files import files_named_by_recipe, is_inside_recipe_f
 from diffopt.schema.words import OBEYED, flatten_to_dotted_keys, harmless_line
 
 
-def recipe_to_yaml(cell: Cell, base: Path | None = None) -> str:
+def recipe_to_yaml(cell: Cell, base: Path | None = None, *, ascii_only: bool = False) -> str:
     """The resolved cell with the choices that led to it. ``read_lock`` gives the same ids back.
 
     Args:
         base: the folder of the file that this becomes; what lies below is named relative to it. None: by its path here.
+        ascii_only: write other signs as their escapes, of which the same texts are read.
     """
     data = cell.model_dump(mode="json")
     sections = {**data["recipe"], "workload": data["workload"]}
@@ -29,7 +30,7 @@ def recipe_to_yaml(cell: Cell, base: Path | None = None) -> str:
         comments.append(f"model.revision={cell.recipe.model.revision}: not pinned to a commit, its weights may change")
     data["choices"] = dict(sorted(cell.choices.items()))
     header = "".join(f"# {harmless_line(comment)}\n" for comment in comments)
-    return header + yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return header + yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=not ascii_only, width=120)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -13,7 +13,7 @@ from diffopt.schema.record import Frozen
 
 QUALITY = "quality"  # the folder of such pictures, in that of a row or of a drawing
 LATENTS = "latents.safetensors"  # beside them, by the index of the picture
-COMPARISONS = "comparisons.json"  # in the folder of a row, while its worker runs
+COMPARISONS = "comparisons.json"  # beside the plan that a worker reads
 
 
 class Drawing(Frozen):

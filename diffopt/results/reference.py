@@ -8,10 +8,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from diffopt.errors import UsageError
-from diffopt.recipe.cell import Cell, Measure
+from diffopt.recipe.cell import Measure
 from diffopt.recipe.explain import explain_invalid_recipe
 from diffopt.recipe.recipe import STEP_GROUPS
-from diffopt.results.result import REMEDY, Result
+from diffopt.results.result import Result
+from diffopt.results.row_files import REMEDY, cell_of_row
 from diffopt.schema.hardware import Hardware
 from diffopt.schema.model import Model
 from diffopt.schema.record import descriptive_fields, record_identity
@@ -73,7 +74,7 @@ def asked_of_row(cell: Mapping[str, Any]) -> dict[str, Any]:
     Raises UsageError when this diffopt has no such recipe any more.
     """
     try:
-        read = Cell.from_plain({key: part for key, part in cell.items() if key != "runtime"})
+        read = cell_of_row(cell)
     except ValidationError as error:
         raise UsageError(
             f"A row has a recipe that this diffopt does not know: {explain_invalid_recipe(error)} {REMEDY}"

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, Field
 
-from diffopt.errors import UsageError
 from diffopt.machine.environment import Environment
 from diffopt.machine.nvml import Device
-from diffopt.machine.reading import MIB, read_file
-from diffopt.recipe.recipe import STEP_GROUPS, Recipe
 from diffopt.results.quality import QualityFigures, is_accepted, shipped_thresholds
 from diffopt.results.samples import Sample
 from diffopt.schema.quality import Tier
 from diffopt.schema.record import Frozen
-from diffopt.schema.workload import PICTURES
 
 SCHEMA_VERSION: Literal[1] = 1
-LONGEST_ROW = 64 * MIB
-REMEDY = "Running the cell into this study again replaces it."
 
 Status = Literal["ok", "refused", "oom", "error", "crashed", "timeout", "interrupted"]
 Phase = Literal["plan", "load", "optimize", "compile", "warmup", "measure", "quality"]
@@ -233,48 +225,3 @@ class Result(Frozen):
     def point(self) -> dict[str, Any]:
         """The cell as plain data with its choices, which a row keeps beside it."""
         return {**self.cell, "choices": self.choices}
-
-
-def _lacks(cell: dict[str, Any]) -> str | None:
-    """The first part that a row's ``cell`` must have and has not; reports compare these parts."""
-    recipe = cell.get("recipe")
-    if not isinstance(recipe, dict):
-        return "recipe"
-    wanted = [
-        ("recipe." + name, recipe.get(name)) for name, field in Recipe.model_fields.items() if field.is_required()
-    ]
-    wanted += [(name, cell.get(name)) for name in ("workload", "measure")]
-    absent = [name for name, part in wanted if not isinstance(part, dict)]
-    if absent:
-        return absent[0]
-    keys = [(f"recipe.{group}", recipe[group], "kind") for group in STEP_GROUPS if group in recipe]
-    keys += [("recipe.model", recipe["model"], "dtype")]
-    keys += [("runtime", cell["runtime"], "name")] if "runtime" in cell else []
-    keys += [(f"workload.{name}", part, "content") for name in PICTURES if (part := cell["workload"].get(name))]
-    return next((f"{name}.{key}" for name, part, key in keys if not isinstance(part, dict) or key not in part), None)
-
-
-def read_result(path: Path) -> Result:
-    """Read a ``result.json``. Raises UsageError when it is not one, or one of another schema version."""
-    try:
-        text = read_file(path, str(path), LONGEST_ROW, follow=False).decode("utf-8")
-        data = json.loads(text)
-    except UsageError as error:
-        raise UsageError(f"{error} {REMEDY}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"{path} cannot be read as a result: {error}. {REMEDY}") from error
-    found = data.get("schema_version") if isinstance(data, dict) else None
-    if isinstance(found, int) and found != SCHEMA_VERSION:
-        raise UsageError(
-            f"{path} has schema version {found}, this diffopt reads {SCHEMA_VERSION}. "
-            f"Read it with the diffopt that wrote it. {REMEDY}"
-        )
-    try:
-        result = Result.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UsageError(f"{path} is not a result of diffopt: {where}: {first['msg']}. {REMEDY}") from error
-    if lacking := _lacks(result.cell):
-        raise UsageError(f"{path} is not a result of diffopt: its cell has no {lacking}. {REMEDY}")
-    return result

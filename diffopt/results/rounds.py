@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from diffopt.errors import UsageError
 from diffopt.machine.files import write_json
 from diffopt.machine.reading import MIB, read_file
-from diffopt.results.result import REMEDY, Metrics, Outcome, PeakMemory, PeakReserved, Round
+from diffopt.results.result import Metrics, Outcome, PeakMemory, PeakReserved, Round
+from diffopt.results.row_files import REMEDY, STAYS, RowStays
 from diffopt.schema.record import Frozen
 
 ROUNDS = "rounds.json"
@@ -46,15 +47,27 @@ def write_ended_rounds(folder: Path, ended: Sequence[EndedRound]) -> None:
     write_json(folder / ROUNDS, _EndedRounds(rounds=tuple(ended)).model_dump(mode="json"))
 
 
-def read_ended_rounds(folder: Path) -> tuple[EndedRound, ...]:
-    """The rounds in the folder of a cell; none where it has no file of them. Raises UsageError where it is not one."""
+def read_ended_rounds(folder: Path, rounds: int) -> tuple[EndedRound, ...]:
+    """The rounds in the folder of a cell of so many; none where it has no file of them.
+
+    Raises:
+        RowStays: it is no file, too large, or must not be read.
+        UsageError: it is not one of rounds that ended well and have samples, or of all rounds, which would be a row.
+    """
     path = folder / ROUNDS
     try:
-        return _EndedRounds.model_validate_json(read_file(path, str(path), LONGEST, follow=False)).rounds
+        found = _EndedRounds.model_validate_json(read_file(path, str(path), LONGEST, follow=False)).rounds
     except FileNotFoundError:
         return ()
-    except (OSError, UsageError, ValidationError) as error:
+    except ValidationError as error:
         raise UsageError(f"{path} cannot be read as the rounds of a cell. {REMEDY}") from error
+    except UsageError as error:
+        raise RowStays(f"{error} {STAYS}") from error
+    except OSError as error:
+        raise RowStays(f"{path} cannot be read: {error.strerror}. {STAYS}") from error
+    if len(found) >= rounds or not all(each.outcome.status == "ok" and each.outcome.samples for each in found):
+        raise UsageError(f"{path} cannot be read as the rounds of a cell of {rounds}. {REMEDY}")
+    return found
 
 
 def outcome_of_rounds(outcomes: Sequence[Outcome]) -> Outcome:

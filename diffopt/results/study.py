@@ -34,10 +34,12 @@ from diffopt.machine.files import (
     write_json,
 )
 from diffopt.machine.paths import STUDIES, path_of_study
-from diffopt.machine.reading import opened_file
-from diffopt.results.result import Result, read_result
+from diffopt.machine.reading import opened_file, refuse_odd_file
+from diffopt.results.result import Result
+from diffopt.results.row_files import STAYS, RowStays, files_of_rows, is_plain_name, read_result
 
 CLAIM_POLL_S = 0.5
+LOCK = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK  # which waits for no pipe's writer
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class Study:
             raise UsageError(f"study={name_or_path}: {study.path} has other files in it and is no study.")
         try:
             make_private_folders(study._cells)
-            link = next(links_below(study._cells), None)
+            link = next((link for folder in (study._cells, study._drawings) for link in links_below(folder)), None)
         except OSError as error:
             raise UsageError(
                 f"study={name_or_path}: {study.path} cannot be made into a study: {error.strerror}."
@@ -114,7 +116,7 @@ class Study:
 
         Raises UsageError for a name that leads elsewhere.
         """
-        if not all(map(_is_plain_name, (result.cell_id, result.env_id, *names))):
+        if not all(map(is_plain_name, (result.cell_id, result.env_id, *names))):
             raise UsageError(
                 f"The row of cell {result.cell_id} names {'/'.join(names)}, which is no file in its own folder."
             )
@@ -132,9 +134,9 @@ class Study:
 
     def open_drawing_file(self, drawing_id: str, env_id: str, *names: str) -> AbstractContextManager[BufferedReader]:
         """A file of the pictures that cells are compared with, open for reading; raises as :meth:`open_file`."""
-        if not all(map(_is_plain_name, (drawing_id, env_id, *names))):
+        if not all(map(is_plain_name, (drawing_id, env_id, *names))):
             raise UsageError(f"{drawing_id} names {'/'.join(names)}, which is no file in its own folder.")
-        path = self.path.joinpath("drawings", drawing_id, env_id, *names)
+        path = self._drawings.joinpath(drawing_id, env_id, *names)
         self._refuse_link(path)
         return opened_file(path, str(path), follow=False)
 
@@ -142,8 +144,8 @@ class Study:
         """All rows, ordered by id.
 
         Args:
-            on_unreadable: told of each file that is not a result, of each link on the way to one, and of each folder
-                that may not be entered; they are left out.
+            on_unreadable: told of each file that is not a result, or is another cell's, of each link on the way to one,
+                and of each folder that may not be entered; they are left out.
 
         Raises:
             UsageError: for such a file or folder, when there is nobody to tell.
@@ -155,12 +157,13 @@ class Study:
             on_unreadable(error)
 
         found = []
-        for path in _files_of_rows(self.path / "cells", 2, tell):
+        for path in files_of_rows(self._cells, tell):
             try:
-                self._refuse_link(path)
-                found.append(read_result(path))
+                found.append(self._row_at(path))
             except UsageError as error:
                 tell(error)
+            except FileNotFoundError:  # it is measured anew, just now
+                continue
         return tuple(found)
 
     def unfinished(self) -> tuple[str, ...]:
@@ -176,7 +179,7 @@ class Study:
     @contextmanager
     def claim_drawing(self, drawing_id: str, env_id: str, wait: Callable[[float], bool]) -> Iterator[Path | None]:
         """Likewise for pictures that cells are compared with: their folder, or None when the waiting was ended."""
-        folder = self.path / "drawings" / drawing_id / env_id
+        folder = self._drawings / drawing_id / env_id
         self._refuse_link(folder)
         make_private_folders(folder)
         with self._claim(folder, wait) as claimed:
@@ -195,7 +198,8 @@ class Study:
             Whether the cell is claimed; False when the waiting was ended.
 
         Raises:
-            UsageError: a symbolic link lies in the cell's way.
+            UsageError: a symbolic link lies in the cell's way, or something that is no file where the lock belongs.
+            OSError: the study cannot be written.
         """
         with self._claim(self._folder_to_write(cell_id, env_id), wait) as claimed:
             yield claimed
@@ -204,7 +208,8 @@ class Study:
     def _claim(self, folder: Path, wait: Callable[[float], bool]) -> Iterator[bool]:
         claim = folder / ".claim"
         self._refuse_link(claim)
-        with open(os.open(claim, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, FOR_ITS_USER), "rb") as file:
+        with open(os.open(claim, LOCK, FOR_ITS_USER), "rb") as file:
+            refuse_odd_file(file.fileno(), str(claim))
             while True:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -218,20 +223,47 @@ class Study:
     def row(self, cell_id: str, env_id: str) -> Result | None:
         """The row of a cell in an environment, however it ended; None where there is none.
 
-        Raises UsageError when there is a row that cannot be read.
+        Raises:
+            RowStays: there is something else, which must not be replaced.
+            UsageError: there is a row that cannot be read.
         """
         path = self.folder(cell_id, env_id) / "result.json"
-        self._refuse_link(path)
-        return read_result(path) if path.exists() else None
+        try:
+            return self._row_at(path) if os.path.lexists(path) else None
+        except FileNotFoundError:  # another process has just begun to measure it anew
+            return None
+
+    def has_folder(self, result: Result) -> bool:
+        """Whether the folder of a row that was kept is still there; True also where nobody can tell."""
+        try:
+            self.folder(result.cell_id, result.env_id).lstat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True
+        return True
 
     def keep(self, result: Result) -> None:
-        """Write a row; it is there whole or not at all."""
+        """Write a row; it is there whole or not at all. Raises OSError where the study cannot be written."""
         folder = self._folder_to_write(result.cell_id, result.env_id)
         write_json(folder / "result.json", result.model_dump(mode="json"))
 
     @property
     def _cells(self) -> Path:
         return self.path / "cells"
+
+    @property
+    def _drawings(self) -> Path:
+        return self.path / "drawings"
+
+    def _row_at(self, path: Path) -> Result:
+        """The row in its place. Raises UsageError, such as RowStays, for what is none of this place."""
+        self._refuse_link(path)
+        result, folder = read_result(path), path.parent
+        if (result.cell_id, result.env_id) != (folder.parent.name, folder.name):
+            said = f"{result.cell_id:.40}/{result.env_id:.40}"
+            raise RowStays(f"{path} is the row of another cell or environment, {said}. {STAYS}")
+        return result
 
     def _folder_to_write(self, cell_id: str, env_id: str) -> Path:
         folder = self.folder(cell_id, env_id)
@@ -242,28 +274,3 @@ class Study:
     def _refuse_link(self, path: Path) -> None:
         """Raises UsageError where a link lies between the study's path and one below it."""
         refuse_link(self.path, path)
-
-
-def _is_plain_name(name: str) -> bool:
-    return name not in ("", ".", "..") and not {"/", "\0"} & {*name}
-
-
-def _files_of_rows(folder: Path, depth: int, tell: Callable[[UsageError], None]) -> Iterator[Path]:
-    """The files of the rows so many folders below this one, in order; of a folder that may not be entered is told.
-
-    Not by glob, for which such a folder is empty.
-    """
-    try:
-        entries = sorted(folder.iterdir())
-    except (FileNotFoundError, NotADirectoryError):
-        return
-    except OSError as error:
-        tell(UsageError(f"{folder} cannot be read: {error.strerror}."))
-        return
-    for entry in entries:
-        if depth and entry.is_symlink():
-            tell(UsageError(LINK.format(entry)))
-        elif depth:
-            yield from _files_of_rows(entry, depth - 1, tell)
-        elif entry.name == "result.json":
-            yield entry

@@ -7,7 +7,9 @@ which they say nothing begins whenever time is left.
 
 from __future__ import annotations
 
+import json
 import math
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,21 +32,33 @@ class Budget:
         self._minutes, self._kept_back = launch.minutes, launch.grace + RESERVE_S
         minutes = math.inf if launch.minutes is None else launch.minutes
         self.end = time.monotonic() + 60 * minutes - self._kept_back  # of what runs then
-        self._rows: list[Result] = []
-        self._rounds: list[tuple[str | None, tuple[Any, ...], float]] = []  # device, kind and seconds
+        self._rank: dict[str, int] = {}  # of a cell: what its rows are worth
+        self._lock = threading.Lock()
+        self._longest: dict[tuple[str | None, str], float] = {}  # seconds, by device and a cell's id or kind
 
     def learn(self, study: Study) -> None:
         """Take what the rows of a study say. One that cannot be read says nothing, and is told when its cell comes."""
         if self._minutes is not None:
-            self._rows += study.results(lambda unreadable: None)
+            for result in study.results(lambda unreadable: None):
+                self.note(result)
 
     def note(self, result: Result) -> None:
-        """Take what a row says that was made now."""
-        self._rows.append(result)
+        """Take what a row says: one of the study, or one that was made now."""
+        worth = 2 if result.final else 0 if result.status == "interrupted" else 1
+        self._rank[result.cell_id] = max(worth, self._rank.get(result.cell_id, 0))
+        if result.seconds is not None:
+            device, seconds = result.environment.device.name, _longest_round(result)
+            self._note(device, result.cell_id, seconds)
+            if result.status == "ok":
+                self._note(device, _kind(result.cell), seconds)
 
     def note_round(self, cell: Cell, where: Environment, seconds: float) -> None:
         """Take how long a round took of a cell that has no row yet."""
-        self._rounds.append((where.device.name, _kind(row.cell_for_row(cell)), seconds))
+        self._note(where.device.name, _kind(row.cell_for_row(cell)), seconds)
+
+    def _note(self, device: str | None, what: str, seconds: float) -> None:
+        with self._lock:
+            self._longest[device, what] = max(seconds, self._longest.get((device, what), 0.0))
 
     def in_order(self, cells: Sequence[Cell]) -> list[Cell]:
         """The cells in the order in which their rows are worth waiting for, the first asked first among equals.
@@ -52,14 +66,12 @@ class Budget:
         First what has no row or was cut off, then what failed, which may fail again. What has its row comes last: it
         takes no time where it is kept, and is worth little where the row is from another environment.
         """
-        rank: dict[str, int] = {}
-        for known in self._rows:
-            worth = 2 if known.final else 0 if known.status == "interrupted" else 1
-            rank[known.cell_id] = max(worth, rank.get(known.cell_id, 0))
-        return sorted(cells, key=lambda cell: rank.get(cell.id, 0))
+        return sorted(cells, key=lambda cell: self._rank.get(cell.id, 0))
 
     def shortage(self, cell: Cell, where: Environment) -> str | None:
         """Why the next round of a cell cannot begin for want of time; None where it can."""
+        if self._minutes is None:
+            return None
         left, expected = self.end - time.monotonic(), self._expected(cell, where)
         if left > expected:
             return None
@@ -75,15 +87,7 @@ class Budget:
     def _expected(self, cell: Cell, where: Environment) -> float:
         """Seconds that a round of a cell will take, rather too many; 0 where no row says anything."""
         kind = _kind(row.cell_for_row(cell))
-        said = [seconds for name, like, seconds in self._rounds if (name, like) == (where.device.name, kind)]
-        said += [
-            _longest_round(known)
-            for known in self._rows
-            if known.seconds is not None
-            and known.environment.device.name == where.device.name
-            and (known.cell_id == cell.id or (known.status == "ok" and _kind(known.cell) == kind))
-        ]
-        return MARGIN * max(said, default=0.0)
+        return MARGIN * max(self._longest.get((where.device.name, what), 0.0) for what in (cell.id, kind))
 
 
 def _longest_round(known: Result) -> float:
@@ -92,6 +96,6 @@ def _longest_round(known: Result) -> float:
     return max([*ended, (known.seconds or 0.0) - sum(ended)])
 
 
-def _kind(cell: Mapping[str, Any]) -> tuple[Any, ...]:
-    """What of a row's cell says most about its wall clock."""
-    return cell["recipe"]["model"], cell["recipe"]["compile"]
+def _kind(cell: Mapping[str, Any]) -> str:
+    """What of a row's cell says most about its wall clock, as a text."""
+    return json.dumps([cell["recipe"]["model"], cell["recipe"].get("compile")], sort_keys=True)

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from diffopt.machine.compile_cache import compile_caches_of_user
-from diffopt.machine.process import Child, how_process_ended, last_words_of_log
+from diffopt.machine.log import last_words_of_log
+from diffopt.machine.process import Child, how_process_ended
 from diffopt.machine.temporary import temporary_folder
 from diffopt.recipe.planned import Plan
 from diffopt.run.process import FALSIFYING, OF_WORKERS

@@ -90,9 +90,9 @@ class Drawings:
 
     def _draw(self, own_id: str, plan: Plan, folder: Path, gpu: str | None) -> Drawing:
         row.prepare_folder_for_run(folder, plan.cell)
-        plan.write(folder / PLAN)
         begin = time.monotonic()
         with temporary_folder("drawing") as place:
+            plan.write(place / PLAN)
             verdict = run_worker_process(
                 folder,
                 without_artifact(self.launch),
@@ -101,9 +101,9 @@ class Drawings:
                 on_phase=lambda phase: None,
                 interpreter=self.others.get(plan.cell.runtime.name),
                 places={**compile_caches_of_user(), "TMPDIR": str(place)},
+                exchange=place,
                 draw_only=True,
             )
-        row.tidy_folder_after_run(folder)
         drawing = Drawing(
             id=own_id,
             status=verdict.status,

@@ -21,8 +21,9 @@ from diffopt.errors import UsageError
 from diffopt.machine.content import sha256_of_folder
 from diffopt.machine.files import open_new_file
 from diffopt.machine.interpreter import Interpreter, interpreters, why_interpreter_is_absent
+from diffopt.machine.log import last_words_of_log
 from diffopt.machine.packages import installed_version
-from diffopt.machine.process import Child, how_process_ended, last_words_of_log
+from diffopt.machine.process import Child, how_process_ended
 from diffopt.machine.remembered import recall_answers, remember_answers, remembered_file
 from diffopt.machine.temporary import temporary_folder
 from diffopt.models.index import check_model_files, read_model_index
@@ -200,7 +201,7 @@ def _start(calls: Sequence[AskedCall], waiting: Sequence[int], folder: Path, the
     file = folder / "calls.json"
     file.write_text(json.dumps([call.model_dump(mode="json") for call in asked]), encoding="utf-8")
     python, variables = (sys.executable, {}) if there is None else (there.python, there.variables)
-    environment = {**clean_environment(None), **OF_WORKERS, **OFFLINE, **variables}
+    environment = {**clean_environment(None), **OF_WORKERS, **OFFLINE, **variables, "TMPDIR": str(folder)}
     # -P: a file in the user's directory must not stand in for a library
     command = [python, "-P", "-W", "ignore", "-X", "faulthandler", *WORKER, str(file), "--answers-fd"]
     with open_new_file(folder / "log.txt") as log:

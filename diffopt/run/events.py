@@ -84,6 +84,7 @@ class CellFinished:
 class SweepFinished:
     results: tuple[Result, ...] = field(repr=False)
     asked: int  # cells; more than results when the sweep was interrupted
+    not_kept: str | None = None  # of the rows, by which trouble, and what to do: a paragraph; None: all are kept
 
 
 Event = (

@@ -22,11 +22,13 @@ from diffopt.errors import UsageError
 from diffopt.machine.compile_cache import compile_caches_of_user
 from diffopt.machine.files import open_new_file
 from diffopt.machine.interpreter import Interpreter
+from diffopt.machine.log import last_words_of_log
 from diffopt.machine.oom_killer import kernel_oom_kills
-from diffopt.machine.process import Child, Silence, how_process_ended, kill_process_group, last_words_of_log
+from diffopt.machine.process import Child, Silence, how_process_ended, kill_process_group
 from diffopt.machine.reading import MIB, read_file
 from diffopt.recipe.launch import Launch
 from diffopt.results.result import Outcome, Phase, Status
+from diffopt.schema.words import one_line
 
 # Each makes a pipeline something else than its recipe says, or its times something else than its speed, without a trace
 # in any effect: torch's and cuBLAS's TF32 switches, diffusers' default attention, switches that turn compiling off,
@@ -43,10 +45,11 @@ FALSIFYING = frozenset(
         *("CUDA_LAUNCH_BLOCKING", "PYTORCH_NO_CUDA_MEMORY_CACHING", "PYTHONOPTIMIZE"),
     }
 )
-PLAN, OUTCOME = "plan.json", "outcome.json"  # in the folder of a row, while its worker runs: to it and from it
+PLAN, OUTCOME = "plan.json", "outcome.json"  # what parent and worker say to each other, while that runs
 LONGEST_OUTCOME = 64 * MIB
 AGAIN = "the same command runs it again"
-OF_WORKERS = {"DIFFUSERS_DISABLE_REMOTE_CODE": "1", "TOKENIZERS_PARALLELISM": "false"}
+# the last is -P for the Pythons that a worker starts itself, as inductor does to try out what it compiled
+OF_WORKERS = {"DIFFUSERS_DISABLE_REMOTE_CODE": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONSAFEPATH": "1"}
 
 Cause = Silence | Literal["over"]  # why a worker says no more; "over": the time of the sweep is
 
@@ -111,17 +114,21 @@ def run_worker_process(
     on_phase: Callable[[Phase], None],
     interpreter: Interpreter | None = None,
     places: Mapping[str, str] | None = None,
+    exchange: Path | None = None,
     start_only: bool = False,
     draw_only: bool = False,
 ) -> Verdict:
-    """Run the worker on the plan in ``folder`` until it ends or must be ended; nothing of its group is left behind.
+    """Run the worker on a plan until it ends or must be ended; nothing of its group is left behind.
 
     Args:
+        folder: of the row, for the log and the pictures.
         gpu: NVML uuid of the only GPU that the worker sees; None for the CPU.
         on_phase: called with each phase as it begins.
         interpreter: what runs the worker; None: the Python that runs this.
         places: environment variables that say where compile caches and temporary files lie; None: the user's caches,
             and where temporary files always do.
+        exchange: where the plan lies and the outcome will, so that a study that is lost meanwhile takes no figures with
+            it; None: in ``folder``.
         start_only: end after the first call.
         draw_only: draw the pictures of ``cell.quality`` and nothing else.
     """
@@ -130,21 +137,25 @@ def run_worker_process(
     more = [*(["--start-only"] * start_only), *(["--draw-only"] * draw_only)]
     found = compile_caches_of_user() if places is None else places
     variables = {**(interpreter.variables if interpreter is not None else {}), **found}
+    said = folder if exchange is None else exchange
     with open_new_file(folder / "log.txt") as log:
-        worker = Child(
-            lambda progress: _command(folder, progress, launch, gpu, python) + more,
-            log,
-            {**clean_environment(gpu), **OF_WORKERS, **variables},
-            watched=stop.fd,
-        )
-    with worker, stop.covering(worker.pid):
+        try:
+            worker = Child(
+                lambda progress: _command(folder, progress, launch, gpu, python, said) + more,
+                log,
+                {**clean_environment(gpu), **OF_WORKERS, **variables},
+                watched=stop.fd,
+            )
+        except OSError as error:
+            return Verdict("crashed", "load", f"the worker cannot be started: {error.strerror or error}")
+    with worker, stop.covering(worker.group):
         cause, phase = _follow(worker, launch, stop.end, on_phase)
         if cause in ("stopped", "over"):
             worker.ask_to_end(launch.grace)
         elif cause == "ended":
             worker.await_exit(launch.grace)
         code = worker.end()
-    return _verdict(folder, cause, phase, code, launch, killed_by_kernel=kernel_oom_kills() > kills)
+    return _verdict(folder, said / OUTCOME, cause, phase, code, launch, killed_by_kernel=kernel_oom_kills() > kills)
 
 
 def clean_environment(gpu: str | None) -> dict[str, str]:
@@ -153,11 +164,14 @@ def clean_environment(gpu: str | None) -> dict[str, str]:
     return {**inherited, "CUDA_VISIBLE_DEVICES": gpu or ""}  # on the CPU it must not touch a GPU that another measures
 
 
-def _command(folder: Path, progress: int, launch: Launch, gpu: str | None, python: str = sys.executable) -> list[str]:
+def _command(
+    folder: Path, progress: int, launch: Launch, gpu: str | None, python: str = sys.executable, said: Path | None = None
+) -> list[str]:
+    said = folder if said is None else said
     # -P: a file in the user's directory must not stand in for a library
     # -X: a crash leaves its Python frames in the log
     command = [python, "-P", "-X", "faulthandler", "-m", "diffopt.pipeline.worker"]
-    command += [str(folder / PLAN), str(folder / OUTCOME), "--progress-fd", str(progress)]
+    command += [str(said / PLAN), str(said / OUTCOME), "--progress-fd", str(progress), "--folder", str(folder)]
     if launch.compile_artifact.save:
         command += ["--save-artifact"]
     if launch.compile_artifact.load is not None:
@@ -196,7 +210,10 @@ def _parse(line: bytes) -> Phase | None:
     return phase
 
 
-def _verdict(folder: Path, cause: Cause, phase: Phase, code: int, launch: Launch, *, killed_by_kernel: bool) -> Verdict:
+def _verdict(
+    folder: Path, left: Path, cause: Cause, phase: Phase, code: int, launch: Launch, *, killed_by_kernel: bool
+) -> Verdict:
+    """How the worker ended; ``left`` is where its outcome is."""
     if cause == "stopped":
         return Verdict("interrupted", phase, f"interrupted while it ran; {AGAIN}")
     if cause == "over":
@@ -206,17 +223,19 @@ def _verdict(folder: Path, cause: Cause, phase: Phase, code: int, launch: Launch
         return Verdict("timeout", phase, f"more than {seconds:g} s in phase {phase} (launch.deadlines.{phase})")
     if cause == "garbage":
         return Verdict("crashed", phase, f"the worker's reports cannot be read{_last_words(folder)}")
-    if os.path.lexists(folder / OUTCOME):
+    if os.path.lexists(left):
         try:
-            said = read_file(folder / OUTCOME, OUTCOME, LONGEST_OUTCOME, follow=False)
-            outcome = Outcome.model_validate_json(said)
-        except (OSError, UsageError, ValidationError):
+            outcome = Outcome.model_validate_json(read_file(left, OUTCOME, LONGEST_OUTCOME, follow=False))
+        except ValidationError:
             return Verdict("crashed", phase, f"the worker's outcome cannot be read{_last_words(folder)}")
+        except (OSError, UsageError) as error:
+            why = f"the worker's outcome cannot be read ({one_line(error)}){_last_words(folder)}"
+            return Verdict("crashed", phase, why)
         return Verdict(outcome.status, outcome.phase, outcome.reason, outcome)
     if code == -signal.SIGKILL and killed_by_kernel:
         return Verdict("oom", phase, "killed by the kernel's out-of-memory killer")
-    left = "" if code < 0 else "left no outcome and "
-    return Verdict("crashed", phase, f"the worker {left}{how_process_ended(code)}{_last_words(folder)}")
+    silent = "" if code < 0 else "left no outcome and "
+    return Verdict("crashed", phase, f"the worker {silent}{how_process_ended(code)}{_last_words(folder)}")
 
 
 def _last_words(folder: Path) -> str:

@@ -2,45 +2,64 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from diffopt.machine.environment import Environment
 from diffopt.machine.files import make_private_folders, remove_whatever, rename_file, write_text
+from diffopt.machine.reading import refuse_odd_file
 from diffopt.recipe import lock
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.named_files import files_named_by_recipe
 from diffopt.recipe.rules import notes_on_cell
-from diffopt.results.drawing import COMPARISONS, QUALITY
+from diffopt.results.drawing import QUALITY
 from diffopt.results.frames import frame_folders
 from diffopt.results.result import Artifacts, Outcome, Result
 from diffopt.results.rounds import ROUNDS, EndedRound, outcome_of_rounds, write_ended_rounds
 from diffopt.run.process import OUTCOME, PLAN, Verdict
 
-OF_ONE_ROUND = ("result.json", PLAN, OUTCOME, COMPARISONS, QUALITY, "log.txt", "*.png", "*.gif", "*.mp4", ".*.tmp")
+CELL = "cell.yaml"
+BETWEEN_PROCESSES = (PLAN, OUTCOME, ".*.tmp")  # what older versions said to each other here, what is written in part
+OF_ONE_ROUND = ("result.json", *BETWEEN_PROCESSES, "log.txt", "*.png", "*.gif", "*.mp4")
 OF_ALL_ROUNDS = (ROUNDS, "log-*.txt", "*.zip")
 
 
 def prepare_folder_for_run(folder: Path, cell: Cell, ended: Sequence[EndedRound] = ()) -> None:
     """The folder of a row, with the cell in it, as ``show`` prints it, and nothing of an earlier try.
 
+    Nothing is removed before the cell is written: where that cannot be, an earlier row stays.
+
     Args:
         ended: the rounds of this try that lie in it, and stay.
+
+    Raises:
+        UsageError: something that is neither a file nor a link has a name of these; nothing is removed.
+        OSError: the folder cannot be written.
     """
     make_private_folders(folder)
-    for pattern in OF_ONE_ROUND if ended else (*OF_ONE_ROUND, *OF_ALL_ROUNDS):
-        for stale in folder.glob(pattern):
-            remove_whatever(stale)
-    for frames in frame_folders(folder):
-        remove_whatever(frames)
-    write_text(folder / "cell.yaml", lock.recipe_to_yaml(cell))
+    patterns = OF_ONE_ROUND if ended else (*OF_ONE_ROUND, *OF_ALL_ROUNDS)
+    stale = [path for pattern in patterns for path in folder.glob(pattern)]
+    for path in (*stale, folder / CELL):
+        if os.path.lexists(path) and not path.is_symlink():
+            refuse_odd_file(path, f"{path} is in the way")
+    write_text(folder / CELL, lock.recipe_to_yaml(cell))
+    for path in (*stale, *frame_folders(folder), folder / QUALITY):
+        remove_whatever(path)
 
 
-def tidy_folder_after_run(folder: Path) -> None:
-    """Remove what parent and worker said to each other."""
-    for name in (PLAN, OUTCOME, COMPARISONS):
-        (folder / name).unlink(missing_ok=True)
+def tidy_folder_of_final_row(folder: Path) -> None:
+    """Remove what lies beside a row that stays: rounds that are in it, and what killed processes were writing.
+
+    Nothing else needs that, so a study that may not be written keeps it.
+    """
+    with suppress(OSError):
+        for pattern in BETWEEN_PROCESSES:
+            for stale in folder.glob(pattern):
+                remove_whatever(stale)
+        (folder / ROUNDS).unlink(missing_ok=True)
 
 
 def keep_round(folder: Path, ended: Sequence[EndedRound]) -> None:
@@ -100,6 +119,12 @@ def row_of_ended_run(
         rounds=tuple(each.for_row() for each in rounds),
         notes=notes_on_cell(cell),
     )
+
+
+def row_that_is_not_kept(result: Result, why: str) -> Result:
+    """The row as its caller gets it where the study has it not: an error, with its figures."""
+    said = f"{result.reason}; " if result.reason else ""
+    return result.model_copy(update={"status": "error", "valid": False, "reason": f"{said}its row is not kept: {why}"})
 
 
 def cell_for_row(cell: Cell) -> dict[str, Any]:

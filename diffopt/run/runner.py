@@ -5,21 +5,22 @@ from __future__ import annotations
 import statistics
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from diffopt.errors import Refusal, UsageError
-from diffopt.machine import hardware, packages
 from diffopt.machine.environment import Environment, detect_environment
 from diffopt.machine.git import Git, git_state
-from diffopt.machine.interpreter import Interpreter, packages_for_workers, packages_of_foreign_steps
+from diffopt.machine.interpreter import Interpreter
 from diffopt.machine.nvml import Gpu
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.launch import Launch
 from diffopt.recipe.planned import Plan
-from diffopt.results.drawing import write_comparisons
+from diffopt.results.drawing import AskedComparisons
 from diffopt.results.result import Phase, Result
-from diffopt.results.rounds import ROUNDS, EndedRound, read_ended_rounds
+from diffopt.results.rounds import EndedRound, read_ended_rounds
+from diffopt.results.row_files import RowStays
 from diffopt.results.study import Study
 from diffopt.run import row
 from diffopt.run.budget import Budget
@@ -34,10 +35,12 @@ from diffopt.run.events import (
     RoundFinished,
     RowUnreadable,
 )
-from diffopt.run.process import AGAIN, PLAN, Stop, Verdict
+from diffopt.run.not_kept import RowsNotKept
+from diffopt.run.process import AGAIN, Stop, Verdict
+from diffopt.run.refused import is_refused_again, refusal_of_cell
 from diffopt.run.starts import run_cell_workers
-from diffopt.schema.quality import PACKAGES
-from diffopt.schema.step import Requirements
+
+Read = TypeVar("Read")
 
 
 @dataclass
@@ -54,6 +57,7 @@ class Runner:
     others: Mapping[str, Interpreter]  # by the runtime's name; the Python that runs this is not among them
     anew: bool = False  # measure also what the study has a final row of
     round: int = 1  # which is measured now: of all cells the first, then of all the second, …
+    not_kept: RowsNotKept = field(init=False)
     _git: Git | None = field(default_factory=git_state)
     _drawings: Drawings = field(init=False)
     _places: dict[tuple[str, str | None, str], Environment] = field(default_factory=dict)
@@ -61,6 +65,7 @@ class Runner:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
+        self.not_kept = RowsNotKept(self.study)
         self._drawings = Drawings(self.study, self.launch, self.stop, self.others, self.tell)
 
     @property
@@ -71,7 +76,8 @@ class Runner:
     def take(self, cell: Cell, gpu: Gpu | None) -> Result | None:
         """Take one cell to its row on this machine, or to the end of this round.
 
-        None where other rounds of it are to come, and where the sweep was to end before it could begin.
+        None where other rounds of it are to come, and where the sweep was to end before it could begin. Whatever lies
+        in the study, and whatever becomes of it, concerns the cell alone: its row is ``error`` then, and not kept.
 
         Args:
             gpu: where it runs; None: on the CPU, or nowhere, for want of a device.
@@ -83,9 +89,20 @@ class Runner:
             where = self._where(cell, gpu)
         except Refusal as error:  # the GPU was there when the sweep began
             where, unreadable = self._where(cell, None), Verdict("refused", "load", str(error))
-        with self.study.claim(cell.id, where.id, self.stop.wait) as claimed:
-            if claimed:
-                return self._take_claimed(plan, gpu, where, unreadable)
+        earlier = None
+        try:
+            # no claim yet: the study may be one that nobody may write, which has all rows
+            earlier = self._earlier(cell, where, silent=True)
+            if earlier is not None and self._stands(plan, earlier):
+                return self._finish_earlier(earlier, cell)
+            with self.study.claim(cell.id, where.id, self.stop.wait) as claimed:
+                if claimed:
+                    return self._take_claimed(plan, gpu, where, unreadable)
+        except (OSError, UsageError) as error:
+            if earlier is not None and is_refused_again(plan, self.others.get(cell.runtime.name), earlier):
+                return self._finish_earlier(earlier, cell)
+            verdict = Verdict("error", "plan", f"not measured: {self.not_kept.note(cell.id, error)}")
+            return self._finish(row.row_of_ended_run(None, cell, where, verdict))
         if self.stopped:
             return None
         reason = f"launch.minutes={self.launch.minutes:g} were over while another process had it; {AGAIN}"
@@ -101,18 +118,18 @@ class Runner:
     ) -> Result | None:
         cell = plan.cell
         earlier = self._earlier(cell, where)
-        kept = earlier is not None and earlier.final and (earlier.status != "refused" or bool(plan.problems))
-        if earlier is not None and kept and not (self.anew and self.round == 1):
-            return self._finish(_asked_anew(earlier, cell), kept=True)
+        if earlier is not None and self._stands(plan, earlier):
+            row.tidy_folder_of_final_row(self.study.folder(cell.id, where.id))
+            return self._finish_earlier(earlier, cell)
         ended = self._ended_rounds(cell, where, earlier)
         if len(ended) >= self.round:
             self._finish_round(cell, where, ended[: self.round], kept=True)
             return None
-        no_run = _refusal(plan, self.others.get(cell.runtime.name)) or unreadable
+        no_run = refusal_of_cell(plan, self.others.get(cell.runtime.name)) or unreadable
         if no_run is None and (shortage := self.budget.shortage(cell, where)) is not None:
             if earlier is not None:
                 self.tell(NotBegun(self.names[cell.id], shortage))
-                return self._finish(earlier, kept=True)
+                return self._finish_earlier(earlier, cell)
             no_run = Verdict("interrupted", "plan", shortage)
         if no_run is not None:
             row.prepare_folder_for_run(self.study.folder(cell.id, where.id), cell, ended)
@@ -126,8 +143,13 @@ class Runner:
             verdict, seconds = self._run(plan, gpu, where, ended)
             if verdict.outcome is None or verdict.status != "ok" or len(ended) + 1 == cell.measure.rounds:
                 return self._keep(cell, where, verdict, ended, seconds)
-            ended = (*ended, EndedRound(outcome=verdict.outcome, seconds=seconds))
-            row.keep_round(self.study.folder(cell.id, where.id), ended)
+            folder = self.study.folder(cell.id, where.id)
+            longer = (*ended, EndedRound(outcome=verdict.outcome, seconds=seconds))
+            try:
+                row.keep_round(folder, longer)
+            except OSError as error:
+                return self._finish_unkept(row.row_of_ended_run(folder, cell, where, verdict, seconds, ended), error)
+            ended = longer
             self._finish_round(cell, where, ended)
         return None
 
@@ -142,35 +164,42 @@ class Runner:
         def on_phase(phase: Phase) -> None:
             self.tell(PhaseStarted(cell.id, phase))
 
+        asked: AskedComparisons | None = None
         if cell.quality.pictures and len(ended) + 1 == cell.measure.rounds:
-            asked = self._drawings.comparisons(cell, where, gpu.uuid if gpu else None)
-            if isinstance(asked, Verdict):
-                return asked, 0.0
-            write_comparisons(folder, asked)
-        plan.write(folder / PLAN)
+            found = self._drawings.comparisons(cell, where, gpu.uuid if gpu else None)
+            if isinstance(found, Verdict):
+                return found, 0.0
+            asked = found
         place, interpreter = gpu.uuid if gpu else None, self.others.get(cell.runtime.name)
         begin = time.monotonic()
-        verdict = run_cell_workers(cell, folder, self.launch, self.stop, place, on_phase, interpreter)
-        seconds = round(time.monotonic() - begin, 2)
-        row.tidy_folder_after_run(folder)
-        return verdict, seconds
+        verdict = run_cell_workers(plan, folder, self.launch, self.stop, place, on_phase, interpreter, asked)
+        return verdict, round(time.monotonic() - begin, 2)
 
     def _ended_rounds(self, cell: Cell, where: Environment, earlier: Result | None) -> tuple[EndedRound, ...]:
         """The rounds that are not run again: those of a cell that was cut off, with a row that says so or without."""
         if (self.anew and self.round == 1) or (earlier is not None and earlier.status != "interrupted"):
             return ()
-        try:
-            return read_ended_rounds(self.study.folder(cell.id, where.id))
-        except UsageError as error:
-            self.tell(RowUnreadable(self.names[cell.id], str(error)))
-            return ()
+        folder = self.study.folder(cell.id, where.id)
+        return self._readable(cell, lambda: read_ended_rounds(folder, cell.measure.rounds)) or ()
 
-    def _earlier(self, cell: Cell, where: Environment) -> Result | None:
-        """The row that the study has. One that cannot be read must not stop the sweep: it is told, and replaced."""
+    def _stands(self, plan: Plan, found: Result) -> bool:
+        """Whether the cell need not run, since it has this row."""
+        again = self.anew and self.round == 1
+        return found.final and not again and (found.status != "refused" or bool(plan.problems))
+
+    def _earlier(self, cell: Cell, where: Environment, *, silent: bool = False) -> Result | None:
+        """The row that the study has, however it ended."""
+        return self._readable(cell, lambda: self.study.row(cell.id, where.id), silent=silent)
+
+    def _readable(self, cell: Cell, read: Callable[[], Read], *, silent: bool = False) -> Read | None:
+        """What is read of a cell; what is spoiled is told, for it is replaced. Raises RowStays for what must not be."""
         try:
-            return self.study.row(cell.id, where.id)
+            return read()
+        except RowStays:
+            raise
         except UsageError as error:
-            self.tell(RowUnreadable(self.names[cell.id], str(error)))
+            if not silent:
+                self.tell(RowUnreadable(self.names[cell.id], str(error)))
             return None
 
     def _where(self, cell: Cell, gpu: Gpu | None) -> Environment:
@@ -197,11 +226,19 @@ class Runner:
         """Write the row of a cell that was tried, or refused. Its rounds are in it, but for one that was cut off."""
         folder = self.study.folder(cell.id, where.id)
         result = row.row_of_ended_run(folder, cell, where, verdict, seconds, ended)
-        self.study.keep(result)
-        if result.status != "interrupted":
-            (folder / ROUNDS).unlink(missing_ok=True)
         self.budget.note(result)
+        try:
+            folder.stat()  # with its folder the log and the pictures are gone: a row that names them would be none
+            self.study.keep(result)
+            if result.status != "interrupted":
+                row.tidy_folder_of_final_row(folder)
+        except (OSError, UsageError) as error:
+            return self._finish_unkept(result, error)
         return self._finish(result)
+
+    def _finish_unkept(self, result: Result, error: OSError | UsageError) -> Result:
+        """End a cell that was tried: whoever asked has its row with the figures, though the study has not."""
+        return self._finish(row.row_that_is_not_kept(result, self.not_kept.note(result.cell_id, error)))
 
     def _finish_round(self, cell: Cell, where: Environment, ended: Sequence[EndedRound], *, kept: bool = False) -> None:
         last = ended[-1]
@@ -209,6 +246,11 @@ class Runner:
         median = statistics.median(sample.latency for sample in last.outcome.samples)
         name, rounds = self.names[cell.id], cell.measure.rounds
         self.tell(RoundFinished(cell.id, name, len(ended), rounds, median, kept))
+
+    def _finish_earlier(self, earlier: Result, cell: Cell) -> Result:
+        """End a cell whose row stays, with what is accepted of its pictures now, which its id does not say."""
+        asked = cell.quality.model_dump(mode="json")
+        return self._finish(earlier.model_copy(update={"cell": {**earlier.cell, "quality": asked}}), kept=True)
 
     def _finish(self, result: Result, *, kept: bool = False) -> Result:
         self.tell(CellFinished(result, self.names[result.cell_id], kept=kept))
@@ -218,45 +260,3 @@ class Runner:
         """Tell the listener, one event at a time."""
         with self._lock:
             self.listener(event)
-
-
-def _asked_anew(earlier: Result, cell: Cell) -> Result:
-    """A row as it was kept, with what is accepted of its pictures now, which its id does not say."""
-    asked = cell.quality.model_dump(mode="json")
-    return earlier.model_copy(update={"cell": {**earlier.cell, "quality": asked}})
-
-
-def row_of_refused_cell(plan: Plan, there: Interpreter | None) -> Result | None:
-    """The row of a cell of which it is known without a worker that it cannot run here; None where it may.
-
-    Args:
-        there: the interpreter that is to run it, where it is another one than this.
-    """
-    if (verdict := _refusal(plan, there)) is None:
-        return None
-    where = detect_environment(plan.cell.recipe.hardware.device, git=git_state(), interpreter=there)
-    return row.row_of_ended_run(None, plan.cell, where, verdict)
-
-
-def _refusal(plan: Plan, there: Interpreter | None) -> Verdict | None:
-    """Why a cell cannot run here, as far as it can be known without a worker.
-
-    The phase tells what to make of it: ``plan`` is final; ``load`` is for want of a device or a package, and the cell
-    is tried again the next time.
-
-    Args:
-        there: the interpreter that is to run it, where it is another one than this.
-    """
-    if plan.problems:
-        return Verdict("refused", "plan", "\n".join(problem.text for problem in plan.problems))
-    try:
-        absent = hardware.why_hardware_is_not_here(plan.cell.recipe.hardware)
-    except Refusal as broken:
-        absent = str(broken)
-    if absent is not None:
-        return Verdict("refused", "load", absent)
-    steps = [step for _, step in plan.steps]
-    asked = () if there is None else (*packages_for_workers(), *packages_of_foreign_steps(steps))
-    asked += PACKAGES if plan.cell.quality.pictures else ()
-    lacking = packages.reason_of_lacking([Requirements(packages=asked), *(step.requires() for step in steps)], there)
-    return None if lacking is None else Verdict("refused", "load", lacking)

@@ -2,52 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from diffopt.machine.compile_cache import compile_caches_of_user, private_compile_caches
+from diffopt.machine.compile_cache import compile_caches_of_user, packages_of_user, private_compile_caches
 from diffopt.machine.interpreter import Interpreter
-from diffopt.machine.temporary import temporary_folder
-from diffopt.recipe.cell import Cell
+from diffopt.machine.temporary import remove_abandoned_folders, temporary_folder
 from diffopt.recipe.launch import CompileArtifact, Launch
+from diffopt.recipe.planned import Plan
+from diffopt.results.drawing import AskedComparisons, write_comparisons
 from diffopt.results.result import Metrics, Phase, Start, Starts
 from diffopt.results.rounds import ROUNDS
-from diffopt.run.process import OUTCOME, Stop, Verdict, run_worker_process
+from diffopt.run.process import OUTCOME, PLAN, Stop, Verdict, run_worker_process
 
 _NO_ARTIFACT = CompileArtifact(save=False, load=None, sha256=None)
 
 
 def run_cell_workers(
-    cell: Cell,
+    plan: Plan,
     folder: Path,
     launch: Launch,
     stop: Stop,
     gpu: str | None,
     on_phase: Callable[[Phase], None],
     interpreter: Interpreter | None = None,
+    asked: AskedComparisons | None = None,
 ) -> Verdict:
     """One round of a cell: its worker; where ``measure.starts`` asks for it, before the first a cold and a warm start.
 
     All three share compile caches of their own, which are empty at first. Where a start does not end well, that is how
     the cell ended. What compiling left behind is saved in the first round, which had to compile most. Nothing stays of
     their temporary files: torch unpacks what was compiled ahead of time into some, and removes them only at an orderly
-    end.
+    end. There they also find the plan and leave their outcomes, apart from the study.
+
+    Args:
+        asked: what the cell's pictures are compared with; None: they are not.
     """
     later = (folder / ROUNDS).exists()
     if later:
         artifact = launch.compile_artifact.model_copy(update={"save": False})
         launch = launch.model_copy(update={"compile_artifact": artifact})
 
-    def child(places: dict[str, str], launch: Launch = launch, **starting: Any) -> Verdict:
-        return run_worker_process(
-            folder, launch, stop, gpu=gpu, on_phase=on_phase, interpreter=interpreter, places=places, **starting
-        )
+    with temporary_folder("cell") as place, _no_package_in_part():
+        plan.write(place / PLAN)
+        if asked is not None:
+            write_comparisons(place, asked)
 
-    with temporary_folder("cell") as place:
+        def child(places: dict[str, str], launch: Launch = launch, **starting: Any) -> Verdict:
+            return run_worker_process(
+                folder,
+                launch,
+                stop,
+                gpu=gpu,
+                on_phase=on_phase,
+                interpreter=interpreter,
+                places=places,
+                exchange=place,
+                **starting,
+            )
+
         scratch = {"TMPDIR": str(place)}
-        if later or not cell.measure.starts:
+        if later or not plan.cell.measure.starts:
             return child({**compile_caches_of_user(), **scratch})
         places = {**private_compile_caches(place), **scratch}
         bare = without_artifact(launch)
@@ -56,7 +74,7 @@ def run_cell_workers(
             verdict = child(places, bare, start_only=True)
             if verdict.outcome is None or verdict.status != "ok":
                 return verdict
-            (folder / OUTCOME).unlink()
+            (place / OUTCOME).unlink()
             starts.append(_start(verdict.outcome.metrics))
         verdict = child(places)
     if verdict.outcome is None:
@@ -68,6 +86,15 @@ def run_cell_workers(
 def without_artifact(launch: Launch) -> Launch:
     """The same with no compile artifact, loaded or saved."""
     return launch.model_copy(update={"compile_artifact": _NO_ARTIFACT})
+
+
+@contextmanager
+def _no_package_in_part() -> Iterator[None]:
+    """Packages are compiled beside those that are kept, and a killed worker leaves what it had of one."""
+    try:
+        yield
+    finally:
+        remove_abandoned_folders(packages_of_user())
 
 
 def _start(metrics: Metrics) -> Start:

@@ -11,6 +11,7 @@ from pathlib import Path
 from diffopt.errors import Interrupted
 from diffopt.machine.compile_cache import compile_caches_of_user
 from diffopt.machine.interpreter import Interpreter, interpreters
+from diffopt.machine.temporary import remove_abandoned_folders
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.labels import cell_label_line, cell_labels
 from diffopt.recipe.launch import Launch, default_launch
@@ -23,7 +24,8 @@ from diffopt.run.dry_call import plan_cells
 from diffopt.run.events import CellFinished, Listener, SweepFinished, SweepStarted, silent_listener
 from diffopt.run.launchers import Launcher, launcher
 from diffopt.run.process import Stop
-from diffopt.run.runner import Runner, row_of_refused_cell
+from diffopt.run.refused import row_of_refused_cell
+from diffopt.run.runner import Runner
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -88,6 +90,9 @@ def run_all(
     With ``launch.minutes`` cells begin in the order of :meth:`Budget.in_order`. One that cannot begin, or not end, for
     want of time has a row as well, ``interrupted``; one that has a row already keeps that.
 
+    A row that the study does not take, such as on a full disk, is given as an error with its figures. So is one whose
+    folder was removed meanwhile.
+
     Args:
         study: name, directory or Study; continued where it stopped. None makes a fresh one.
         launch: where they run, see launchers, and deadlines; None takes the shipped ``launch=local``.
@@ -124,13 +129,15 @@ def _run_plans(
     budget = Budget(launch)
     by = launcher(launch.kind)
     distinct, by_id = [plan.cell for plan in plans], {plan.cell.id: plan for plan in plans}
+    remove_abandoned_folders()
     with _stopping(budget.end) as stop:
         study = _study(study)
         budget.learn(study)
         runner = Runner(study, launch, listener, stop, budget, by_id, _names(distinct), others, anew)
         runner.tell(SweepStarted(len(distinct), launch.minutes, notes_on_cells(distinct)))
-        rows = _rows_of_rounds(by, budget.in_order(distinct), runner)
-        runner.tell(SweepFinished(tuple(rows[cell.id] for cell in distinct if cell.id in rows), asked=len(distinct)))
+        rows = runner.not_kept.without_removed(_rows_of_rounds(by, budget.in_order(distinct), runner))
+        ended = tuple(rows[cell.id] for cell in distinct if cell.id in rows)
+        runner.tell(SweepFinished(ended, asked=len(distinct), not_kept=runner.not_kept.in_words(ended)))
     if stop.signal is not None:
         raise Interrupted(stop.signal, study.asked_for)
     return [rows[cell.id] for cell in distinct]

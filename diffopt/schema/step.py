@@ -215,10 +215,10 @@ def _kind_of_step(cls: type[Step]) -> str:
 
 
 @contextmanager
-def all_registered_or_none() -> Iterator[None]:
-    """Steps that were registered while this lasted are no more when it ends with an exception.
+def all_registered_or_none(then: Callable[[type[Step]], None]) -> Iterator[None]:
+    """Steps that were registered while this lasted are no more when it ends with an exception, or ``then`` does so.
 
-    That is also where a field of theirs has a type that nobody knows, which would make every recipe unreadable.
+    So does a field of theirs of a type that nobody knows, which would make every recipe unreadable.
     """
     before = {group: dict(known) for group, known in _registry.items()}
     try:
@@ -226,6 +226,7 @@ def all_registered_or_none() -> Iterator[None]:
         for group, known in _registry.items():
             for kind in known.keys() - before.get(group, {}).keys():
                 known[kind].model_rebuild()
+                then(known[kind])
     except BaseException:
         _registry.clear()
         _registry.update(before)

@@ -22,7 +22,7 @@ from diffopt.machine.environment import detect_environment
 from diffopt.machine.files import write_json
 from diffopt.machine.git import git_state
 from diffopt.models.resolve import packaged_architecture
-from diffopt.results.result import read_result
+from diffopt.results.row_files import read_result
 
 STEPS = 50
 PLAIN = """

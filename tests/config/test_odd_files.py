@@ -49,7 +49,7 @@ def huge(path: Path) -> None:
 ODD: dict[str, tuple[Callable[[Path], object], str]] = {
     "pipe": (pipe, "a pipe"),
     "device": (device, "a device"),
-    "socket": (listening, ""),
+    "socket": (listening, "a socket"),
     "folder": (Path.mkdir, "folder"),
     "huge": (huge, ""),
 }

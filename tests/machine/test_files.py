@@ -2,6 +2,8 @@
 
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,29 @@ def test_one_that_does_not_get_whole_leaves_the_old_one_and_nothing_else(tmp_pat
         half()
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+HALF = """
+import os, signal, sys
+from pathlib import Path
+from diffopt.machine.files import file_that_appears_whole
+with file_that_appears_whole(Path(sys.argv[1])) as file:
+    file.write(b"ne")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_wrote_in_part_goes_with_the_next_and_that_of_a_living_one_stays(tmp_path):
+    path, other = tmp_path / "file", tmp_path / ".other.1.tmp"
+    other.touch()
+    subprocess.run([sys.executable, "-c", HALF, str(path)], check=False)
+    assert len(os.listdir(tmp_path)) == 2
+    with file_that_appears_whole(path) as file:
+        file.write(b"first")
+        write_bytes(path, b"second")
+        assert path.read_bytes() == b"second"
+    assert path.read_bytes() == b"first"
+    assert {*tmp_path.iterdir()} == {path, other}
 
 
 def test_bytes_text_and_json(tmp_path):

@@ -36,6 +36,12 @@ def test_the_commit_and_whether_it_was_changed(repository):
     assert git.git_state() == git.Git(commit=clean.commit, dirty=True)
 
 
+def test_one_without_a_commit_is_none(tmp_path, monkeypatch):
+    subprocess.run(["git", "init", "-q"], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    assert git.git_state() is None
+
+
 def test_no_repository_and_no_git_are_fine(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     monkeypatch.chdir(tmp_path)
@@ -77,6 +83,30 @@ def test_a_repository_starts_nothing(repository: Path, canary: tuple[str, Path],
     assert not sung.exists()
     assert found is not None
     assert found.dirty
+    subprocess.run(["git", "status"], cwd=repository, capture_output=True, check=False)
+    assert sung.exists(), "plain git starts it, so that this shows something"
+
+
+@pytest.mark.parametrize("remote", ["ssh://host/path", "ext::{program}", "/tmp"])
+def test_a_clone_without_some_objects_fetches_none(repository: Path, canary: tuple[str, Path], remote: str) -> None:
+    program, sung = canary
+    for key, value in {
+        "core.repositoryFormatVersion": "1",
+        "extensions.partialClone": "origin",
+        "remote.origin.promisor": "true",
+        "remote.origin.url": remote.format(program=program),
+        "remote.origin.uploadpack": program,
+        "core.sshCommand": program,
+        "protocol.allow": "always",
+        "protocol.ext.allow": "always",
+    }.items():
+        configured(repository, key, value)
+    Path(program).write_text(f"#!/bin/sh\ntouch {sung}\n")  # which answers nothing: git would wait for more
+    asked = ["git", "rev-parse", "HEAD^{tree}"]
+    tree = subprocess.run(asked, cwd=repository, check=True, capture_output=True, text=True).stdout.strip()
+    (repository / ".git/objects" / tree[:2] / tree[2:]).unlink()
+    assert git.git_state() is None
+    assert not sung.exists()
     subprocess.run(["git", "status"], cwd=repository, capture_output=True, check=False)
     assert sung.exists(), "plain git starts it, so that this shows something"
 

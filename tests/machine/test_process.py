@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
 from support.processes import gone
 
-from diffopt.machine.process import Child, last_words_of_log, lines_of_program
+from diffopt.machine.log import last_words_of_log
+from diffopt.machine.process import Child, lines_of_program
 
 ROOT = Path(__file__).parents[2]
 
@@ -135,6 +137,24 @@ def test_last_words(tmp_path, log, words):
     assert last_words_of_log(tmp_path / "log.txt") == words
 
 
+def test_last_words_are_harmless_and_a_log_of_any_size_is_not_read_whole(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text("\x1b]0;title\x07" + "\u202e" + "x" * 900)
+    words = last_words_of_log(log)
+    assert words.startswith("\\u001b]0;title\\u0007\\u202ex")
+    assert len(words) < 250
+    with open(log, "r+b") as file:
+        file.truncate(2**30)
+        file.seek(0, os.SEEK_END)
+        file.write(b"\nthe end\n")
+    tracemalloc.start()
+    try:
+        assert last_words_of_log(log) == "the end"
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
 PARENT = """
 import os, sys, threading, time
 from diffopt.machine.process import Child
@@ -155,7 +175,6 @@ time.sleep(600)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a worker has to see it itself")
 @pytest.mark.parametrize("kind", ["worker", "plain"])
 def test_a_killed_parent_takes_all_along_also_what_holds_the_lock(tmp_path, kind):
     with subprocess.Popen([sys.executable, "-c", PARENT, kind], cwd=tmp_path) as parent:
@@ -165,6 +184,39 @@ def test_a_killed_parent_takes_all_along_also_what_holds_the_lock(tmp_path, kind
             assert time.monotonic() < until
             time.sleep(0.05)
         assert not any(gone(pid, within=0.3) for pid in pids)
+        parent.kill()
+    assert all(gone(pid, within=2.0) for pid in pids)
+
+
+EARLY = """
+import os, subprocess, sys, time
+from diffopt.machine import process
+real = subprocess.Popen
+def slow(command, **settings):  # the parent is killed just after the start, before it gets on
+    started = real(command, **settings)
+    time.sleep(0 if "read" in command[-1] else 600)
+    return started
+if sys.argv[1] == "at the start":
+    process.subprocess.Popen = slow
+code = "import os, subprocess as s; held = s.Popen(['sleep', '600']); print(os.getpid(), held.pid, flush=True)"
+with open("log.txt", "wb") as log:
+    child = process.Child(lambda fd: [sys.executable, "-S", "-c", code + sys.argv[2]], log, dict(os.environ))
+child.await_exit(60)
+open("parent", "w").write("ready")
+time.sleep(600)  # before it kills what is left of the group
+"""
+
+
+@pytest.mark.parametrize(("moment", "then"), [("at the start", "; held.wait()"), ("after its end", "")])
+def test_a_parent_may_be_killed_at_any_moment(tmp_path, moment, then):
+    with subprocess.Popen([sys.executable, "-c", EARLY, moment, then], cwd=tmp_path) as parent:
+        until = soon(60)
+        ready = "log.txt" if moment == "at the start" else "parent"
+        while not (tmp_path / ready).exists() or len(pids := (tmp_path / "log.txt").read_text().split()) < 2:
+            assert parent.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        assert not gone(pids[1], within=0.3)
         parent.kill()
     assert all(gone(pid, within=2.0) for pid in pids)
 
@@ -182,21 +234,27 @@ def test_a_program_is_asked_and_nothing_of_it_is_left(tmp_path):
     assert lines_of_program([str(tmp_path / "gone")], {}, 60) == ([], ["No such file or directory"])
 
 
+@pytest.mark.parametrize("end", ["exit 3", "kill -9 $$", "head -c 9000 /dev/zero; echo", "printf cut"])
+def test_what_a_program_says_may_count_only_as_a_whole(end):
+    said = ["sh", "-c", f"echo one; {end}"]
+    assert lines_of_program(said, dict(os.environ), 60)[0][0] == b"one"
+    assert lines_of_program(said, dict(os.environ), 60, whole=True)[0] == []
+    late = ["sh", "-c", "echo one; exec >&-; sleep 0.3"]
+    assert lines_of_program(late, dict(os.environ), 60, whole=True)[0] == [b"one"]
+
+
 def test_nothing_else_starts_a_process():
-    """git alone is run without: it is asked briefly, and starts nothing."""
     files = [
         path
         for path in (ROOT / "diffopt").rglob("*.py")
         if re.search("^ *(import|from) subprocess", path.read_text(), re.M)
     ]
-    assert sorted(path.relative_to(ROOT / "diffopt").as_posix() for path in files) == [
-        "machine/git.py",
-        "machine/process.py",
-    ]
+    assert files == [ROOT / "diffopt" / "machine" / "process.py"]
 
 
 def test_nothing_else_starts_a_group():
-    files = [path for path in (ROOT / "diffopt").rglob("*.py") if "start_new_session" in path.read_text()]
+    starts = re.compile(r"start_new_session|process_group=|setsid\(")
+    files = [path for path in (ROOT / "diffopt").rglob("*.py") if starts.search(path.read_text())]
     assert files == [ROOT / "diffopt" / "machine" / "process.py"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from diffopt.errors import UsageError
-from diffopt.machine.process import last_words_of_log
+from diffopt.machine.log import last_words_of_log
 from diffopt.machine.reading import MIB, opened_file, read_file
 
 

@@ -11,7 +11,8 @@ from support.rows import a_result
 
 from diffopt.errors import UsageError
 from diffopt.machine.files import write_json
-from diffopt.results.result import Latency, Metrics, PeakMemory, Result, StageSpeed, read_result
+from diffopt.results.result import Latency, Metrics, PeakMemory, Result, StageSpeed
+from diffopt.results.row_files import read_result
 from diffopt.schema.words import flatten_to_dotted_keys
 
 SCHEMA = Result.model_json_schema(mode="serialization")

@@ -107,7 +107,7 @@ def test_one_who_is_told_of_a_foreign_row_gets_the_others():
     told = []
     assert study.results(told.append) == (whole,)
     assert "schema version 99" in str(told[0])
-    assert "again replaces it" in str(told[0])
+    assert "It stays as it is" in str(told[0])
 
 
 def _write(seeds):

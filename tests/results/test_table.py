@@ -29,8 +29,8 @@ from diffopt.results.result import (
     Round,
     StageSpeed,
     StepEffect,
-    read_result,
 )
+from diffopt.results.row_files import read_result
 from diffopt.results.sheet import GAP, SIDE, contact_sheet
 from diffopt.results.spread import is_within_spread
 from diffopt.results.study import Study

@@ -62,6 +62,13 @@ def test_a_call_is_made_once_and_remembered(started: Callable[[], list[int]], mi
     assert (plan.called, OK in str(plan)) == (False, False)
 
 
+def test_nothing_stays_of_its_temporary_files(started: Callable[[], list[int]], mine: Path, tmp_path: Path) -> None:
+    plan_cells([local(mine, said("dies"))], deep=True)
+    left = Path((tmp_path / "cache" / "temporary").read_text())
+    assert left.parent.name.startswith("diffopt-dry-")
+    assert not left.parent.exists()
+
+
 def test_what_decides_nothing_asks_no_second_time(started: Callable[[], list[int]], mine: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(mine, tmp_path / "moved"))
     cells = [local(mine), local(mine, "workload.seed=3", "fuse=qkv", "model.name=other"), local(moved)]

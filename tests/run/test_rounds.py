@@ -21,7 +21,9 @@ from diffopt.machine import nvml
 from diffopt.machine.environment import detect_environment
 from diffopt.machine.nvml import Device, Gpu
 from diffopt.recipe.cell import Cell
-from diffopt.results.result import PeakMemory, Result, read_result
+from diffopt.recipe.planned import Plan
+from diffopt.results.result import PeakMemory, Result
+from diffopt.results.row_files import read_result
 from diffopt.results.study import Study
 from diffopt.run import runner
 from diffopt.run.budget import MARGIN, Budget
@@ -130,9 +132,9 @@ def test_a_cell_keeps_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     had: dict[str, set[str]] = {}
     run_workers = runner.run_cell_workers
 
-    def work(cell: Cell, *rest: object) -> object:
-        had.setdefault(cell.id, set()).add(str(rest[3]))
-        return run_workers(cell, *rest)  # type: ignore[arg-type]
+    def work(plan: Plan, *rest: object) -> object:
+        had.setdefault(plan.cell.id, set()).add(str(rest[3]))
+        return run_workers(plan, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(runner, "run_cell_workers", work)
     hardware = a_cell("hardware=a100").recipe.hardware
@@ -252,7 +254,7 @@ def test_without_time_for_a_round_the_cell_is_interrupted_and_its_rounds_are_kep
     shortage = Budget.shortage
 
     def none_left(budget: Budget, cell: Cell, where: object) -> str | None:
-        return "not begun, launch.minutes=1: no time was left" if budget._rounds else shortage(budget, cell, where)  # type: ignore[arg-type]
+        return "not begun, launch.minutes=1: no time was left" if budget._longest else shortage(budget, cell, where)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
         patch.setattr(Budget, "shortage", none_left)

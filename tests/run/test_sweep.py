@@ -139,7 +139,7 @@ def test_the_same_cell_runs_once_and_is_given_twice():
     assert rows[0] == rows[1]
 
 
-@pytest.mark.parametrize("text", ['{"schema', '{"schema_version": 99}'])
+@pytest.mark.parametrize("text", ['{"schema', '{"schema_version": 1}'])
 def test_a_row_that_cannot_be_read_is_measured_anew_and_told(text):
     first, _ = swept("ok", "error")
     path = Study.open("s").folder(first[0].cell_id, first[0].env_id) / "result.json"
@@ -237,7 +237,7 @@ def test_each_gpu_runs_one_cell_at_a_time_and_the_cpu_comes_last(monkeypatch):
     monkeypatch.setattr("diffopt.machine.nvml.gpu_device", described)
     running, most, order = [], [], []
 
-    def work(cell, folder, launch, stop, gpu, on_phase, interpreter):
+    def work(plan, folder, launch, stop, gpu, on_phase, interpreter):
         assert gpu not in running
         running.append(gpu)
         time.sleep(0.05)
@@ -309,6 +309,26 @@ def test_nothing_stays_of_what_a_worker_put_into_its_temporary_folder(tmp_path, 
     assert Path(left).is_relative_to(place)
     assert list(place.iterdir()) == []
     assert caches == str(tmp_path / "own" / "inductor"), "though what is compiled stays, where it always is"
+    assert list((tmp_path / "own" / "aot").iterdir()) == [], "and a package in part is none"
+    assert files_of(row) == {".claim", "cell.yaml", "log.txt", "result.json"}
+
+
+def files_of(row):
+    return {path.name for path in Study.open("s").folder(row.cell_id, row.env_id).iterdir()}
+
+
+def test_what_a_killed_sweep_left_goes_with_the_next_that_has_nothing_to_run(tmp_path, monkeypatch):
+    """It was killed after it had written the last row, and before it had tidied up."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    row = run_one(stubbed("ok"), study="s", launch=launch())
+    before = files_of(row)
+    for name in ("rounds.json", "plan.json", "outcome.json", ".result.json.1.tmp"):
+        (Study.open("s").folder(row.cell_id, row.env_id) / name).touch()
+    (tmp_path / "diffopt-cell-left").mkdir()
+    (tmp_path / "diffopt-cell-left" / ".owner").touch()
+    assert run_one(stubbed("ok"), study="s", launch=launch()) == row
+    assert files_of(row) == before
+    assert not (tmp_path / "diffopt-cell-left").exists()
 
 
 def test_a_thread_of_a_larger_program_can_run_cells():
@@ -353,9 +373,7 @@ sys.path.insert(0, {tests!r})
 from support.rows import stubbed
 from diffopt.run import process
 from diffopt.run.sweep import run_one
-script = "import subprocess, sys, threading, time, os; from pathlib import Path; "
-script += "from diffopt.pipeline.worker import end_worker_with_parent; "
-script += "threading.Thread(target=end_worker_with_parent, daemon=True).start(); "
+script = "import subprocess, sys, time, os; from pathlib import Path; "
 script += "held = subprocess.Popen(['sleep', '600']); "
 script += "Path('pids').write_text(str(os.getpid()) + ' ' + str(held.pid)); time.sleep(600)"
 process._command = lambda *args: [sys.executable, "-c", script]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -130,3 +131,56 @@ def test_other_recipes_work_and_the_one_that_needs_it_says_why(diffopt: Run, tmp
     assert planned.returncode == 2
     assert "Traceback" not in planned.stderr
     assert "It may be another package's: the plug-in broken_absent (broken_absent 1.0)" in planned.stderr
+
+
+FAILING = {  # what the body of a step adds, and what is said of it
+    "problems": ("def problems(self, site): return 1 / 0", "problems raises ZeroDivisionError: division by zero"),
+    "late": ("def problems(self, site): yield 1 / 0", "Error iterating over object, error: ZeroDivisionError"),
+    "odd": ("def problems(self, site): return (1,)", "problems gives what it must not: Input should be a valid string"),
+    "requires": ("def requires(self): raise SystemExit('out')", "requires raises SystemExit: out"),
+    "nothing": ("def requires(self): pass", "requires gives what it must not"),
+    "unnamed": ("def requires(self): return Requirements(packages=('not a name!',))", "requires raises InvalidRequire"),
+    "old": ("def requires(self): return Requirements(compute_capability='8')", "requires gives what it must not"),
+    "traits": ("@property\n    def traits(self): return self.none", "traits raises AttributeError"),
+    "listed": ("def traits_on(self, hardware): return ['x']", "traits_on gives what it must not"),
+    "heavy": ("def weight_bytes(self, part, site): return float('nan')", "weight_bytes gives what it must not"),
+    "quick": ("def activation_share(self, *args, **more): raise UsageError('so')", "share raises UsageError: so"),
+    "refused": ("def problems(self, site): raise Refusal('a\\nb' * 999)", "problems raises Refusal: a b"),
+}
+
+
+def test_a_step_that_cannot_be_asked_is_refused_by_its_plugins_name(diffopt: Run, tmp_path: Path) -> None:
+    code = HEAD + "from diffopt.errors import Refusal, UsageError\nfrom diffopt.schema.step import Requirements\n"
+    for name, (body, _) in FAILING.items():
+        code += STEP.format(name=name.title(), kind=name) + f"    {body}\n"
+    code += STEP.format(name="Valid", kind="valid")
+    code += "    @model_validator(mode='after')\n    def odd(self): return {}['gone']\n"
+    distribution(tmp_path / "site", "failing", "from pydantic import model_validator\n" + code)
+    options = tmp_path / "conf" / "layout"
+    options.mkdir(parents=True)
+    for name in (*FAILING, "valid"):
+        (options / f"{name}.yaml").write_text(f"# of another package\nkind: {name}\n")
+    env = {"PYTHONPATH": f"{REPO}:{tmp_path / 'site'}"}
+    said = "the plug-in failing (failing 1.0) fails: "
+
+    planned = diffopt("plan", "-m", f"layout=default,{','.join(FAILING)}", "hardware=a100", "--json", env=env)
+    assert (planned.returncode, planned.stderr) == (0, "")
+    cells = {cell["choices"]["layout"]: cell for cell in json.loads(planned.stdout)["cells"]}
+    assert cells.pop("default")["status"] == "ok"
+    for name, (_, why) in FAILING.items():
+        (reason,) = cells[name]["reasons"]
+        assert reason.startswith(f"layout={name}: {said}{name.title()}.")
+        assert why in reason
+        assert len(reason) < 600
+        assert reason.endswith("; choose another layout, or another version of its package")
+
+    listed = diffopt("ls", "layout", env=env)
+    assert (listed.returncode, listed.stderr) == (0, "")
+    rows = {line.split()[0]: line for line in listed.stdout.splitlines()}
+    for name in (*FAILING, "valid"):
+        assert f"broken: {said}" in rows[name]
+    assert rows["channels_last"].endswith("yes")
+
+    wrong = diffopt("plan", "layout=valid", env=env)
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert f"{said}validating Valid raises KeyError: 'gone'" in wrong.stderr

@@ -6,11 +6,13 @@ The cell's negative prompt says what becomes of it: ok, fails, unclear, dies; an
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 calls, fd = json.loads(Path(sys.argv[1]).read_text()), int(sys.argv[3])
 with open(Path(os.environ["XDG_CACHE_HOME"]) / "started", "a") as file:
     file.write(f"{len(calls)}\n")
+(Path(os.environ["XDG_CACHE_HOME"]) / "temporary").write_text(tempfile.mkdtemp())
 for call in calls:
     mode = call["cell"]["workload"]["negative_prompt"]
     if mode == "dies":

@@ -1,8 +1,11 @@
 """Stands in for a worker, without torch: ``stub_worker.py FOLDER FD``. The cell's negative
 prompt says what becomes of it."""
 
+import ctypes
 import json
 import os
+import random
+import shutil
 import signal
 import statistics
 import subprocess
@@ -15,6 +18,9 @@ import yaml
 
 folder, fd = Path(sys.argv[1]), int(sys.argv[2])
 os.set_inheritable(fd, False)
+scratch = Path(tempfile.gettempdir())
+own_scratch = scratch.name.startswith(("diffopt-cell-", "diffopt-drawing-"))
+exchange = scratch if own_scratch else folder  # where an outcome is looked for
 
 
 def phase(name):
@@ -22,7 +28,7 @@ def phase(name):
 
 
 def leave(outcome):
-    (folder / "outcome.json").write_text(outcome)
+    (exchange / "outcome.json").write_text(outcome)
 
 
 def ok():
@@ -61,7 +67,7 @@ def rounds(number_of_calls=2):
 def slowed():
     """As ``rounds``, but the first one is not valid."""
     rounds()
-    row = json.loads((folder / "outcome.json").read_text())
+    row = json.loads((exchange / "outcome.json").read_text())
     first = {"valid": False, "reason": "the GPU was slowed down"} if _round() == 1 else {}
     leave(json.dumps(row | first))
 
@@ -106,7 +112,41 @@ def start():
 def litter():
     """Dies with files of its own in its temporary folder."""
     print(tempfile.mkdtemp(), os.environ["TORCHINDUCTOR_CACHE_DIR"], flush=True)
+    package = Path(os.environ["DIFFOPT_CACHE_DIR"], "aot", "diffopt-aot-left")
+    package.mkdir(parents=True)
+    (package / ".owner").touch()
+    (folder / ".0.png.1.tmp").touch()
     sigkill()
+
+
+def removes_study():
+    """Somebody removes the study while it measures."""
+    shutil.rmtree(folder.parents[2])
+    phase("measure")
+    metrics = {"latency_s": {"samples": [7.0, 7.0], "median": 7.0, "q1": 7.0, "q3": 7.0}}
+    leave(json.dumps({"status": "ok", "phase": "measure", "valid": True, "metrics": metrics}))
+
+
+def verbose():
+    """Prints more than a limit on files allows."""
+    print("x" * 2**20)
+    sys.stdout.flush()
+    ok()
+
+
+def busy():
+    """What workers may do: processes and files of its own, C code that holds Python's lock, an end without manners."""
+    number = random.Random(os.getpid()).random()
+    subprocess.Popen(["sleep", "600"])
+    Path(tempfile.mkdtemp(), "unpacked").touch()
+    for name in ("optimize", "compile", "warmup"):
+        phase(name)
+        (ctypes.PyDLL(None) if number < 0.3 else ctypes.CDLL(None)).usleep(100_000)
+    rounds()
+    row = json.loads((folder / "outcome.json").read_text())
+    row["metrics"] |= {"load_s": 1.0, "first_call_s": 2.0}
+    leave(json.dumps(row))
+    os.kill(0 if number < 0.8 else os.getpid(), signal.SIGKILL)
 
 
 def error():
@@ -175,7 +215,7 @@ def heir():
 
 def draws():
     """Pictures that others are compared with, or a cell that compares its own with those that it is told of."""
-    comparisons = folder / "comparisons.json"
+    comparisons = exchange / "comparisons.json"
     if comparisons.exists():
         asked = json.loads(comparisons.read_text())
         phase("quality")
@@ -192,7 +232,7 @@ def draws():
 
 
 def draws_no_reference():
-    if (folder / "comparisons.json").exists():
+    if (exchange / "comparisons.json").exists():
         draws()
     else:
         with open(folder.parents[2] / "drawn", "a") as file:

@@ -6,8 +6,10 @@ size, since speeds of different batches need different axes.
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Sequence
+from contextlib import chdir
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -170,8 +172,9 @@ def chart_to_png(chart: Chart, path: Path) -> None:
 def chart_to_figure(chart: Chart) -> Figure:
     """The chart as matplotlib draws it, as wide as the names below the bars need. Raises Refusal without matplotlib."""
     try:
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
+        with chdir(os.sep):  # a matplotlibrc of the working directory could start a program: LaTeX
+            from matplotlib.figure import Figure
+            from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
         raise Refusal(
             "--charts draws with matplotlib, which is not installed: pip install 'diffopt-toolkit[charts]' gets it. "

@@ -72,7 +72,8 @@ class Ladder:
         """The options that differ from the rung before, or from what is customary."""
         base = self.customary if before is None else before.choices
         mine = result.choices
-        return " ".join(f"{group}={mine[group]}" for group in self.groups if mine.get(group, "") != base.get(group, ""))
+        named = [group for group in self.groups if group in mine]  # a stranger's row may say less
+        return " ".join(f"{group}={mine[group]}" for group in named if mine[group] != base.get(group, ""))
 
 
 def ladder_table(results: Sequence[Result], name: str) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from diffopt.machine.compile_cache import compile_conditions_here, own_compile_cache_root
+from diffopt.machine.compile_cache import compile_conditions_here, packages_of_user
 from diffopt.schema.step import Effect, Order, Site, Step, Trait, register
 from diffopt.steps.compile.whole import Divisible, GraphFreeMode, Inductor, compile_step_traits, inductor_options
 from diffopt.steps.components import missing, modules
@@ -37,7 +37,7 @@ class Ahead(Step):
     def apply(self, pipe: DiffusionPipeline, site: Site) -> None:
         from diffopt.steps.compile.packaged_call import PackagedCall  # which imports torch
 
-        settings, packages = inductor_options(self.mode, self.options) or {}, own_compile_cache_root() / "aot"
+        settings, packages = inductor_options(self.mode, self.options) or {}, packages_of_user()
         for name, module in modules(pipe, site, self.components, "compile.components").items():
             identity = {
                 "recipe": site.code_id,
