@@ -29,6 +29,7 @@ from support.processes import use_stub
 from support.slow import first_ones
 
 from diffopt.errors import Refusal
+from diffopt.machine.process import Child
 from diffopt.models.resolve import PACKAGED
 from diffopt.results.study import Study
 
@@ -309,6 +310,27 @@ def test_what_a_stranger_wrote_is_refused_in_words(cli: Cli, place: Path, name: 
     assert sorted(place.iterdir()) == before, "nothing is written"
 
 
+def test_a_trusted_folder_may_be_links(cli: Cli, place: Path) -> None:
+    link("conf/compile/mine.yaml", "{home}/mine.yaml")(place)
+    (place.parent / "home/mine.yaml").write_text("defaults: [regional, _self_]\nmode: max-autotune-no-cudagraphs\n")
+    code, out, err = cli("show", *CPU, "compile=mine", "--trust-config-dir", "conf")
+    assert (code, err) == (0, "")
+    assert "max-autotune-no-cudagraphs" in out
+
+
+def test_what_is_not_read_is_named_and_its_folder_not_searched(cli: Cli, place: Path) -> None:
+    """A link to the whole disk would be walked for ever."""
+    link("conf/compile/evil.yaml", "{home}/evil.yaml")(place)
+    link("conf/quant", "/")(place)
+    link("conf/kompile", "/")(place)
+    code, out, err = cli("ls", "compile")
+    nothing_happened(place, out, err)
+    assert code == 0
+    assert "evil" not in out
+    assert "compile/evil.yaml: it is a link that leads elsewhere" in err
+    assert "quant: it is a link that leads elsewhere" in err
+
+
 # What is data, and stays so: the command does what it says, and the file is not obeyed.
 
 POINTED = {
@@ -514,3 +536,12 @@ def test_a_study_starts_nothing_and_leads_nowhere(cli: Cli, place: Path, monkeyp
         code, out, err = cli(*asked)
         assert code in (0, 1, 2), err
         nothing_happened(place, out, err)
+
+
+def test_a_log_is_kept_as_it_was_printed(tmp_path: Path) -> None:
+    said = "\x1b[31m\u202e\n"
+    with open(tmp_path / "log.txt", "wb") as log:
+        command = [sys.executable, "-P", "-X", "utf8", "-c", f"print({said!r}, end='')"]
+        with Child(lambda _: command, log, os.environ) as child:
+            child.await_exit(60)
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8") == said
