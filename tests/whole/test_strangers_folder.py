@@ -50,8 +50,8 @@ def _watch(event: str, args: tuple[Any, ...]) -> None:
         and args
         and isinstance(args[0], str | bytes)
     ):
-        name = os.path.realpath(os.fsdecode(args[0])) if event != "import" else args[0]
-        if name.startswith(WATCHED[0]) or "canary" in name.rpartition("/")[2]:
+        name = os.fsdecode(args[0])
+        if "canary" in name if event == "import" else os.path.realpath(name).startswith(WATCHED[0]):
             OUTSIDE.add(f"{event} {name}")
 
 
