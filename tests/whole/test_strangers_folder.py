@@ -390,15 +390,20 @@ def test_a_model_loads_without_the_code_beside_it(cli: Cli, place: Path) -> None
 @pytest.mark.slow
 def test_a_lora_loads_without_the_module_that_its_header_names(place: Path) -> None:
     """peft's settings stand in the header, and two of them name a module."""
-    from diffusers import StableDiffusionPipeline
+    import torch
 
+    from diffopt.config.resolve import compose_requests
+    from diffopt.pipeline.load import load_pipeline
     from diffopt.steps.lora.layers import load_lora_layers
 
-    pipe = StableDiffusionPipeline.from_pretrained(PACKAGED / "tiny", safety_checker=None, local_files_only=True)
-    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-    width = dict(pipe.unet.named_modules())[layer].in_features
-    pair = {f"unet.{layer}.lora_{side}.weight": np.ones((2, width), "f") for side in "A"}
-    pair |= {f"unet.{layer}.lora_{side}.weight": np.ones((width, 2), "f") for side in "B"}
+    (request,) = compose_requests(CPU)
+    pipe: Any = load_pipeline(request.cell.recipe.model, "txt2img", device="cpu", dtype={"default": torch.float32})
+    layers = {path: one for path, one in pipe.unet.named_modules() if path.endswith("attn1.to_q")}
+    layer, linear = next(iter(layers.items()))
+    pair = {
+        f"unet.{layer}.lora_A.weight": np.ones((2, linear.in_features), np.float32),
+        f"unet.{layer}.lora_B.weight": np.ones((linear.out_features, 2), np.float32),
+    }
     settings = {"unet.megatron_core": "canary.core", "unet.megatron_config": {"a": 1}, "unet.r": 2}
     save_file(pair, place / "a.safetensors", metadata={"lora_adapter_metadata": json.dumps(settings)})
     with suppress(Refusal):
@@ -459,6 +464,7 @@ print(matplotlib.rcParams["text.usetex"])
 """
 
 
+@pytest.mark.slow
 def test_a_chart_is_drawn_without_what_the_working_directory_says_of_it(place: Path) -> None:
     shadowed(place)
     done = called(sys.executable, "-P", "-c", DRAWN)
