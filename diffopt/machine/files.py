@@ -33,8 +33,9 @@ def file_that_appears_whole(path: Path) -> Iterator[BinaryIO]:
     Raises OSError, which names ``path`` also where it comes from a write.
     """
     _remove_abandoned_parts(path)
-    file, partial = _locked_part(path)
+    partial: Path | None = None
     try:
+        file, partial = _locked_part(path)
         with file:
             yield file
             file.flush()
@@ -44,10 +45,12 @@ def file_that_appears_whole(path: Path) -> Iterator[BinaryIO]:
             os.fsync(file.fileno())
             os.replace(partial, path)  # while it is locked, lest it is taken for an abandoned one
     except BaseException as error:
-        with suppress(OSError):  # the folder has gone, or the disk fails: what came first is what is told
-            partial.unlink()
-        if isinstance(error, OSError) and error.errno and str(error.filename) in ("None", str(partial)):
-            error.filename = str(path)
+        if partial is not None:
+            with suppress(OSError):  # the folder has gone, or the disk fails: what came first is what is told
+                partial.unlink()
+        if isinstance(error, OSError) and error.errno:
+            written = error.filename is None or _is_part_of(path, os.path.basename(str(error.filename)))
+            error.filename = str(path) if written else error.filename
         raise
 
 
@@ -148,11 +151,14 @@ def _remove_abandoned_parts(path: Path) -> None:
     """Remove what was written of ``path`` by processes that are no more: the system drops their locks with them."""
     with suppress(OSError), os.scandir(path.parent) as entries:
         for entry in entries:
-            name = entry.name
-            if name.startswith(f".{path.name}.") and name.endswith(".tmp") and entry.is_file(follow_symlinks=False):
+            if _is_part_of(path, entry.name) and entry.is_file(follow_symlinks=False):
                 with suppress(OSError), open(os.open(entry, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as part:
                     fcntl.flock(part, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     os.unlink(entry)
+
+
+def _is_part_of(path: Path, name: str) -> bool:
+    return name.startswith(f".{path.name}.") and name.endswith(".tmp")
 
 
 def _made(path: Path) -> BinaryIO:

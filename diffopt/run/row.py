@@ -56,10 +56,13 @@ def tidy_folder_of_final_row(folder: Path) -> None:
     Nothing else needs that, so a study that may not be written keeps it.
     """
     with suppress(OSError):
-        for pattern in BETWEEN_PROCESSES:
-            for stale in folder.glob(pattern):
-                remove_whatever(stale)
-        (folder / ROUNDS).unlink(missing_ok=True)
+        for stale in leftovers_beside_row(folder):
+            remove_whatever(stale)
+
+
+def leftovers_beside_row(folder: Path) -> list[Path]:
+    """What a process that was killed has left beside the row that it had written."""
+    return [path for pattern in (*BETWEEN_PROCESSES, ROUNDS) for path in folder.glob(pattern)]
 
 
 def keep_round(folder: Path, ended: Sequence[EndedRound]) -> None:

@@ -89,17 +89,19 @@ class Runner:
             where = self._where(cell, gpu)
         except Refusal as error:  # the GPU was there when the sweep began
             where, unreadable = self._where(cell, None), Verdict("refused", "load", str(error))
-        earlier = None
+        earlier, stands = None, False
         try:
             # no claim yet: the study may be one that nobody may write, which has all rows
             earlier = self._earlier(cell, where, silent=True)
-            if earlier is not None and self._stands(plan, earlier):
+            stands = earlier is not None and self._stands(plan, earlier)
+            if earlier is not None and stands and not row.leftovers_beside_row(self.study.folder(cell.id, where.id)):
                 return self._finish_earlier(earlier, cell)
             with self.study.claim(cell.id, where.id, self.stop.wait) as claimed:
                 if claimed:
                     return self._take_claimed(plan, gpu, where, unreadable)
         except (OSError, UsageError) as error:
-            if earlier is not None and is_refused_again(plan, self.others.get(cell.runtime.name), earlier):
+            there = self.others.get(cell.runtime.name)
+            if earlier is not None and (stands or is_refused_again(plan, there, earlier)):
                 return self._finish_earlier(earlier, cell)
             verdict = Verdict("error", "plan", f"not measured: {self.not_kept.note(cell.id, error)}")
             return self._finish(row.row_of_ended_run(None, cell, where, verdict))

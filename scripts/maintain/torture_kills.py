@@ -64,9 +64,13 @@ class Torture:
             if len(self.study.ok()) < self.study.cells and not self.late:
                 self._wait(sweep := self._running(sweep), lambda: False)
                 self.study.hear(sweep)
-        sweep.process.kill()  # where it is late
+        if not self.late:
+            self.study.look_at_end()
+            return
+        sweep.process.kill()
         self.study.hear(sweep)
-        self.study.look_at_end()
+        self.study.look("the end")
+        self.study.faults.append(f"out of time after {self.struck.total()} kills")
 
     def _running(self, sweep: Sweep) -> Sweep:
         if sweep.process.poll() is None:

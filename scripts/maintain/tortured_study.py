@@ -157,9 +157,9 @@ class TorturedStudy:
             rounds = {f"log-{number}.txt" for number in range(1, len(row["rounds"]))}
             if odd := {entry.name for entry in path.parent.iterdir()} ^ (OF_A_ROW | rounds):
                 self.faults.append(f"files of cell {path.parent.parent.name}: {sorted(odd)}")
-        self.faults += [f"left: {path}" for path in self._left()]
+        self.faults += [f"left: {path}" for path in self._files_left()]
 
-    def _left(self) -> Iterator[Path]:
+    def _files_left(self) -> Iterator[Path]:
         yield from (self.place / "tmp").iterdir()
         yield from (self.place / "studies").rglob("*.tmp")
         for pattern in ("*.tmp", "diffopt-*"):

@@ -50,7 +50,7 @@ def another(path, **versions):
         path,
         f"if [ \"$2\" = -c ]; then echo x >> {path}.asked; echo '{answer}'; exit; fi",
         "echo $PYTHONPATH",
-        f'exec {sys.executable} {STUB} "$(dirname "$6")" "$9"',
+        f'exec {sys.executable} {STUB} "${{11}}" "$9"',
     )
 
 

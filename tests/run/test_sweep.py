@@ -19,7 +19,7 @@ from diffopt.machine import nvml
 from diffopt.machine.nvml import Device, Gpu
 from diffopt.results.result import CompileCache
 from diffopt.results.study import Study
-from diffopt.run import runner
+from diffopt.run import refused, runner
 from diffopt.run.events import CellFinished, CellStarted, PhaseStarted, RowUnreadable, SweepFinished, SweepStarted
 from diffopt.run.sweep import run_all, run_one, run_single
 
@@ -224,7 +224,7 @@ def test_a_refused_plan_is_a_row_at_once_with_every_reason_and_is_kept():
 
 
 def test_a_missing_package_is_refused_with_the_remedy_and_tried_again(monkeypatch):
-    monkeypatch.setattr(runner.packages, "unmet_packages", lambda texts, there: ("xformers>=0.0.29",))
+    monkeypatch.setattr(refused.packages, "unmet_packages", lambda texts, there: ("xformers>=0.0.29",))
     row = run_one(stubbed("ok"), study="s", launch=launch())
     assert (row.status, row.phase) == ("refused", "load")
     assert row.reason == "needs xformers>=0.0.29: pip install 'xformers>=0.0.29'"

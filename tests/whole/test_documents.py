@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,35 @@ def test_every_page_of_docs_is_linked_from_the_readme_or_contributing() -> None:
         for link in LINK.findall(page.read_text(encoding="utf-8"))
     }
     assert sorted(set((REPO / "docs").glob("*.md")) - linked) == []
+
+
+def points(page: Path) -> list[str]:
+    """The paragraphs, list items and rows of tables of a page, without what stands between fences."""
+    blocks = re.split(r"\n\s*\n", FENCE.sub("", page.read_text(encoding="utf-8")))
+    found: list[str] = []
+    for block in blocks:
+        if block.startswith("|"):
+            found += block.splitlines()[2:]  # below the names of the columns
+        else:
+            found += re.split(r"^(?=- )", block, flags=re.MULTILINE)
+    return [point.strip() for point in found if point.strip() and not point.startswith("#")]
+
+
+@cache
+def functions(path: str) -> set[str]:
+    tree = ast.parse((REPO / path).read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_each_point_of_what_is_safe_names_its_tests() -> None:
+    found = points(REPO / "docs" / "security.md")
+    assert len(found) > 40
+    for point in found:
+        named = re.findall(r"`(tests/[\w/]+\.py)::(test_\w+)`", point)
+        assert named, f"no test holds this: {point}"
+        for path, name in named:
+            assert name in functions(path), f"{path} has no {name}"
+        assert point.rstrip("|. :").endswith(("`", "`)")), f"no test holds its last sentence: {point}"
 
 
 def test_commands_are_found_as_a_shell_reads_them(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from diffopt.recipe.named_files import files_named_by_recipe
 from diffopt.results.study import Study
 
 HUGE = 1024**3
-MOST_SECONDS, MOST_MEMORY = 5.0, 250  # of the processor; MiB
+MOST_SECONDS, MOST_MEMORY = 20.0, 250  # of the processor; MiB
 SHA = "0" * 64
 
 
@@ -69,7 +69,7 @@ PLACES: dict[str, Place] = {
     "launch.compile_artifact.load": key(
         "launch.compile_artifact.load", f"launch.compile_artifact.sha256={SHA}", ends=".zip"
     ),
-    "study": Place(lambda place: [*REFUSED[:2], f"study={place}"], wants="folder"),
+    "study": Place(lambda place: ["run", "-m", "hardware=a100", f"study={place}"], wants="folder"),
     "--recipe": flag("plan", "--recipe", ends=".yaml"),
     "--recipes": flag("check", "--recipe", ends=".yaml"),
     "--config-dir": flag("plan", "--config-dir", wants="folder"),
@@ -79,7 +79,7 @@ PLACES: dict[str, Place] = {
     "--charts": flag("report", "--charts", "--published", "pytorch2", wants="folder"),
     "diff RECIPE": argument("diff", "baseline", ends=".yaml"),
     "report STUDY": argument("report", wants="folder"),
-    "compare STUDY": argument("compare", wants="folder"),
+    "compare STUDY": argument("compare", "s", wants="folder"),
 }
 VARIABLES: dict[str, tuple[str, ...]] = {  # by the words of a command that takes it; what it names is a folder
     "DIFFOPT_CACHE_DIR": REFUSED,
@@ -89,6 +89,7 @@ VARIABLES: dict[str, tuple[str, ...]] = {  # by the words of a command that take
     "XDG_CACHE_HOME": REFUSED,
     "HOME": REFUSED,
     "TMPDIR": REFUSED,
+    "HF_HOME": ("prefetch", "model=sd15", "hardware=cpu"),
 }
 
 
@@ -175,7 +176,7 @@ def test_a_place_that_is_none(name: str, kind: str, commands: Commands, folder: 
     if (name, kind) in FREE:
         return
     assert answer.code in (1, 2) if kind == "denied" else answer.code == 2, answer
-    assert answer.out == ""
+    assert answer.out == "" or name == "--charts"  # whose table is printed before
     assert "odd" in answer.err
     if kind in ("a pipe", "a device", "a socket") and place.ends and not name.startswith("--pictures"):
         assert f"this is {kind}, not a file" in answer.err
@@ -192,7 +193,7 @@ def everything(folder: Path) -> dict[str, tuple[int, int, int]]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ODD["folder"])
+@pytest.mark.parametrize("kind", [kind for kind in ODD["folder"] if kind != "denied"])
 @pytest.mark.parametrize("variable", VARIABLES)
 def test_a_variable_that_names_no_folder(variable: str, kind: str, commands: Commands, folder: Path) -> None:
     ODD["folder"][kind](odd := folder / "odd")
@@ -204,7 +205,7 @@ def test_a_variable_that_names_no_folder(variable: str, kind: str, commands: Com
     assert answer.code == 1
     if variable != "TMPDIR":  # another one is taken
         assert str(odd) in answer.err
-        assert "=/a/folder" in answer.err or kind == "denied"
+        assert "=/a/folder" in answer.err or variable == "HF_HOME"
         assert answer.err.count("\n") == 1
         assert not (folder / "studies" / "new").exists()
 

@@ -29,6 +29,7 @@ from support.processes import use_stub
 from support.slow import first_ones
 
 from diffopt.errors import Refusal
+from diffopt.machine.process import Child
 from diffopt.models.resolve import PACKAGED
 from diffopt.results.study import Study
 
@@ -49,8 +50,8 @@ def _watch(event: str, args: tuple[Any, ...]) -> None:
         and args
         and isinstance(args[0], str | bytes)
     ):
-        name = os.path.realpath(os.fsdecode(args[0])) if event != "import" else args[0]
-        if name.startswith(WATCHED[0]) or "canary" in name.rpartition("/")[2]:
+        name = os.fsdecode(args[0])
+        if "canary" in name if event == "import" else os.path.realpath(name).startswith(WATCHED[0]):
             OUTSIDE.add(f"{event} {name}")
 
 
@@ -309,6 +310,27 @@ def test_what_a_stranger_wrote_is_refused_in_words(cli: Cli, place: Path, name: 
     assert sorted(place.iterdir()) == before, "nothing is written"
 
 
+def test_a_trusted_folder_may_be_links(cli: Cli, place: Path) -> None:
+    link("conf/compile/mine.yaml", "{home}/mine.yaml")(place)
+    (place.parent / "home/mine.yaml").write_text("defaults: [regional, _self_]\nmode: max-autotune-no-cudagraphs\n")
+    code, out, err = cli("show", *CPU, "compile=mine", "--trust-config-dir", "conf")
+    assert (code, err) == (0, "")
+    assert "max-autotune-no-cudagraphs" in out
+
+
+def test_what_is_not_read_is_named_and_its_folder_not_searched(cli: Cli, place: Path) -> None:
+    """A link to the whole disk would be walked for ever."""
+    link("conf/compile/evil.yaml", "{home}/evil.yaml")(place)
+    link("conf/quant", "/")(place)
+    link("conf/kompile", "/")(place)
+    code, out, err = cli("ls", "compile")
+    nothing_happened(place, out, err)
+    assert code == 0
+    assert "evil" not in out
+    assert "compile/evil.yaml: it is a link that leads elsewhere" in err
+    assert "quant: it is a link that leads elsewhere" in err
+
+
 # What is data, and stays so: the command does what it says, and the file is not obeyed.
 
 POINTED = {
@@ -368,15 +390,20 @@ def test_a_model_loads_without_the_code_beside_it(cli: Cli, place: Path) -> None
 @pytest.mark.slow
 def test_a_lora_loads_without_the_module_that_its_header_names(place: Path) -> None:
     """peft's settings stand in the header, and two of them name a module."""
-    from diffusers import StableDiffusionPipeline
+    import torch
 
+    from diffopt.config.resolve import compose_requests
+    from diffopt.pipeline.load import load_pipeline
     from diffopt.steps.lora.layers import load_lora_layers
 
-    pipe = StableDiffusionPipeline.from_pretrained(PACKAGED / "tiny", safety_checker=None, local_files_only=True)
-    layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-    width = dict(pipe.unet.named_modules())[layer].in_features
-    pair = {f"unet.{layer}.lora_{side}.weight": np.ones((2, width), "f") for side in "A"}
-    pair |= {f"unet.{layer}.lora_{side}.weight": np.ones((width, 2), "f") for side in "B"}
+    (request,) = compose_requests(CPU)
+    pipe: Any = load_pipeline(request.cell.recipe.model, "txt2img", device="cpu", dtype={"default": torch.float32})
+    layers = {path: one for path, one in pipe.unet.named_modules() if path.endswith("attn1.to_q")}
+    layer, linear = next(iter(layers.items()))
+    pair = {
+        f"unet.{layer}.lora_A.weight": np.ones((2, linear.in_features), np.float32),
+        f"unet.{layer}.lora_B.weight": np.ones((linear.out_features, 2), np.float32),
+    }
     settings = {"unet.megatron_core": "canary.core", "unet.megatron_config": {"a": 1}, "unet.r": 2}
     save_file(pair, place / "a.safetensors", metadata={"lora_adapter_metadata": json.dumps(settings)})
     with suppress(Refusal):
@@ -437,6 +464,7 @@ print(matplotlib.rcParams["text.usetex"])
 """
 
 
+@pytest.mark.slow
 def test_a_chart_is_drawn_without_what_the_working_directory_says_of_it(place: Path) -> None:
     shadowed(place)
     done = called(sys.executable, "-P", "-c", DRAWN)
@@ -514,3 +542,12 @@ def test_a_study_starts_nothing_and_leads_nowhere(cli: Cli, place: Path, monkeyp
         code, out, err = cli(*asked)
         assert code in (0, 1, 2), err
         nothing_happened(place, out, err)
+
+
+def test_a_log_is_kept_as_it_was_printed(tmp_path: Path) -> None:
+    said = "\x1b[31m\u202e\n"
+    with open(tmp_path / "log.txt", "wb") as log:
+        command = [sys.executable, "-P", "-X", "utf8", "-c", f"print({said!r}, end='')"]
+        with Child(lambda _: command, log, os.environ) as child:
+            child.await_exit(60)
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8") == said
