@@ -147,7 +147,7 @@ FREE = {("--pictures", "a device"), ("--pictures", "huge"), ("launch.compile_art
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A working directory, with a study of one row."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", f"{tmp_path}-cache")
     Study.create("s").keep(a_result())
     yield tmp_path
     for path in (tmp_path / "odd").parent.glob("odd*"):
