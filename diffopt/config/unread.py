@@ -47,4 +47,5 @@ def _unread_in_group(group: Path, is_read: Callable[[str], bool]) -> Iterator[tu
 def note_on_unread_files(folder: Path, unread: Sequence[tuple[Path, str]]) -> str:
     """All of a folder in one note, without the way to it."""
     said = "; ".join(f"{path.relative_to(folder)}: {reason.rstrip('.')}" for path, reason in unread)
-    return f"config folder {folder.name}: not read are {said}"
+    # a row has it, which is UTF-8: so is a name that is not
+    return f"config folder {folder.name}: not read are {said}".encode(errors="backslashreplace").decode()

@@ -6,6 +6,7 @@ Never imports torch.
 from __future__ import annotations
 
 import fcntl
+import itertools
 import os
 import selectors
 import signal
@@ -66,7 +67,7 @@ class Child:
     ) -> None:
         self._watched, self._longest = watched, longest
         self._lines: deque[bytes] = deque()
-        self._unfinished = b""
+        self._unfinished, self._garbled = b"", False
         self._code: int | None = None
         self._reports, write = os.pipe()
         lifeline, self._alive = os.pipe()  # nothing is ever written to it; it breaks when this process ends
@@ -127,6 +128,8 @@ class Child:
             deadline: on the clock of ``time.monotonic``.
         """
         while not self._lines:
+            if self._garbled:
+                return "garbage"
             ready = _readable((self._reports, self._exited, self._watched), max(0.0, deadline - time.monotonic()))
             if not ready:
                 return "deadline"
@@ -138,9 +141,9 @@ class Child:
             if not chunk:
                 return "garbage" if self._unfinished else "ended"
             *lines, self._unfinished = (self._unfinished + chunk).split(b"\n")
-            self._lines.extend(lines)
-            if len(self._unfinished) > self._longest:
-                return "garbage"
+            fine = list(itertools.takewhile(lambda line: len(line) <= self._longest, lines))
+            self._lines.extend(fine)
+            self._garbled = len(fine) < len(lines) or len(self._unfinished) > self._longest
         return self._lines.popleft()
 
     def ask_to_end(self, seconds: float) -> None:

@@ -243,6 +243,13 @@ def test_what_a_program_says_may_count_only_as_a_whole(end):
     assert lines_of_program(late, dict(os.environ), 60, whole=True)[0] == [b"one"]
 
 
+def test_a_line_that_is_too_long_counts_no_more_than_what_comes_after_it(tmp_path):
+    """Also where it comes at once with its end."""
+    (tmp_path / "said").write_bytes(b"one\n" + bytes(9000) + b"\ntwo\n")
+    said = ["dd", f"if={tmp_path}/said", "bs=64k", "status=none"]
+    assert lines_of_program(said, dict(os.environ), 60) == ([b"one"], [])
+
+
 def test_nothing_else_starts_a_process():
     files = [
         path

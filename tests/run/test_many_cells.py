@@ -54,7 +54,8 @@ def work_of_sweep(count: int, minutes: float | None) -> int:
 
 
 @pytest.mark.parametrize("minutes", [None, 600.0])
-@pytest.mark.parametrize("count", [25, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [25, 100])
 def test_four_times_the_cells_are_four_times_the_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int, minutes: float | None
 ) -> None:

@@ -28,7 +28,7 @@ from diffopt.models.resolve import PACKAGED
 from diffopt.results.result import Latency, Metrics
 from diffopt.results.study import Study
 
-FEW, MANY = 24, 1700  # examples of each kind, in the fast and in the slow suite
+FEW, MANY = 24, 850  # examples of each kind, in the fast and in the slow suite
 ODD: list[Any] = [
     *(
         None,
