@@ -237,7 +237,7 @@ def test_each_gpu_runs_one_cell_at_a_time_and_the_cpu_comes_last(monkeypatch):
     monkeypatch.setattr("diffopt.machine.nvml.gpu_device", described)
     running, most, order = [], [], []
 
-    def work(plan, folder, launch, stop, gpu, on_phase, interpreter):
+    def work(plan, folder, launch, stop, gpu, on_phase, interpreter, asked):
         assert gpu not in running
         running.append(gpu)
         time.sleep(0.05)

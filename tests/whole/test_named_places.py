@@ -58,6 +58,7 @@ CONTROL = ("workload=controlnet", "model=sd15_controlnet", "model.weights=tiny")
 REFUSED = ("run", "hardware=a100", "study=new")
 PLACES: dict[str, Place] = {
     "workload.prompts_file": key("workload.prompts_file", ends=".txt"),
+    "quality.prompts_file": key("quality.prompts_file", ends=".txt"),
     "workload.image": key("workload.image", "workload=img2img", ends=".png"),
     "workload.mask": key("workload.mask", *INPAINT, ends=".png"),
     "workload.control": key("workload.control", *CONTROL, ends=".png"),

@@ -49,7 +49,7 @@ WHOSE = {
 }
 OURS = {  # or the standard library's
     *("_base", "_skeletons", "_cache_watch", "_set_timesteps", "_step", "_with_host_timesteps"),
-    *("_asdict", "_replace", "_exit", "_cells", "_refuse_link", "_keeper"),
+    *("_asdict", "_replace", "_exit", "_cells", "_refuse_link", "_keeper", "_drawings"),
 }
 
 
