@@ -15,6 +15,7 @@ from diffopt.run.events import (
     CallsStarted,
     CellFinished,
     CellStarted,
+    DrawingStarted,
     Event,
     Listener,
     NotBegun,
@@ -73,6 +74,11 @@ def progress_lines_of_end(event: SweepFinished) -> list[str]:
     return [progress_line_of_summary(event), *([] if event.not_kept is None else [event.not_kept])]
 
 
+def progress_line_of_drawing(event: DrawingStarted) -> str:
+    what = "the reference" if event.label == "reference" else f"the reference with another {event.label}, for the floor"
+    return f"drawing {what}"
+
+
 def progress_line_of_summary(event: SweepFinished) -> str:
     counts = Counter(result.status for result in event.results)
     noisy = sum(result.status == "ok" and not result.valid for result in event.results)
@@ -117,6 +123,8 @@ class _Lines:
                     self._say(f"{total} cells in {minutes:g} minutes")
             case CallsStarted():
                 self._say(progress_line_of_calls(event))
+            case DrawingStarted():
+                self._say(progress_line_of_drawing(event))
             case RowUnreadable():
                 self._say(progress_line_of_unreadable_row(event))
             case NotBegun():
@@ -156,6 +164,8 @@ class _Bars:
                 self._cells = self._bars.add_task(name, total=total)
             case CallsStarted():
                 self._print(progress_line_of_calls(event))
+            case DrawingStarted():
+                self._print(progress_line_of_drawing(event))
             case RowUnreadable():
                 self._print(progress_line_of_unreadable_row(event))
             case NotBegun():

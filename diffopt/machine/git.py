@@ -34,12 +34,18 @@ class Git(Frozen):
 
 
 def git_state() -> Git | None:
-    """Commit of the working directory's repository; None outside of one, without git, or where git is too slow."""
+    """Commit of the working directory's repository.
+
+    None outside of one, without git, where git is too slow, and where a filter of its own cannot be switched off.
+    """
     if not (commit := _git("rev-parse", "--verify", "HEAD")):
         return None
     if not (settings := _git(*SETTINGS)):
         return None
-    off = [word for driver in _own_filters(settings) for word in _switched_off(driver)]
+    filters = _own_filters(settings)
+    if any("=" in driver for driver in filters):  # -c would end the name there, and the filter would stay on
+        return None
+    off = [word for driver in filters for word in _switched_off(driver)]
     changes = _git(*CHANGES, off=off)
     return Git(commit=commit[0], dirty=len(changes) > 1) if changes else None
 

@@ -84,8 +84,9 @@ class Child:
             )
         except BaseException:
             os.close(self._reports)
-            os.close(self._alive)  # which ends the keeper
+            os.close(self._alive)
             if hasattr(self, "_keeper"):
+                kill_process_group(self.group, signal.SIGKILL)  # a fork of this process may hold the pipe, too
                 self._keeper.wait()
             raise
         finally:
@@ -210,7 +211,8 @@ def _start_keeper(lifeline: int) -> subprocess.Popen[bytes]:
     """The shell that leads a group, and kills it when the pipe breaks that it waits for."""
     none = subprocess.DEVNULL
     keeper = subprocess.Popen(KEEPER, stdin=lifeline, stdout=none, stderr=none, env={}, process_group=0)
-    _bind_group_to_pipe(keeper.pid, lifeline)
+    with suppress(OSError):  # where the kernel has no such signals, there is the shell alone
+        _bind_group_to_pipe(keeper.pid, lifeline)
     return keeper
 
 

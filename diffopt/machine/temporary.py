@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from diffopt.errors import Refusal
 
 PREFIX = "diffopt-"
+OURS = re.compile(r"diffopt-[a-z]+-[a-z0-9_]{8}")  # as mkdtemp names them; a study of that kind of name is unlikely
 OWNER = ".owner"  # a file in each folder; its owner has it locked, and the system drops the lock with the process
 
 
@@ -24,9 +26,10 @@ def temporary_folder(purpose: str, place: Path | None = None) -> Iterator[Path]:
         purpose: a part of its name.
         place: where it is made, which must be there; None: where the system has such folders.
     """
-    place = place_of_temporary_files() if place is None else place
-    remove_abandoned_folders(place)
-    folder, lock = _owned_folder(purpose, place)
+    where = place_of_temporary_files() if place is None else place
+    remove_abandoned_folders(where)
+    with told_as_place_of_temporary_files(where) if place is None else nullcontext():
+        folder, lock = _owned_folder(purpose, where)
     try:
         yield folder
     finally:
@@ -40,6 +43,16 @@ def place_of_temporary_files() -> Path:
         return Path(tempfile.gettempdir())
     except OSError:
         raise Refusal("No folder for temporary files can be written to here. Name one: TMPDIR=/a/folder.") from None
+
+
+@contextmanager
+def told_as_place_of_temporary_files(place: Path) -> Iterator[None]:
+    """An OSError becomes a Refusal that names the place, lest it is taken for a fault of what else is written."""
+    try:
+        yield
+    except OSError as error:
+        said = f"temporary files cannot be written to {place}: {error.strerror or error}"
+        raise Refusal(f"{said}. Name another: TMPDIR=/a/folder.") from None
 
 
 def _owned_folder(purpose: str, place: Path) -> tuple[Path, int]:
@@ -59,10 +72,10 @@ def remove_abandoned_folders(place: Path | None = None) -> None:
     Args:
         place: where they are looked for, which need not be there; None: where the system has such folders.
     """
-    place = Path(tempfile.gettempdir()) if place is None else place
+    place = place_of_temporary_files() if place is None else place
     with suppress(OSError), os.scandir(place) as entries:
         for entry in entries:
-            if entry.name.startswith(PREFIX) and entry.is_dir(follow_symlinks=False):
+            if OURS.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
                 with suppress(OSError):
                     if entry.stat(follow_symlinks=False).st_uid == os.getuid():
                         _remove_if_abandoned(Path(entry.path))

@@ -60,19 +60,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     def report(phase: Phase) -> None:
         os.write(options.progress_fd, json.dumps({"phase": phase}).encode() + b"\n")
 
+    def keep(outcome: Outcome) -> None:
+        write_json(options.outcome, outcome.model_dump(mode="json"))
+
     artifact = None if options.load_artifact is None else (options.load_artifact, options.sha256)
     work = Work(
         options.plan,
         options.folder or options.outcome.parent,
         report=report,
+        keep=keep,
         gpu=options.gpu,
         start_only=options.start_only,
         draw_only=options.draw_only,
         load_artifact=artifact,
         save_artifact=options.save_artifact,
     )
-    outcome = work.outcome()
-    write_json(options.outcome, outcome.model_dump(mode="json"))
+    keep(work.outcome())
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # taking torch apart takes seconds, and a crash in it would say nothing of the cell
@@ -88,12 +91,14 @@ class Work:
         *,
         report: Callable[[Phase], None],
         gpu: str | None,
+        keep: Callable[[Outcome], None] = lambda outcome: None,
         start_only: bool = False,
         draw_only: bool = False,
         load_artifact: tuple[Path, str] | None = None,
         save_artifact: bool = False,
     ) -> None:
         self._plan_file, self._folder, self._report, self._gpu = plan_file, folder, report, gpu
+        self._keep = keep
         self._start_only, self._draw_only = start_only, draw_only
         self._load_artifact, self._save_artifact = load_artifact, save_artifact
         self._artifact: Artifact | None = None
@@ -117,6 +122,9 @@ class Work:
             traceback.print_exc()
             self._note_peak()
             return self._outcome(status_of_pipeline_error(error), describe_pipeline_error(error))
+        return self._outcome_of_measured()
+
+    def _outcome_of_measured(self) -> Outcome:
         return self._outcome("ok", "; ".join(self._complaints) or None)
 
     def _run(self) -> None:
@@ -136,7 +144,7 @@ class Work:
         meter = Meter(pipes, plan.cell)
         self._memory = meter.memory
         if self._draw_only:
-            self._draw(meter, plan.cell)
+            self._draw_reference(meter, plan.cell)
             self._effects = verify_steps(plan, pipes)
             return
         self._call_first(meter)
@@ -148,7 +156,7 @@ class Work:
             self._artifact = save_compile_cache_artifact(self._folder / "compile-cache.zip", device)
         self._measure(meter, plan.cell)
         if (self._plan_file.parent / COMPARISONS).exists():
-            self._draw(meter, plan.cell)
+            self._judge(meter, plan.cell)
         if self._not_finite:
             del meter, pipes  # what finds the step builds them again
             self._explain_values(plan)
@@ -202,13 +210,29 @@ class Work:
         if self._gpu is not None:
             self._look_at_gpu(meter, self._gpu)
 
-    def _draw(self, meter: Meter, cell: Cell) -> None:
-        """The pictures that the cell is judged by, and what they are beside those that they are compared with."""
-        from diffopt.pipeline.quality.judge import draw_and_judge
+    def _draw_reference(self, meter: Meter, cell: Cell) -> None:
+        from diffopt.pipeline.quality.judge import draw_as_reference
 
         self._enter("quality")
-        asked = None if self._draw_only else read_comparisons(self._plan_file.parent)
-        self._drawn, self._quality = draw_and_judge(meter, cell, self._folder / QUALITY, asked)
+        self._drawn = draw_as_reference(meter, cell, self._folder / QUALITY)
+
+    def _judge(self, meter: Meter, cell: Cell) -> None:
+        """What the pictures are beside those that they are compared with. Nothing that happens here costs a figure.
+
+        What was measured is written first: it counts also where this process does not come to its end.
+        """
+        from diffopt.pipeline.quality.judge import draw_and_judge
+
+        asked = read_comparisons(self._plan_file.parent)
+        self._quality = QualityFigures(reason="the process ended before the pictures were compared", settled=False)
+        self._keep(self._outcome_of_measured())
+        self._enter("quality")
+        try:
+            self._quality = draw_and_judge(meter, cell, self._folder / QUALITY, asked)
+        except Exception as error:  # what was measured is right for all that, and the row says why there is no more
+            traceback.print_exc()
+            said = f"the pictures could not be compared: {describe_pipeline_error(error)}"
+            self._quality = QualityFigures(reason=said, settled=False)
 
     def _look_at_gpu(self, meter: Meter, uuid: str) -> None:
         """Keep the state of the GPU at work, and complain where it was forced to be slow, or where nobody can tell."""
@@ -228,7 +252,9 @@ class Work:
     def _note_peak(self) -> None:
         if self._memory is None:
             return
-        key = "steady" if self._phase in ("warmup", "measure", "quality") else "first_call"
+        if self._phase == "quality":  # the figures of the samples stay
+            return
+        key = "steady" if self._phase in ("warmup", "measure") else "first_call"
         used = self._metrics.get("peak_memory_bytes", PeakMemory())
         self._metrics["peak_memory_bytes"] = used.model_copy(update={key: self._memory.peak()})
         held = self._metrics.get("peak_reserved_bytes", PeakReserved())

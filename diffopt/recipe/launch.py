@@ -25,7 +25,7 @@ class Deadlines(Frozen):
     compile: Seconds  # the first call
     warmup: Seconds
     measure: Seconds
-    quality: Seconds  # of a phase that no worker enters yet
+    quality: Seconds
 
 
 class CompileArtifact(Frozen):

@@ -22,9 +22,16 @@ def compared_rows(results: Sequence[Result]) -> list[tuple[Result, QualityFigure
     found = [
         (result, result.quality, result.quality.distance)
         for result in results
-        if result.quality is not None and result.quality.distance is not None and result.quality.maps
+        if result.quality is not None and result.quality.distance is not None and _is_whole(result.quality)
     ]
     return sorted(found, key=lambda row: -row[2].flip.worst)
+
+
+def _is_whole(found: QualityFigures) -> bool:
+    """Whether each picture has its figures; a row may come from anybody."""
+    distance = found.distance
+    parts = (found.maps, distance.flip_by_picture, distance.worst_frames) if distance is not None else ()
+    return bool(found.pictures) and all(len(part) == len(found.pictures) for part in parts)
 
 
 def damage_sheet(
@@ -63,10 +70,13 @@ def _tiles(
     worst: int,
     on_unreadable: Callable[[UsageError], None] | None,
 ) -> list[Image.Image | None]:
+    assert found.distance is not None, "it was compared"
     name, own_map, of = found.pictures[worst], found.maps[worst], f"of cell {result.cell_id}"
-    reference = str(found.reference), result.env_id, QUALITY, name
+    stem, _, kind = name.rpartition(".")
+    parts = (name,) if kind == "png" else (stem, f"{found.distance.worst_frames[worst]:04d}.png")
+    reference = str(found.reference), result.env_id, QUALITY, *parts
     return [
         read_tile(lambda: study.open_drawing_file(*reference), f"{name} of the reference {of}", on_unreadable),
-        read_tile(lambda: study.open_file(result, QUALITY, name), f"{name} {of}", on_unreadable),
+        read_tile(lambda: study.open_file(result, QUALITY, *parts), f"{name} {of}", on_unreadable),
         read_tile(lambda: study.open_file(result, QUALITY, own_map), f"{own_map} {of}", on_unreadable),
     ]

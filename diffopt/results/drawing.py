@@ -39,7 +39,8 @@ class AskedComparisons(Frozen):
 
     reference: Against | None
     reason: str | None = None  # why there is no reference
-    is_reference: bool = False
+    settled: bool = True  # false: another try may make one
+    own: str = ""  # the id of the cell's own pictures
     floors: dict[str, Against] = {}  # by what is changed; each is compared with the reference
     without: tuple[Floor, ...] = ()  # changes of which there are no pictures, and why
 

@@ -28,11 +28,12 @@ class Distance(Frozen):
     flip: MeanAndWorst  # FLIP (LDR, 67 pixels per degree), 0 to 1, less is nearer
     psnr: MeanAndWorst | None  # dB, more is nearer: of the mean, and of the largest, squared error; None: that is 0
     ssim: MeanAndWorst  # to 1, more is nearer
-    ms_ssim: MeanAndWorst | None  # likewise; None: pictures of less than 161 pixels
+    ms_ssim: MeanAndWorst | None  # likewise; None: a side is less than 176 pixels
     latents_cosine: MeanAndWorst  # of the final latents; to 1, more is nearer
     latents_error: MeanAndWorst  # norm of their difference over that of the other's, less is nearer
     flicker: MeanAndWorst | None = None  # of videos: mean absolute difference of the changes from frame to frame
     flip_by_picture: tuple[float, ...] = ()  # in the order of the pictures; of a video that of its worst frame
+    worst_frames: tuple[int, ...] = ()  # likewise, which frame that is; 0 of a picture
 
 
 class Floor(Frozen):
@@ -46,12 +47,14 @@ class Floor(Frozen):
 class QualityFigures(Frozen):
     """What is known of a cell's pictures."""
 
-    reference: str | None  # the id of its pictures; None: there are none
+    reference: str | None = None  # the id of its pictures; None: there are none
     is_reference: bool = False  # the cell is its own reference, drawn by another process: a distance of 0 is no floor
     pictures: tuple[str, ...] = ()  # files in the folder ``quality`` of the row
     maps: tuple[str, ...] = ()  # likewise, where each of them differs; of a video its worst frame
     distance: Distance | None = None
     reason: str | None = None  # why there is no distance
+    settled: bool = True  # false: another try may find one
+    is_own_floor: bool = False  # it changes nothing that is called an optimization, so it is one of its own floors
     floors: tuple[Floor, ...] = ()
     accuracy: float | None = None  # share of the prompts that are drawn as asked, where that can be told
     accuracy_of_reference: float | None = None
@@ -64,6 +67,7 @@ class QualityFigures(Frozen):
 class _Noise(Frozen):
     floors: float
     flip: float
+    worst_flip: float
     latents_error: float
 
 
@@ -106,10 +110,22 @@ def is_accepted(found: QualityFigures, tier: Tier, thresholds: Thresholds) -> bo
     return found.verdict in thresholds.tiers[tier]
 
 
-def floor_of(found: QualityFigures, metric: Literal["flip", "latents_error"]) -> float | None:
-    """The largest of the floors in a metric; None where there is no floor."""
-    known = [getattr(floor.distance, metric).mean for floor in found.floors if floor.distance is not None]
-    return max(known, default=None)
+def flip_of_floors(found: QualityFigures) -> float | None:
+    """The largest mean FLIP of the floors; None where there is no floor."""
+    return max((floor.distance.flip.mean for floor in found.floors if floor.distance is not None), default=None)
+
+
+def _noise(found: QualityFigures, limits: Thresholds) -> tuple[float, float, float]:
+    """Up to which mean and worst FLIP, and error of the latents, a distance is noise; pictures never beyond close."""
+    noise, close = limits.within_noise, limits.close
+    known = [floor.distance for floor in found.floors if floor.distance is not None]
+    flips = max((each.flip.mean for each in known), default=0.0), max((each.flip.worst for each in known), default=0.0)
+    error = max((each.latents_error.mean for each in known), default=0.0)
+    return (
+        min(close.flip, max(noise.flip, noise.floors * flips[0])),
+        min(close.worst_flip, max(noise.worst_flip, noise.floors * flips[1])),
+        max(noise.latents_error, noise.floors * error),
+    )
 
 
 def _verdict(found: QualityFigures, distance: Distance, limits: Thresholds) -> tuple[PictureVerdict, str]:
@@ -120,12 +136,11 @@ def _verdict(found: QualityFigures, distance: Distance, limits: Thresholds) -> t
     flip, error = distance.flip, distance.latents_error
     if distance.flip.worst == 0 and distance.latents_error.worst == 0:
         return "identical", "every picture and every latent is the same"
-    noise = limits.within_noise
-    most = max(noise.flip, noise.floors * (floor_of(found, "flip") or 0.0))
-    most_error = max(noise.latents_error, noise.floors * (floor_of(found, "latents_error") or 0.0))
     seen = f"FLIP {flip.mean:.4f} (worst {flip.worst:.4f}), latents {error.mean:.1e}"
-    if flip.mean <= most and error.mean <= most_error:
-        return "within noise", f"{seen}; noise is up to {most:.4f} and {most_error:.1e}"
+    most, worst, most_error = _noise(found, limits)
+    if flip.mean <= most and flip.worst <= worst and error.mean <= most_error:
+        own = ", of which the cell itself is one" if found.is_own_floor else ""
+        return "within noise", f"{seen}; noise is up to {most:.4f} (worst {worst:.4f}) and {most_error:.1e}{own}"
     levels: tuple[tuple[PictureVerdict, _Limits], ...] = (("close", limits.close), ("changed", limits.changed))
     for verdict, limit in levels:
         if flip.mean <= limit.flip and flip.worst <= limit.worst_flip:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AliasChoices, Field
 
@@ -205,8 +205,9 @@ class Result(Frozen):
     @property
     def required(self) -> Tier | None:
         """What its user accepts of its pictures."""
-        tier: Tier | None = (self.cell.get("quality") or {}).get("require")
-        return tier
+        asked = self.cell.get("quality")
+        tier = asked.get("require") if isinstance(asked, dict) else None
+        return tier if tier in get_args(Tier) else None
 
     @property
     def rejected(self) -> bool:

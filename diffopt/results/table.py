@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from diffopt.recipe.labels import cell_labels
-from diffopt.results.quality import QualityFigures, floor_of
+from diffopt.results.quality import QualityFigures, flip_of_floors
 from diffopt.results.result import Column, Metrics, Result
 from diffopt.results.speed_up import speed_ups
 from diffopt.results.spread import notes_on_spread, spread_in_words
@@ -20,7 +20,7 @@ from diffopt.schema.reference import AUTO, Reference
 from diffopt.schema.words import flatten_to_dotted_keys, harmless, harmless_line, value_in_words
 
 MIB = 1024**2
-OF_PICTURES = ("quality", "FLIP", "floors", "PSNR dB", "accuracy")
+OF_PICTURES = ("pictures", "FLIP", "floors", "PSNR dB", "accuracy")
 FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # with which a cell begins that a spreadsheet computes
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 TAG = re.compile(r"<(?!br>)(?=[A-Za-z/!?])")  # a table of a page breaks its headers
@@ -164,12 +164,13 @@ def _notes_on_pictures(results: Sequence[Result]) -> list[str]:
     found = [result.quality for result in results if result.quality is not None]
     versions = sorted({each.thresholds for each in found if each.thresholds is not None})
     by = f"by version {', '.join(map(str, versions))} of the thresholds" if versions else "of which none was compared"
-    said = [f"quality: the pictures beside those of the reference, {by}; FLIP: 0 is equal"]
+    said = [f"pictures: beside those of the reference, {by}; FLIP: 0 is equal"]
     floors = sorted({floor.changed for each in found for floor in each.floors if floor.distance is not None})
     said += [f"floors: FLIP over the reference's own under another {' or '.join(floors)}"] if floors else []
     if any(each.is_reference for each in found):
         said.append("the reference's row was drawn anew by another process: its distance is no floor")
-    return said + list(dict.fromkeys(each.reason for each in found if each.reason))
+    lacking = [f"no floor {f.changed}: {f.reason}" for each in found for f in each.floors if f.reason]
+    return said + list(dict.fromkeys([*(each.reason for each in found if each.reason), *lacking]))
 
 
 def useful_rows(results: Sequence[Result]) -> list[Result]:
@@ -223,11 +224,11 @@ def _of_pictures(found: QualityFigures | None) -> tuple[str, ...]:
     if found is None or (distance := found.distance) is None:
         verdict, accuracy = (None, None) if found is None else (found.verdict, found.accuracy)
         return (verdict or "", "", "", "", _number(accuracy, ".0%"))
-    floor, psnr = floor_of(found, "flip"), distance.psnr
+    floor, psnr = flip_of_floors(found), distance.psnr
     return (
         "reference" if found.is_reference else found.verdict or "",
         f"{distance.flip.mean:.4f}",
-        f"{distance.flip.mean / floor:.1f}" if floor else "",
+        "none" if floor is None else f"{distance.flip.mean / floor:.1f}" if floor else "floor is 0",
         "equal" if psnr is None else f"{psnr.mean:.1f}",
         _number(found.accuracy, ".0%"),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,23 +13,26 @@ from pydantic import ValidationError
 from diffopt.errors import UsageError
 from diffopt.machine.compile_cache import compile_caches_of_user
 from diffopt.machine.environment import Environment
-from diffopt.machine.files import write_json
+from diffopt.machine.files import remove_whatever, write_json
 from diffopt.machine.interpreter import Interpreter
 from diffopt.machine.reading import MIB, read_file
-from diffopt.machine.temporary import temporary_folder
+from diffopt.machine.temporary import temporary_folder, told_as_place_of_temporary_files
 from diffopt.recipe.cell import Cell
 from diffopt.recipe.launch import Launch
 from diffopt.recipe.planned import Plan
 from diffopt.recipe.quality import comparisons_of_cell, drawing_id
-from diffopt.results.drawing import QUALITY, Against, AskedComparisons, Drawing
+from diffopt.results.drawing import LATENTS, QUALITY, Against, AskedComparisons, Drawing
+from diffopt.results.frames import lossless_pictures
 from diffopt.results.quality import Floor
 from diffopt.results.study import Study
 from diffopt.run import row
 from diffopt.run.events import DrawingStarted, Event
-from diffopt.run.process import PLAN, Stop, Verdict, run_worker_process
+from diffopt.run.process import AGAIN, PLAN, Stop, Verdict, run_worker_process
 from diffopt.run.starts import without_artifact
+from diffopt.schema.words import one_line
 
 DRAWING = "drawing.json"
+SETTLED = ("refused", "oom")  # of a drawing: it would end so again
 
 
 @dataclass
@@ -53,7 +56,8 @@ class Drawings:
         if isinstance(reference, Verdict):
             if reference.status == "interrupted":
                 return reference
-            return AskedComparisons(reference=None, reason=f"no reference: {_in_words(reference)}")
+            settled = reference.status in SETTLED
+            return AskedComparisons(reference=None, reason=f"no reference: {_in_words(reference)}", settled=settled)
         floors: dict[str, Against] = {}
         without: list[Floor] = []
         for changed, plan in asked.floors.items():
@@ -66,7 +70,7 @@ class Drawings:
                 without.append(Floor(changed=changed, distance=None, reason=_in_words(found)))
         return AskedComparisons(
             reference=reference,
-            is_reference=reference.drawing.id == drawing_id(cell),
+            own=drawing_id(cell),
             floors=floors,
             without=tuple(without),
         )
@@ -74,11 +78,17 @@ class Drawings:
     def _against(self, label: str, plan: Plan, where: Environment, gpu: str | None) -> Against | Verdict:
         if plan.problems:
             return Verdict("refused", "plan", "\n".join(plan.reasons))
+        try:
+            return self._made(label, plan, where, gpu)
+        except (OSError, UsageError) as error:
+            return Verdict("error", "quality", f"its pictures cannot be kept in the study: {one_line(error)}")
+
+    def _made(self, label: str, plan: Plan, where: Environment, gpu: str | None) -> Against | Verdict:
         key = drawing_id(plan.cell), where.id
         with self.study.claim_drawing(*key, self.stop.wait) as folder:
             if folder is None:
-                return Verdict("interrupted", "quality", "interrupted while another process drew it")
-            drawing = self._tried.get(key) or _kept_drawing(folder)
+                return Verdict("interrupted", "quality", f"the sweep was to end while another process drew it; {AGAIN}")
+            drawing = self._tried.get(key) or _kept_drawing(folder, len(plan.cell.quality.pictures))
             if drawing is None:
                 self.tell(DrawingStarted(label))
                 drawing = self._draw(key[0], plan, folder, gpu)
@@ -89,10 +99,12 @@ class Drawings:
             return Against(folder=str(folder / QUALITY), drawing=drawing)
 
     def _draw(self, own_id: str, plan: Plan, folder: Path, gpu: str | None) -> Drawing:
+        remove_whatever(folder / DRAWING)
         row.prepare_folder_for_run(folder, plan.cell)
         begin = time.monotonic()
         with temporary_folder("drawing") as place:
-            plan.write(place / PLAN)
+            with told_as_place_of_temporary_files(place):
+                plan.write(place / PLAN)
             verdict = run_worker_process(
                 folder,
                 without_artifact(self.launch),
@@ -121,10 +133,20 @@ def _in_words(verdict: Verdict) -> str:
     return f"{verdict.status} at {verdict.phase}: {verdict.reason}"
 
 
-def _kept_drawing(folder: Path) -> Drawing | None:
-    """What the study has; None where it was not drawn, did not end well, or cannot be read: it is drawn anew."""
+def _kept_drawing(folder: Path, count: int) -> Drawing | None:
+    """What the study has; None where it was not drawn, did not end well, or is not whole: it is drawn anew."""
     try:
         found = Drawing.from_plain(json.loads(read_file(folder / DRAWING, DRAWING, MIB, follow=False)))
     except (OSError, UsageError, ValueError, ValidationError, RecursionError):
         return None
+    if found.status == "ok" and not _is_whole(folder / QUALITY, found.pictures, count):
+        return None
     return found if found.status in ("ok", "oom") else None
+
+
+def _is_whole(folder: Path, names: Sequence[str], count: int) -> bool:
+    """Whether all pictures of these names lie there, with their latents. A study may come from anybody."""
+    if len(names) != count or not (folder / LATENTS).is_file():
+        return False
+    known = all(name in (f"{i}.png", f"{i}.gif") for i, name in enumerate(names))
+    return known and all((frames := lossless_pictures(folder, n)) and frames[0].is_file() for n in names)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from diffopt.errors import UsageError
+from diffopt.errors import DiffoptError
 from diffopt.results.result import Result
 from diffopt.results.study import Study
 from diffopt.run.row import row_that_is_not_kept
@@ -37,7 +37,7 @@ class RowsNotKept:
         self._study = study
         self._troubles: dict[str, _Trouble] = {}  # by cell
 
-    def note(self, cell_id: str, error: OSError | UsageError) -> str:
+    def note(self, cell_id: str, error: OSError | DiffoptError) -> str:
         """Take that the row of a cell is not kept, or the cell not even measured, and say why."""
         self._troubles[cell_id] = _trouble(error)
         return self._troubles[cell_id].reason
@@ -70,8 +70,8 @@ class RowsNotKept:
         return " ".join([*said, "The same command then measures what has no row."])
 
 
-def _trouble(error: OSError | UsageError) -> _Trouble:
-    if isinstance(error, UsageError):
+def _trouble(error: OSError | DiffoptError) -> _Trouble:
+    if isinstance(error, DiffoptError):
         return _Trouble(str(error).removesuffix("."), None)
     place = f"{error.filename}: " if error.filename else ""
     remedy = _REMEDIES.get(error.errno or 0, "Mend that, or give another study=.")

@@ -147,7 +147,8 @@ def run_worker_process(
                 watched=stop.fd,
             )
         except OSError as error:
-            return Verdict("crashed", "load", f"the worker cannot be started: {error.strerror or error}")
+            what = f"{error.filename}: " if error.filename else ""
+            return Verdict("crashed", "load", f"the worker cannot be started: {what}{error.strerror or error}")
     with worker, stop.covering(worker.group):
         cause, phase = _follow(worker, launch, stop.end, on_phase)
         if cause in ("stopped", "over"):
@@ -218,9 +219,10 @@ def _verdict(
         return Verdict("interrupted", phase, f"interrupted while it ran; {AGAIN}")
     if cause == "over":
         return Verdict("interrupted", phase, f"launch.minutes={launch.minutes:g} were over in phase {phase}; {AGAIN}")
-    if cause == "deadline":
-        seconds = getattr(launch.deadlines, phase)
-        return Verdict("timeout", phase, f"more than {seconds:g} s in phase {phase} (launch.deadlines.{phase})")
+    seconds = getattr(launch.deadlines, phase)
+    late = f"more than {seconds:g} s in phase {phase} (launch.deadlines.{phase})"
+    if cause == "deadline" and not (phase == "quality" and os.path.lexists(left)):  # there it is of what was measured
+        return Verdict("timeout", phase, late)
     if cause == "garbage":
         return Verdict("crashed", phase, f"the worker's reports cannot be read{_last_words(folder)}")
     if os.path.lexists(left):
@@ -231,6 +233,9 @@ def _verdict(
         except (OSError, UsageError) as error:
             why = f"the worker's outcome cannot be read ({one_line(error)}){_last_words(folder)}"
             return Verdict("crashed", phase, why)
+        if cause == "deadline" and outcome.quality is not None:
+            quality = outcome.quality.model_copy(update={"reason": f"the pictures were not compared: {late}"})
+            outcome = outcome.model_copy(update={"quality": quality})
         return Verdict(outcome.status, outcome.phase, outcome.reason, outcome)
     if code == -signal.SIGKILL and killed_by_kernel:
         return Verdict("oom", phase, "killed by the kernel's out-of-memory killer")

@@ -21,9 +21,10 @@ from diffopt.results.result import Artifacts, Outcome, Result
 from diffopt.results.rounds import ROUNDS, EndedRound, outcome_of_rounds, write_ended_rounds
 from diffopt.run.process import OUTCOME, PLAN, Verdict
 
-CELL = "cell.yaml"
+CELL, ROW = "cell.yaml", "result.json"
+EARLIER = "result.json.earlier"  # a row that is measured anew, until the new one is there
 BETWEEN_PROCESSES = (PLAN, OUTCOME, ".*.tmp")  # what older versions said to each other here, what is written in part
-OF_ONE_ROUND = ("result.json", *BETWEEN_PROCESSES, "log.txt", "*.png", "*.gif", "*.mp4")
+OF_ONE_ROUND = (ROW, *BETWEEN_PROCESSES, "log.txt", "*.png", "*.gif", "*.mp4")
 OF_ALL_ROUNDS = (ROUNDS, "log-*.txt", "*.zip")
 
 
@@ -60,9 +61,23 @@ def tidy_folder_of_final_row(folder: Path) -> None:
             remove_whatever(stale)
 
 
+def set_row_aside(folder: Path) -> None:
+    """Before a cell is measured anew; its pictures and its log go all the same."""
+    with suppress(FileNotFoundError):
+        rename_file(folder / ROW, folder / EARLIER)
+
+
+def bring_row_back(folder: Path) -> bool:
+    """Let a row that was set aside be the row again where there is no other; whether it is."""
+    if os.path.lexists(folder / ROW) or not os.path.lexists(folder / EARLIER):
+        return False
+    rename_file(folder / EARLIER, folder / ROW)
+    return True
+
+
 def leftovers_beside_row(folder: Path) -> list[Path]:
     """What a process that was killed has left beside the row that it had written."""
-    return [path for pattern in (*BETWEEN_PROCESSES, ROUNDS) for path in folder.glob(pattern)]
+    return [path for pattern in (*BETWEEN_PROCESSES, ROUNDS, EARLIER) for path in folder.glob(pattern)]
 
 
 def keep_round(folder: Path, ended: Sequence[EndedRound]) -> None:

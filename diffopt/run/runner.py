@@ -6,6 +6,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -99,10 +100,11 @@ class Runner:
             with self.study.claim(cell.id, where.id, self.stop.wait) as claimed:
                 if claimed:
                     return self._take_claimed(plan, gpu, where, unreadable)
-        except (OSError, UsageError) as error:
+        except (OSError, UsageError, Refusal) as error:
             there = self.others.get(cell.runtime.name)
             if earlier is not None and (stands or is_refused_again(plan, there, earlier)):
                 return self._finish_earlier(earlier, cell)
+            self._bring_row_back(cell.id, where.id)
             verdict = Verdict("error", "plan", f"not measured: {self.not_kept.note(cell.id, error)}")
             return self._finish(row.row_of_ended_run(None, cell, where, verdict))
         if self.stopped:
@@ -119,6 +121,8 @@ class Runner:
         self, plan: Plan, gpu: Gpu | None, where: Environment, unreadable: Verdict | None
     ) -> Result | None:
         cell = plan.cell
+        if self.round == 1:  # a process that measured anew was killed
+            row.bring_row_back(self.study.folder(cell.id, where.id))
         earlier = self._earlier(cell, where)
         if earlier is not None and self._stands(plan, earlier):
             row.tidy_folder_of_final_row(self.study.folder(cell.id, where.id))
@@ -160,18 +164,20 @@ class Runner:
     ) -> tuple[Verdict, float]:
         """The processes of the next round: how they ended, and how many seconds they took."""
         cell, folder = plan.cell, self.study.folder(plan.cell.id, where.id)
-        row.prepare_folder_for_run(folder, cell, ended)
-        self.tell(CellStarted(cell.id, self.names[cell.id], len(ended) + 1, cell.measure.rounds))
-
-        def on_phase(phase: Phase) -> None:
-            self.tell(PhaseStarted(cell.id, phase))
-
         asked: AskedComparisons | None = None
         if cell.quality.pictures and len(ended) + 1 == cell.measure.rounds:
             found = self._drawings.comparisons(cell, where, gpu.uuid if gpu else None)
             if isinstance(found, Verdict):
                 return found, 0.0
             asked = found
+        if self.anew and not ended:
+            row.set_row_aside(folder)
+        row.prepare_folder_for_run(folder, cell, ended)
+        self.tell(CellStarted(cell.id, self.names[cell.id], len(ended) + 1, cell.measure.rounds))
+
+        def on_phase(phase: Phase) -> None:
+            self.tell(PhaseStarted(cell.id, phase))
+
         place, interpreter = gpu.uuid if gpu else None, self.others.get(cell.runtime.name)
         begin = time.monotonic()
         verdict = run_cell_workers(plan, folder, self.launch, self.stop, place, on_phase, interpreter, asked)
@@ -187,7 +193,8 @@ class Runner:
     def _stands(self, plan: Plan, found: Result) -> bool:
         """Whether the cell need not run, since it has this row."""
         again = self.anew and self.round == 1
-        return found.final and not again and (found.status != "refused" or bool(plan.problems))
+        lacking = found.status == "ok" and plan.cell.quality.pictures and not (found.quality and found.quality.settled)
+        return found.final and not again and not lacking and (found.status != "refused" or bool(plan.problems))
 
     def _earlier(self, cell: Cell, where: Environment, *, silent: bool = False) -> Result | None:
         """The row that the study has, however it ended."""
@@ -230,6 +237,8 @@ class Runner:
         result = row.row_of_ended_run(folder, cell, where, verdict, seconds, ended)
         self.budget.note(result)
         try:
+            if result.status == "interrupted" and row.bring_row_back(folder):
+                return self._finish(result)
             folder.stat()  # with its folder the log and the pictures are gone: a row that names them would be none
             self.study.keep(result)
             if result.status != "interrupted":
@@ -240,7 +249,13 @@ class Runner:
 
     def _finish_unkept(self, result: Result, error: OSError | UsageError) -> Result:
         """End a cell that was tried: whoever asked has its row with the figures, though the study has not."""
+        self._bring_row_back(result.cell_id, result.env_id)
         return self._finish(row.row_that_is_not_kept(result, self.not_kept.note(result.cell_id, error)))
+
+    def _bring_row_back(self, cell_id: str, env_id: str) -> None:
+        """Of a cell that was measured anew in vain; a study that takes no rows keeps it set aside."""
+        with suppress(OSError):
+            row.bring_row_back(self.study.folder(cell_id, env_id))
 
     def _finish_round(self, cell: Cell, where: Environment, ended: Sequence[EndedRound], *, kept: bool = False) -> None:
         last = ended[-1]

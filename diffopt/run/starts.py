@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from diffopt.errors import Refusal
 from diffopt.machine.compile_cache import compile_caches_of_user, packages_of_user, private_compile_caches
 from diffopt.machine.interpreter import Interpreter
-from diffopt.machine.temporary import remove_abandoned_folders, temporary_folder
+from diffopt.machine.temporary import (
+    remove_abandoned_folders,
+    temporary_folder,
+    told_as_place_of_temporary_files,
+)
 from diffopt.recipe.launch import CompileArtifact, Launch
 from diffopt.recipe.planned import Plan
 from diffopt.results.drawing import AskedComparisons, write_comparisons
@@ -47,9 +52,10 @@ def run_cell_workers(
         launch = launch.model_copy(update={"compile_artifact": artifact})
 
     with temporary_folder("cell") as place, _no_package_in_part():
-        plan.write(place / PLAN)
-        if asked is not None:
-            write_comparisons(place, asked)
+        with told_as_place_of_temporary_files(place):
+            plan.write(place / PLAN)
+            if asked is not None:
+                write_comparisons(place, asked)
 
         def child(places: dict[str, str], launch: Launch = launch, **starting: Any) -> Verdict:
             return run_worker_process(
@@ -94,7 +100,8 @@ def _no_package_in_part() -> Iterator[None]:
     try:
         yield
     finally:
-        remove_abandoned_folders(packages_of_user())
+        with suppress(Refusal):  # which the next cell is told; this one's figures are right
+            remove_abandoned_folders(packages_of_user())
 
 
 def _start(metrics: Metrics) -> Start:

@@ -102,8 +102,8 @@ class Torture:
         if moment == "call":
             return lambda: any(line.startswith("calling once") for line in sweep.lines)
         if moment == "write":
-            files = self.study.place / "studies" / "s" / "cells"
-            return lambda: sweep.finished >= rows and any(files.glob("*/*/outcome.json"))
+            files = self.study.place / "tmp"
+            return lambda: sweep.finished >= rows and any(files.glob("diffopt-cell-*/outcome.json"))
         return lambda: sweep.finished >= rows and any(line.endswith(f"   {words}") for line in sweep.lines[seen:])
 
     def _wait(self, sweep: Sweep, sign: Callable[[], bool]) -> bool:
@@ -154,7 +154,7 @@ class Torture:
     def _look_at_row_of_killed(self, folder: Path) -> None:
         """A cell whose worker was killed has a row that says so, unless that one had said all."""
         until = time.monotonic() + 120
-        while (folder / "plan.json").exists() and time.monotonic() < until:
+        while any((self.study.place / "tmp").glob("diffopt-cell-*/plan.json")) and time.monotonic() < until:
             time.sleep(0.01)
         until = time.monotonic() + 10
         while not (folder / "result.json").exists() and time.monotonic() < until:

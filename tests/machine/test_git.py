@@ -87,6 +87,20 @@ def test_a_repository_starts_nothing(repository: Path, canary: tuple[str, Path],
     assert sung.exists(), "plain git starts it, so that this shows something"
 
 
+def test_a_filter_that_cannot_be_switched_off_makes_a_repository_none(
+    repository: Path, canary: tuple[str, Path]
+) -> None:
+    program, sung = canary
+    configured(repository, "filter.a=b.clean", program)
+    (repository / ".git/info").mkdir(exist_ok=True)
+    (repository / ".git/info/attributes").write_text("* filter=a=b\n")
+    (repository / "recipe.yaml").write_text("a: 2\n")
+    assert git.git_state() is None
+    assert not sung.exists()
+    subprocess.run(["git", "status"], cwd=repository, capture_output=True, check=False)
+    assert sung.exists(), "plain git starts it, so that this shows something"
+
+
 @pytest.mark.parametrize("remote", ["ssh://host/path", "ext::{program}", "/tmp"])
 def test_a_clone_without_some_objects_fetches_none(repository: Path, canary: tuple[str, Path], remote: str) -> None:
     program, sung = canary

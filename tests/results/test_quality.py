@@ -59,6 +59,8 @@ def judged(distance: Distance | None, *floors: Distance, **changes: Any) -> Qual
         (a_distance(0.019, 0.01), [a_distance(0.01, 0.01)], "within noise"),
         (a_distance(0.021, 0.01), [a_distance(0.01, 0.01)], "close"),
         (a_distance(0.021, 0.01), [a_distance(0.01, 0.01), a_distance(0.02, 0.01)], "within noise"),
+        (a_distance(0.015, 0.01, worst=0.05), [a_distance(0.01, 0.01, worst=0.02)], "close"),  # one is further off
+        (a_distance(0.07, 0.01), [a_distance(0.2, 0.3)], "changed"),  # a floor beyond close makes no more noise
         (a_distance(0.05, 0.1), [], "close"),
         (a_distance(0.05, 0.1, worst=0.081), [], "changed"),
         (a_distance(0.051, 0.1), [], "changed"),
@@ -103,7 +105,7 @@ def test_each_number_of_the_thresholds_has_its_reason_beside_it() -> None:
             told = "#" in line or before.strip().startswith("#")
             assert told or line == "  worst_flip: 0.18", line  # whose reason stands with the one before it
         before = line
-    assert numbers == [*("floors", "flip", "latents_error"), *("flip", "worst_flip") * 2, "accuracy_lost"]
+    assert numbers == [*("floors", "flip", "worst_flip", "latents_error"), *("flip", "worst_flip") * 2, "accuracy_lost"]
     assert plain_yaml.read_plain_yaml(path)[0]["version"] == LIMITS.version
 
 
@@ -127,17 +129,22 @@ def test_the_table_has_the_distance_by_itself_and_in_floors() -> None:
     found = judged(a_distance(0.021, 0.01), a_distance(0.014, 0.01), accuracy=1.0, accuracy_of_reference=1.0)
     shown = results_table([a_row(None, found), a_result()])
     at = {header: index for index, header in enumerate(shown.headers)}
-    columns = ("quality", "FLIP", "floors", "PSNR dB", "accuracy")
+    columns = ("pictures", "FLIP", "floors", "PSNR dB", "accuracy")
     assert [shown.rows[0][at[name]] for name in columns] == ["within noise", "0.0210", "1.5", "40.0", "100%"]
     assert [shown.rows[1][at[name]] for name in columns] == [""] * 5
     assert any("version 1 of the thresholds" in line for line in shown.foot)
-    assert "quality" not in results_table([a_result()]).headers
+    assert "pictures" not in results_table([a_result()]).headers
 
 
 def test_the_row_of_the_reference_itself_says_so() -> None:
     shown = results_table([a_row(None, judged(a_distance(), is_reference=True))])
     assert "reference" in shown.rows[0]
     assert any("its distance is no floor" in line for line in shown.foot)
+
+
+def test_a_cell_that_is_one_of_its_own_floors_says_so() -> None:
+    found = judged(a_distance(0.02, 0.01), a_distance(0.02, 0.01), is_own_floor=True)
+    assert (found.verdict, "of which the cell itself is one" in found.because) == ("within noise", True)
 
 
 def test_why_nothing_was_compared_stands_below_the_table() -> None:

@@ -104,6 +104,49 @@ def test_a_drawing_that_cannot_be_read_is_drawn_anew() -> None:
     assert len(drawn()) == 4
 
 
+@pytest.mark.parametrize("spoil", ["0.png", "latents.safetensors"])
+def test_a_drawing_that_has_lost_a_file_is_drawn_anew(spoil: str) -> None:
+    swept(compared())
+    for path in Path("studies/s/drawings").glob(f"*/*/quality/{spoil}"):
+        path.unlink()
+    swept(compared("fuse=qkv"))
+    assert len(drawn()) == 4
+
+
+def test_names_of_other_files_than_its_own_make_a_drawing_none() -> None:
+    swept(compared())
+    for path in Path("studies/s/drawings").glob("*/*/drawing.json"):
+        path.write_text(path.read_text().replace('"0.png"', '"../../../../0.png"'))
+    swept(compared("fuse=qkv"))
+    assert len(drawn()) == 4
+
+
+@pytest.mark.parametrize(
+    ("mode", "why"),
+    [
+        ("hangs_while_comparing", "the pictures were not compared: more than 0.4 s in phase quality"),
+        ("dies_while_comparing", "the process ended before the pictures were compared"),
+    ],
+)
+def test_what_was_measured_counts_whatever_becomes_of_the_pictures(mode: str, why: str) -> None:
+    events: list[Event] = []
+    for _ in range(2):  # and the next run tries again
+        (row,) = run_all([compared(mode=mode)], "s", launch(quality=0.4), events.append, deep=False)
+        assert (row.status, row.valid) == ("ok", True)
+        assert row.quality is not None
+        assert (row.quality.reason or "").startswith(why)
+    assert [event.kept for event in events if isinstance(event, CellFinished)] == [False, False]
+
+
+def test_drawings_that_cannot_be_kept_cost_no_figure() -> None:
+    Study.create("s")
+    Path("studies/s/drawings").write_text("")
+    (row,), _ = swept(compared())
+    assert row.status == "ok"
+    assert row.quality is not None
+    assert "no reference: error at quality: its pictures cannot be kept in the study" in (row.quality.reason or "")
+
+
 def test_a_sweep_that_is_to_end_draws_nothing_more() -> None:
     stop = Stop()
     drawings = Drawings(Study.create("s"), launch(), stop, {}, silent_listener)

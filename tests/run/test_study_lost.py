@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,11 +17,15 @@ from support.processes import STUB, launch, use_stub
 from support.rows import a_cell, stubbed
 
 from diffopt.config.resolve import cell_from_config
-from diffopt.machine import files
+from diffopt.errors import Refusal
+from diffopt.machine import files, temporary
 from diffopt.recipe.cell import Cell
 from diffopt.results.result import Result
 from diffopt.results.study import Study
+from diffopt.run import runner, starts
 from diffopt.run.events import CellFinished, CellStarted, Event, SweepFinished
+from diffopt.run.process import Verdict
+from diffopt.run.row import set_row_aside
 from diffopt.run.sweep import run_all, run_one
 
 # the real command, but for what a worker does; without what root alone may do
@@ -255,12 +259,66 @@ def test_a_full_disk_costs_the_row_of_that_cell(here: Path, full: Full, name: st
     assert events[-1] == SweepFinished(tuple(again), asked=1)
 
 
-def test_an_earlier_row_stays_where_not_even_its_cell_can_be_written(here: Path, full: Full) -> None:
+@pytest.mark.parametrize("name", ["cell.yaml", "log.txt", "result.json"])
+def test_a_row_that_is_measured_anew_in_vain_stays(here: Path, full: Full, name: str) -> None:
     (first,), _ = swept([stubbed("ok")])
-    full.names = {(first.cell_id, "cell.yaml")}
+    full.names = {(first.cell_id, name)}
     (row,), _ = swept([stubbed("ok")], anew=True)
     assert row.status == "error"
     assert Study.open("s").results() == (first,)
+    full.names = set()
+    (row,), events = swept([stubbed("ok")])
+    assert [event.kept for event in events if isinstance(event, CellFinished)] == [True]
+
+
+def raises(error: Exception) -> Callable[..., Verdict]:
+    def fail(*arguments: object, **more: object) -> Verdict:
+        raise error
+
+    return fail
+
+
+def test_a_row_stays_where_there_is_no_room_for_temporary_files(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (first,), _ = swept([stubbed("ok")])
+    monkeypatch.setattr(temporary.tempfile, "mkdtemp", raises(OSError(errno.ENOSPC, "No space left on device")))
+    found, _ = swept([stubbed("ok"), stubbed("noisy")], anew=True)
+    assert [row.status for row in found] == ["error", "error"]
+    assert "No space left on device. Name another: TMPDIR=/a/folder" in (found[0].reason or "")
+    assert Study.open("s").results() == (first,)
+
+
+def test_a_refusal_meanwhile_concerns_its_cell(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = [stubbed("ok"), stubbed("noisy")]
+    real = starts.compile_caches_of_user
+
+    def once() -> dict[str, str]:
+        monkeypatch.setattr(starts, "compile_caches_of_user", real)
+        raise Refusal("the compile cache is anybody's")
+
+    monkeypatch.setattr(starts, "compile_caches_of_user", once)
+    found, _ = swept(cells)
+    assert [row.status for row in found] == ["error", "ok"]
+    assert "not measured: the compile cache is anybody's" in (found[0].reason or "")
+
+
+def test_a_row_that_is_interrupted_while_it_is_measured_anew_stays(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (first,), _ = swept([stubbed("ok")])
+    ended = Verdict("interrupted", "measure", "interrupted while it ran")
+    monkeypatch.setattr(runner, "run_cell_workers", lambda *arguments: ended)
+    (row,), _ = swept([stubbed("ok")], anew=True)
+    assert row.status == "interrupted"
+    assert Study.open("s").results() == (first,)
+
+
+def test_a_row_that_a_killed_process_had_set_aside_is_there_again(here: Path) -> None:
+    (first,), _ = swept([stubbed("ok")])
+    folder = Study.open("s").folder(first.cell_id, first.env_id)
+    set_row_aside(folder)
+    assert Study.open("s").results() == ()
+    (row,), events = swept([stubbed("ok")])
+    assert row.metrics == first.metrics
+    assert [event.kept for event in events if isinstance(event, CellFinished)] == [True]
+    assert not list(folder.glob("*.earlier"))
 
 
 @pytest.mark.parametrize("name", ["rounds.json", "result.json"])

@@ -143,7 +143,7 @@ def busy():
         phase(name)
         (ctypes.PyDLL(None) if number < 0.3 else ctypes.CDLL(None)).usleep(100_000)
     rounds()
-    row = json.loads((folder / "outcome.json").read_text())
+    row = json.loads((exchange / "outcome.json").read_text())
     row["metrics"] |= {"load_s": 1.0, "first_call_s": 2.0}
     leave(json.dumps(row))
     os.kill(0 if number < 0.8 else os.getpid(), signal.SIGKILL)
@@ -228,7 +228,34 @@ def draws():
         file.write(f"{folder.parent.name}\n")
     time.sleep(0.3)
     phase("quality")
-    leave(json.dumps({"status": "ok", "phase": "quality", "drawn": ["0.png"]}))
+    (folder / "quality").mkdir()
+    names = [f"{index}.png" for index in range(4)]
+    for name in (*names, "latents.safetensors"):
+        (folder / "quality" / name).touch()
+    leave(json.dumps({"status": "ok", "phase": "quality", "drawn": names}))
+
+
+def hangs_while_comparing():
+    """What was measured is written before."""
+    if not (exchange / "comparisons.json").exists():
+        draws()
+        return
+    metrics = {"latency_s": {"samples": [1.0, 1.0], "median": 1.0, "q1": 1.0, "q3": 1.0}}
+    said = {"reason": "the process ended before the pictures were compared", "settled": False}
+    row = {"status": "ok", "phase": "measure", "valid": True, "metrics": metrics, "quality": said}
+    phase("measure")
+    leave(json.dumps(row))
+    phase("quality")
+    time.sleep(600)
+
+
+def dies_while_comparing():
+    if (exchange / "comparisons.json").exists():
+        said = {"reason": "the process ended before the pictures were compared", "settled": False}
+        leave(json.dumps({"status": "ok", "phase": "measure", "valid": True, "quality": said}))
+        phase("quality")
+        sigkill()
+    draws()
 
 
 def draws_no_reference():

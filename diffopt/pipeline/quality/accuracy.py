@@ -34,5 +34,5 @@ def accuracy_of_drawing(cell: Cell, folder: Path, names: Sequence[str]) -> float
 
 
 def _pixels(path: Path) -> np.ndarray:  # type: ignore[type-arg]
-    with Image.open(path) as opened:
+    with Image.open(path, formats=("PNG",)) as opened:
         return np.asarray(opened.convert("RGB"))

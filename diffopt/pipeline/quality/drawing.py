@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from diffopt.machine.files import write_bytes
 from diffopt.models.calls import stages_of_pictures
 from diffopt.pipeline.outputs import save_pictures
 from diffopt.recipe.cell import Cell
@@ -25,6 +26,8 @@ def draw_for_comparison(meter: Meter, cell: Cell, folder: Path) -> tuple[str, ..
     latents, as they were computed.
     """
     asked = cell.quality.pictures
+    if cell.recipe.model.embeddings is not None:  # which are drawn with the seed, whatever the prompt
+        asked = tuple((prompt, seed + index) for index, (prompt, seed) in enumerate(asked))
     names: list[str] = []
     latents: dict[str, torch.Tensor] = {}
     size = 1 if len(meter.stages) > 1 else cell.workload.batch_size  # later stages draw the first picture alone
@@ -37,7 +40,7 @@ def draw_for_comparison(meter: Meter, cell: Cell, folder: Path) -> tuple[str, ..
         assert meter.latents is not None, "a call ends with an iteration"
         for index, latent in enumerate(meter.latents[: len(part)]):
             latents[str(begin + index)] = latent.detach().to("cpu").contiguous()
-    save_file(latents, folder / LATENTS)
+    write_bytes(folder / LATENTS, save(latents))
     return tuple(names)
 
 

@@ -7,13 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from diffopt.errors import DiffoptError
 from diffopt.machine.files import FOLDER_FOR_ITS_USER
 from diffopt.pipeline.quality.accuracy import accuracy_of_drawing
-from diffopt.pipeline.quality.distances import (
-    distance_of_drawings,
-    pictures_that_are_not_finite,
-    save_flip_maps,
-)
+from diffopt.pipeline.quality.distances import distance_of_drawings, name_of_map, pictures_that_are_not_finite
 from diffopt.pipeline.quality.drawing import draw_for_comparison
 from diffopt.recipe.cell import Cell
 from diffopt.results.drawing import Against, AskedComparisons
@@ -23,51 +20,66 @@ if TYPE_CHECKING:
     from diffopt.pipeline.meter import Meter
 
 
-def draw_and_judge(
-    meter: Meter, cell: Cell, folder: Path, asked: AskedComparisons | None
-) -> tuple[tuple[str, ...], QualityFigures | None]:
-    """Draw a cell's pictures into a new folder and compare them; the files' names, and the figures where asked."""
-    begin = time.perf_counter()
-    folder.mkdir(FOLDER_FOR_ITS_USER)
-    names = draw_for_comparison(meter, cell, folder)
-    if asked is None:
-        return names, None
-    found = judge_pictures(cell, folder, names, asked)
-    return names, found.model_copy(update={"seconds": round(time.perf_counter() - begin, 3)})
+def draw_as_reference(meter: Meter, cell: Cell, folder: Path) -> tuple[str, ...]:
+    """Draw pictures that others are compared with into a new folder; the files' names.
 
-
-def judge_pictures(cell: Cell, folder: Path, names: Sequence[str], asked: AskedComparisons) -> QualityFigures:
-    """Compare the pictures in a folder with those that are asked for."""
-    reference = asked.reference
-    accuracy = accuracy_of_drawing(cell, folder, names)
-    if reference is None:
-        return QualityFigures(reference=None, reason=asked.reason, pictures=tuple(names), accuracy=accuracy)
+    Raises DiffoptError for pictures that nothing can be compared with.
+    """
+    names = _draw(meter, cell, folder)
     if odd := pictures_that_are_not_finite(folder, len(names)):
-        said = f"the latents are not finite in picture {', '.join(map(str, odd))}"
-        return QualityFigures(
-            reference=reference.drawing.id,
-            pictures=tuple(names),
-            accuracy=accuracy,
-            reason=said,
-            verdict="broken",
-            because=said,
-        )
+        raise DiffoptError(f"the latents are not finite in picture {_listed(odd)}")
+    if complaints := meter.complaints():  # of the last batch
+        raise DiffoptError("; ".join(complaints))
+    return names
+
+
+def draw_and_judge(meter: Meter, cell: Cell, folder: Path, asked: AskedComparisons) -> QualityFigures:
+    """Draw a cell's pictures into a new folder and compare them."""
+    begin = time.perf_counter()
+    found = _judged(cell, folder, _draw(meter, cell, folder), asked)
+    return found.model_copy(update={"seconds": round(time.perf_counter() - begin, 3)})
+
+
+def _draw(meter: Meter, cell: Cell, folder: Path) -> tuple[str, ...]:
+    folder.mkdir(FOLDER_FOR_ITS_USER)
+    return draw_for_comparison(meter, cell, folder)
+
+
+def _judged(cell: Cell, folder: Path, names: Sequence[str], asked: AskedComparisons) -> QualityFigures:
+    reference, limits = asked.reference, shipped_thresholds()
     found = QualityFigures(
-        reference=reference.drawing.id,
-        is_reference=asked.is_reference,
+        reference=None if reference is None else reference.drawing.id,
         pictures=tuple(names),
-        distance=_distance(folder, names, reference),
-        floors=(*(_floor(name, each, reference) for name, each in asked.floors.items()), *asked.without),
-        accuracy=accuracy,
-        accuracy_of_reference=accuracy_of_drawing(cell, Path(reference.folder), reference.drawing.pictures),
+        accuracy=accuracy_of_drawing(cell, folder, names),
+        reason=asked.reason,
+        settled=asked.settled,
     )
-    names_of_maps = save_flip_maps(folder, names, Path(reference.folder), reference.drawing.pictures)
-    return with_verdict(found.model_copy(update={"maps": names_of_maps}), shipped_thresholds())
+    if odd := pictures_that_are_not_finite(folder, len(names)):
+        said = f"the latents are not finite in picture {_listed(odd)}"
+        return found.model_copy(
+            update={"reason": said, "verdict": "broken", "because": said, "thresholds": limits.version}
+        )
+    if reference is None:
+        return found
+    floors = (*(_floor(name, each, reference) for name, each in asked.floors.items()), *asked.without)
+    figures = {
+        "is_reference": asked.own == reference.drawing.id,
+        "is_own_floor": asked.own in [each.drawing.id for each in asked.floors.values()],
+        "distance": _distance(folder, names, reference, maps=True),
+        "maps": tuple(map(name_of_map, range(len(names)))),
+        "floors": floors,
+        "accuracy_of_reference": accuracy_of_drawing(cell, Path(reference.folder), reference.drawing.pictures),
+    }
+    return with_verdict(found.model_copy(update=figures), limits)
 
 
 def _floor(changed: str, other: Against, reference: Against) -> Floor:
     return Floor(changed=changed, distance=_distance(Path(other.folder), other.drawing.pictures, reference))
 
 
-def _distance(folder: Path, names: Sequence[str], reference: Against) -> Distance:
-    return distance_of_drawings(folder, names, Path(reference.folder), reference.drawing.pictures)
+def _distance(folder: Path, names: Sequence[str], reference: Against, *, maps: bool = False) -> Distance:
+    return distance_of_drawings(folder, names, Path(reference.folder), reference.drawing.pictures, maps=maps)
+
+
+def _listed(indices: Sequence[int]) -> str:
+    return ", ".join(map(str, indices))

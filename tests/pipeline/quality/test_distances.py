@@ -22,7 +22,7 @@ from torchmetrics.image import (
     StructuralSimilarityIndexMeasure,
 )
 
-from diffopt.pipeline.quality.distances import distance_of_drawings, save_flip_maps
+from diffopt.pipeline.quality.distances import distance_of_drawings
 from diffopt.results.drawing import LATENTS
 
 SCENE = REPO / "diffopt" / "models" / "inputs" / "scene.png"
@@ -182,6 +182,22 @@ def test_a_map_shows_where_a_picture_differs(tmp_path: Path) -> None:
     changed = scene(64).copy()
     changed[:32] = 0
     mine, its = drawing(tmp_path / "mine", changed), drawing(tmp_path / "its", scene(64))
-    assert save_flip_maps(*mine, *its) == ("flip-0.png",)
+    assert distance_of_drawings(*mine, *its, maps=True).worst_frames == (0,)
     seen = np.asarray(Image.open(tmp_path / "mine" / "flip-0.png")).astype(float).sum(axis=2)
     assert seen[:24].mean() > 10 * seen[40:].mean()
+
+
+def test_the_map_of_a_video_is_its_worst_frames(tmp_path: Path) -> None:
+    still = np.stack([scene(64)] * 3)
+    spoiled = still.copy()
+    spoiled[1, :32], spoiled[2] = 0, gamma(still[2], 1.05)
+    mine, its = drawing(tmp_path / "mine", spoiled), drawing(tmp_path / "its", still)
+    assert distance_of_drawings(*mine, *its, maps=True).worst_frames == (1,)
+    seen = np.asarray(Image.open(tmp_path / "mine" / "flip-0.png")).astype(float).sum(axis=2)
+    assert seen[:24].mean() > 10 * seen[40:].mean()
+
+
+@pytest.mark.parametrize(("side", "known"), [(168, False), (176, True)])
+def test_ms_ssim_is_told_where_its_scales_fit(tmp_path: Path, side: int, known: bool) -> None:
+    found = distance(tmp_path, [jpeg(scene(side), 90)], [scene(side)])
+    assert (found.ms_ssim is not None) == known
