@@ -76,7 +76,8 @@ class Study:
             raise UsageError(f"study={name_or_path}: {study.path} has other files in it and is no study.")
         try:
             make_private_folders(study._cells)
-            link = next((link for folder in (study._cells, study._drawings) for link in links_below(folder)), None)
+            folders = (folder for folder in (study._cells, study._drawings) if folder.is_dir())
+            link = next((link for folder in folders for link in links_below(folder)), None)
         except OSError as error:
             raise UsageError(
                 f"study={name_or_path}: {study.path} cannot be made into a study: {error.strerror}."

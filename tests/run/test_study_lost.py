@@ -366,7 +366,7 @@ def test_a_worker_that_cannot_be_started_is_a_row(here: Path, monkeypatch: pytes
     monkeypatch.setattr(process, "_command", lambda *rest: [str(here / "gone"), "-c", "pass"])
     row = run_one(stubbed("ok"), study="s", launch=launch())
     assert (row.status, row.phase) == ("crashed", "load")
-    assert row.reason == "the worker cannot be started: No such file or directory"
+    assert row.reason == f"the worker cannot be started: {here}/gone: No such file or directory"
     assert Study.open("s").results() == (row,)
 
 
