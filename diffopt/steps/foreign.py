@@ -8,11 +8,12 @@ What a step does to a pipeline it does in a worker, whose row says how that fail
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated, Any
 
-from pydantic import Field, GetCoreSchemaHandler, TypeAdapter, ValidationError
+from pydantic import Field, GetCoreSchemaHandler, TypeAdapter, ValidationError, ValidationInfo
 from pydantic_core import CoreSchema, core_schema
 
 from diffopt.errors import Refusal
@@ -79,9 +80,11 @@ def _careful(step: type[Step], name: str, theirs: Callable[..., Any], promised: 
 def _validate_with_care(step: type[Step], plugin: str) -> None:
     """Make what validators of its own raise a mistake in the values, as pydantic does with a ValueError alone."""
 
-    def validated(value: Any, handler: core_schema.ValidatorFunctionWrapHandler) -> Any:
-        try:
-            return handler(value)
+    own = step.__pydantic_validator__
+
+    def validated(value: Any, handler: core_schema.ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+        try:  # a handler takes what comes from JSON for Python's, whose lists are no tuples
+            return own.validate_json(json.dumps(value)) if info.mode == "json" else handler(value)
         except (ValueError, AssertionError):  # ValidationError is one
             raise
         except (Exception, SystemExit) as error:
@@ -89,7 +92,7 @@ def _validate_with_care(step: type[Step], plugin: str) -> None:
         raise ValueError(text)
 
     def schema(cls: type[Step], source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.no_info_wrap_validator_function(validated, handler(source))
+        return core_schema.with_info_wrap_validator_function(validated, handler(source))
 
     step.__get_pydantic_core_schema__ = classmethod(schema)  # type: ignore[assignment,method-assign]
 

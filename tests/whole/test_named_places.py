@@ -231,7 +231,7 @@ def options(folder: Path) -> Path:
 def test_a_link_that_leads_out_of_the_folder_of_an_option(name: str, commands: Commands, options: Path) -> None:
     group, leaf = name.split(".")
     given = dict(word.split("=") for word in PLACES[name].words("x")[1:] if "=" in word)
-    sibling = given.pop(group, "auto")
+    sibling = given.pop(group, "fast" if group == "quality" else "auto")
     file = options / "conf" / group / "mine.yaml"
     file.parent.mkdir(parents=True)
     file.write_text(yaml.safe_dump({"defaults": [sibling, "_self_"], leaf: f"odd{PLACES[name].ends}"}))
