@@ -144,7 +144,7 @@ class Work:
         meter = Meter(pipes, plan.cell)
         self._memory = meter.memory
         if self._draw_only:
-            self._draw_reference(meter, plan.cell)
+            self._judge(meter, plan.cell)
             self._effects = verify_steps(plan, pipes)
             return
         self._call_first(meter)
@@ -210,19 +210,17 @@ class Work:
         if self._gpu is not None:
             self._look_at_gpu(meter, self._gpu)
 
-    def _draw_reference(self, meter: Meter, cell: Cell) -> None:
-        from diffopt.pipeline.quality.judge import draw_as_reference
-
-        self._enter("quality")
-        self._drawn = draw_as_reference(meter, cell, self._folder / QUALITY)
-
     def _judge(self, meter: Meter, cell: Cell) -> None:
         """What the pictures are beside those that they are compared with. Nothing that happens here costs a figure.
 
         What was measured is written first: it counts also where this process does not come to its end.
         """
-        from diffopt.pipeline.quality.judge import draw_and_judge
+        from diffopt.pipeline.quality.judge import draw_and_judge, draw_as_reference
 
+        if self._draw_only:
+            self._enter("quality")
+            self._drawn = draw_as_reference(meter, cell, self._folder / QUALITY)
+            return
         asked = read_comparisons(self._plan_file.parent)
         self._quality = QualityFigures(reason="the process ended before the pictures were compared", settled=False)
         self._keep(self._outcome_of_measured())

@@ -13,6 +13,7 @@ from PIL import Image
 from support.places import FAULTY_STEPS, TESTS
 from support.processes import gone
 
+from diffopt.results.result import Result
 from diffopt.results.study import Study
 
 DEADLINE = 15  # seconds for the phase optimize: enough on a busy machine, and one row waits for it to pass
@@ -150,7 +151,8 @@ def test_ctrl_c_keeps_a_row_and_exits_130(tmp_path):
     assert "2 cells: 1 interrupted, 1 not run" in parent.communicate(timeout=30)[1]
     assert parent.returncode == 130
     assert all(gone(pid) for pid in group)
-    (row,) = Study.open(tmp_path / "s").results()
+    (file,) = (tmp_path / "s" / "cells").glob("*/*/result.json")
+    row = Result.model_validate_json(file.read_text())  # this process does not know the step
     assert (row.status, row.phase) == ("interrupted", "optimize")
 
 

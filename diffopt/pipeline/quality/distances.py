@@ -98,7 +98,7 @@ def pictures_that_are_not_finite(folder: Path, count: int) -> list[int]:
 
 def _compared(mine: Sequence[Path], its: Sequence[Path]) -> _Clip:
     found, before = _Clip(), None
-    for one, other in zip(_read(mine), _read(its), strict=True):
+    for one, other in zip(_pixels_of(mine), _pixels_of(its), strict=True):
         flip_map, mean, _ = evaluate(other, one, "LDR")
         if not found.flips or mean > max(found.flips):
             found.worst_map = np.asarray(flip_map, np.float32)
@@ -138,7 +138,7 @@ def _save_map(flip_map: Pixels | None, path: Path) -> None:
         Image.fromarray(np.rint(flip_map.clip(0, 1) * 255).astype(np.uint8)).save(file, "PNG")
 
 
-def _read(paths: Sequence[Path]) -> Iterator[Pixels]:
+def _pixels_of(paths: Sequence[Path]) -> Iterator[Pixels]:
     for path in paths:
         with Image.open(path, formats=("PNG",)) as opened:
             yield np.asarray(opened.convert("RGB"), np.float32) / np.float32(255)

@@ -25,9 +25,9 @@ def draw_as_reference(meter: Meter, cell: Cell, folder: Path) -> tuple[str, ...]
 
     Raises DiffoptError for pictures that nothing can be compared with.
     """
-    names = _draw(meter, cell, folder)
+    names = _drawn_into(meter, cell, folder)
     if odd := pictures_that_are_not_finite(folder, len(names)):
-        raise DiffoptError(f"the latents are not finite in picture {_listed(odd)}")
+        raise DiffoptError(f"the latents are not finite in picture {_indices_in_words(odd)}")
     if complaints := meter.complaints():  # of the last batch
         raise DiffoptError("; ".join(complaints))
     return names
@@ -36,11 +36,11 @@ def draw_as_reference(meter: Meter, cell: Cell, folder: Path) -> tuple[str, ...]
 def draw_and_judge(meter: Meter, cell: Cell, folder: Path, asked: AskedComparisons) -> QualityFigures:
     """Draw a cell's pictures into a new folder and compare them."""
     begin = time.perf_counter()
-    found = _judged(cell, folder, _draw(meter, cell, folder), asked)
+    found = _judged(cell, folder, _drawn_into(meter, cell, folder), asked)
     return found.model_copy(update={"seconds": round(time.perf_counter() - begin, 3)})
 
 
-def _draw(meter: Meter, cell: Cell, folder: Path) -> tuple[str, ...]:
+def _drawn_into(meter: Meter, cell: Cell, folder: Path) -> tuple[str, ...]:
     folder.mkdir(FOLDER_FOR_ITS_USER)
     return draw_for_comparison(meter, cell, folder)
 
@@ -55,7 +55,7 @@ def _judged(cell: Cell, folder: Path, names: Sequence[str], asked: AskedComparis
         settled=asked.settled,
     )
     if odd := pictures_that_are_not_finite(folder, len(names)):
-        said = f"the latents are not finite in picture {_listed(odd)}"
+        said = f"the latents are not finite in picture {_indices_in_words(odd)}"
         return found.model_copy(
             update={"reason": said, "verdict": "broken", "because": said, "thresholds": limits.version}
         )
@@ -81,5 +81,5 @@ def _distance(folder: Path, names: Sequence[str], reference: Against, *, maps: b
     return distance_of_drawings(folder, names, Path(reference.folder), reference.drawing.pictures, maps=maps)
 
 
-def _listed(indices: Sequence[int]) -> str:
+def _indices_in_words(indices: Sequence[int]) -> str:
     return ", ".join(map(str, indices))
