@@ -54,8 +54,9 @@ class Sweep:
     def read(self) -> None:
         """Take its lines as they come."""
         assert self.process.stderr is not None, "it is a pipe"
-        for line in self.process.stderr:
-            self.lines.append(line.rstrip("\n"))
+        with self.process.stderr as lines:
+            for line in lines:
+                self.lines.append(line.rstrip("\n"))
 
     @property
     def finished(self) -> int:
