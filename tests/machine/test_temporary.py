@@ -66,24 +66,24 @@ def test_what_a_killed_process_left_goes_with_the_next(place, holder):
 
 
 def test_it_may_lie_elsewhere_with_what_is_left_there(place):
-    for folder in ("elsewhere/diffopt-aot-left", "diffopt-cell-left"):
+    for folder in ("elsewhere/diffopt-aot-left0000", "diffopt-cell-left0000"):
         (place / folder).mkdir(parents=True)
         (place / folder / OWNER).touch()
     with temporary_folder("aot", place / "elsewhere") as folder:
         assert list((place / "elsewhere").iterdir()) == [folder]
-    assert (place / "diffopt-cell-left").exists()
+    assert (place / "diffopt-cell-left0000").exists()
 
 
 def test_nothing_else_is_touched(place):
     elsewhere = place / "elsewhere"
     (elsewhere / "kept").mkdir(parents=True)
     (elsewhere / OWNER).touch()
-    (place / "diffopt-link").symlink_to(elsewhere)
-    (place / "diffopt-file").touch()
-    (place / "diffopt-without-owner").mkdir()
-    (place / "diffopt-without-owner" / "kept").touch()
-    (place / "diffopt-odd").mkdir()
-    (place / "diffopt-odd" / OWNER).symlink_to(elsewhere / OWNER)
+    (place / "diffopt-link-00000000").symlink_to(elsewhere)
+    (place / "diffopt-file-00000000").touch()
+    (place / "diffopt-without-owner000").mkdir()
+    (place / "diffopt-without-owner000" / "kept").touch()
+    (place / "diffopt-odd-00000000").mkdir()
+    (place / "diffopt-odd-00000000" / OWNER).symlink_to(elsewhere / OWNER)
     (place / "other").mkdir()
     (place / "other" / OWNER).touch()
     before = sorted(place.rglob("*"))
@@ -94,7 +94,7 @@ def test_nothing_else_is_touched(place):
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
 def test_another_users_folder_stays(place):
-    theirs = place / "diffopt-cell-theirs"
+    theirs = place / "diffopt-cell-theirs00"
     theirs.mkdir()
     (theirs / OWNER).touch()
     os.chown(theirs, 65534, 65534)
@@ -104,7 +104,7 @@ def test_another_users_folder_stays(place):
 
 
 def test_one_that_was_never_used_goes(place):
-    (place / "diffopt-cell-empty").mkdir()
+    (place / "diffopt-cell-empty000").mkdir()
     with temporary_folder("cell"):
         pass
     assert list(place.iterdir()) == []

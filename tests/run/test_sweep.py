@@ -324,11 +324,11 @@ def test_what_a_killed_sweep_left_goes_with_the_next_that_has_nothing_to_run(tmp
     before = files_of(row)
     for name in ("rounds.json", "plan.json", "outcome.json", ".result.json.1.tmp"):
         (Study.open("s").folder(row.cell_id, row.env_id) / name).touch()
-    (tmp_path / "diffopt-cell-left").mkdir()
-    (tmp_path / "diffopt-cell-left" / ".owner").touch()
+    (tmp_path / "diffopt-cell-left0000").mkdir()
+    (tmp_path / "diffopt-cell-left0000" / ".owner").touch()
     assert run_one(stubbed("ok"), study="s", launch=launch()) == row
     assert files_of(row) == before
-    assert not (tmp_path / "diffopt-cell-left").exists()
+    assert not (tmp_path / "diffopt-cell-left0000").exists()
 
 
 def test_a_thread_of_a_larger_program_can_run_cells():

@@ -112,7 +112,7 @@ def start():
 def litter():
     """Dies with files of its own in its temporary folder."""
     print(tempfile.mkdtemp(), os.environ["TORCHINDUCTOR_CACHE_DIR"], flush=True)
-    package = Path(os.environ["DIFFOPT_CACHE_DIR"], "aot", "diffopt-aot-left")
+    package = Path(os.environ["DIFFOPT_CACHE_DIR"], "aot", "diffopt-aot-left0000")
     package.mkdir(parents=True)
     (package / ".owner").touch()
     (folder / ".0.png.1.tmp").touch()
