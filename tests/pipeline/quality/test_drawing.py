@@ -70,6 +70,8 @@ def test_each_picture_is_that_of_its_prompt_and_its_seed(option: str, tmp_path: 
     pipes = build_pipelines(make_plan(wanted))
     names = draw_for_comparison(Meter(pipes, wanted), wanted, tmp_path)
     for index, (prompt, seed) in enumerate(wanted.quality.pictures):
+        if wanted.recipe.model.embeddings is not None:  # which are drawn with the seed, and stand for the prompt
+            seed += index
         alone = wanted.workload.model_copy(update={"prompts": (prompt,), "seed": seed})
         (drawn,) = draw_pictures(calls_of_models(pipes, wanted.recipe.model.stages, alone))
         frames = drawn if isinstance(drawn, list) else [drawn]
